@@ -1,0 +1,1 @@
+"""One benchmark a module; each has `run(quick: bool) -> dict` and measures both sides in one process."""

@@ -1,0 +1,51 @@
+"""What every command shares: one line for bad input, and files that appear whole or not at all."""
+
+import contextlib
+import os
+import sys
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+
+from absl import app
+from etils import epath
+
+from omnir1_jax.errors import InputError
+
+
+def run(main: Callable, flags_parser: Callable[[Sequence[str]], object] | None = None) -> None:
+    """Runs `main` under absl; an `InputError` becomes one line on stderr and exit status 2."""
+
+    def guarded(args):
+        try:
+            return main(args)
+        except InputError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+
+    app.run(guarded, flags_parser=flags_parser) if flags_parser else app.run(guarded)
+
+
+@contextlib.contextmanager
+def atomic_path(target: epath.PathLike) -> Iterator[epath.Path]:
+    """Yields a scratch path beside `target`; on a clean exit the scratch is renamed to `target`.
+
+    Works for a file or a directory. If the body raises, the scratch is removed and `target` is as it was.
+    """
+    target = epath.Path(target)
+    scratch = target.parent / f".{target.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}.part"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield scratch
+        if target.is_dir():
+            old = scratch.with_name(scratch.name + ".old")
+            target.rename(old)
+            scratch.rename(target)
+            old.rmtree()
+        else:
+            scratch.replace(target)
+    except BaseException:
+        if scratch.is_dir():
+            scratch.rmtree()
+        else:
+            scratch.unlink(missing_ok=True)
+        raise

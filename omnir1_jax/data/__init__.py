@@ -1,0 +1,1 @@
+"""Data: readers, media, preprocessing, a synthetic world and the pipeline."""

@@ -1,0 +1,1 @@
+"""Evaluation: the official metrics of each benchmark."""

@@ -1,0 +1,1 @@
+"""Text inside the graph: bytes, answers and byte-level BPE."""

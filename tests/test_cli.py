@@ -1,0 +1,49 @@
+"""Commands: one line for bad input; outputs that appear whole or not at all."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from omnir1_jax import cli
+
+
+def bench(*args):
+    return subprocess.run(
+        [sys.executable, "-m", "omnir1_jax.bench", *args], capture_output=True, text=True, timeout=300
+    )
+
+
+def test_bad_input_is_one_line_and_status_2():
+    done = bench("--only", "warp")
+    assert done.returncode == 2
+    assert done.stderr.strip().count("\n") == 0
+    assert "warp" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_help_lists_the_flags():
+    done = bench("--help")
+    assert "--only" in done.stdout and "--json" in done.stdout
+
+
+@pytest.mark.parametrize("directory", [False, True])
+def test_atomic_path_keeps_the_old_until_the_new_is_whole(tmp_path, directory):
+    def write(path, text):
+        if directory:
+            path.mkdir()
+            path = path / "part"
+        path.write_text(text)
+
+    target = tmp_path / "out"
+    with cli.atomic_path(target) as scratch:
+        write(scratch, "first")
+    with pytest.raises(RuntimeError), cli.atomic_path(target) as scratch:
+        write(scratch, "half")
+        raise RuntimeError
+    read = lambda: ((target / "part") if directory else target).read_text()
+    assert read() == "first"
+    with cli.atomic_path(target) as scratch:
+        write(scratch, json.dumps({"second": 2}))
+    assert json.loads(read()) == {"second": 2}
+    assert list(tmp_path.iterdir()) == [target]
