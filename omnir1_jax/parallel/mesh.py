@@ -27,9 +27,7 @@ def make_mesh(shape: Mapping[str, int], devices: Sequence[jax.Device] | None = N
         raise InputError(f"mesh: unknown axis {', '.join(sorted(unknown))}; the axes are {', '.join(AXES)}")
     sizes = [shape.get(axis, 1) for axis in AXES]
     if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
-        raise InputError(
-            f"mesh: sizes must be positive and at most one may be -1, got {dict(zip(AXES, sizes))}"
-        )
+        raise InputError(f"mesh: sizes must be positive and at most one may be -1, got {dict(zip(AXES, sizes))}")
     if -1 in sizes:
         known = int(np.prod([size for size in sizes if size != -1]))
         sizes[sizes.index(-1)] = len(devices) // known

@@ -24,9 +24,7 @@ DEFAULT_RULES: Rules = (
 )
 
 
-def named_sharding(
-    mesh: Mesh, names: Sequence[str | None], shape: Sequence[int], rules: Rules
-) -> NamedSharding:
+def named_sharding(mesh: Mesh, names: Sequence[str | None], shape: Sequence[int], rules: Rules) -> NamedSharding:
     """The sharding of one array with logical axes `names`.
 
     A dimension that its mesh axes do not divide is replicated, so that odd sizes (a bias of 3, a

@@ -14,9 +14,7 @@ def test_a_free_axis_takes_what_is_left():
     assert dict(mesh.shape) == {"data": 1, "fsdp": 4, "tensor": 2}
 
 
-@pytest.mark.parametrize(
-    "shape, words", [({"fsdp": 3}, "8 devices"), ({"rows": 2}, "rows"), ({"data": 0}, "positive")]
-)
+@pytest.mark.parametrize("shape, words", [({"fsdp": 3}, "8 devices"), ({"rows": 2}, "rows"), ({"data": 0}, "positive")])
 def test_bad_meshes_name_the_number(shape, words):
     with pytest.raises(InputError, match=words):
         parallel.make_mesh(shape)
