@@ -1,0 +1,70 @@
+"""Rooms: who may import whom, files short enough to read, and a project that speaks of itself alone."""
+
+import ast
+import pathlib
+import re
+import subprocess
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+PACKAGE = ROOT / "omnir1_jax"
+BASE = {"errors", "cli", "parallel"}
+MAY_IMPORT = {
+    "parallel": {"errors"},
+    "models": BASE,
+    "text": {"errors"},
+    # The layout of media in a prompt (numpy only) is worked out once, for the model's door and for the pipeline.
+    "data": {"errors", "cli", "text", "models.qwen_omni.layout"},
+    "evaluation": {"errors", "cli", "data"},
+}
+
+
+def imports(path: pathlib.Path) -> set[str]:
+    """Dotted names below `omnir1_jax` that a file imports, `from` names included."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        found |= {name.removeprefix("omnir1_jax.") for name in names if name.startswith("omnir1_jax")}
+    return found
+
+
+@pytest.mark.parametrize("room", MAY_IMPORT)
+def test_rooms_import_only_what_they_may(room):
+    allowed = MAY_IMPORT[room] | {room}
+    for path in (PACKAGE / room).rglob("*.py"):
+        for name in imports(path):
+            assert any(f"{name}.".startswith(f"{door}.") for door in allowed), f"{path.relative_to(ROOT)}: {name}"
+
+
+def test_files_are_read_in_one_sitting():
+    long = {str(p.relative_to(ROOT)): n for p in PACKAGE.rglob("*.py") if (n := len(p.read_text().splitlines())) > 450}
+    assert not long
+
+
+def tracked() -> list[pathlib.Path]:
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    return [ROOT / name for name in listed.splitlines() if (ROOT / name).is_file()]
+
+
+def test_no_file_names_a_machine():
+    pattern = re.compile(r"(^|[\s\"'`(=])/(" + "work|root|home|Users" + r")/")
+    for path in tracked():
+        if path.suffix in {".py", ".sh", ".md", ".toml", ".txt", ".cfg", ".json"} and path != pathlib.Path(__file__):
+            found = pattern.search(path.read_text())
+            assert not found, f"{path.relative_to(ROOT)}: {found.group().strip()}"
+
+
+def test_every_command_of_the_readme_is_a_test_or_the_ci():
+    blocks = re.findall(r"```(?:sh)?\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    commands = [line for block in blocks for line in block.splitlines() if line and not line.startswith("#")]
+    here = "\n".join(p.read_text() for p in [ROOT / ".ci/run", *(ROOT / "tests").rglob("*.py")])
+    assert "launch/test.sh" in commands
+    for command in commands:
+        assert command in here, f"no test runs: {command}"
