@@ -1,0 +1,125 @@
+"""From a `MaskSource` to boolean arrays."""
+
+import struct
+import zlib
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+from jaxtyping import Bool, UInt8
+
+from omnir1_jax.data import paths, rle
+from omnir1_jax.data.samples import BadSample, MaskSource, PngMasks, RleMasks
+
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+
+
+def decode_masks(
+    source: MaskSource, frame_indices: Sequence[int], sample_id: str = "?"
+) -> Bool[np.ndarray, "objects time height width"]:
+    """Masks of the chosen frames (positions in the clip, any order, repeats allowed).
+
+    Raises `BadSample` if a mask is missing, cannot be decoded, or differs in size from the others.
+    A caller that has the frames compares their size with the masks' itself.
+    """
+    match source:
+        case RleMasks():
+            return _from_rle(source, frame_indices, sample_id)
+        case PngMasks():
+            return _from_png(source, frame_indices, sample_id)
+    raise TypeError(f"not a mask source: {type(source).__name__}")
+
+
+def _from_rle(source: RleMasks, frame_indices: Sequence[int], sample_id: str) -> np.ndarray:
+    out = np.zeros((len(source.objects), len(frame_indices), *source.size), bool)
+    for n, track in enumerate(source.objects):
+        for k, t in enumerate(frame_indices):
+            if not 0 <= t < len(track):
+                raise BadSample(sample_id, f"no mask for frame {t}: object {n} has masks for {len(track)} frames")
+            run_lengths = track[t]
+            if run_lengths is None:
+                continue
+            try:
+                mask = rle.decode(run_lengths)
+            except ValueError as error:
+                raise BadSample(sample_id, f"mask of object {n}, frame {t}: {error}") from error
+            if mask.shape != tuple(source.size):
+                raise BadSample(sample_id, f"mask of object {n}, frame {t} is {mask.shape}, expected {source.size}")
+            out[n, k] = mask
+    return out
+
+
+def _from_png(source: PngMasks, frame_indices: Sequence[int], sample_id: str) -> np.ndarray:
+    maps: dict[int, np.ndarray] = {}
+    for t in sorted(set(frame_indices)):
+        if not 0 <= t < len(source.paths):
+            raise BadSample(sample_id, f"no mask for frame {t}: there are masks for {len(source.paths)} frames")
+        path = source.paths[t]
+        if path is None:
+            continue
+        try:
+            maps[t] = decode_label_map(paths.read_bytes(path))
+        except (OSError, ValueError) as error:
+            raise BadSample(sample_id, f"mask image {path}: {error}") from error
+    sizes = {labels.shape for labels in maps.values()} | ({tuple(source.size)} if source.size else set())
+    if len(sizes) != 1:
+        seen = ", ".join(f"{h}x{w}" for h, w in sorted(sizes)) or "none"
+        raise BadSample(sample_id, f"the mask images of a clip share one size; found {seen}")
+    out = np.zeros((len(source.values), len(frame_indices), *sizes.pop()), bool)
+    for k, t in enumerate(frame_indices):
+        if t in maps:
+            for n, value in enumerate(source.values):
+                out[n, k] = maps[t] > 0 if value is None else maps[t] == value
+    return out
+
+
+def decode_label_map(data: bytes) -> UInt8[np.ndarray, "height width"]:
+    """A mask image's labels: the indices of a palette PNG, the gray values of any other image.
+
+    Raises ValueError for what is not a whole, readable image.
+    """
+    depth = 8
+    if data.startswith(PNG_SIGNATURE):
+        # OpenCV would look the colours up; with the palette gone the same pixels read as gray, which is the index.
+        data, depth = _palette_to_gray(_png_chunks(data))
+    if not data:
+        raise ValueError("the file is empty")
+    try:
+        labels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE)
+    except cv2.error as error:
+        raise ValueError("not a readable image") from error
+    if labels is None:
+        raise ValueError("not a readable image")
+    return labels if depth == 8 else labels // np.uint8(255 // (2**depth - 1))
+
+
+def _png_chunks(data: bytes) -> list[tuple[bytes, bytes]]:
+    """(type, content) of every chunk. Raises ValueError if one is cut or its checksum is wrong, or IEND is missing."""
+    chunks, at = [], len(PNG_SIGNATURE)
+    while not chunks or chunks[-1][0] != b"IEND":
+        if at + 12 > len(data):
+            raise ValueError("the PNG is cut short")
+        (length,) = struct.unpack_from(">I", data, at)
+        kind, content = data[at + 4 : at + 8], data[at + 8 : at + 8 + length]
+        if at + 12 + length > len(data):
+            raise ValueError("the PNG is cut short")
+        if zlib.crc32(kind + content) != struct.unpack_from(">I", data, at + 8 + length)[0]:
+            raise ValueError(f"the PNG's {kind!r} chunk is damaged")
+        chunks.append((kind, content))
+        at += 12 + length
+    if chunks[0][0] != b"IHDR" or len(chunks[0][1]) != 13:
+        raise ValueError("the PNG has no header")
+    return chunks
+
+
+def _palette_to_gray(chunks: list[tuple[bytes, bytes]]) -> tuple[bytes, int]:
+    """The PNG put together again, a palette image declared gray; and the bit depth its values were scaled from."""
+    header = bytearray(chunks[0][1])
+    depth = 8
+    if header[9] == 3:
+        header[9], depth = 0, header[8]
+        chunks = [(b"IHDR", bytes(header))] + [c for c in chunks[1:] if c[0] in (b"IDAT", b"IEND")]
+        if depth not in (1, 2, 4, 8):
+            raise ValueError(f"a palette PNG of {depth} bits")
+    joined = b"".join(struct.pack(">I", len(c)) + k + c + struct.pack(">I", zlib.crc32(k + c)) for k, c in chunks)
+    return PNG_SIGNATURE + joined, depth
