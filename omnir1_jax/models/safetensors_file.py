@@ -1,0 +1,172 @@
+"""The safetensors format, read and written one tensor at a time through any path that epath can open.
+
+The layout is eight bytes (length of the header, little-endian), the header in JSON (`name -> dtype, shape,
+data_offsets`), then the tensors' bytes. The public library either maps whole files or wants all tensors of a file
+at once; here host memory holds one tensor, and `gs://` works.
+"""
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping
+
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+
+from omnir1_jax.errors import InputError
+
+DTYPES = {
+    "F64": np.dtype(np.float64),
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(jnp.bfloat16),
+    "I64": np.dtype(np.int64),
+    "I32": np.dtype(np.int32),
+    "I16": np.dtype(np.int16),
+    "I8": np.dtype(np.int8),
+    "U8": np.dtype(np.uint8),
+    "BOOL": np.dtype(np.bool_),
+}
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
+MAX_HEADER_BYTES = 100_000_000  # the public library's own limit
+
+
+@dataclasses.dataclass(frozen=True)
+class TensorInfo:
+    """Where a tensor lies: bytes `start` to `end` of `file`. `dtype` is the format's name for it."""
+
+    file: epath.Path
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+
+def read_header(path: epath.PathLike) -> dict[str, TensorInfo]:
+    """The tensors of one file, by name.
+
+    Raises:
+      InputError: the file is missing, cut short, or its header is not one of safetensors.
+    """
+    path = epath.Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    total = path.stat().length
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if total < 8 or length > min(total - 8, MAX_HEADER_BYTES):
+            raise InputError(f"{path}: not a safetensors file, or cut short inside the header; fetch it again")
+        raw = file.read(length)
+    try:
+        header = json.loads(raw.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: the safetensors header is corrupt ({error}); fetch the file again") from error
+    if not isinstance(header, dict):
+        raise InputError(f"{path}: the safetensors header is not an object; fetch the file again")
+    header.pop("__metadata__", None)
+    return {name: _entry(path, name, entry, 8 + length, total) for name, entry in header.items()}
+
+
+def _entry(path: epath.Path, name: str, entry: object, base: int, total: int) -> TensorInfo:
+    """One header entry, checked against the size of the file."""
+    dtype, shape, offsets = (entry.get(key) if isinstance(entry, dict) else None for key in _ENTRY_KEYS)
+    if not isinstance(dtype, str) or not _naturals(shape) or not _naturals(offsets) or len(offsets) != 2:
+        raise InputError(f"{path}: the header entry of {name!r} is corrupt; fetch the file again")
+    start, end = base + offsets[0], base + offsets[1]
+    if end > total:
+        raise InputError(f"{path}: cut short, {name!r} ends at byte {end} of {total}; fetch the file again")
+    if dtype in DTYPES and end - start != math.prod(shape) * DTYPES[dtype].itemsize:
+        raise InputError(f"{path}: {name!r} has {end - start} bytes, not what {dtype} {shape} needs; fetch it again")
+    return TensorInfo(path, dtype, tuple(shape), start, end)
+
+
+_ENTRY_KEYS = ("dtype", "shape", "data_offsets")
+
+
+def _naturals(value: object) -> bool:
+    return isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)
+
+
+def read_tensor(info: TensorInfo) -> np.ndarray:
+    """Reads one tensor into fresh host memory.
+
+    Raises:
+      InputError: the file ends before the tensor does, or its dtype is not one of `DTYPES`.
+    """
+    if info.dtype not in DTYPES:
+        raise InputError(f"{info.file}: dtype {info.dtype} is not supported; convert the file to F32 or BF16")
+    data = np.empty(info.end - info.start, np.uint8)
+    with info.file.open("rb") as file:
+        file.seek(info.start)
+        view, done = memoryview(data), 0
+        while done < len(view):
+            block = file.read(min(len(view) - done, 1 << 24))
+            if not block:
+                raise InputError(f"{info.file}: cut short at byte {info.start + done}; fetch the file again")
+            view[done : done + len(block)] = block
+            done += len(block)
+    return data.view(DTYPES[info.dtype]).reshape(info.shape)
+
+
+def index(path: epath.PathLike) -> dict[str, TensorInfo]:
+    """All tensors of a checkpoint, by name: a `.safetensors` file, or a directory with one or with an index.
+
+    Raises:
+      InputError: nothing there, a corrupt index, a shard that is missing, outside the directory or without a tensor
+        that the index promises, or a corrupt header.
+    """
+    path = epath.Path(path)
+    if path.is_file():
+        return read_header(path)
+    if not path.is_dir():
+        raise InputError(f"{path}: no such checkpoint directory")
+    listing = path / "model.safetensors.index.json"
+    if not listing.exists():
+        if not (path / "model.safetensors").exists():
+            raise InputError(f"{path}: holds neither model.safetensors nor model.safetensors.index.json")
+        return read_header(path / "model.safetensors")
+    try:
+        shards = json.loads(listing.read_text())["weight_map"]
+        files = sorted(set(shards.values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{listing}: not an index of safetensors shards ({error})") from error
+    for file in files:
+        if not isinstance(file, str) or file != epath.Path(file).name or file in ("", ".", ".."):
+            raise InputError(f"{listing}: names {file!r}, which is not a file of this directory")
+        if not (path / file).is_file():
+            raise InputError(f"{listing}: the shard {file} is missing; fetch it")
+    headers = {file: read_header(path / file) for file in files}
+    absent = [name for name, file in shards.items() if name not in headers[file]]
+    if absent:
+        raise InputError(f"{listing}: {shards[absent[0]]} does not hold {absent[0]!r}, which the index promises")
+    return {name: headers[file][name] for name, file in shards.items()}
+
+
+def write_file(
+    path: epath.PathLike,
+    tensors: Mapping[str, tuple[np.dtype, tuple[int, ...]]],
+    values: Callable[[str], np.ndarray] | Iterable[np.ndarray],
+) -> None:
+    """Writes one file, streamed.
+
+    Args:
+      path: overwritten in place; callers give a scratch path that is renamed afterwards.
+      tensors: dtype and shape of each tensor, in file order.
+      values: the tensors in the same order, or a function from a name to its tensor.
+    """
+    header, offset = {"__metadata__": {"format": "pt"}}, 0
+    for name, (dtype, shape) in tensors.items():
+        size = math.prod(shape) * np.dtype(dtype).itemsize
+        header[name] = {"dtype": NAMES[np.dtype(dtype)], "shape": list(shape), "data_offsets": [offset, offset + size]}
+        offset += size
+    raw = json.dumps(header, separators=(",", ":")).encode()
+    raw += b" " * (-len(raw) % 8)
+    if callable(values):
+        values = (values(name) for name in tensors)
+    with epath.Path(path).open("wb") as file:
+        file.write(len(raw).to_bytes(8, "little") + raw)
+        for (name, (dtype, shape)), value in zip(tensors.items(), values, strict=True):
+            if value.dtype != dtype or value.shape != tuple(shape):
+                raise ValueError(f"{name}: {value.dtype} {value.shape}, announced as {dtype} {shape}")
+            file.write(np.ascontiguousarray(value).reshape(-1).view(np.uint8).data)
