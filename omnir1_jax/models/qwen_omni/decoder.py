@@ -1,0 +1,224 @@
+"""The language model of the thinker: one stack of blocks, run over whole sequences or over cached ones."""
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Int
+
+from omnir1_jax.models.attention import Mask, attend, attend_shared
+from omnir1_jax.models.layers import Linear, RMSNorm
+from omnir1_jax.models.qwen_omni.cache import Prompt, PromptCache, TailCache
+from omnir1_jax.models.qwen_omni.config import TextConfig
+from omnir1_jax.models.qwen_omni.rope import Rotary, rotary, rotate
+from omnir1_jax.models.remat import ATTENTION_OUTPUT, remat
+
+
+@flax.struct.dataclass
+class Sequence:
+    """A block's tokens are all there is: they look at one another. `keep` returns keys and values for a cache."""
+
+    mask: Mask
+    keep: bool = flax.struct.field(pytree_node=False, default=False)
+
+
+@flax.struct.dataclass
+class Continuation:
+    """A block's tokens continue a cached prompt: they look at it and at their own tail, written from `slot` on."""
+
+    prompt_mask: Bool[Array, "b p"]
+    tail_mask: Bool[Array, "b g n c"]
+    slot: Int[Array, ""]
+
+
+class Block(nn.Module):
+    """Attention and feed-forward, each on its normalised input and added to the stream."""
+
+    config: TextConfig
+    dtype: DTypeLike
+    attention: str
+
+    @nn.compact
+    def __call__(self, carry, layer, angles: Rotary, view: Sequence | Continuation):
+        """One layer.
+
+        Args:
+          carry: the stream [..., tokens, d] and, in a `Continuation`, the tail's keys and values of all layers.
+          layer: in a `Continuation` this layer's index and the prompt's keys and values, else None.
+        """
+        x, tail = carry
+        c = self.config
+        y = RMSNorm(c.hidden_size, c.rms_norm_eps, self.dtype, name="attention_norm")(x)
+
+        def heads(name: str, count: int, axis: str):
+            shapes = (c.hidden_size,), (count, c.head_dim), ("embed",), (axis, "head_dim")
+            return Linear(*shapes, use_bias=True, dtype=self.dtype, name=name)(y)
+
+        q = rotate(heads("q", c.num_heads, "heads"), angles)
+        k = rotate(heads("k", c.num_kv_heads, "kv_heads"), angles)
+        v = heads("v", c.num_kv_heads, "kv_heads")
+        kept = None
+        if isinstance(view, Sequence):
+            y = attend(q, k, v, mask=view.mask, implementation=self.attention)
+            if view.keep:
+                kept = jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2)
+        else:
+            index, prompt_k, prompt_v = layer
+            tail = tuple(
+                jax.lax.dynamic_update_slice(old, jnp.swapaxes(new, 2, 3)[None], (index, 0, 0, 0, view.slot, 0))
+                for old, new in zip(tail, (k, v))
+            )
+            own_k, own_v = (jax.lax.dynamic_index_in_dim(t, index, keepdims=False) for t in tail)
+            y = attend_shared(q, prompt_k, prompt_v, view.prompt_mask, own_k, own_v, view.tail_mask)
+        y = checkpoint_name(y, ATTENTION_OUTPUT)
+        shapes = (c.num_heads, c.head_dim), (c.hidden_size,), ("heads", "head_dim"), ("embed",)
+        x = x + Linear(*shapes, dtype=self.dtype, name="o")(y)
+
+        y = RMSNorm(c.hidden_size, c.rms_norm_eps, self.dtype, name="mlp_norm")(x)
+        shapes = (c.hidden_size,), (c.intermediate_size,), ("embed",), ("mlp",)
+        gate, up = (Linear(*shapes, dtype=self.dtype, name=name)(y) for name in ("gate", "up"))
+        shapes = (c.intermediate_size,), (c.hidden_size,), ("mlp",), ("embed",)
+        x = x + Linear(*shapes, dtype=self.dtype, name="down")(nn.silu(gate) * up)
+        return (x, tail), kept
+
+
+class Embedding(nn.Module):
+    """The token table, also the head's where the two are tied."""
+
+    config: TextConfig
+
+    @nn.compact
+    def __call__(self) -> Float[Array, "v d"]:
+        init = nn.with_logical_partitioning(nn.initializers.normal(0.02), ("vocab", "embed"))
+        return self.param("embedding", init, (self.config.vocab_size, self.config.hidden_size))
+
+
+class Head(nn.Module):
+    """The matrix from hidden states to the vocabulary, where it is not tied to the embedding."""
+
+    config: TextConfig
+
+    @nn.compact
+    def __call__(self) -> Float[Array, "d v"]:
+        init = nn.with_logical_partitioning(nn.initializers.normal(0.02), ("embed", "vocab"))
+        return self.param("kernel", init, (self.config.hidden_size, self.config.vocab_size))
+
+
+class Decoder(nn.Module):
+    """Token and media embeddings in, hidden states and logits out.
+
+    Used as `decoder.apply({"params": params}, ..., method="hidden")`; with `"lora": adapter` beside `"params"` the
+    linear layers of the blocks are adapted (`omnir1_jax.models.lora`).
+
+    Attributes:
+      dtype: of activations; parameters are cast on use.
+      remat: name in `omnir1_jax.models.remat.POLICIES`.
+      attention: implementation for whole sequences (`omnir1_jax.models.attention.attend`).
+    """
+
+    config: TextConfig
+    dtype: DTypeLike = jnp.float32
+    remat: str = "none"
+    attention: str = "auto"
+
+    def setup(self):
+        c = self.config
+        self.table = Embedding(c, name="embed")
+        self.stack = nn.scan(
+            remat(Block, self.remat),
+            variable_axes={"params": 0, "lora": 0},
+            split_rngs={"params": True},
+            in_axes=(0, nn.broadcast, nn.broadcast),
+            length=c.num_layers,
+            metadata_params={nn.PARTITION_NAME: "layers"},
+        )(c, self.dtype, self.attention, name="layers")
+        self.final_norm = RMSNorm(c.hidden_size, c.rms_norm_eps, self.dtype, name="norm")
+        if not c.tie_word_embeddings:
+            self.output = Head(c, name="head")
+
+    def __call__(
+        self, tokens: Int[Array, "b s"], positions: Int[Array, "b 3 s"], mask: Bool[Array, "b s"]
+    ) -> Float[Array, "b s v"]:
+        """Logits of plain text; what `init` traces."""
+        return self.logits(self.hidden(self.embed(tokens), positions, mask))
+
+    def embed(self, tokens: Int[Array, "*b"]) -> Float[Array, "*b d"]:
+        """Rows of the token table."""
+        return self.table()[tokens].astype(self.dtype)
+
+    def head(self) -> Float[Array, "d v"]:
+        """The matrix of `logits`, for those who take the vocabulary in pieces (`score`)."""
+        kernel = self.table().T if self.config.tie_word_embeddings else self.output()
+        return kernel.astype(self.dtype)
+
+    def logits(self, hidden: Float[Array, "*b d"]) -> Float[Array, "*b v"]:
+        """Logits in float32, accumulated in float32 whatever the dtype of the hidden states."""
+        return jnp.dot(hidden.astype(self.dtype), self.head(), preferred_element_type=jnp.float32)
+
+    def hidden(
+        self, embeddings: Float[Array, "b s d"], positions: Int[Array, "b 3 s"], mask: Bool[Array, "b s"]
+    ) -> Float[Array, "b s d"]:
+        """Final hidden states of padded rows, each token looking at the real tokens before it and itself."""
+        return self.packed(embeddings, positions, Mask(keys=mask, causal=True))
+
+    def packed(
+        self, embeddings: Float[Array, "b s d"], positions: Int[Array, "b 3 s"], mask: Mask
+    ) -> Float[Array, "b s d"]:
+        """Final hidden states under any mask, such as the tree of a prompt and its completions."""
+        angles = rotary(positions, self.config, self.dtype)
+        (x, _), _ = self.stack((embeddings.astype(self.dtype), None), None, angles, Sequence(mask))
+        return self.final_norm(x)
+
+    def prefill(self, prompt: Prompt) -> PromptCache:
+        """Reads the prompts once; the cache serves any number of continuations."""
+        angles = rotary(prompt.positions, self.config, self.dtype)
+        view = Sequence(Mask(keys=prompt.mask, causal=True), keep=True)
+        (x, _), (keys, values) = self.stack((prompt.embeddings.astype(self.dtype), None), None, angles, view)
+        return PromptCache(keys, values, prompt.mask, prompt.next_position, self.final_norm(last_real(x, prompt.mask)))
+
+    def extend(
+        self,
+        embeddings: Float[Array, "b g n d"],
+        mask: Bool[Array, "b g n"],
+        prompt: PromptCache,
+        tail: TailCache,
+    ) -> tuple[Float[Array, "b g n d"], TailCache]:
+        """Appends n tokens to each of g continuations of each prompt.
+
+        Positions go on from the prompt's `next_position`, padding not counted. Hidden states of padding are
+        meaningless. The caller sees to it that the tail has n free slots.
+
+        Args:
+          mask: which of the new tokens are real.
+
+        Returns:
+          final hidden states, the longer tail.
+        """
+        n, slots = embeddings.shape[2], tail.mask.shape[-1]
+        before = jnp.sum(tail.mask, axis=-1, keepdims=True)
+        index = before + jnp.cumsum(mask, axis=-1) - mask
+        positions = jnp.broadcast_to((prompt.next_position[:, None, None] + index)[:, :, None], (*mask.shape[:2], 3, n))
+        filled = jax.lax.dynamic_update_slice(tail.mask, mask, (0, 0, tail.used))
+        visible = filled[:, :, None] & (jnp.arange(slots) <= tail.used + jnp.arange(n)[:, None])
+        view = Continuation(prompt.mask, visible, tail.used)
+        layers = jnp.arange(self.config.num_layers), prompt.keys, prompt.values
+        angles = rotary(positions, self.config, self.dtype)
+        (x, (keys, values)), _ = self.stack(
+            (embeddings.astype(self.dtype), (tail.keys, tail.values)), layers, angles, view
+        )
+        return self.final_norm(x), TailCache(keys, values, filled, tail.used + n)
+
+    def step(
+        self, tokens: Int[Array, "b g"], mask: Bool[Array, "b g"], prompt: PromptCache, tail: TailCache
+    ) -> tuple[Float[Array, "b g v"], TailCache]:
+        """Appends one token to each continuation; logits of the next."""
+        x, tail = self.extend(self.embed(tokens)[:, :, None], mask[..., None], prompt, tail)
+        return self.logits(x[:, :, 0]), tail
+
+
+def last_real(x: Float[Array, "*b s d"], mask: Bool[Array, "*b s"]) -> Float[Array, "*b d"]:
+    """The vector of the last real token of each row, whichever side the padding is on."""
+    last = jnp.max(jnp.where(mask, jnp.arange(mask.shape[-1]), 0), axis=-1)
+    return jnp.take_along_axis(x, last[..., None, None], axis=-2)[..., 0, :]
