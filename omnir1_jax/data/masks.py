@@ -10,6 +10,7 @@ from jaxtyping import Bool, UInt8
 
 from omnir1_jax.data import paths, rle
 from omnir1_jax.data.samples import BadSample, MaskSource, PngMasks, RleMasks
+from omnir1_jax.errors import InputError
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
@@ -62,6 +63,11 @@ def _from_png(source: PngMasks, frame_indices: Sequence[int], sample_id: str) ->
         except (OSError, ValueError) as error:
             raise BadSample(sample_id, f"mask image {path}: {error}") from error
     sizes = {labels.shape for labels in maps.values()} | ({tuple(source.size)} if source.size else set())
+    if not sizes and source.size_from is not None:
+        try:
+            sizes = {image_size(source.size_from)}
+        except InputError as error:
+            raise BadSample(sample_id, str(error)) from error
     if len(sizes) != 1:
         seen = ", ".join(f"{h}x{w}" for h, w in sorted(sizes)) or "none"
         raise BadSample(sample_id, f"the mask images of a clip share one size; found {seen}")
@@ -123,3 +129,14 @@ def _palette_to_gray(chunks: list[tuple[bytes, bytes]]) -> tuple[bytes, int]:
             raise ValueError(f"a palette PNG of {depth} bits")
     joined = b"".join(struct.pack(">I", len(c)) + k + c + struct.pack(">I", zlib.crc32(k + c)) for k, c in chunks)
     return PNG_SIGNATURE + joined, depth
+
+
+def image_size(path: str) -> tuple[int, int]:
+    """(height, width) of an image file. Raises `InputError` if it cannot be decoded."""
+    try:
+        image = cv2.imdecode(np.frombuffer(paths.read_bytes(path), np.uint8), cv2.IMREAD_COLOR)
+    except (OSError, cv2.error) as error:
+        raise InputError(f"{path}: not a readable image") from error
+    if image is None:
+        raise InputError(f"{path}: not a readable image")
+    return image.shape[0], image.shape[1]

@@ -79,6 +79,7 @@ class VideoAudio:
     path: str
     start: float | None = None
     end: float | None = None
+    required: bool = True  # False: a file without a track is a clip without sound, not a bad sample
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,7 @@ class PngMasks:
     paths: tuple[str | None, ...]
     values: tuple[int | None, ...]
     size: tuple[int, int] | None = None  # height, width, where the dataset says it
+    size_from: str | None = None  # an image to take the size from, for a clip without any mask image
 
 
 FrameSource = ImageFiles | ImageBytes | VideoFile

@@ -1,0 +1,95 @@
+"""A folder of one's own: video files and one jsonl of what to ask about them.
+
+`<split>.jsonl` (or the only jsonl at the root), one object a line:
+    video       path of a video file within the folder (required)
+    question    what to ask; with `options` and `answer` if it can be scored          } one of the two
+    expression  what to find and segment (family "vos", without masks to compare with) } is required
+    options     list of 2 to 10 answers to choose from
+    answer      the right one: its letter, or its text in full; without options, any text
+    id          a name, unique in the file; by default the line's number
+    audio       path of a sound file within the folder, or null for a clip to be taken as silent; by default the
+                video's own track
+    start, end  seconds, where only a part of the video is meant
+"""
+
+import functools
+import glob
+from typing import Any
+
+from omnir1_jax.data import paths, qa, records
+from omnir1_jax.data.reader import TableReader
+from omnir1_jax.data.samples import AudioFile, ClipRef, VideoAudio, VideoFile
+from omnir1_jax.errors import InputError
+
+KEYS = ("video", "question", "expression", "options", "answer", "id", "audio", "start", "end")
+
+
+def open(root: str, split: str = "train") -> TableReader:
+    """`extra` of a question: options, answer, answer_index; of all: start, end. Raises `InputError`."""
+    records.require_root(root)
+    path = _table(root, split)
+    rows = []
+    ids: set[str] = set()
+    for number, row in enumerate(records.load_rows(path), 1):
+        record = _check(row, f"{path} item {number}", number)
+        if record["id"] in ids:
+            raise InputError(f"{path} item {number}: the id {record['id']!r} is used twice")
+        ids.add(record["id"])
+        rows.append((record["id"], record))
+    return qa.reader("folder", split, path, rows, functools.partial(_media, root), functools.partial(_clip, root))
+
+
+def _table(root: str, split: str) -> str:
+    if split.isidentifier() and paths.exists(f"{root}/{split}.jsonl"):
+        return paths.inside(root, f"{split}.jsonl", "folder")
+    found = sorted(glob.glob(f"{glob.escape(root)}/*.jsonl"))
+    if len(found) != 1:
+        raise InputError(f"folder: {root} has no {split}.jsonl, and {len(found)} other jsonl files; name one so")
+    return paths.inside(root, found[0][len(root.rstrip("/")) + 1 :], "folder")
+
+
+def _check(row: dict[str, Any], where: str, number: int) -> dict[str, Any]:
+    if unknown := [key for key in row if key not in KEYS]:
+        raise InputError(f"{where}: unknown key '{unknown[0]}'; the keys are {', '.join(KEYS)}")
+    if ("question" in row) == ("expression" in row):
+        raise InputError(f"{where}: give one of the keys 'question' and 'expression'")
+    kind = "question" if "question" in row else "expression"
+    options = qa.get_options(row, "options", where) if row.get("options") is not None else ()
+    answer = records.get(row, "answer", str, where) if "answer" in row else ""
+    index = None
+    if options and answer:
+        by_letter = len(answer.strip()) == 1 and answer not in options
+        index = (qa.letter_index if by_letter else qa.answer_index)(options, answer, where)
+    times = {key: float(records.get(row, key, (int, float), where)) for key in ("start", "end") if key in row}
+    if not 0 <= times.get("start", 0.0) < times.get("end", float("inf")):
+        raise InputError(f"{where}: expected 0 <= start < end")
+    audio = records.get(row, "audio", str, where) if row.get("audio") is not None else None
+    return {
+        "video": records.get(row, "video", str, where),
+        "family": "qa" if kind == "question" else "vos",
+        "query": records.get(row, kind, str, where),
+        "options": options,
+        "answer": answer,
+        "answer_index": index,
+        "id": str(records.get(row, "id", (str, int), where)) if "id" in row else str(number),
+        "audio": audio,
+        "silent": "audio" in row and audio is None,
+        "start": times.get("start"),
+        "end": times.get("end"),
+        "where": where,
+    }
+
+
+def _media(root: str, row: dict[str, Any]) -> tuple[str, str | None]:
+    video = qa.media_file(root, [row["video"]], row["where"])
+    return video, qa.media_file(root, [row["audio"]], row["where"]) if row["audio"] is not None else None
+
+
+def _clip(root: str, sample_id: str, row: dict[str, Any]) -> ClipRef:
+    video, sound = _media(root, row)
+    audio = AudioFile(sound) if sound else None if row["silent"] else VideoAudio(video, row["start"], row["end"])
+    extra = {key: row[key] for key in ("start", "end")}
+    if row["family"] == "qa":
+        extra |= {key: row[key] for key in ("options", "answer", "answer_index")}
+    frames = VideoFile(video, row["start"], row["end"])
+    return ClipRef("folder", sample_id, row["family"], row["query"], frames, audio, extra=extra)

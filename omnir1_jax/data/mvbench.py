@@ -1,0 +1,110 @@
+"""MVBench: twenty files `json/<task>.json` of {video, question, candidates, answer}, videos below `video/`.
+
+Five tasks ask about a part of the video (start, end in seconds). One of them, episodic_reasoning, has folders of
+JPEG frames at 3 a second, numbered from 1, in place of video files.
+"""
+
+import functools
+import os
+from typing import Any
+
+from omnir1_jax.data import paths, qa, records
+from omnir1_jax.data.reader import TableReader, check_split
+from omnir1_jax.data.samples import ClipRef, ImageFiles, VideoFile
+from omnir1_jax.errors import InputError
+
+FOLDERS = {
+    "action_antonym": "ssv2_video",
+    "action_count": "perception/videos",
+    "action_localization": "sta/sta_video",
+    "action_prediction": "star/Charades_v1_480",
+    "action_sequence": "star/Charades_v1_480",
+    "character_order": "perception/videos",
+    "counterfactual_inference": "clevrer/video_validation",
+    "egocentric_navigation": "vlnqa",
+    "episodic_reasoning": "tvqa/frames_fps3_hq",
+    "fine_grained_action": "Moments_in_Time_Raw/videos",
+    "fine_grained_pose": "nturgbd",
+    "moving_attribute": "clevrer/video_validation",
+    "moving_count": "clevrer/video_validation",
+    "moving_direction": "clevrer/video_validation",
+    "object_existence": "clevrer/video_validation",
+    "object_interaction": "star/Charades_v1_480",
+    "object_shuffle": "perception/videos",
+    "scene_transition": "scene_qa/video",
+    "state_change": "perception/videos",
+    "unexpected_action": "FunQA_test/test",
+}
+BOUNDED = ("action_localization", "action_prediction", "action_sequence", "episodic_reasoning", "object_interaction")
+FRAME_TASK, FRAME_RATE = "episodic_reasoning", 3.0
+
+
+def open(root: str, split: str = "test", tasks: tuple[str, ...] = tuple(FOLDERS)) -> TableReader:
+    """Items of the given tasks, all twenty by default. `extra`: options, answer, answer_index, task, start, end.
+
+    Raises `InputError` naming what is missing or wrong.
+    """
+    check_split("mvbench", split, ("test",))
+    if unknown := [task for task in tasks if task not in FOLDERS]:
+        raise InputError(f"mvbench has no task '{unknown[0]}'; the tasks are {', '.join(FOLDERS)}")
+    records.require_root(root)
+    rows = [row for task in tasks for row in _task_rows(root, task)]
+    where = f"{root}/json"
+    return qa.reader("mvbench", split, where, rows, functools.partial(_media, root), functools.partial(_clip, root))
+
+
+def _task_rows(root: str, task: str) -> list[tuple[str, dict[str, Any]]]:
+    path = paths.existing(root, f"json/{task}.json", "mvbench")
+    rows = []
+    for number, row in enumerate(records.load_rows(path)):
+        where = f"{path} row {number}"
+        options = qa.get_options(row, "candidates", where)
+        answer = records.get(row, "answer", str, where)
+        checked = {
+            "task": task,
+            "video": records.get(row, "video", str, where),
+            "question": records.get(row, "question", str, where),
+            "options": options,
+            "answer": answer,
+            "answer_index": qa.answer_index(options, answer, where),
+            "start": None,
+            "end": None,
+            "where": where,
+        }
+        if task in BOUNDED:
+            start, end = (float(records.get(row, key, (int, float), where)) for key in ("start", "end"))
+            if not 0 <= start < end < float("inf"):
+                raise InputError(f"{where}: expected 0 <= start < end, found {start} and {end}")
+            checked |= {"start": start, "end": end}
+        rows.append((f"{task}/{number}", checked))
+    return rows
+
+
+def _media(root: str, row: dict[str, Any]) -> str:
+    return qa.media_file(root, [f"video/{FOLDERS[row['task']]}/{row['video']}"], row["where"])
+
+
+def frame_span(count: int, start: float, end: float) -> range:
+    """Numbers (from 1) of the frames of a folder of `count` that show `start` to `end` seconds; at least one."""
+    first = max(1, round(start * FRAME_RATE))
+    last = min(count, round(end * FRAME_RATE))
+    return range(min(first, count), max(first, last) + 1) if first <= count else range(count, count + 1)
+
+
+def _clip(root: str, sample_id: str, row: dict[str, Any]) -> ClipRef:
+    path = _media(root, row)
+    if row["task"] == FRAME_TASK:
+        directory = f"video/{FOLDERS[FRAME_TASK]}/{row['video']}"
+        try:
+            count = len([name for name in os.listdir(path) if name.endswith(".jpg")])
+        except OSError as error:
+            raise InputError(f"{row['where']}: the directory {path} cannot be read ({error.strerror})") from error
+        if count == 0:
+            raise InputError(f"{row['where']}: {path} holds no JPEG frames")
+        names = tuple(f"{n:05d}" for n in frame_span(count, row["start"], row["end"]))
+        frames = ImageFiles(paths.files(root, directory, [f"{n}.jpg" for n in names], row["where"]), names, FRAME_RATE)
+    else:
+        frames = VideoFile(path, row["start"], row["end"])
+    labels = {key: row[key] for key in ("task", "video", "start", "end")}
+    values = (row["options"], row["answer"], row["answer_index"])
+    return qa.clip("mvbench", sample_id, row["question"], frames, None, *values, **labels)

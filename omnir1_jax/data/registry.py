@@ -1,0 +1,43 @@
+"""Datasets by name."""
+
+from collections.abc import Callable
+
+from omnir1_jax.data import (
+    avhbench,
+    folder,
+    mevis,
+    mvbench,
+    omnibench,
+    refavs,
+    refcocog,
+    refdavis,
+    refytvos,
+    revos,
+    videomme,
+    videor1,
+)
+from omnir1_jax.data.samples import Reader
+from omnir1_jax.errors import InputError
+
+DATASETS: dict[str, Callable[..., Reader]] = {
+    "revos": revos.open,
+    "mevis": mevis.open,
+    "refavs": refavs.open,
+    "refytvos": refytvos.open,
+    "refdavis": refdavis.open,
+    "refcocog": refcocog.open,
+    "omnibench": omnibench.open,
+    "videomme": videomme.open,
+    "mvbench": mvbench.open,
+    "avhbench": avhbench.open,
+    "videor1": videor1.open,
+    "folder": folder.open,
+}
+
+
+def open_dataset(name: str, root: str, split: str | None = None, **options: object) -> Reader:
+    """A reader of the split (the dataset's own first one by default). Raises `InputError`."""
+    if name not in DATASETS:
+        raise InputError(f"no dataset is called '{name}'; choose one of {', '.join(DATASETS)}")
+    chosen = {} if split is None else {"split": split}
+    return DATASETS[name](root, **chosen, **options)

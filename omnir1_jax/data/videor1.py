@@ -1,0 +1,67 @@
+"""Question answering as Video-R1 writes it: one json list (or jsonl) beside folders of videos and images.
+
+Keys of an item: `problem` (the question), `solution` ("<answer>B</answer>" or the bare answer), `path` (of the media,
+"./folder/file.mp4", within the root), `data_type` (video or image), `problem_type` (multiple choice, numerical, OCR,
+free-form, regression, ...), and where there is a choice `options`; `problem_id` and `data_source` if known.
+"""
+
+import functools
+import glob
+import re
+from typing import Any
+
+from omnir1_jax.data import paths, qa, records
+from omnir1_jax.data.reader import TableReader, check_split
+from omnir1_jax.data.samples import ClipRef, ImageFiles, VideoAudio, VideoFile
+from omnir1_jax.errors import InputError
+
+_ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
+
+
+def open(root: str, split: str = "train") -> TableReader:
+    """`extra`: options, answer, answer_index (None unless a letter), problem_type, data_source, data_type.
+
+    The table is `<split>.json`, `<split>.jsonl`, or the only json at the root. Raises `InputError`.
+    """
+    check_split("videor1", split, ("train", "test"))
+    records.require_root(root)
+    path = _table(root, split)
+    rows = []
+    for number, row in enumerate(records.load_rows(path)):
+        where = f"{path} row {number}"
+        record = {key: records.get(row, key, str, where) for key in ("problem", "solution", "path", "data_type")}
+        if record["data_type"] not in ("video", "image"):
+            raise InputError(f"{where}.data_type: expected video or image, found {record['data_type'][:40]!r}")
+        found = _ANSWER.search(record["solution"])
+        answer = (found.group(1) if found else record["solution"]).strip()
+        options = tuple(records.get_list(row, "options", str, where)) if row.get("options") else ()
+        index = qa.letter_index(options, answer, where) if options and len(answer) == 1 else None
+        record |= {"answer": answer, "options": options, "answer_index": index, "where": where}
+        record["problem_type"] = records.get(row, "problem_type", str, where) if "problem_type" in row else ""
+        record["data_source"] = records.get(row, "data_source", str, where) if "data_source" in row else ""
+        rows.append((str(row.get("problem_id", number)), record))
+    return qa.reader("videor1", split, path, rows, functools.partial(_media, root), functools.partial(_clip, root))
+
+
+def _table(root: str, split: str) -> str:
+    for name in (f"{split}.json", f"{split}.jsonl"):
+        if paths.exists(f"{root}/{name}"):
+            return paths.inside(root, name, "videor1")
+    found = sorted(glob.glob(f"{glob.escape(root)}/*.json") + glob.glob(f"{glob.escape(root)}/*.jsonl"))
+    if len(found) != 1:
+        raise InputError(f"videor1: {root} holds {len(found)} json files; name the one to read {split}.json")
+    return paths.inside(root, found[0][len(root.rstrip("/")) + 1 :], "videor1")
+
+
+def _media(root: str, row: dict[str, Any]) -> str:
+    return qa.media_file(root, [row["path"].removeprefix("./")], row["where"])
+
+
+def _clip(root: str, sample_id: str, row: dict[str, Any]) -> ClipRef:
+    path = _media(root, row)
+    video = row["data_type"] == "video"
+    frames = VideoFile(path) if video else ImageFiles((path,), ("0",))
+    labels = {key: row[key] for key in ("problem_type", "data_source", "data_type")}
+    values = (row["options"], row["answer"], row["answer_index"])
+    audio = VideoAudio(path, required=False) if video else None
+    return qa.clip("videor1", sample_id, row["problem"], frames, audio, *values, **labels)

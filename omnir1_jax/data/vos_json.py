@@ -1,0 +1,136 @@
+"""What ReVOS and MeViS share: meta_expressions json, folders of JPEG frames, masks as run lengths by annotation id."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from omnir1_jax.data import paths, records, rle
+from omnir1_jax.data.masks import image_size
+from omnir1_jax.data.samples import ClipRef, ImageFiles, RleMasks
+from omnir1_jax.errors import InputError
+
+
+@dataclass(frozen=True)
+class VosSplit:
+    """One split on disk. `videos` is the checked content of meta_expressions."""
+
+    dataset: str
+    root: str
+    frames_root: str  # directory of the videos' folders, within `root`; "" is the root itself
+    videos: Mapping[str, Any] = field(repr=False)
+    masks: records.JsonIndex | None  # annotation id -> run lengths a frame
+    foreground: records.JsonIndex | None = None  # video -> union of all its annotations
+
+
+def load_videos(path: str, root: str, frames_root: str, with_size: bool, with_objects: bool) -> dict[str, Any]:
+    """The "videos" of a meta_expressions file, every record checked, every frame folder there.
+
+    Raises `InputError` with the path of the offending key.
+    """
+    videos = records.get(records.load_json(path), "videos", dict, path)
+    missing = []
+    for video, record in videos.items():
+        where = f"{path}: videos['{video}']"
+        frames = records.get_list(record, "frames", str, where)
+        if not frames:
+            raise InputError(f"{where}.frames: the list is empty")
+        for frame in frames:
+            check_name(frame, f"{where}.frames")
+        if with_size:
+            for key in ("height", "width"):
+                if records.get(record, key, int, where) <= 0:
+                    raise InputError(f"{where}.{key}: expected a positive number, found {record[key]}")
+        for exp_id, expression in records.get(record, "expressions", dict, where).items():
+            here = f"{where}.expressions['{exp_id}']"
+            check_name(exp_id, here)
+            records.get(expression, "exp", str, here)
+            if with_objects:
+                records.get_list(expression, "obj_id", int, here)
+                records.get_list(expression, "anno_id", int, here)
+                if len(expression["obj_id"]) != len(expression["anno_id"]):
+                    raise InputError(f"{here}: obj_id and anno_id differ in length")
+        folder = paths.inside(root, f"{frames_root}/{video}".lstrip("/") if frames_root else video, where)
+        if not paths.is_remote(root) and not paths.exists(folder):
+            missing.append(folder)
+    if missing:
+        raise InputError(f"{path}: {len(missing)} of {len(videos)} videos have no frames; the first is {missing[0]}")
+    return videos
+
+
+def check_name(name: str, where: str) -> None:
+    """Frame names and expression ids become file names: one plain part of a path each."""
+    if not name or "/" in name or "\\" in name or name in (".", "..") or "\0" in name:
+        raise InputError(f"{where}: {name!r} leaves its folder; expected a plain name")
+
+
+def require_masks(index: records.JsonIndex, videos: Mapping[str, Any]) -> None:
+    """Raises `InputError` if an expression's annotation has no entry in the mask file."""
+    wanted = {a for record in videos.values() for e in record["expressions"].values() for a in e["anno_id"]}
+    if missing := sorted(a for a in wanted if str(a) not in index):
+        raise InputError(
+            f"{index.path}: {len(missing)} of {len(wanted)} annotation ids are missing, first '{missing[0]}'"
+        )
+
+
+def expressions(videos: Mapping[str, Any], keep_empty: bool) -> Iterator[tuple[str, str, tuple[str, str]]]:
+    """(name, clip, row) of every expression; those without a target only if `keep_empty`."""
+    for video, record in videos.items():
+        for exp_id, expression in record["expressions"].items():
+            if keep_empty or (expression.get("obj_id") and expression.get("type_id") != 2):
+                yield f"{video}/{exp_id}", video, (video, exp_id)
+
+
+def clip(split: VosSplit, sample_id: str, row: tuple[str, str]) -> ClipRef:
+    """The clip of one expression. Raises `InputError` (a bad sample, to the reader) if its files or masks are off."""
+    video, exp_id = row
+    record = split.videos[video]
+    expression = record["expressions"][exp_id]
+    names = tuple(record["frames"])
+    folder = f"{split.frames_root}/{video}" if split.frames_root else video
+    frames = ImageFiles(paths.files(split.root, folder, [f"{n}.jpg" for n in names], video), names)
+    size = (record["height"], record["width"]) if "height" in record else None
+    masks = foreground = None
+    if split.masks is not None:
+        keys = [str(a) for a in expression["anno_id"]]
+        tracks = [check_track(split.masks.read(key), len(names), f"{split.masks.path}['{key}']") for key in keys]
+        size = size or track_size(tracks, frames)
+        masks = RleMasks(tuple(tracks), size)
+    if split.foreground is not None:
+        where = f"{split.foreground.path}['{video}']"
+        tracks = [check_track(records.get(split.foreground.read(video), "masks_rle", list, where), len(names), where)]
+        foreground = RleMasks(tuple(tracks), size or track_size(tracks, frames))
+    extra = {key: expression.get(key) for key in ("obj_id", "anno_id", "type_id")}
+    return ClipRef(
+        dataset=split.dataset,
+        sample_id=sample_id,
+        family="vos",
+        query=expression["exp"],
+        frames=frames,
+        masks=masks,
+        foreground=foreground,
+        size=size,
+        extra={"video": video, "exp_id": exp_id, **extra},
+    )
+
+
+def check_track(track: Any, length: int, where: str) -> tuple[Mapping[str, Any] | None, ...]:
+    """Run lengths of one object, one entry a frame. Raises `InputError`."""
+    records.check(track, list, where)
+    if len(track) != length:
+        raise InputError(f"{where}: {len(track)} masks for {length} frames")
+    for position, entry in enumerate(track):
+        if entry is not None:
+            records.check(entry, dict, f"{where}[{position}]")
+    return tuple(track)
+
+
+def track_size(tracks: list, frames: ImageFiles) -> tuple[int, int]:
+    """Height and width where the metadata has none: of the first mask there is, else of the first frame."""
+    for track in tracks:
+        for entry in track:
+            if entry is not None:
+                try:
+                    return rle.mask_size(entry)
+                except ValueError as error:
+                    raise InputError(str(error)) from error
+    return image_size(frames.paths[0])
