@@ -1,0 +1,101 @@
+"""Score in [0, 1] of one answer to a Video-R1 style question, by question type."""
+
+import collections
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from omnir1_jax.errors import InputError
+
+QUESTION_TYPES = ("multiple choice", "numerical", "OCR", "free-form", "regression")
+_ANSWER = re.compile(r"<answer>\s*(.*?)\s*</answer>", re.DOTALL)
+
+
+def extract_answer(text: str) -> str:
+    """The first `<answer>` of a completion or solution, stripped; "" if there is none."""
+    found = _ANSWER.search(text)
+    return found.group(1).strip() if found else ""
+
+
+def number(text: str) -> float | None:
+    """A finite number, thousands' commas removed; None if the text is not one."""
+    try:
+        value = float(text.replace(",", ""))
+    except ValueError:
+        return None
+    return value if abs(value) < float("inf") else None
+
+
+def edit_distance(a: Sequence[str], b: Sequence[str]) -> int:
+    """Levenshtein distance with unit costs."""
+    row = list(range(len(b) + 1))
+    for i, x in enumerate(a, 1):
+        diagonal, row[0] = row[0], i
+        for j, y in enumerate(b, 1):
+            diagonal, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, diagonal + (x != y))
+    return row[-1]
+
+
+def word_error_rate(reference: str, hypothesis: str) -> float:
+    """Edits in words per reference word (an empty reference counts as one word)."""
+    words = reference.split()
+    return edit_distance(words, hypothesis.split()) / max(1, len(words))
+
+
+def _common_subsequence(a: Sequence[str], b: Sequence[str]) -> int:
+    row = [0] * (len(b) + 1)
+    for x in a:
+        diagonal = 0
+        for j, y in enumerate(b, 1):
+            diagonal, row[j] = row[j], diagonal + 1 if x == y else max(row[j], row[j - 1])
+    return row[-1]
+
+
+def _f1(hits: int, reference: int, hypothesis: int) -> float:
+    if hits == 0:
+        return 0.0
+    precision, recall = hits / hypothesis, hits / reference
+    return 2 * precision * recall / (precision + recall)
+
+
+def rouge(reference: str, hypothesis: str) -> tuple[float, float, float]:
+    """F of ROUGE-1, ROUGE-2 and ROUGE-L over lower-cased runs of [a-z0-9], without stemming."""
+    ref, hyp = (re.findall(r"[a-z0-9]+", t.lower()) for t in (reference, hypothesis))
+    scores = []
+    for n in (1, 2):
+        grams = [collections.Counter(zip(*(words[i:] for i in range(n)))) for words in (ref, hyp)]
+        scores.append(_f1((grams[0] & grams[1]).total(), grams[0].total(), grams[1].total()))
+    return scores[0], scores[1], _f1(_common_subsequence(ref, hyp), len(ref), len(hyp))
+
+
+def score_answer(question_type: str, gold: str, answer: str) -> float:
+    """Score of `answer` (the text inside its answer tags). Whatever cannot be read as the type demands is 0."""
+    gold, answer = gold.strip(), answer.strip()
+    match question_type:
+        case "multiple choice":
+            return float(gold == answer)
+        case "numerical":
+            decimal = [("." in t) or ("," in t) for t in (gold, answer)]
+            a, b = number(gold), number(answer)
+            return float(a is not None and b is not None and decimal[0] == decimal[1] and round(a, 2) == round(b, 2))
+        case "OCR":
+            return min(max(1.0 - word_error_rate(gold, answer), 0.0), 1.0)
+        case "free-form":
+            return sum(rouge(gold, answer)) / 3
+        case "regression":
+            a, b = number(gold), number(answer)
+            return 0.0 if a is None or b is None else 1.0 - min(1.0, (abs(b - a) + 1e-9) / (abs(a) + 1e-9))
+    raise InputError(f"question type {question_type!r}: expected one of {', '.join(QUESTION_TYPES)}")
+
+
+def video_r1(rows: Iterable[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """Rows with `problem_type`, `solution` (`<answer>...</answer>`), `completion`: mean score in percent, by type."""
+    scores: dict[str, list[float]] = collections.defaultdict(list)
+    for row in rows:
+        gold, answer = extract_answer(row["solution"]), extract_answer(row["completion"])
+        scores[row["problem_type"]].append(score_answer(row["problem_type"], gold, answer))
+    everything = [x for values in scores.values() for x in values]
+    if not everything:
+        raise InputError("no question to score")
+    table = {kind: {"score": 100 * sum(v) / len(v), "count": len(v)} for kind, v in sorted(scores.items())}
+    return {"score": 100 * sum(everything) / len(everything), "count": len(everything), "problem_type": table}
