@@ -5,7 +5,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 Rules = Sequence[tuple[str, str | tuple[str, ...] | None]]
 
@@ -24,7 +24,9 @@ DEFAULT_RULES: Rules = (
 )
 
 
-def named_sharding(mesh: Mesh, names: Sequence[str | None], shape: Sequence[int], rules: Rules) -> NamedSharding:
+def named_sharding(
+    mesh: Mesh | AbstractMesh, names: Sequence[str | None], shape: Sequence[int], rules: Rules
+) -> NamedSharding:
     """The sharding of one array with logical axes `names`.
 
     A dimension that its mesh axes do not divide is replicated, so that odd sizes (a bias of 3, a

@@ -1,0 +1,98 @@
+"""Splash attention on TPU behind `attention.attend`: masks by blocks, padding by segments, one shard a device."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernel
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Float
+
+from omnir1_jax.models.attention import Mask, Tree, tree_allowed
+from omnir1_jax.parallel.rules import DEFAULT_RULES, named_sharding
+
+BLOCK = 512
+
+
+@dataclasses.dataclass(frozen=True)
+class _TreeMask(masks.Mask):
+    """`Tree` as the kernel's set-up asks for it: a block at a time, the whole table never made."""
+
+    tree: Tree
+    size: int  # padded
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.size, self.size
+
+    def __getitem__(self, index) -> np.ndarray:
+        rows, columns = (np.arange(self.size)[i] for i in index)
+        return tree_allowed(self.tree, rows[:, None], columns[None])
+
+
+def attend(
+    q: Float[Array, "b s h d"],
+    k: Float[Array, "b t k d"],
+    v: Float[Array, "b t k d"],
+    *,
+    mask: Mask,
+    scale: float,
+    interpret: bool = False,
+) -> Float[Array, "b s h d"]:
+    """See `attention.attend`, which has checked the shapes. Queries without a key give arbitrary finite values.
+
+    On a mesh set with `jax.set_mesh` each device runs the kernel on its rows and heads.
+
+    Args:
+      interpret: run the kernel's program on any device, slowly: for tests.
+    """
+    s, t = q.shape[1], k.shape[1]
+    query_block, key_block = (min(BLOCK, 128 * (n // 128)) for n in (s, t))
+    rows, columns = -(-s // query_block) * query_block, -(-t // key_block) * key_block
+    if mask.tree is not None:
+        # Tokens of the padding come after all others, so that no real one sees them.
+        one = _TreeMask(mask.tree, rows)
+    elif mask.causal:
+        one = masks.CausalMask((rows, columns))
+    else:
+        one = masks.FullMask((rows, columns))
+
+    # Padding is a segment of its own. Where all is real the kernel need not compare segments at all.
+    segments = None
+    if mask.keys is not None or mask.segments is not None or columns != t:
+        segments = jnp.ones(k.shape[:2], jnp.int32) if mask.segments is None else mask.segments.astype(jnp.int32) + 1
+        real = segments if mask.keys is None else jnp.where(mask.keys, segments, 0)
+        query = real if s == t else jnp.ones(q.shape[:2], jnp.int32)
+        segments = kernel.SegmentIds(_pad(query, rows), _pad(real, columns))
+
+    def local(q, k, v, segments):
+        blocks = kernel.BlockSizes(
+            block_q=query_block,
+            block_kv=key_block,
+            block_kv_compute=key_block,
+            block_q_dkv=query_block,
+            block_kv_dkv=key_block,
+            block_kv_dkv_compute=key_block,
+            block_q_dq=query_block,
+            block_kv_dq=key_block,
+        )
+        every_head = masks.MultiHeadMask([one] * q.shape[2])
+        run = kernel.make_splash_mha_single_device(every_head, block_sizes=blocks, interpret=interpret)
+        by_head = (jnp.swapaxes(_pad(x, n), 1, 2) for x, n in ((q * scale, rows), (k, columns), (v, columns)))
+        out = jax.vmap(run)(*by_head, segments)
+        return jnp.swapaxes(out, 1, 2)[:, :s].astype(q.dtype)
+
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return local(q, k, v, segments)
+    # Query heads of one key head stay together, so both are cut as the key heads can be.
+    spec = named_sharding(mesh, ("batch", None, "kv_heads", None), k.shape, DEFAULT_RULES).spec
+    rows_spec = PartitionSpec(spec[0])
+    specs = (spec, spec, spec, None if segments is None else kernel.SegmentIds(rows_spec, rows_spec))
+    return jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=spec, check_vma=False)(q, k, v, segments)
+
+
+def _pad(x: Array, size: int) -> Array:
+    return jnp.pad(x, [(0, 0), (0, size - x.shape[1])] + [(0, 0)] * (x.ndim - 2))
