@@ -64,7 +64,7 @@ def rope_index(
     ids: MediaIds,
     image_grids: Integer[np.ndarray, "n 3"],
     video_grids: Integer[np.ndarray, "m 3"],
-    seconds_per_grid: Float[np.ndarray, " m"],
+    seconds_per_grid: Float[np.ndarray, " v"],
     audio_lengths: Integer[np.ndarray, " a"],
     use_audio_in_video: bool = False,
     position_id_per_second: int = 25,
