@@ -1,0 +1,121 @@
+"""One image, any prompts: boxes, points, both, or masks."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Num
+
+from omnir1_jax.errors import InputError
+from omnir1_jax.models.sam2.decoder import single
+from omnir1_jax.models.sam2.hiera import Features
+from omnir1_jax.models.sam2.model import NO_OBJECT, Sam2
+from omnir1_jax.models.sam2.pixels import usable
+from omnir1_jax.models.sam2.prompt import PADDING
+from omnir1_jax.models.sam2.video import encode_frames
+
+
+class ImageMasks(NamedTuple):
+    """Masks of p prompts, m each (1, or the multimasks); `scores` > 0 where the model sees the object.
+
+    Other than `Tracks`, logits are the decoder's own whatever the score says, as in transformers' image model.
+    """
+
+    logits: Float[Array, "p m y x"]
+    iou: Float[Array, "p m"]
+    scores: Float[Array, " p"]
+
+
+def segment_image(
+    model: Sam2,
+    params: Any,
+    image: Num[Array, "h w 3"],
+    *,
+    boxes: Float[Array, "p 4"] | None = None,
+    points: Float[Array, "p n 2"] | None = None,
+    labels: Int[Array, "p n"] | None = None,
+    masks: Float[Array, "p y x"] | None = None,
+    multimask: bool = False,
+    size: Num[Array, "2"] | None = None,
+) -> ImageMasks:
+    """Masks of prompts on one image. No gradient flows through it.
+
+    Args:
+      image: uint8 RGB of any size, or normalised floats at the input side.
+      boxes: (x0, y0, x1, y1), in pixels of the image as is `points` (x, y).
+      labels: of the points, as upstream: 1 foreground, 0 background, -10 padding. Default 1.
+      masks: logits at the mask side, as a further prompt.
+      multimask: return all multimasks instead of one.
+      size: (height, width) that coordinates refer to; default that of `image`.
+
+    Returns:
+      `ImageMasks`. A prompt with a box that is not finite gives logits and score -1024 and iou 0; a point that is not
+      finite counts as padding.
+    """
+    features = encode_frames(model, params, image[None])
+    size = jnp.array(image.shape[:2]) if size is None else size
+    return prompt_image(
+        model, params, features, boxes=boxes, points=points, labels=labels, masks=masks, multimask=multimask, size=size
+    )
+
+
+def prompt_image(
+    model: Sam2,
+    params: Any,
+    features: Features,
+    *,
+    size: Num[Array, "2"],
+    boxes: Float[Array, "p 4"] | None = None,
+    points: Float[Array, "p n 2"] | None = None,
+    labels: Int[Array, "p n"] | None = None,
+    masks: Float[Array, "p y x"] | None = None,
+    multimask: bool = False,
+) -> ImageMasks:
+    """`segment_image` on features of one frame."""
+    given = [x.shape[0] for x in (boxes, points, masks) if x is not None]
+    if not given or len(set(given)) != 1:
+        raise InputError(f"SAM 2 image: boxes, points and masks must be given for the same prompts; got {given}")
+    side = model.config.mask_side
+    if masks is not None and masks.shape[1:] != (side, side):
+        raise InputError(f"SAM 2 image: mask prompts must be {side} x {side}, not {masks.shape[1]} x {masks.shape[2]}")
+    if points is not None and labels is None:
+        labels = jnp.ones(points.shape[:2], jnp.int32)
+    prompts = (boxes, points, labels, masks)
+    params, features, prompts = jax.lax.stop_gradient((params, features, prompts))
+    return model.apply({"params": params}, features, prompts, size, multimask, given[0], method=_prompted)
+
+
+def _prompted(
+    model: Sam2, features: Features, prompts: tuple, size: Num[Array, "2"], multimask: bool, count: int
+) -> ImageMasks:
+    """Runs inside the module."""
+    config, encoder = model.config, model.prompt_encoder
+    boxes, points, labels, masks = prompts
+    scale = config.side / size[::-1].astype(jnp.float32)
+    sparse, good = [], jnp.ones((count,), bool)
+    if points is not None:
+        real = usable(points)
+        at = jnp.where(real[..., None], points, 0.0) * scale
+        sparse.append(encoder.points(at, jnp.where(real, labels, PADDING)))
+        if boxes is None:
+            sparse.append(encoder.nothing(count)[:, :1])
+    if boxes is not None:
+        good = usable(boxes)
+        sparse.append(encoder.boxes(jnp.where(good[:, None], boxes, 0.0) * jnp.tile(scale, 2)))
+    if points is None and boxes is None:
+        sparse.append(encoder.nothing(count))
+    dense = encoder.dense() if masks is None else encoder.masks(masks)
+    features = jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *x.shape[1:])), features)
+    found = model.look(features, model.without_memory(features.coarse), jnp.concatenate(sparse, axis=1), dense)
+    if multimask:
+        logits, iou = found.logits[:, 1:], found.iou[:, 1:]
+    else:
+        logits, iou, _ = single(found, config)
+        logits, iou = logits[:, None], iou[:, None]
+    return _blank(ImageMasks(logits, iou, found.score), good)
+
+
+def _blank(masks: ImageMasks, good: Bool[Array, " p"]) -> ImageMasks:
+    """Defined values for prompts that cannot be used."""
+    logits = jnp.where(good[:, None, None, None], masks.logits, NO_OBJECT)
+    return ImageMasks(logits, jnp.where(good[:, None], masks.iou, 0.0), jnp.where(good, masks.scores, NO_OBJECT))

@@ -1,0 +1,200 @@
+"""Small parts that every SAM 2 module is made of."""
+
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float
+
+NEVER = -1e30  # bias of a key that must not be seen; finite, so that a row without keys stays finite
+
+
+def partitioned(init: Any, *names: str | None) -> Any:
+    """An initialiser whose parameter carries logical axes."""
+    return nn.with_logical_partitioning(init, names)
+
+
+def precision(dtype: str) -> jax.lax.Precision | None:
+    """fp32 means fp32 on every device: TPU would otherwise multiply in bf16."""
+    return jax.lax.Precision.HIGHEST if dtype == "float32" else None
+
+
+def activation(name: str) -> Any:
+    """`gelu` is the exact one, as in torch."""
+    return {"gelu": lambda x: jax.nn.gelu(x, approximate=False), "relu": jax.nn.relu}[name]
+
+
+class Linear(nn.Module):
+    """A dense layer; `axes` are the logical axes of its (in, out) kernel.
+
+    `kernel_dims` leading ones keep the kernel in the shape of the 1x1 convolution that the checkpoint stores.
+    """
+
+    features: int
+    dtype: str
+    axes: tuple[str | None, str | None] = ("embed", "mlp")
+    kernel_dims: int = 2
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*b c"]) -> Float[Array, "*b d"]:
+        ones = (1,) * (self.kernel_dims - 2)
+        init = partitioned(nn.initializers.lecun_normal(), *(None for _ in ones), *self.axes)
+        kernel = self.param("kernel", init, (*ones, x.shape[-1], self.features))
+        bias = self.param("bias", partitioned(nn.initializers.zeros, self.axes[1]), (self.features,))
+        x, kernel, bias = (a.astype(self.dtype) for a in (x, kernel, bias))
+        return jnp.matmul(x, kernel.reshape(x.shape[-1], self.features), precision=precision(self.dtype)) + bias
+
+
+class Conv(nn.Module):
+    """A 2-D convolution over [b h w c] with explicit padding. `depthwise`: one filter a channel."""
+
+    features: int
+    kernel: int
+    stride: int
+    padding: int
+    dtype: str
+    depthwise: bool = False
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b y x d"]:
+        return nn.Conv(
+            self.features,
+            (self.kernel, self.kernel),
+            (self.stride, self.stride),
+            padding=((self.padding, self.padding), (self.padding, self.padding)),
+            feature_group_count=self.features if self.depthwise else 1,
+            dtype=self.dtype,
+            precision=precision(self.dtype),
+            kernel_init=partitioned(nn.initializers.lecun_normal(), None, None, None, "embed"),
+            bias_init=partitioned(nn.initializers.zeros, "embed"),
+            name="conv",
+        )(x)
+
+
+class PatchConv(nn.Module):
+    """A convolution whose stride equals its kernel, as one matrix product over the patches."""
+
+    features: int
+    kernel: int
+    dtype: str
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b y x d"]:
+        k, (b, h, w, c) = self.kernel, x.shape
+        init = partitioned(nn.initializers.lecun_normal(), None, None, None, "embed")
+        kernel = self.param("kernel", init, (k, k, c, self.features))
+        bias = self.param("bias", partitioned(nn.initializers.zeros, "embed"), (self.features,))
+        x, kernel, bias = (a.astype(self.dtype) for a in (x, kernel, bias))
+        x = x.reshape(b, h // k, k, w // k, k, c).transpose(0, 1, 3, 2, 4, 5).reshape(b, h // k, w // k, k * k * c)
+        return jnp.matmul(x, kernel.reshape(k * k * c, self.features), precision=precision(self.dtype)) + bias
+
+
+class UpConv(nn.Module):
+    """A transposed convolution with kernel and stride 2: every pixel becomes a 2x2 block.
+
+    The kernel is stored the way `flax.linen.ConvTranspose` holds it: (2, 2, in, out), flipped against torch's.
+    """
+
+    features: int
+    dtype: str
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b y x d"]:
+        b, h, w, c = x.shape
+        init = partitioned(nn.initializers.lecun_normal(), None, None, "embed", None)
+        kernel = self.param("kernel", init, (2, 2, c, self.features))
+        bias = self.param("bias", partitioned(nn.initializers.zeros, None), (self.features,))
+        x, kernel, bias = (a.astype(self.dtype) for a in (x, kernel, bias))
+        blocks = kernel[::-1, ::-1].transpose(2, 0, 1, 3).reshape(c, 4 * self.features)
+        y = jnp.matmul(x, blocks, precision=precision(self.dtype)).reshape(b, h, w, 2, 2, self.features)
+        return y.transpose(0, 1, 3, 2, 4, 5).reshape(b, 2 * h, 2 * w, self.features) + bias
+
+
+class Mlp(nn.Module):
+    """`layers` dense layers with an activation between them."""
+
+    hidden: int
+    features: int
+    layers: int
+    dtype: str
+    activation: str = "relu"
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*b c"]) -> Float[Array, "*b d"]:
+        act = activation(self.activation)
+        x = act(Linear(self.hidden, self.dtype, ("embed", "mlp"), name="proj_in")(x))
+        for i in range(self.layers - 2):
+            x = act(Linear(self.hidden, self.dtype, ("embed", "mlp"), name=f"layers_{i}")(x))
+        return Linear(self.features, self.dtype, ("mlp", "embed"), name="proj_out")(x)
+
+
+def norm(eps: float, dtype: str, name: str | None = None) -> nn.LayerNorm:
+    """Layer norm with torch's two-pass variance, computed in fp32."""
+    return nn.LayerNorm(
+        epsilon=eps,
+        dtype=dtype,
+        use_fast_variance=False,
+        scale_init=partitioned(nn.initializers.ones, "embed"),
+        bias_init=partitioned(nn.initializers.zeros, "embed"),
+        name=name,
+    )
+
+
+def attend(
+    q: Float[Array, "b n h d"],
+    k: Float[Array, "b m h d"],
+    v: Float[Array, "b m h d"],
+    *,
+    dtype: str,
+    score_limit: int,
+    keys: Bool[Array, "b m"] | None = None,
+) -> Float[Array, "b n h d"]:
+    """Softmax attention with fp32 scores scaled by d**-0.5; `keys` are those that may be seen.
+
+    Queries go through in the fewest equal pieces that keep at most `score_limit` scores alive.
+    """
+    (b, n, h, d), m = q.shape, k.shape[1]
+
+    def piece(q: Float[Array, "b p h d"]) -> Float[Array, "b p h d"]:
+        scores = jnp.einsum("bnhd,bmhd->bhnm", q, k, precision=precision(dtype), preferred_element_type=jnp.float32) * (
+            d**-0.5
+        )
+        if keys is not None:
+            scores = jnp.where(keys[:, None, None, :], scores, NEVER)
+        weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+        return jnp.einsum("bhnm,bmhd->bnhd", weights, v, precision=precision(dtype))
+
+    pieces = next(p for p in range(1, n + 1) if n % p == 0 and (p == n or b * h * (n // p) * m <= score_limit))
+    if pieces == 1:
+        return piece(q)
+    out = jax.lax.map(piece, q.reshape(b, pieces, n // pieces, h, d).swapaxes(0, 1))
+    return out.swapaxes(0, 1).reshape(b, n, h, d)
+
+
+def sine_position_2d(height: int, width: int, channels: int) -> Float[np.ndarray, "height width channels"]:
+    """The fixed position encoding of feature maps and memories: half the channels for y, half for x.
+
+    Coordinates 1..size are scaled to (0, 2 pi]; sine and cosine alternate, temperature 10000.
+    """
+    half = channels // 2
+    rate = np.float32(10000.0) ** (2 * (np.arange(half, dtype=np.float32) // 2) / np.float32(half))
+
+    def one(size: int) -> np.ndarray:
+        at = np.arange(1, size + 1, dtype=np.float32) / np.float32(size + 1e-6) * np.float32(2 * math.pi)
+        angle = at[:, None] / rate
+        return np.stack((np.sin(angle[:, 0::2]), np.cos(angle[:, 1::2])), axis=-1).reshape(size, half)
+
+    y = np.broadcast_to(one(height)[:, None], (height, width, half))
+    x = np.broadcast_to(one(width)[None, :], (height, width, half))
+    return np.concatenate((y, x), axis=-1).astype(np.float32)
+
+
+def sine_position_1d(at: Float[Array, "*b"], channels: int) -> Float[Array, "*b channels"]:
+    """The encoding of a time difference: all sines, then all cosines, temperature 10000."""
+    half = channels // 2
+    rate = np.float32(10000.0) ** (2 * (np.arange(half, dtype=np.float32) // 2) / np.float32(half))
+    angle = at[..., None].astype(jnp.float32) / rate
+    return jnp.concatenate((jnp.sin(angle), jnp.cos(angle)), axis=-1)

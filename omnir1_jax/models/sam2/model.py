@@ -1,0 +1,177 @@
+"""SAM 2.1 as one module: the steps that images and videos are made of.
+
+All methods are batched over the first axis (frames to encode, or objects); `video.py` and `image.py` wire them.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float
+
+from omnir1_jax.models.sam2.config import Sam2Config
+from omnir1_jax.models.sam2.decoder import MaskDecoder, Masks, best, single
+from omnir1_jax.models.sam2.hiera import Features, ImageEncoder
+from omnir1_jax.models.sam2.layers import Linear, Mlp, PatchConv, partitioned, sine_position_1d, sine_position_2d
+from omnir1_jax.models.sam2.memory import MemoryAttention, MemoryEncoder, mask_for_memory
+from omnir1_jax.models.sam2.prompt import PromptEncoder, fourier
+
+NO_OBJECT = -1024.0  # mask logit where the model says that the object is not there
+
+
+class Found(NamedTuple):
+    """One mask an object, with the occlusion decision taken: where `score` <= 0 the logits are `NO_OBJECT`."""
+
+    logits: Float[Array, "b y x"]
+    iou: Float[Array, " b"]
+    score: Float[Array, " b"]
+    pointer: Float[Array, "b d"]
+
+
+class Sam2(nn.Module):
+    """The network. Use as `model.apply({"params": params}, ..., method=Sam2.encode)`."""
+
+    config: Sam2Config
+
+    def setup(self):
+        config, width = self.config, self.config.width
+        row = partitioned(nn.initializers.normal(0.02), None, "embed")
+        corner = partitioned(nn.initializers.normal(0.02), None, None, "embed")
+        self.image_encoder = ImageEncoder(config)
+        self.prompt_encoder = PromptEncoder(config)
+        self.mask_decoder = MaskDecoder(config)
+        # Upstream keeps the Fourier matrix twice; a checkpoint may hold two that differ.
+        matrix = partitioned(nn.initializers.normal(1.0), None, None)
+        self.image_positional = self.param("image_positional", matrix, (2, width // 2))
+        self.no_memory = self.param("no_memory", corner, (1, 1, width))
+        if config.video:
+            channels = config.memory_channels
+            self.memory_attention = MemoryAttention(config)
+            self.memory_encoder = MemoryEncoder(config)
+            time = partitioned(nn.initializers.normal(0.02), None, None, None, None)
+            self.memory_time = self.param("memory_time", time, (config.memories, 1, 1, channels))
+            self.no_object_pointer = self.param("no_object_pointer", row, (1, width))
+            self.pointer_proj = Mlp(width, width, 3, config.dtype)
+            if config.pointer_time:
+                self.pointer_time = Linear(channels, config.dtype, ("embed", None))
+            if config.occlusion_embedding:
+                self.occlusion = self.param(
+                    "occlusion", partitioned(nn.initializers.normal(0.02), None, None), (1, channels)
+                )
+            # Kept for export only: no step reads them.
+            self.no_memory_position = self.param("no_memory_position", corner, (1, 1, width))
+            self.mask_downsample = PatchConv(1, 4, config.dtype)
+
+    def encode(self, pixels: Float[Array, "t s s 3"]) -> Features:
+        """Normalised frames at the input side to features."""
+        return self.image_encoder(pixels)
+
+    def look(
+        self,
+        features: Features,
+        image: Float[Array, "b h w d"],
+        sparse: Float[Array, "b n d"],
+        dense: Float[Array, "#b #h #w d"],
+    ) -> Masks:
+        """Masks of prompts on images whose coarse map is `image` (with or without memory)."""
+        grid = self.config.grid
+        at = (jnp.arange(grid) + 0.5) / grid
+        position = fourier(jnp.stack(jnp.meshgrid(at, at), axis=-1), self.image_positional)
+        return self.mask_decoder(image + dense, position, sparse, features.middle, features.fine)
+
+    def without_memory(self, coarse: Float[Array, "b h w d"]) -> Float[Array, "b h w d"]:
+        """The coarse map of a frame that is looked at by itself."""
+        return coarse + self.no_memory.astype(coarse.dtype)
+
+    def find_box(self, features: Features, boxes: Float[Array, "b 4"]) -> Found:
+        """Prompted frames: boxes (x0, y0, x1, y1) in pixels of the model's input, one an object."""
+        image = self.without_memory(features.coarse)
+        masks = self.look(features, image, self.prompt_encoder.boxes(boxes), self.prompt_encoder.dense())
+        return self._found(masks, self.config.multimask_box)
+
+    def find_again(self, features: Features, image: Float[Array, "b h w d"]) -> Found:
+        """Tracked frames: `image` is the coarse map conditioned on the object's memory."""
+        sparse = self.prompt_encoder.nothing(image.shape[0])
+        masks = self.look(features, image, sparse, self.prompt_encoder.dense())
+        return self._found(masks, self.config.multimask_tracking)
+
+    def _found(self, masks: Masks, multimask: bool) -> Found:
+        logits, iou, token = best(masks) if multimask else single(masks, self.config)
+        there = masks.score > 0
+        logits = jnp.where(there[:, None, None], logits, NO_OBJECT)
+        if not self.config.video:
+            return Found(logits, iou, masks.score, token)
+        pointer = jnp.where(there[:, None], self.pointer_proj(token), self.no_object_pointer.astype(token.dtype))
+        return Found(logits, iou, masks.score, pointer)
+
+    def remember(self, coarse: Float[Array, "b h w d"], found: Found, prompted: bool) -> Float[Array, "b n c"]:
+        """The memory of a frame, in bfloat16. `prompted`: the mask came from a prompt and is cut at 0."""
+        config = self.config
+        mask = mask_for_memory(found.logits, prompted, config.side, config.memory_scale, config.memory_bias)
+        memory = self.memory_encoder(coarse, mask)
+        if config.occlusion_embedding:
+            hidden = (found.score <= 0)[:, None, None, None]
+            memory = memory + hidden * self.occlusion.astype(memory.dtype)
+        return memory.reshape(memory.shape[0], -1, config.memory_channels).astype(jnp.bfloat16)
+
+    def recall(
+        self,
+        coarse: Float[Array, "b h w d"],
+        maps: Float[Array, "b s n c"],
+        times: Sequence[int],
+        maps_seen: Bool[Array, "b s"],
+        pointers: Float[Array, "b p d"],
+        distances: Float[Array, "b p"],
+        pointers_seen: Bool[Array, "b p"],
+    ) -> Float[Array, "b h w d"]:
+        """A frame's coarse map conditioned on an object's memories and pointers.
+
+        Args:
+          times: row of the temporal encoding of each memory slot.
+          distances: of the pointers in time, as a share of the longest distance.
+        """
+        config = self.config
+        (b, slots, n, channels), grid = maps.shape, config.grid
+        place = jnp.asarray(sine_position_2d(grid, grid, channels)).reshape(n, channels)
+        time = self.memory_time[np.array(times), 0].astype(jnp.float32)
+        map_positions = jnp.broadcast_to((place + time)[None], (b, slots, n, channels))
+        splits = config.width // channels
+        tokens = pointers.reshape(b, -1, channels)
+        if config.pointer_time:
+            position = self.pointer_time(sine_position_1d(distances, config.width))
+            token_positions = position.repeat(splits, axis=1)
+        else:
+            token_positions = jnp.zeros_like(tokens)
+        seen = jnp.concatenate((maps_seen.repeat(n, axis=1), pointers_seen.repeat(splits, axis=1)), axis=1)
+        return self.memory_attention(coarse, maps, map_positions, tokens, token_positions, seen)
+
+    def __call__(self, pixels: Float[Array, "1 s s 3"]) -> Found:
+        """Touches every parameter; for initialisation."""
+        config = self.config
+        features = self.encode(pixels)
+        self.prompt_encoder.masks(jnp.zeros((1, config.mask_side, config.mask_side)))
+        found = self.find_box(features, jnp.zeros((1, 4)))
+        if not config.video:
+            return found
+        memory = self.remember(features.coarse, found, True)
+        self.mask_downsample(jnp.zeros((1, 4, 4, 1)))
+        seen = jnp.ones((1, 1), bool)
+        image = self.recall(
+            features.coarse, memory[:, None], [-1], seen, found.pointer[:, None], jnp.zeros((1, 1)), seen
+        )
+        return self.find_again(features, image)
+
+
+def init(config: Sam2Config, rng: Array) -> Any:
+    """Random parameters as `Module.init` gives them: leaves boxed with their logical axes."""
+    pixels = jnp.zeros((1, config.side, config.side, 3))
+    return jax.jit(Sam2(config).init)(rng, pixels)["params"]
+
+
+def abstract_params(config: Sam2Config) -> Any:
+    """The shapes and logical axes of `init`'s result; costs no memory."""
+    pixels = jax.ShapeDtypeStruct((1, config.side, config.side, 3), jnp.float32)
+    return jax.eval_shape(Sam2(config).init, jax.random.key(0), pixels)["params"]

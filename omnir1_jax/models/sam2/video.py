@@ -1,0 +1,335 @@
+"""Tracking through a clip: static shapes, one scan over time, objects in bounded chunks. All of it can be jitted."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Num
+
+from omnir1_jax.errors import InputError
+from omnir1_jax.models.sam2.config import Sam2Config
+from omnir1_jax.models.sam2.hiera import Features
+from omnir1_jax.models.sam2.model import NO_OBJECT, Found, Sam2
+from omnir1_jax.models.sam2.pixels import preprocess, usable
+
+
+class Tracks(NamedTuple):
+    """Masks of every object on every frame, at the mask side (a quarter of the input side).
+
+    Where `known` is false (padded frames and objects, objects without a usable prompt, frames the direction does not
+    reach) logits and score are -1024 and iou is 0. Where the model holds the object for hidden (score <= 0) all
+    logits are -1024. `iou` is the model's own estimate of its mask's quality.
+    """
+
+    logits: Float[Array, "o t y x"]
+    scores: Float[Array, "o t"]
+    iou: Float[Array, "o t"]
+    known: Bool[Array, "o t"]
+
+
+class Prompts(NamedTuple):
+    """Boxes in pixels of the model's input, the frames they lie on, which are real, where tracking starts."""
+
+    boxes: Float[Array, "o k 4"]
+    frames: Int[Array, "o k"]
+    valid: Bool[Array, "o k"]
+    start: Int[Array, " o"]
+
+
+class Bank(NamedTuple):
+    """What tracked frames left behind; `filled` says which have."""
+
+    maps: Float[Array, "o t n c"]
+    pointers: Float[Array, "o t d"]
+    filled: Bool[Array, "o t"]
+
+
+def encode_frames(model: Sam2, params: Any, frames: Num[Array, "t h w 3"]) -> Features:
+    """Features of all frames, `frame_chunk` at a time.
+
+    Args:
+      frames: uint8 RGB of any size (resized and normalised here), or floats that `preprocess` made.
+    """
+    config, t = model.config, frames.shape[0]
+    frames = jax.lax.stop_gradient(frames)
+    if frames.dtype != jnp.uint8 and frames.shape[1:3] != (config.side, config.side):
+        raise InputError(
+            f"SAM 2 frames: floats must be {config.side} x {config.side}, not {frames.shape[1]} x {frames.shape[2]}; "
+            "give uint8 or call preprocess"
+        )
+    chunk = min(config.frame_chunk, t)
+    count = -(-t // chunk)
+    frames = jnp.pad(frames, ((0, count * chunk - t), (0, 0), (0, 0), (0, 0)))
+
+    def encode(frames: Num[Array, "c h w 3"]) -> Features:
+        pixels = preprocess(frames, config.side) if frames.dtype == jnp.uint8 else frames
+        return model.apply({"params": jax.lax.stop_gradient(params)}, pixels, method=Sam2.encode)
+
+    chunks = jax.lax.map(encode, frames.reshape(count, chunk, *frames.shape[1:]))
+    return jax.tree.map(lambda x: x.reshape(count * chunk, *x.shape[2:])[:t], chunks)
+
+
+def segment_video(
+    model: Sam2,
+    params: Any,
+    frames: Num[Array, "t h w 3"],
+    boxes: Float[Array, "o k 4"],
+    box_frames: Int[Array, "o k"],
+    box_valid: Bool[Array, "o k"] | None = None,
+    *,
+    frame_valid: Bool[Array, " t"] | None = None,
+    object_valid: Bool[Array, " o"] | None = None,
+    start: Int[Array, " o"] | None = None,
+    size: Num[Array, "2"] | None = None,
+) -> Tracks:
+    """Tracks objects that are boxed on some frames through the clip. Static shapes; no gradient flows through it.
+
+    An object's result does not depend on the other objects, so that prompts of many answers may share one call.
+
+    Args:
+      model, params: of `load`. `model` is static under jit.
+      frames: uint8 RGB, or normalised floats at the input side. One frame (an image) needs no memory modules.
+      boxes: (x0, y0, x1, y1) in pixels of the clip, up to k an object. Of two on one frame the later counts.
+        Finite boxes prompt the model as they stand, also outside the frame or inverted, as upstream. A box that is
+        not finite or beyond a million pixels, or on a frame that is padded or does not exist, counts as absent.
+      box_frames: the frame of each box.
+      box_valid: false for padding.
+      frame_valid: false for padding, which follows the clip.
+      object_valid: false for padding.
+      start: frame to start from; default by `config.direction`: 0, the object's first prompted frame (also for
+        "both"), or the last frame ("reverse").
+      size: (height, width) that the boxes' pixels refer to; default that of `frames`.
+
+    Returns:
+      `Tracks`; its docstring defines what padding and absent prompts give.
+    """
+    features = encode_frames(model, params, frames)
+    size = jnp.array(frames.shape[1:3]) if size is None else size
+    return track(
+        model, params, features, boxes, box_frames, box_valid,
+        frame_valid=frame_valid, object_valid=object_valid, start=start, size=size,
+    )  # fmt: skip
+
+
+def track(
+    model: Sam2,
+    params: Any,
+    features: Features,
+    boxes: Float[Array, "o k 4"],
+    box_frames: Int[Array, "o k"],
+    box_valid: Bool[Array, "o k"] | None = None,
+    *,
+    size: Num[Array, "2"],
+    frame_valid: Bool[Array, " t"] | None = None,
+    object_valid: Bool[Array, " o"] | None = None,
+    start: Int[Array, " o"] | None = None,
+) -> Tracks:
+    """`segment_video` on frames that `encode_frames` has seen."""
+    config, t = model.config, features.coarse.shape[0]
+    (o, k), side = boxes.shape[:2], config.mask_side
+    if t > 1 and not config.video:
+        raise InputError(f"SAM 2: {t} frames need the memory modules; load a Sam2VideoModel checkpoint")
+    if t == 0 or k == 0:
+        raise InputError(f"SAM 2: {t} frames and {k} boxes an object; there must be at least one of each")
+    if o == 0:
+        empty = jnp.zeros((0, t))
+        return Tracks(jnp.zeros((0, t, side, side)), empty, empty, empty.astype(bool))
+    params, features, boxes, size = jax.lax.stop_gradient((params, features, boxes, size))
+    box_valid = jnp.ones((o, k), bool) if box_valid is None else box_valid
+    object_valid = jnp.ones((o,), bool) if object_valid is None else object_valid
+    frame_valid = jnp.ones((t,), bool) if frame_valid is None else frame_valid
+    prompts = _prompts(config, t, boxes, box_frames, box_valid & object_valid[:, None], frame_valid, start, size)
+
+    chunk = min(config.object_chunk, o)
+    count = -(-o // chunk)
+    padded = jax.tree.map(lambda x: jnp.pad(x, [(0, count * chunk - o)] + [(0, 0)] * (x.ndim - 1)), prompts)
+    split = jax.tree.map(lambda x: x.reshape(count, chunk, *x.shape[1:]), padded)
+    one = lambda prompts: _track_chunk(model, params, features, prompts, frame_valid)
+    tracks = jax.lax.map(one, split)
+    return jax.tree.map(lambda x: x.reshape(count * chunk, *x.shape[2:])[:o], tracks)
+
+
+def _prompts(
+    config: Sam2Config,
+    t: int,
+    boxes: Float[Array, "o k 4"],
+    frames: Int[Array, "o k"],
+    valid: Bool[Array, "o k"],
+    frame_valid: Bool[Array, " t"],
+    start: Int[Array, " o"] | None,
+    size: Num[Array, "2"],
+) -> Prompts:
+    """Scales boxes to the input, drops unusable ones and finds where each object starts."""
+    at = jnp.clip(frames, 0, t - 1)
+    valid = valid & usable(boxes) & (frames == at) & frame_valid[at]
+    later = jnp.triu(jnp.ones((frames.shape[1],) * 2, bool), 1)  # [k, j]: j after k
+    again = (at[:, :, None] == at[:, None, :]) & valid[:, None, :] & later
+    valid = valid & ~again.any(axis=2)
+    scale = config.side / jnp.tile(size[::-1], 2).astype(jnp.float32)
+    boxes = jnp.where(valid[..., None], boxes, 0.0) * scale
+    if start is None:
+        first = jnp.min(jnp.where(valid, at, t - 1), axis=1)
+        fixed = {"forward": 0, "reverse": _length(frame_valid) - 1}
+        start = jnp.broadcast_to(fixed.get(config.direction, first), first.shape)
+    return Prompts(boxes, at, valid, jnp.clip(start, 0, t - 1))
+
+
+def _length(frame_valid: Bool[Array, " t"]) -> Int[Array, ""]:
+    """Frames up to the last real one, at least 1."""
+    return jnp.max(jnp.where(frame_valid, jnp.arange(1, frame_valid.shape[0] + 1), 1))
+
+
+def _rows(x: Num[Array, "o t *d"] | Bool[Array, "o t *d"], at: Int[Array, "o *s"]) -> Array:
+    """Each object's own rows of `x`."""
+    return jax.vmap(lambda row, index: jnp.take(row, index, axis=0, mode="clip"))(x, at)
+
+
+def _track_chunk(
+    model: Sam2, params: Any, features: Features, prompts: Prompts, frame_valid: Bool[Array, " t"]
+) -> Tracks:
+    """Tracks a few objects at once."""
+    config, o, t = model.config, prompts.frames.shape[0], features.coarse.shape[0]
+    apply = lambda method, *args: model.apply({"params": params}, *args, method=method)
+    frame = lambda at: jax.tree.map(lambda x: jnp.take(x, at, axis=0, mode="clip"), features)
+
+    def prompted(slot: tuple) -> tuple:
+        at, boxes = slot
+        seen = frame(at)
+        found = apply(Sam2.find_box, seen, boxes)
+        return found, apply(Sam2.remember, seen.coarse, found, True) if t > 1 else None
+
+    slots = (prompts.frames.swapaxes(0, 1), prompts.boxes.swapaxes(0, 1))
+    given, given_maps = jax.tree.map(lambda x: x.swapaxes(0, 1), jax.lax.map(prompted, slots))
+    if t == 1:
+        return _collect(given, None, prompts, None, None)
+
+    times, place = _schedule(config, t, frame_valid, prompts)
+    step = lambda bank, when: _step(config, apply, frame, prompts, given, given_maps, frame_valid, bank, *when)
+    bank = Bank(
+        jnp.zeros((o, t, *given_maps.shape[2:]), given_maps.dtype),
+        jnp.zeros((o, t, given.pointer.shape[-1]), given.pointer.dtype),
+        jnp.zeros((o, t), bool),
+    )
+    bank, (tracked, done) = jax.lax.scan(step, bank, times)
+    tracked, done = jax.tree.map(lambda x: x.swapaxes(0, 1), (tracked, done))
+    return _collect(given, tracked, prompts, place, done)
+
+
+def _schedule(config: Sam2Config, t: int, frame_valid: Bool[Array, " t"], prompts: Prompts) -> tuple[tuple, Array]:
+    """Which frame each object looks at in each step.
+
+    Returns:
+      (frame [s, o], direction of time [s, o], whether anything is done [s, o]), and the step that has the last word
+      on each frame [o, t].
+    """
+    start, n = prompts.start, _length(frame_valid)
+    frames = jnp.arange(t)
+    if config.direction == "both":  # start .. n-1, then start .. 0: t + 1 steps are enough for any start
+        step = jnp.arange(t + 1)[:, None]
+        back = step >= n - start
+        at = jnp.where(back, n - step, start + step)
+        active = (at >= 0) & ~(back & (start == 0))
+        sign = jnp.where(back, -1, 1)
+        forth = (frames > start[:, None]) | (start[:, None] == 0)
+        place = jnp.where(forth, frames - start[:, None], n - frames)
+    elif config.direction == "reverse":
+        at = jnp.broadcast_to(frames[::-1, None], (t, start.shape[0]))
+        active, sign = at <= start, jnp.full(at.shape, -1)
+        place = jnp.broadcast_to(t - 1 - frames, (start.shape[0], t))
+    else:
+        at = jnp.broadcast_to(frames[:, None], (t, start.shape[0]))
+        active, sign = at >= start, jnp.full(at.shape, 1)
+        place = jnp.broadcast_to(frames, (start.shape[0], t))
+    at = jnp.clip(at, 0, t - 1)
+    prompted = ((prompts.frames == at[..., None]) & prompts.valid).any(axis=-1)
+    active = active & frame_valid[at] & prompts.valid.any(axis=1) & ~prompted
+    return (at, sign, active), jnp.clip(place, 0, None)
+
+
+def _step(
+    config: Sam2Config,
+    apply: Any,
+    frame: Any,
+    prompts: Prompts,
+    given: Found,
+    given_maps: Float[Array, "o k n c"],
+    frame_valid: Bool[Array, " t"],
+    bank: Bank,
+    at: Int[Array, " o"],
+    sign: Int[Array, " o"],
+    active: Bool[Array, " o"],
+) -> tuple[Bank, tuple]:
+    """One frame an object: recall, find, remember."""
+    t = frame_valid.shape[0]
+    # Memories: prompted frames (all, or the nearest), then the last tracked ones, nearest first.
+    slots, slots_seen = _conditioning(config, prompts, at)
+    maps = [_rows(given_maps, slots)]
+    seen = [slots_seen]
+    recent = at[:, None] - sign[:, None] * jnp.arange(1, config.memories)
+    inside = (recent >= 0) & (recent < t)
+    filled = inside & _rows(bank.filled, recent)
+    near = _rows(bank.maps, recent)
+    if slots.shape[1] < prompts.frames.shape[1]:  # a prompted frame that is not among the nearest serves as recent
+        left_out = prompts.valid & ~(slots[:, None, :] == jnp.arange(prompts.frames.shape[1])[:, None]).any(axis=2)
+        match = (recent[:, :, None] == prompts.frames[:, None, :]) & left_out[:, None, :]
+        use = match.any(axis=2) & ~filled
+        near = jnp.where(use[..., None, None], _rows(given_maps, jnp.argmax(match, axis=2)), near)
+        filled = filled | use
+    maps, seen = jnp.concatenate((*maps, near), axis=1), jnp.concatenate((*seen, filled), axis=1)
+    times = (config.memories - 1,) * slots.shape[1] + tuple(range(config.memories - 1))
+
+    # Pointers: prompted frames that have passed, and tracked ones.
+    longest = jnp.minimum(_length(frame_valid), config.pointers) - 1
+    passed = (at[:, None] - prompts.frames) * sign[:, None]
+    back = jnp.arange(1, min(t, config.pointers))
+    recent = at[:, None] - sign[:, None] * back
+    inside = (recent >= 0) & (recent < t) & (back <= longest)
+    pointers = jnp.concatenate((given.pointer, _rows(bank.pointers, recent)), axis=1)
+    pointers_seen = jnp.concatenate((prompts.valid & (passed >= 0), inside & _rows(bank.filled, recent)), axis=1)
+    distances = jnp.concatenate((passed, jnp.broadcast_to(back, recent.shape)), axis=1)
+    distances = distances / jnp.maximum(longest, 1).astype(jnp.float32)
+
+    now = frame(at)
+    image = apply(Sam2.recall, now.coarse, maps, times, seen, pointers, distances, pointers_seen)
+    found = apply(Sam2.find_again, now, image)
+    memory = apply(Sam2.remember, now.coarse, found, False)
+    here = (jnp.arange(t) == at[:, None]) & active[:, None]
+    bank = Bank(
+        jnp.where(here[..., None, None], memory[:, None], bank.maps),
+        jnp.where(here[..., None], found.pointer[:, None], bank.pointers),
+        here | bank.filled,
+    )
+    return bank, (found._replace(pointer=None), active)
+
+
+def _conditioning(config: Sam2Config, prompts: Prompts, at: Int[Array, " o"]) -> tuple[Array, Array]:
+    """The slots [o, m] of prompted frames to attend, and which of them are real [o, m].
+
+    With a limit: the nearest before, the nearest at or after, then the nearest of the rest, earlier slots first.
+    """
+    (o, k), limit = prompts.frames.shape, config.conditioning_slots
+    if limit == -1 or k <= limit:
+        return jnp.broadcast_to(jnp.arange(k), (o, k)), prompts.valid
+    gap = prompts.frames - at[:, None]
+    far = 1 << 20
+    before = jnp.where(prompts.valid & (gap < 0), -gap, far)
+    after = jnp.where(prompts.valid & (gap >= 0), gap, far)
+    first = lambda x: (x == x.min(axis=1, keepdims=True)) & (x < far)
+    key = jnp.where(first(before) | first(after), -1, jnp.where(prompts.valid, jnp.abs(gap), far))
+    slots = jnp.argsort(key, axis=1, stable=True)[:, :limit]
+    return slots, _rows(prompts.valid, slots)
+
+
+def _collect(given: Found, tracked: Found | None, prompts: Prompts, place: Array | None, done: Array | None) -> Tracks:
+    """Puts prompted and tracked frames in order; what neither reached is no object."""
+    k = prompts.frames.shape[1]
+    t = 1 if place is None else place.shape[1]
+    match = (prompts.frames[:, None, :] == jnp.arange(t)[:, None]) & prompts.valid[:, None, :]  # [o, t, k]
+    index, known = jnp.argmax(match, axis=2), match.any(axis=2)
+    found = given
+    if tracked is not None:
+        index = jnp.where(known, index, k + place)
+        known = known | _rows(done, place)
+        found = Found(*(jnp.concatenate((a, b), axis=1) for a, b in zip(given[:3], tracked[:3])), None)
+    pick = lambda x, otherwise: jnp.where(known.reshape(*known.shape, *(1,) * (x.ndim - 2)), _rows(x, index), otherwise)
+    return Tracks(pick(found.logits, NO_OBJECT), pick(found.score, NO_OBJECT), pick(found.iou, 0.0), known)
