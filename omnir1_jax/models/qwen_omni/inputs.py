@@ -6,7 +6,11 @@ visual tokens. Indices are -1 where there is nothing.
 """
 
 import flax.struct
-from jaxtyping import Array, Bool, Float, Int, UInt8
+import jax
+import numpy as np
+from jaxtyping import Bool, Float, Int, UInt8
+
+Array = jax.Array | np.ndarray
 
 
 @flax.struct.dataclass
@@ -14,13 +18,14 @@ class VisionInputs:
     """Cells of all images and videos of a row, padded to n.
 
     Attributes:
-      pixels: RGB; axes are cell, frame of the pair, row, column, channel. An image fills both frames.
+      pixels: RGB; axes are cell, frame of the pair, row, column, channel. An image fills both frames. Or patches
+        that are normalised already, as the Hugging Face processor makes them.
       rows_cols: row and column of the cell in its frame, in cells.
       windows: cells of each attention window, -1 padded.
       frames: cells of each temporal patch (a frame pair, or an image), -1 padded.
     """
 
-    pixels: UInt8[Array, "b n 2 cell_pixels cell_pixels 3"]
+    pixels: UInt8[Array, "b n 2 cell_pixels cell_pixels 3"] | Float[Array, "b n cell_patches columns"]
     rows_cols: Int[Array, "b n 2"]
     windows: Int[Array, "b w window_cells"]
     frames: Int[Array, "b f frame_cells"]

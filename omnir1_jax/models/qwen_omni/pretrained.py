@@ -1,0 +1,122 @@
+"""Loading, saving and calling the thinker the way one does with transformers."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from etils import epath
+from jax.sharding import Mesh
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from omnir1_jax.errors import InputError
+from omnir1_jax.models import checkpoint, safetensors_file
+from omnir1_jax.models.qwen_omni import hf_config, weights
+from omnir1_jax.models.qwen_omni.config import ThinkerConfig
+from omnir1_jax.models.qwen_omni.hf_inputs import thinker_inputs
+from omnir1_jax.models.qwen_omni.inputs import ThinkerInputs
+from omnir1_jax.models.qwen_omni.thinker import Thinker, abstract_params
+from omnir1_jax.parallel import DEFAULT_RULES, Rules, tree_shardings
+
+
+def read_config(path: epath.PathLike, dtype: DTypeLike = jnp.float32) -> ThinkerConfig:
+    """The config of a Hugging Face checkpoint directory, tied only if the checkpoint has no head of its own.
+
+    Raises:
+      InputError: see `hf_config.parse` and `safetensors_file.index`.
+    """
+    path = epath.Path(path)
+    config = hf_config.parse(hf_config.read_json(path), str(path / "config.json"), dtype)
+    if config.text.tie_word_embeddings:
+        names = safetensors_file.index(path)
+        if any(prefix + weights.HEAD in names for prefix in weights.PREFIXES):
+            config = dataclasses.replace(config, text=dataclasses.replace(config.text, tie_word_embeddings=False))
+    return config
+
+
+def load(
+    path: epath.PathLike,
+    *,
+    dtype: DTypeLike = jnp.float32,
+    mesh: Mesh | None = None,
+    rules: Rules = DEFAULT_RULES,
+) -> tuple[Thinker, dict]:
+    """Reads a Hugging Face checkpoint directory: `(model, params)` for `model.apply({"params": params}, ...)`.
+
+    Args:
+      path: holds config.json and safetensors, bare or with the prefix `thinker.`; talker and token2wav are skipped.
+      dtype: of parameters and activations.
+      mesh: shards the parameters as they are read; None puts them on the default device.
+      rules: from logical axes to those of the mesh.
+
+    Raises:
+      InputError: another model family, a broken file, or tensors unknown, missing or misshapen.
+    """
+    config = read_config(path, dtype)
+    boxed = abstract_params(config)
+    params = checkpoint.load_params(
+        path,
+        weights.leaves(config),
+        nn.unbox(boxed),
+        dtype=dtype,
+        shardings=None if mesh is None else tree_shardings(mesh, boxed, rules),
+        prefixes=weights.PREFIXES,
+        ignore=weights.IGNORE,
+    )
+    return Thinker(config), params
+
+
+def save(
+    path: epath.PathLike,
+    model: Thinker,
+    params: Any,
+    *,
+    prefix: str = "",
+    base: Mapping[str, Any] | None = None,
+    files: Mapping[str, bytes] | None = None,
+    max_shard_bytes: int = checkpoint.MAX_SHARD_BYTES,
+) -> None:
+    """Writes a directory that transformers' `from_pretrained` reads; it appears whole or not at all.
+
+    Args:
+      prefix: "" or "thinker.", which also wraps the config as the whole model's.
+      base: the `config.json` that the weights came with; its other fields are kept.
+      files: further files of the directory, by name (tokenizer, processor).
+    """
+    if prefix not in weights.PREFIXES:
+        raise InputError(f"prefix {prefix!r} must be one of {', '.join(map(repr, weights.PREFIXES))}")
+    config = hf_config.to_json(model.config, base=base, whole=prefix != "")
+    dtypes = {str(leaf.dtype) for leaf in jax.tree.leaves(params)}
+    if len(dtypes) == 1:
+        (config.get("thinker_config") or config)["dtype"] = dtypes.pop()
+    text = json.dumps(config, indent=2, sort_keys=True) + "\n"
+    checkpoint.save_params(
+        path,
+        weights.leaves(model.config),
+        params,
+        prefix=prefix,
+        max_shard_bytes=max_shard_bytes,
+        files={**(files or {}), "config.json": text.encode()},
+    )
+
+
+def logits_from_hf(model: Thinker, params: Any, hf_inputs: Mapping[str, Any]) -> Float[Array, "b t vocab"]:
+    """Logits, float32, of what the Hugging Face processor returns; those of padding hold nothing of meaning.
+
+    Compiles once for each combination of shapes: `data.preprocess` pads to buckets and is what training uses.
+
+    Raises:
+      InputError: see `hf_inputs.thinker_inputs`.
+    """
+    return _logits(model, params, thinker_inputs(hf_inputs, model.config))
+
+
+def _apply(model: Thinker, params: Any, inputs: ThinkerInputs) -> Array:
+    return model.apply({"params": params}, inputs, method="logits")
+
+
+_logits = jax.jit(_apply, static_argnums=0)
