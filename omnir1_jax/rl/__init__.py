@@ -1,0 +1,1 @@
+"""Learning: rewards, advantages, losses."""

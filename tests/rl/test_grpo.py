@@ -1,0 +1,105 @@
+"""Advantages and losses against torch, written out completion by completion."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+from omnir1_jax.errors import InputError
+from omnir1_jax.rl import grpo
+
+B, G, C = 3, 4, 7
+
+
+def batch(seed):
+    """Random groups: lengths from 0 to C, a flat group, garbage in the padding."""
+    rng = np.random.default_rng(seed)
+    policy = -rng.exponential(1.0, (B, G, C)).astype(np.float32)
+    old = policy + rng.normal(0, 0.3, policy.shape).astype(np.float32)
+    reference = policy + rng.normal(0, 0.5, policy.shape).astype(np.float32)
+    lengths = rng.integers(1, C + 1, (B, G))
+    mask = np.arange(C) < lengths[..., None]
+    rewards = rng.normal(1.0, 1.0, (B, G)).astype(np.float32)
+    rewards[1] = 0.3
+    return policy, np.where(mask, old, np.nan), np.where(mask, reference, np.nan), mask, rewards
+
+
+def advantage_of(group, kind):
+    if np.all(group == group[0]):
+        return np.zeros_like(group)
+    if kind == "leave_one_out":
+        return np.array([r - np.delete(group, i).mean() for i, r in enumerate(group)])
+    return (group - group.mean()) / (group.std(ddof=1) + 1e-4 if kind == "normalised" else 1.0)
+
+
+def torch_loss(policy, old, reference, mask, rewards, config):
+    """The sum written as a loop over completions and tokens."""
+    total, tokens, completions = 0.0, 0, 0
+    for b in range(B):
+        if config.skip_flat_groups and np.all(rewards[b] == rewards[b, 0]):
+            continue
+        advantage = advantage_of(rewards[b].astype(np.float64), config.advantage)
+        for g in range(G):
+            n = int(mask[b, g].sum())
+            lp, lo, lr = policy[b, g, :n], torch.tensor(old[b, g, :n]), torch.tensor(reference[b, g, :n])
+            ratio = torch.exp(lp - lo) if config.ratio == "token" else torch.exp((lp - lo).mean()).expand(n)
+            a = float(advantage[g])
+            surrogate = torch.minimum(ratio * a, ratio.clamp(1 - config.clip_low, 1 + config.clip_high) * a)
+            terms = -(surrogate - config.beta * (torch.exp(lr - lp) - (lr - lp) - 1))
+            total = total + (terms.mean() if config.reduce == "completion" else terms.sum())
+            tokens, completions = tokens + n, completions + 1
+    return total / {"completion": completions, "token": tokens, "constant": completions * C}[config.reduce]
+
+
+VARIANTS = [
+    grpo.GrpoConfig(advantage=a, ratio=r, reduce=m, skip_flat_groups=s, clip_low=0.1, clip_high=0.28)
+    for a, r, m, s in itertools.product(grpo.ADVANTAGES, grpo.RATIOS, grpo.REDUCTIONS, (False, True))
+]
+
+
+@pytest.mark.parametrize("config", VARIANTS, ids=lambda c: f"{c.advantage}-{c.ratio}-{c.reduce}-{c.skip_flat_groups}")
+def test_loss_and_gradient_equal_torch(config):
+    policy, old, reference, mask, rewards = batch(0)
+    (value, metrics), gradient = jax.value_and_grad(grpo.loss, has_aux=True)(
+        jnp.where(mask, policy, jnp.nan), *map(jnp.asarray, (old, reference, mask, rewards)), config
+    )
+    leaf = torch.tensor(policy, requires_grad=True)
+    expected = torch_loss(leaf, old, reference, mask, rewards, config)
+    expected.backward()
+    np.testing.assert_allclose(value, expected.item(), rtol=2e-5, atol=1e-6)
+    np.testing.assert_allclose(gradient, leaf.grad.numpy(), rtol=1e-4, atol=1e-6)
+    assert metrics.flat_groups == pytest.approx(1 / 3)
+
+
+def test_one_update_a_rollout_has_ratio_one_and_the_plain_policy_gradient():
+    policy, _, reference, mask, rewards = map(jnp.asarray, batch(1))
+    config = grpo.GrpoConfig(beta=0.0)
+    (_, metrics), gradient = jax.value_and_grad(
+        lambda p: grpo.loss(p, p, reference, mask, rewards, config), has_aux=True
+    )(jnp.asarray(policy))
+    a = np.stack([advantage_of(group.astype(np.float64), "normalised") for group in np.asarray(rewards)])
+    expected = np.where(mask, -a[..., None] / mask.sum(-1, keepdims=True) / (B * G), 0)
+    np.testing.assert_allclose(gradient, expected, rtol=1e-4, atol=1e-7)
+    assert metrics.ratio == 1.0 and metrics.clipped == 0.0
+
+
+@pytest.mark.parametrize("kind", grpo.ADVANTAGES)
+def test_flat_groups_and_groups_of_one_have_advantage_zero(kind):
+    rewards = jnp.full((1, 7), 0.1, jnp.float32)
+    assert np.all(np.asarray(grpo.advantages(rewards, kind)) == 0)
+    assert np.all(np.asarray(grpo.advantages(rewards[:, :1] + 2, kind)) == 0)
+
+
+def test_length_bonus_needs_two_good_answers_and_the_right_length():
+    accuracy = jnp.array([[0.1, 0.2, 0.3, 5.0], [0.1, 0.0, 0.0, 5.0]])
+    lengths = jnp.array([[400.0, 320, 319, 750], [400, 400, 400, 400]])
+    assert grpo.length_bonus(accuracy, lengths).tolist() == [[0, 1, 0, 1], [0, 0, 0, 0]]
+
+
+@pytest.mark.parametrize("field, value", [("advantage", "best"), ("ratio", "word"), ("reduce", "max"), ("beta", -1.0)])
+def test_unknown_choices_name_the_setting(field, value):
+    with pytest.raises(InputError, match=f"grpo.{field}"):
+        grpo.GrpoConfig(**{field: value})
