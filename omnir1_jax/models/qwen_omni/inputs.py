@@ -3,7 +3,12 @@
 Field names are also the keys of the host's numpy batches. A *cell* is the 2 x 2 patches (28 x 28 pixels, two
 frames deep) that become one visual token of the decoder; every list of cells is in the order of the prompt's
 visual tokens. Indices are -1 where there is nothing.
+
+The fields of these classes are not checked on construction even where shape checks are on: trees of shapes, shardings
+or booleans have the same classes.
 """
+
+from typing import no_type_check
 
 import flax.struct
 import jax
@@ -13,6 +18,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 Array = jax.Array | np.ndarray
 
 
+@no_type_check
 @flax.struct.dataclass
 class VisionInputs:
     """Cells of all images and videos of a row, padded to n.
@@ -31,6 +37,7 @@ class VisionInputs:
     frames: Int[Array, "b f frame_cells"]
 
 
+@no_type_check
 @flax.struct.dataclass
 class AudioInputs:
     """Mel spectrograms of all audios of a row, cut into chunks of `2 * n_window` mel frames.
@@ -47,6 +54,7 @@ class AudioInputs:
     pairs: Int[Array, "b a 2"]
 
 
+@no_type_check
 @flax.struct.dataclass
 class ThinkerInputs:
     """A batch of prompts.
