@@ -1,0 +1,236 @@
+"""Scenes from a seed: which shapes there are, where they go, how they change and when they sound.
+
+A scene is plain numbers, drawn with PCG64 and rounded to a grid, so a seed gives the same scene on any platform.
+Nothing is drawn here (`render`), and nothing is said about it (`expressions`).
+"""
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from omnir1_jax.errors import InputError
+
+KINDS = ("circle", "square", "triangle", "star", "diamond", "cross", "ring")
+COLOURS = {
+    "red": (214, 34, 40),
+    "green": (44, 160, 54),
+    "blue": (36, 70, 214),
+    "yellow": (246, 222, 48),
+    "purple": (138, 50, 176),
+    "orange": (244, 128, 22),
+    "cyan": (70, 208, 220),
+}
+TONES = {"low": 220.0, "middle": 550.0, "high": 1320.0}  # Hz
+GRID = 64  # positions and radii are multiples of 1/64 pixel
+
+
+@dataclass(frozen=True)
+class WorldConfig:
+    """How hard the world is. Pairs are (least, most), both included."""
+
+    height: int = 96
+    width: int = 128
+    frames: int = 12
+    fps: float = 2.0
+    objects: tuple[int, int] = (2, 3)  # shapes that differ from each other in colour and kind
+    distractors: tuple[int, int] = (0, 1)  # further shapes that share the colour or the kind of one of these
+    twins: float = 0.2  # how often a distractor shares both, so that only behaviour tells them apart
+    occlusion: float = 0.3  # how often a shape's way leads across another's
+    radius: tuple[float, float] = (0.13, 0.2)  # of the shorter side of the frame
+    motion: float = 0.65  # how often a shape moves
+    growth: float = 0.35  # how often it grows or shrinks
+    presence: float = 0.45  # how often it enters late or leaves early
+    sounding: tuple[int, int] = (1, 2)  # how many shapes sound, at most 3
+
+    def __post_init__(self):
+        for name, least in (("height", 32), ("width", 32), ("frames", 1)):
+            if getattr(self, name) < least:
+                raise InputError(f"synthetic.{name} is at least {least}, not {getattr(self, name)}")
+        for name in ("objects", "distractors", "radius", "sounding"):
+            low, high = getattr(self, name)
+            if not 0 <= low <= high:
+                raise InputError(f"synthetic.{name} is (least, most), not {(low, high)}")
+        for name in ("twins", "occlusion", "motion", "growth", "presence"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(f"synthetic.{name} is a share from 0 to 1, not {getattr(self, name)}")
+        if self.objects[0] < 1 or self.objects[1] > len(COLOURS) or self.sounding[1] > len(TONES):
+            raise InputError(f"synthetic: 1 to {len(COLOURS)} objects, at most {len(TONES)} of them sounding")
+        if not self.fps > 0:
+            raise InputError(f"synthetic.fps is positive, not {self.fps}")
+
+    @property
+    def seconds(self) -> float:
+        return self.frames / self.fps
+
+
+PRESETS = {
+    "easy": WorldConfig(objects=(1, 2), distractors=(0, 0), occlusion=0.0, radius=(0.17, 0.25), sounding=(1, 1)),
+    "default": WorldConfig(),
+    "hard": WorldConfig(frames=24, objects=(3, 4), distractors=(1, 3), twins=0.4, occlusion=0.7, radius=(0.09, 0.16)),
+}
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One object. Frames are counted from 0; lengths are pixels; intervals are half-open."""
+
+    kind: str
+    colour: str
+    striped: bool
+    present: tuple[int, int]  # frames in which it is within the picture, if nothing hides it
+    way: tuple[tuple[float, float, float], ...]  # (frame, x, y) of its centre, straight lines between
+    radius: tuple[float, float]  # at the first and at the last frame it is present
+    tone: str | None = None
+    sounds: tuple[int, int] | None = None  # frames during which the tone is on
+
+    def at(self, frame: int) -> tuple[float, float, float]:
+        """(x, y, radius) at a frame, on the grid."""
+        times, xs, ys = zip(*self.way)
+        first, last = self.present[0], max(self.present[0] + 1, self.present[1] - 1)
+        size = np.interp(frame, (first, last), self.radius)
+        return tuple(
+            round(float(v) * GRID) / GRID for v in (np.interp(frame, times, xs), np.interp(frame, times, ys), size)
+        )
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Shapes from the farthest to the nearest: a later one hides an earlier one."""
+
+    config: WorldConfig
+    seed: int
+    shapes: tuple[Shape, ...]
+    background: int  # seed of its texture
+
+
+def draw_scene(config: WorldConfig, seed: int, attempt: int) -> Scene | None:
+    """One try at a scene; None if its sounds do not fit one after another. `scenes.make_scene` judges the rest."""
+    rng = np.random.Generator(np.random.PCG64([seed, attempt]))
+    scene = Scene(config, seed, _draw_shapes(config, rng), int(rng.integers(2**31)))
+    return _give_tones(scene, rng)
+
+
+def _pick(rng: np.random.Generator, options):
+    return options[int(rng.integers(len(options)))]
+
+
+def _chance(rng: np.random.Generator, share: float) -> bool:
+    return bool(rng.random() < share)
+
+
+def _looks(config: WorldConfig, rng: np.random.Generator) -> list[tuple[str, str]]:
+    """(colour, kind) of every shape, in random order."""
+    count = int(rng.integers(config.objects[0], config.objects[1] + 1))
+    colours = [list(COLOURS)[i] for i in rng.permutation(len(COLOURS))[:count]]
+    kinds = [KINDS[i] for i in rng.permutation(len(KINDS))[:count]]
+    looks = list(zip(colours, kinds))
+    for _ in range(int(rng.integers(config.distractors[0], config.distractors[1] + 1))):
+        colour, kind = _pick(rng, looks[:count])
+        if not _chance(rng, config.twins):
+            same_colour = _chance(rng, 0.5)
+            colour = colour if same_colour else _pick(rng, [c for c in COLOURS if c != colour])
+            kind = _pick(rng, [k for k in KINDS if k != kind]) if same_colour else kind
+        looks.append((colour, kind))
+    return [looks[i] for i in rng.permutation(len(looks))]
+
+
+def _draw_shapes(config: WorldConfig, rng: np.random.Generator) -> tuple[Shape, ...]:
+    shapes: list[Shape] = []
+    for colour, kind in _looks(config, rng):
+        low, high = (share * min(config.height, config.width) for share in config.radius)
+        size = low + (high - low) * rng.random()
+        radius = (size, size)
+        if config.frames > 3 and _chance(rng, config.growth):
+            radius = (0.7 * size, 1.4 * size) if _chance(rng, 0.5) else (1.4 * size, 0.7 * size)
+        striped = _chance(rng, 0.3)
+        present = _presence(config, rng)
+        cross = bool(shapes) and _chance(rng, config.occlusion)
+        candidates = []
+        for _ in range(12):
+            way = _draw_way(config, rng, present, max(radius))
+            shape = Shape(kind, colour, striped, present, way, radius)
+            candidates.append((_crossing(shape, shapes, cross), len(candidates), shape))
+        shapes.append(min(candidates)[2])
+    return tuple(shapes)
+
+
+def _presence(config: WorldConfig, rng: np.random.Generator) -> tuple[int, int]:
+    total = config.frames
+    if total < 8 or not _chance(rng, config.presence):
+        return (0, total)
+    moment = int(rng.integers(total // 4, total - total // 3 + 1))
+    return (moment, total) if _chance(rng, 0.6) else (0, moment)
+
+
+def _draw_way(config: WorldConfig, rng: np.random.Generator, present: tuple[int, int], radius: float):
+    """A way within the frame, with a slide in from outside where it enters, and out where it leaves."""
+    first, last = present
+    slide = max(1, config.frames // 8)
+    start = end = _spot(config, rng, radius)
+    if last - first > 2 * slide and _chance(rng, config.motion):
+        for _ in range(8):
+            end = _spot(config, rng, radius)
+            if math.dist(start, end) >= 0.35 * config.width:
+                break
+    if first > 0:
+        way = [(first - 1, *_outside(config, start, radius)), (first + slide, *start), (last - 1, *end)]
+    elif last < config.frames:
+        way = [(first, *start), (last - 1 - slide, *end), (last, *_outside(config, end, radius))]
+    else:
+        way = [(first, *start), (last - 1, *end)]
+    return tuple((float(t), *(round(v * GRID) / GRID for v in point)) for t, *point in way)
+
+
+def _spot(config: WorldConfig, rng: np.random.Generator, radius: float) -> tuple[float, float]:
+    """A place where a shape of this radius is wholly within the frame, as far as it fits."""
+    margins = (min(radius, config.width / 2), min(radius, config.height / 2))
+    x, y = (m + (length - 2 * m) * rng.random() for m, length in zip(margins, (config.width, config.height)))
+    return x, y
+
+
+def _outside(config: WorldConfig, near: tuple[float, float], radius: float) -> tuple[float, float]:
+    """A place just beyond the nearest edge, so that the slide is short and plain."""
+    x, y = near
+    width, height = config.width, config.height
+    beyond = {x: (-radius, y), width - x: (width + radius, y), y: (x, -radius), height - y: (x, height + radius)}
+    return beyond[min(beyond)]
+
+
+def _crossing(shape: Shape, others: list[Shape], wanted: bool) -> float:
+    """How far the way is from what is wanted: to cross another for a while, or to stay clear of all. 0 is best."""
+    frames = range(*shape.present)
+    touching = 0
+    for other in others:
+        for t in frames:
+            if other.present[0] <= t < other.present[1]:
+                (x, y, r), (u, v, s) = shape.at(t), other.at(t)
+                touching += math.dist((x, y), (u, v)) < (0.7 if wanted else 1.05) * (r + s)
+    if not wanted:
+        return touching
+    return abs(touching - max(1, len(frames) // 4))
+
+
+def _give_tones(scene: Scene, rng: np.random.Generator) -> Scene | None:
+    """Tones for some shapes, one at a time; None if they do not fit one after another."""
+    config = scene.config
+    most = min(config.sounding[1], len(scene.shapes))
+    count = int(rng.integers(min(config.sounding[0], most), most + 1))
+    if count == 0:
+        return scene
+    order = [int(i) for i in rng.permutation(len(scene.shapes))[:count]]
+    names = {1: [_pick(rng, list(TONES))], 2: ["low", "high"], 3: list(TONES)}[count]
+    names = [names[i] for i in rng.permutation(count)]
+    shapes, taken = list(scene.shapes), []
+    for index, tone in zip(order, names):
+        first, last = shapes[index].present
+        length = max(1, min(last - first, config.frames // (count + 1)))
+        length = int(rng.integers(max(1, length // 2), length + 1))
+        fits = [
+            (t, t + length) for t in range(first, last - length + 1) if all(t + length <= a or b <= t for a, b in taken)
+        ]
+        if not fits:
+            return None
+        taken.append(_pick(rng, fits))
+        shapes[index] = replace(shapes[index], tone=tone, sounds=taken[-1])
+    return replace(scene, shapes=tuple(shapes))
