@@ -1,0 +1,126 @@
+"""Where things are in a text: tags, the answer block, the format, and the `{...}` groups."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Int, UInt8
+
+from omnir1_jax.text import rules
+from omnir1_jax.text.vocab import Text, shift
+
+OPEN_THINK, CLOSE_THINK = b"<think>", b"</think>"
+OPEN_ANSWER, CLOSE_ANSWER = b"<answer>", b"</answer>"
+
+
+class Span(NamedTuple):
+    """Half-open byte ranges, one a row; `found` says whether there is any."""
+
+    found: Bool[Array, "n"]
+    begin: Int[Array, "n"]
+    end: Int[Array, "n"]
+
+
+class Groups(NamedTuple):
+    """The `{...}` groups of each row: byte positions of the braces, and how many there are in all."""
+
+    count: Int[Array, "n"]
+    begin: Int[Array, "n k"]
+    last: Int[Array, "n k"]  # position of the closing brace
+    present: Bool[Array, "n k"]
+
+
+def among(x: Array, values: bytes) -> Bool[Array, "*shape"]:
+    """Which entries are one of these byte values."""
+    hit = jnp.zeros(x.shape, bool)
+    for value in values:
+        hit |= x == value
+    return hit
+
+
+def occurs(text: UInt8[Array, "n m"], literal: bytes, ignore_case: bool = False) -> Bool[Array, "n m"]:
+    """Where the literal begins. Texts are zero beyond their length, so that nothing begins inside and ends outside."""
+    if ignore_case:
+        text = jnp.where(among(text, bytes(range(0x41, 0x5B))), text + 0x20, text)
+    hit = text == literal[0]
+    for i, byte in enumerate(literal[1:], 1):
+        hit &= shift(text, i) == byte
+    return hit
+
+
+def places(like: Array) -> Int[Array, "m"]:
+    """0, 1, ..., m-1 of a text buffer."""
+    return jnp.arange(like.shape[-1], dtype=jnp.int32)
+
+
+def first(mask: Bool[Array, "*lead m"]) -> Int[Array, "*lead"]:
+    """Position of the first true entry, m where there is none."""
+    return jnp.min(jnp.where(mask, places(mask), mask.shape[-1]), axis=-1)
+
+
+def last(mask: Bool[Array, "*lead m"]) -> Int[Array, "*lead"]:
+    """Position of the last true entry, -1 where there is none."""
+    return jnp.max(jnp.where(mask, places(mask), -1), axis=-1)
+
+
+def whole(text: Text) -> Span:
+    """All of each text."""
+    return Span(~text.too_long, jnp.zeros_like(text.length), text.length)
+
+
+def answer(text: Text) -> Span:
+    r"""Group 1 of the first `<answer>\s*(.*?)\s*</answer>`, dot matching newlines."""
+    place = places(text.bytes)
+    opened = first(occurs(text.bytes, OPEN_ANSWER))
+    body = opened + len(OPEN_ANSWER)
+    closed = first(occurs(text.bytes, CLOSE_ANSWER) & (place >= body[:, None]))
+    found = (opened < place.size) & (closed < place.size)
+    solid = ~among(text.bytes, rules.WHITE) & (place >= body[:, None]) & (place < closed[:, None])
+    begin = jnp.minimum(first(solid), closed)
+    end = jnp.maximum(last(solid) + 1, begin)
+    return Span(found, jnp.where(found, begin, 0), jnp.where(found, end, 0))
+
+
+def formatted(text: Text) -> Bool[Array, "n"]:
+    r"""Whether the whole text matches `<think>.*?</think>\s*<answer>.*?</answer>`, dot matching newlines.
+
+    Both lazy parts may stretch over further tags, so it does if it begins and ends so and any `</think>`, white
+    space, `<answer>` lies between.
+    """
+    place = places(text.bytes)
+    tail = text.length - len(CLOSE_ANSWER)
+    starts = occurs(text.bytes, OPEN_THINK)[:, 0]
+    ends = jnp.any(occurs(text.bytes, CLOSE_ANSWER) & (place == tail[:, None]), axis=1)
+    # The last thing before p that is not white space is the ">" of "</think>".
+    mark = shift(occurs(text.bytes, CLOSE_THINK) & (place >= len(OPEN_THINK)), 1 - len(CLOSE_THINK))
+    solid = ~among(text.bytes, rules.WHITE)
+    latest = jax.lax.cummax(jnp.where(solid, 2 * place + mark, -1), axis=1)
+    after_think = (shift(latest, -1) % 2 == 1) & (place > 0)
+    joint = occurs(text.bytes, OPEN_ANSWER) & after_think & (place + len(OPEN_ANSWER) <= tail[:, None])
+    return starts & ends & jnp.any(joint, axis=1)
+
+
+def groups(text: Text, within: Span, most: int, skip_empty: bool = False) -> Groups:
+    r"""Every `{` to the next `}` within the span, scanning on after each `}`: `\{.*?\}`, dot matching newlines.
+
+    With `skip_empty`, `{}` is none: `\{[^}]+\}`. At most `most` are located; all are counted.
+    """
+    place = places(text.bytes)
+    inside = (place >= within.begin[:, None]) & (place < within.end[:, None]) & within.found[:, None]
+    left, right = (text.bytes == ord("{")) & inside, (text.bytes == ord("}")) & inside
+    if skip_empty:
+        # A "{" met outside a group and closed at once opens none; inside one it is a byte like any other.
+        hollow = left & shift(right, 1)
+    else:
+        hollow = jnp.zeros_like(left)
+    # Within a group exactly if the last brace before is a "{".
+    latest = shift(jax.lax.cummax(jnp.where(left | right, 2 * place + left, -1), axis=1), -1)
+    within_group = (latest % 2 == 1) & (latest > 0) & (place > 0)
+    opens = left & ~within_group & ~hollow
+    closes = right & within_group & ~shift(left & ~within_group & hollow, -1)
+    before = jnp.cumsum(closes, axis=1, dtype=jnp.int32) - closes
+    slot = jnp.arange(most, dtype=jnp.int32)[:, None]
+    mine = before[:, None] == slot
+    begin, end = first(opens[:, None] & mine), first(closes[:, None] & mine)
+    count = jnp.sum(closes, axis=1, dtype=jnp.int32)
+    return Groups(count, begin, end, slot[:, 0] < count[:, None])
