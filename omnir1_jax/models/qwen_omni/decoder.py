@@ -149,13 +149,13 @@ class Decoder(nn.Module):
         return self.table()[tokens].astype(self.dtype)
 
     def head(self) -> Float[Array, "d v"]:
-        """The matrix of `logits`, for those who take the vocabulary in pieces (`score`)."""
-        kernel = self.table().T if self.config.tie_word_embeddings else self.output()
-        return kernel.astype(self.dtype)
+        """The matrix of `logits`, for those who take the vocabulary in pieces (`score`); in its own dtype."""
+        return self.table().T if self.config.tie_word_embeddings else self.output()
 
     def logits(self, hidden: Float[Array, "*b d"]) -> Float[Array, "*b v"]:
         """Logits in float32, accumulated in float32 whatever the dtype of the hidden states."""
-        return jnp.dot(hidden.astype(self.dtype), self.head(), preferred_element_type=jnp.float32)
+        kernel = self.head().astype(self.dtype)
+        return jnp.dot(hidden.astype(self.dtype), kernel, preferred_element_type=jnp.float32)
 
     def hidden(
         self, embeddings: Float[Array, "b s d"], positions: Int[Array, "b 3 s"], mask: Bool[Array, "b s"]

@@ -20,7 +20,9 @@ def rotary(positions: Int[Array, "*b 3 s"], config: TextConfig, dtype: DTypeLike
       positions: ids (time, height, width).
     """
     half = config.head_dim // 2
-    frequencies = 1.0 / np.float32(config.rope_theta) ** (np.arange(half, dtype=np.float32) * 2 / config.head_dim)
+    # The power rounded to float32, then its reciprocal: one last bit matters at positions in the thousands.
+    wavelengths = (config.rope_theta ** (np.arange(half) * 2 / config.head_dim)).astype(np.float32)
+    frequencies = np.float32(1) / wavelengths
     axis = np.repeat(np.arange(3), config.mrope_section)
     angles = jnp.moveaxis(positions.astype(jnp.float32), -2, -1)[..., axis] * frequencies
     return jnp.cos(angles).astype(dtype), jnp.sin(angles).astype(dtype)

@@ -1,12 +1,18 @@
 """Sampling of a group of completions for each prompt, in one compiled loop."""
 
 import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any
 
 import flax.struct
+import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from omnir1_jax.models.qwen_omni.cache import PromptCache
-from omnir1_jax.models.qwen_omni.decoder import Decoder
+from omnir1_jax.errors import InputError
+from omnir1_jax.models.qwen_omni.cache import PromptCache, empty_tail
+from omnir1_jax.models.qwen_omni.decoder import Decoder, last_real
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,10 +35,24 @@ class Sampling:
     top_k: int = 0
     top_p: float = 1.0
 
+    def __post_init__(self):
+        if self.max_tokens < 1:
+            raise InputError(f"sampling.max_tokens: {self.max_tokens} is less than 1")
+        if self.temperature < 0:
+            raise InputError(f"sampling.temperature: {self.temperature} is negative; 0 means greedy")
+        if self.top_k < 0:
+            raise InputError(f"sampling.top_k: {self.top_k} is negative; 0 means all tokens")
+        if not 0 < self.top_p <= 1:
+            raise InputError(f"sampling.top_p: {self.top_p} is not above 0 and at most 1; 1 means all tokens")
+
 
 @flax.struct.dataclass
 class Tails:
-    """Own beginning of each continuation, after the shared prompt and before what is sampled."""
+    """Own beginning of each continuation, after the shared prompt and before what is sampled.
+
+    Attributes:
+      mask: True for real tokens; padding may stand anywhere, and a tail may be empty.
+    """
 
     tokens: Int[Array, "b g n"]
     mask: Bool[Array, "b g n"]
@@ -45,8 +65,9 @@ class Completions:
     Attributes:
       tokens: padded after the end.
       lengths: tokens up to and with the ending one (all of them if none came).
-      logprobs: log-probabilities of the sampled tokens under the model at the sampling temperature, all of the
-        vocabulary counted: what `score` gives for them. Zero after the end.
+      logprobs: log-probabilities of the sampled tokens under the model at the sampling temperature (at 1 if greedy),
+        the whole vocabulary counted. Top-k and top-p are left out on purpose: a policy gradient needs the ratio of
+        two models' probabilities, and this is the number that `score` gives for the same token. Zero after the end.
     """
 
     tokens: Int[Array, "b g c"]
@@ -54,9 +75,43 @@ class Completions:
     logprobs: Float[Array, "b g c"]
 
 
+def warp(logits: Float[Array, "*b v"], settings: Sampling) -> Float[Array, "*b v"]:
+    """Logits of the distribution that is drawn from: temperature, then top-k, then top-p; -inf for what is cut.
+
+    Top-k keeps all ties with the k-th. Top-p cuts, from the least probable up, tokens whose running sum is at most
+    1 - p, and never the most probable one.
+    """
+    logits = logits / settings.temperature
+    if settings.top_k:
+        kth = jax.lax.top_k(logits, min(settings.top_k, logits.shape[-1]))[0][..., -1:]
+        logits = jnp.where(logits < kth, -jnp.inf, logits)
+    if settings.top_p < 1:
+        tokens = jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1)
+        ascending, order = jax.lax.sort((logits, tokens), num_keys=1)
+        cut = jnp.cumsum(jax.nn.softmax(ascending), axis=-1) <= 1 - settings.top_p
+        cut = cut.at[..., -1].set(False)
+        _, cut = jax.lax.sort((order, cut), num_keys=1)
+        logits = jnp.where(cut, -jnp.inf, logits)
+    return logits
+
+
+def draw(
+    keys: Key[Array, "*b"], logits: Float[Array, "*b v"], settings: Sampling
+) -> tuple[Int[Array, "*b"], Float[Array, "*b"]]:
+    """One token for each row from its own key, and its log-probability as in `Completions`."""
+    if settings.temperature == 0:
+        tokens = jnp.argmax(logits, axis=-1)
+    else:
+        noise = jnp.vectorize(lambda key: jax.random.gumbel(key, logits.shape[-1:]), signature="()->(v)")(keys)
+        tokens = jnp.argmax(warp(logits, settings) + noise, axis=-1)
+        logits = logits / settings.temperature
+    chosen = jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
+    return tokens.astype(jnp.int32), chosen - jax.nn.logsumexp(logits, axis=-1)
+
+
 def generate(
     decoder: Decoder,
-    variables: dict,
+    variables: Mapping[str, Any],
     prompt: PromptCache,
     key: Key[Array, ""],
     settings: Sampling,
@@ -65,11 +120,56 @@ def generate(
     tails: Tails | None = None,
     row_ids: Int[Array, " b"] | None = None,
 ) -> Completions:
-    """Continues each prompt `group` times, or as often as it has `tails`.
+    """Continues each prompt `group` times, or as often as it has `tails`. Stops as soon as all have ended.
 
     Args:
       variables: {"params": ...} and, for an adapted model, {"lora": ...}.
+      prompt: from `Decoder.prefill`; it is read in place and never repeated.
       row_ids: numbers that stand for the prompts in the random keys (default: row in the batch). What is drawn for
         a prompt depends on `key`, its number and the continuation's, not on the rest of the batch.
     """
-    raise NotImplementedError
+    if (group is None) == (tails is None):
+        raise InputError("generate: give either group or tails")
+    apply = functools.partial(decoder.apply, variables)
+    rows, length = prompt.mask.shape[0], settings.max_tokens
+    group = group if tails is None else tails.tokens.shape[1]
+    row_ids = jnp.arange(rows) if row_ids is None else row_ids
+    fold = jnp.vectorize(jax.random.fold_in)
+    keys = fold(fold(key, row_ids[:, None]), jnp.arange(group))
+
+    own = 0 if tails is None else tails.tokens.shape[2]
+    tail = empty_tail(decoder.config, rows, group, max(own + length - 1, 1), decoder.dtype)
+    last = jnp.broadcast_to(prompt.last[:, None], (rows, group, prompt.last.shape[-1]))
+    if tails is not None:
+        embeddings = apply(tails.tokens, method="embed")
+        hidden, tail = apply(embeddings, tails.mask, prompt, tail, method="extend")
+        last = jnp.where(tails.mask.any(-1, keepdims=True), last_real(hidden, tails.mask), last)
+
+    def write(i, logits, done, out: Completions) -> tuple[Array, Completions]:
+        tokens, logprobs = draw(fold(keys, i), logits, settings)
+        tokens, logprobs = jnp.where(done, settings.pad, tokens), jnp.where(done, 0.0, logprobs)
+        out = Completions(
+            tokens=jax.lax.dynamic_update_index_in_dim(out.tokens, tokens, i, axis=2),
+            lengths=out.lengths + ~done,
+            logprobs=jax.lax.dynamic_update_index_in_dim(out.logprobs, logprobs, i, axis=2),
+        )
+        return done | jnp.isin(tokens, jnp.asarray(settings.eos, jnp.int32)), out
+
+    def more(state):
+        i, done, _, _ = state
+        return (i < length) & ~done.all()
+
+    def body(state):
+        i, done, tail, out = state
+        tokens = jax.lax.dynamic_index_in_dim(out.tokens, i - 1, axis=2, keepdims=False)
+        logits, tail = apply(tokens, ~done, prompt, tail, method="step")
+        done, out = write(i, logits, done, out)
+        return i + 1, done, tail, out
+
+    empty = Completions(
+        tokens=jnp.full((rows, group, length), settings.pad, jnp.int32),
+        lengths=jnp.zeros((rows, group), jnp.int32),
+        logprobs=jnp.zeros((rows, group, length), jnp.float32),
+    )
+    done, out = write(0, apply(last, method="logits"), jnp.zeros((rows, group), bool), empty)
+    return jax.lax.while_loop(more, body, (jnp.asarray(1), done, tail, out))[-1]

@@ -1,10 +1,17 @@
 """Log-probabilities of given completions: prompt and completions in one packed row, the vocabulary in pieces."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import flax.struct
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
+from omnir1_jax.models.attention import Mask, Tree
 from omnir1_jax.models.qwen_omni.cache import Prompt
-from omnir1_jax.models.qwen_omni.decoder import Decoder
+from omnir1_jax.models.qwen_omni.decoder import Decoder, last_real
 
 
 @flax.struct.dataclass
@@ -13,7 +20,7 @@ class Scores:
 
     Attributes:
       logprobs: at the temperature asked for.
-      entropy: of the distribution the token was drawn from, in nats; None unless asked for.
+      entropy: of the distribution of which the token is one, in nats; None unless asked for.
     """
 
     logprobs: Float[Array, "b g c"]
@@ -22,7 +29,7 @@ class Scores:
 
 def score(
     decoder: Decoder,
-    variables: dict,
+    variables: Mapping[str, Any],
     prompt: Prompt,
     tokens: Int[Array, "b g c"],
     lengths: Int[Array, "b g"],
@@ -31,9 +38,75 @@ def score(
     entropy: bool = False,
     chunk: int = 256,
 ) -> Scores:
-    """Scores g completions of each prompt on `p + g * c` tokens; differentiable.
+    """Scores g completions of each prompt on `p + g * c` tokens instead of `g * (p + c)`; differentiable.
+
+    The prompt is read once: a tree mask keeps the completions apart, and the positions of each go on from the
+    prompt's. Token 0 of every completion is predicted by the prompt's last real token.
 
     Args:
-      chunk: tokens of a row whose logits exist at a time.
+      variables: {"params": ...} and, for an adapted model, {"lora": ...}.
+      lengths: real tokens of each completion.
+      temperature: divides the logits.
+      chunk: tokens of a row whose logits exist at a time, in the backward pass too.
     """
-    raise NotImplementedError
+    b, g, c = tokens.shape
+    p = prompt.mask.shape[1]
+    real = jnp.arange(c) < lengths[..., None]
+    own = decoder.apply(variables, tokens, method="embed").reshape(b, g * c, -1)
+    positions = prompt.next_position[:, None, None] + jnp.tile(jnp.arange(c), g)
+    hidden = decoder.apply(
+        variables,
+        jnp.concatenate([prompt.embeddings.astype(own.dtype), own], axis=1),
+        jnp.concatenate([prompt.positions, jnp.broadcast_to(positions, (b, 3, g * c))], axis=2),
+        Mask(keys=jnp.concatenate([prompt.mask, real.reshape(b, g * c)], axis=1), tree=Tree(p, g, c)),
+        method="packed",
+    )
+    last = last_real(hidden[:, :p], prompt.mask)
+    first = jnp.broadcast_to(last[:, None, None], (b, g, 1, last.shape[-1]))
+    predictors = jnp.concatenate([first, hidden[:, p:].reshape(b, g, c, -1)[:, :, :-1]], axis=2)
+    logprobs, entropies = token_logprobs(
+        predictors.reshape(b, g * c, -1),
+        decoder.apply(variables, method="head"),
+        tokens.reshape(b, g * c),
+        temperature=temperature,
+        chunk=chunk,
+        dtype=decoder.dtype,
+    )
+    logprobs = jnp.where(real, logprobs.reshape(b, g, c), 0.0)
+    return Scores(logprobs, jnp.where(real, entropies.reshape(b, g, c), 0.0) if entropy else None)
+
+
+def token_logprobs(
+    hidden: Float[Array, "b n d"],
+    head: Float[Array, "d v"],
+    targets: Int[Array, "b n"],
+    *,
+    temperature: float,
+    chunk: int,
+    dtype: DTypeLike,
+) -> tuple[Float[Array, "b n"], Float[Array, "b n"]]:
+    """Log-probability of each target and entropy of its distribution, from `chunk` tokens' logits at a time.
+
+    Tokens are cut, not the vocabulary: a head sharded over the vocabulary stays where it is. The head is cast inside
+    a piece, so that its gradient adds up in its own dtype.
+    """
+    b, n = targets.shape
+    count = -(-n // min(chunk, n))
+    size = -(-n // count)
+    hidden = jnp.pad(hidden, ((0, 0), (0, count * size - n), (0, 0)))
+    targets = jnp.pad(targets, ((0, 0), (0, count * size - n)))
+
+    @jax.checkpoint
+    def piece(parts):
+        hidden, targets = parts
+        logits = jnp.dot(hidden.astype(dtype), head.astype(dtype), preferred_element_type=jnp.float32) / temperature
+        total = jax.nn.logsumexp(logits, axis=-1)
+        logprobs = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0] - total
+        probabilities = jnp.exp(logits - total[..., None])
+        return logprobs, total - jnp.sum(probabilities * logits, axis=-1)
+
+    def split(x):
+        return jnp.moveaxis(x.reshape(b, count, size, *x.shape[2:]), 1, 0)
+
+    logprobs, entropies = jax.lax.map(piece, (split(hidden), split(targets)))
+    return tuple(jnp.moveaxis(x, 0, 1).reshape(b, count * size)[:, :n] for x in (logprobs, entropies))

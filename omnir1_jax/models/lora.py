@@ -1,0 +1,120 @@
+"""Low-rank adapters on the decoder's linear layers: `x W + (alpha / rank) (x A) B`, with W left as it is.
+
+The adapter is a tree of its own, handed to the decoder beside the parameters:
+`decoder.apply(adapted(params, adapter, config), ...)` is the policy, `decoder.apply({"params": params}, ...)` with
+the same arrays the reference.
+"""
+
+import dataclasses
+import fnmatch
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Key
+
+from omnir1_jax.errors import InputError
+
+# Linear layers of a block that can be adapted, with the number of axes that they contract.
+INPUT_AXES = {"q": 1, "k": 1, "v": 1, "o": 2, "gate": 1, "up": 1, "down": 1}
+
+Params = Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class LoraConfig:
+    """Which layers are adapted, and how.
+
+    Attributes:
+      alpha: the adapter's output is scaled by alpha / rank.
+      layers: shell patterns of the linear layers' paths or of their ends, such as "q", "text/layers/*" or "[qv]".
+    """
+
+    rank: int
+    alpha: float
+    layers: tuple[str, ...] = ("*",)
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / self.rank
+
+
+def init(key: Key[Array, ""], params: Params, config: LoraConfig) -> dict:
+    """A fresh adapter in float32: A uniform as a linear layer's weights are, B zero, so that it changes nothing yet.
+
+    Args:
+      params: of the decoder or the thinker; shapes are enough. Leaves boxed with logical axes, as `Module.init`
+        returns them, give boxed leaves (`parallel.rules.tree_shardings`, `nn.unbox`).
+
+    Returns:
+      {"layers": {"q": {"a": [layers, *in, rank], "b": [layers, rank, *out]}, ...}}, under "text" for a thinker.
+
+    Raises:
+      InputError: a pattern that names no layer.
+    """
+    if config.rank < 1:
+        raise InputError(f"lora.rank: {config.rank} is less than 1")
+    kernels = {path: leaf for path, leaf in _flat(params).items() if _linear(path)}
+    chosen = {}
+    for pattern in config.layers:
+        found = [path for path in kernels if _matches(path, pattern)]
+        if not found:
+            names = ", ".join("/".join(path[:-1]) for path in kernels)
+            raise InputError(f"lora.layers: {pattern!r} names no linear layer; there are {names}")
+        chosen |= {path: kernels[path] for path in found}
+
+    adapter = {}
+    for path, path_key in zip(sorted(chosen), jax.random.split(key, len(chosen))):
+        leaf = chosen[path]
+        shape, cut = nn.unbox(leaf).shape, 1 + INPUT_AXES[path[-2]]
+        bound = 1 / math.sqrt(math.prod(shape[1:cut]))
+        a = jax.random.uniform(path_key, (*shape[:cut], config.rank), jnp.float32, -bound, bound)
+        b = jnp.zeros((shape[0], config.rank, *shape[cut:]), jnp.float32)
+        if isinstance(leaf, nn.LogicallyPartitioned):
+            a = nn.LogicallyPartitioned(a, (*leaf.names[:cut], "rank"))
+            b = nn.LogicallyPartitioned(b, (leaf.names[0], "rank", *leaf.names[cut:]))
+        adapter[(*path[:-1], "a")], adapter[(*path[:-1], "b")] = a, b
+    return flax.traverse_util.unflatten_dict(adapter)
+
+
+def adapted(params: Params, adapter: Params, config: LoraConfig) -> dict:
+    """Variables of the adapted model. Gradients reach the adapter only."""
+    scaled = {path: x * config.scale if path[-1] == "b" else x for path, x in _flat(adapter).items()}
+    return {"params": jax.lax.stop_gradient(params), "lora": flax.traverse_util.unflatten_dict(scaled)}
+
+
+def merge(params: Params, adapter: Params, config: LoraConfig) -> dict:
+    """Parameters of a plain model that does what the adapted one does. `params` themselves are left as they are."""
+    return _add(params, adapter, config.scale)
+
+
+def unmerge(params: Params, adapter: Params, config: LoraConfig) -> dict:
+    """Takes a merged adapter out again, up to one rounding in the parameters' dtype."""
+    return _add(params, adapter, -config.scale)
+
+
+def _add(params: Params, adapter: Params, scale: float) -> dict:
+    flat, parts = _flat(params), _flat(adapter)
+    for path in {path[:-1] for path in parts}:
+        kernel = flat[(*path, "kernel")]
+        product = jax.vmap(lambda a, b: jnp.tensordot(a, b, 1))(parts[(*path, "a")], parts[(*path, "b")])
+        flat[(*path, "kernel")] = (kernel.astype(jnp.float32) + scale * product).astype(kernel.dtype)
+    return flax.traverse_util.unflatten_dict(flat)
+
+
+def _flat(tree: Params) -> dict[tuple[str, ...], Any]:
+    return flax.traverse_util.flatten_dict(tree)
+
+
+def _linear(path: tuple[str, ...]) -> bool:
+    path = path[1:] if path[0] == "text" else path
+    return len(path) == 3 and path[0] == "layers" and path[1] in INPUT_AXES and path[2] == "kernel"
+
+
+def _matches(path: tuple[str, ...], pattern: str) -> bool:
+    name = "/".join(path[:-1])
+    return fnmatch.fnmatchcase(name, pattern) or fnmatch.fnmatchcase(name, f"*/{pattern}")
