@@ -3,12 +3,14 @@
 `<split>.jsonl` (or the only jsonl at the root), one object a line:
     video       path of a video file within the folder (required)
     question    what to ask; with `options` and `answer` if it can be scored          } one of the two
-    expression  what to find and segment (family "vos", without masks to compare with) } is required
+    expression  what to find and segment, with `masks` if it can be scored             } is required
     options     list of 2 to 10 answers to choose from
     answer      the right one: its letter, or its text in full; without options, any text
     id          a name, unique in the file; by default the line's number
     audio       path of a sound file within the folder, or null for a clip to be taken as silent; by default the
                 video's own track
+    masks       path of a json file within the folder: a list of objects, each a list of COCO run lengths (or null),
+                one for every frame of the video; not together with start and end
     start, end  seconds, where only a part of the video is meant
 """
 
@@ -16,12 +18,12 @@ import functools
 import glob
 from typing import Any
 
-from omnir1_jax.data import paths, qa, records
+from omnir1_jax.data import paths, qa, records, rle, vos_json
 from omnir1_jax.data.reader import TableReader
-from omnir1_jax.data.samples import AudioFile, ClipRef, VideoAudio, VideoFile
+from omnir1_jax.data.samples import AudioFile, ClipRef, RleMasks, VideoAudio, VideoFile
 from omnir1_jax.errors import InputError
 
-KEYS = ("video", "question", "expression", "options", "answer", "id", "audio", "start", "end")
+KEYS = ("video", "question", "expression", "options", "answer", "id", "audio", "masks", "start", "end")
 
 
 def open(root: str, split: str = "train") -> TableReader:
@@ -64,6 +66,9 @@ def _check(row: dict[str, Any], where: str, number: int) -> dict[str, Any]:
     if not 0 <= times.get("start", 0.0) < times.get("end", float("inf")):
         raise InputError(f"{where}: expected 0 <= start < end")
     audio = records.get(row, "audio", str, where) if row.get("audio") is not None else None
+    masks = records.get(row, "masks", str, where) if row.get("masks") is not None else None
+    if masks is not None and (times or kind == "question"):
+        raise InputError(f"{where}: 'masks' goes with an expression about the whole video")
     return {
         "video": records.get(row, "video", str, where),
         "family": "qa" if kind == "question" else "vos",
@@ -73,6 +78,7 @@ def _check(row: dict[str, Any], where: str, number: int) -> dict[str, Any]:
         "answer_index": index,
         "id": str(records.get(row, "id", (str, int), where)) if "id" in row else str(number),
         "audio": audio,
+        "masks": masks,
         "silent": "audio" in row and audio is None,
         "start": times.get("start"),
         "end": times.get("end"),
@@ -80,16 +86,32 @@ def _check(row: dict[str, Any], where: str, number: int) -> dict[str, Any]:
     }
 
 
-def _media(root: str, row: dict[str, Any]) -> tuple[str, str | None]:
-    video = qa.media_file(root, [row["video"]], row["where"])
-    return video, qa.media_file(root, [row["audio"]], row["where"]) if row["audio"] is not None else None
+def _media(root: str, row: dict[str, Any]) -> tuple[str, str | None, str | None]:
+    others = (
+        qa.media_file(root, [row[key]], row["where"]) if row[key] is not None else None for key in ("audio", "masks")
+    )
+    return qa.media_file(root, [row["video"]], row["where"]), *others
 
 
 def _clip(root: str, sample_id: str, row: dict[str, Any]) -> ClipRef:
-    video, sound = _media(root, row)
-    audio = AudioFile(sound) if sound else None if row["silent"] else VideoAudio(video, row["start"], row["end"])
-    extra = {key: row[key] for key in ("start", "end")}
+    video, sound, masks = _media(root, row)
+    start, end = row["start"], row["end"]
+    audio = AudioFile(sound) if sound else None if row["silent"] else VideoAudio(video, start, end)
+    extra = {"start": start, "end": end}
     if row["family"] == "qa":
         extra |= {key: row[key] for key in ("options", "answer", "answer_index")}
-    frames = VideoFile(video, row["start"], row["end"])
-    return ClipRef("folder", sample_id, row["family"], row["query"], frames, audio, extra=extra)
+    tracks = _masks(masks) if masks else None
+    frames = VideoFile(video, start, end)
+    return ClipRef("folder", sample_id, row["family"], row["query"], frames, audio, tracks, extra=extra)
+
+
+def _masks(path: str) -> RleMasks:
+    tracks = records.check(records.load_json(path), list, path)
+    if not tracks or any(not isinstance(track, list) for track in tracks):
+        raise InputError(f"{path}: expected a list of objects, each a list of run lengths")
+    tracks = [vos_json.check_track(track, len(tracks[0]), f"{path}[{n}]") for n, track in enumerate(tracks)]
+    first = next((entry for track in tracks for entry in track if entry is not None), None)
+    try:
+        return RleMasks(tuple(tracks), rle.mask_size(first))
+    except ValueError as error:
+        raise InputError(f"{path}: {error}") from error

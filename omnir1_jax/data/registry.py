@@ -17,6 +17,7 @@ from omnir1_jax.data import (
     videor1,
 )
 from omnir1_jax.data.samples import Reader
+from omnir1_jax.data.synthetic import reader as synthetic
 from omnir1_jax.errors import InputError
 
 DATASETS: dict[str, Callable[..., Reader]] = {
@@ -32,6 +33,7 @@ DATASETS: dict[str, Callable[..., Reader]] = {
     "avhbench": avhbench.open,
     "videor1": videor1.open,
     "folder": folder.open,
+    "synthetic": synthetic.open,
 }
 
 

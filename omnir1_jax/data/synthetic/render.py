@@ -14,6 +14,7 @@ from omnir1_jax.data.synthetic.world import COLOURS, Scene, Shape
 
 EDGE = 0.84  # beyond this share of its size a shape's rim begins
 LOUD_EDGE = 0.66  # of a shape that sounds: its rim is broad and white
+LOUD_RING_EDGE = 0.82  # a ring has to keep some of its colour
 
 
 def _corners(count: int, radii: tuple[float, ...], turn: float) -> tuple[tuple[float, float], ...]:
@@ -31,8 +32,7 @@ POLYGONS = {
     "star": _corners(10, (1.05, 0.45), UP),
     "diamond": ((0.0, -1.1), (0.72, 0.0), (0.0, 1.1), (-0.72, 0.0)),
     "cross": tuple(
-        (x, y)
-        for x, y in zip(
+        zip(
             (-0.34, 0.34, 0.34, 1.0, 1.0, 0.34, 0.34, -0.34, -0.34, -1.0, -1.0, -0.34),
             (-1.0, -1.0, -0.34, -0.34, 0.34, 0.34, 1.0, 1.0, 0.34, 0.34, -0.34, -0.34),
         )
@@ -118,7 +118,7 @@ def _paint(shape: Shape, frame: int, u: np.ndarray, v: np.ndarray) -> np.ndarray
     if shape.striped:
         percent[np.broadcast_to(np.floor((u + v) * 3) % 2 == 1, percent.shape)] = 62
     loud = shape.sounds is not None and shape.sounds[0] <= frame < shape.sounds[1]
-    edge = LOUD_EDGE if loud else EDGE
+    edge = EDGE if not loud else LOUD_RING_EDGE if shape.kind == "ring" else LOUD_EDGE
     rim = ~covers(shape.kind, u / edge, v / edge)
     percent[rim] = 55
     painted = colour * percent[..., None] // 100

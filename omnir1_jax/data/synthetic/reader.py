@@ -1,0 +1,132 @@
+"""The synthetic world without a disk: clips are made when they are asked for. The default dataset of the project."""
+
+import functools
+from dataclasses import replace
+from typing import Any
+
+from omnir1_jax.data import qa, refcocog
+from omnir1_jax.data.reader import TableReader, check_split, make_reader
+from omnir1_jax.data.samples import FAMILIES, AudioBytes, ClipRef, ImageBytes, RleMasks
+from omnir1_jax.data.synthetic import encode, sound, writers
+from omnir1_jax.data.synthetic.expressions import Expression
+from omnir1_jax.data.synthetic.scenes import Clip, make_clip
+from omnir1_jax.data.synthetic.world import PRESETS, WorldConfig
+from omnir1_jax.errors import InputError
+
+
+def open(
+    root: str = "",
+    split: str = "train",
+    family: str = "vos",
+    clips: int = 256,
+    seed: int = 0,
+    config: WorldConfig | str = "default",
+    per_clip: int = 4,
+) -> TableReader:
+    """A reader of `clips` clips with `per_clip` items each, of one family. `root` is not used. Raises `InputError`.
+
+    vos: sentences about one or more shapes, to be seen. refavs: about one shape or, one in eight, about nothing, with
+    sound. refcocog: still images. qa: which shape it is that does something, with sound.
+    `extra` of vos: type_id, obj_id; of refavs: fid, null; of refcocog and qa: as those readers have it.
+    """
+    check_split("synthetic", split, writers.SPLITS)
+    if family not in FAMILIES:
+        raise InputError(f"synthetic.family is one of {', '.join(FAMILIES)}, not '{family}'")
+    if isinstance(config, str):
+        if config not in PRESETS:
+            raise InputError(f"synthetic has no preset '{config}'; choose one of {', '.join(PRESETS)}")
+        config = PRESETS[config]
+    if clips < 1 or per_clip < 1:
+        raise InputError(f"synthetic: at least one clip and one item a clip, not {clips} and {per_clip}")
+    if family == "refavs":
+        config = writers.refavs_config(config)
+    if family == "refcocog":
+        config = writers.refcocog_config(config)
+    if family == "qa":
+        # Answers are told apart by looks, so there are no twins and at least two shapes.
+        config = replace(config, twins=0.0, objects=tuple(max(2, n) for n in config.objects))
+    items = (
+        (f"{family}/{seed}/{k:06d}/{j}", k, (writers.clip_seed(seed, split, k), j))
+        for k in range(clips)
+        for j in range(per_clip)
+    )
+    return make_reader("synthetic", split, items, functools.partial(_MAKERS[family], config), "synthetic")
+
+
+@functools.lru_cache(maxsize=8)
+def _clip(config: WorldConfig, seed: int) -> Clip:
+    return make_clip(config, seed)
+
+
+def _frames(clip: Clip) -> ImageBytes:
+    blobs = tuple(encode.jpeg(frame) for frame in clip.frames)
+    return ImageBytes(blobs, tuple(f"{t:05d}" for t in range(len(blobs))), clip.scene.config.fps)
+
+
+def _masks(clip: Clip, targets: tuple[int, ...]) -> RleMasks:
+    size = (clip.scene.config.height, clip.scene.config.width)
+    return RleMasks(tuple(tuple(encode.track(clip.masks[n])) for n in targets), size)
+
+
+def _nth(chosen: tuple[Any, ...], number: int, sample_id: str) -> Any:
+    if not chosen:
+        raise InputError(f"{sample_id}: there is nothing to say about this clip")
+    return chosen[number % len(chosen)]
+
+
+def _vos(config: WorldConfig, sample_id: str, row: tuple[int, int]) -> ClipRef:
+    clip = _clip(config, row[0])
+    e: Expression = _nth(writers.pick(clip, 1 + row[1], writers.SEEN), row[1], sample_id)
+    extra = {"type_id": e.type_id, "obj_id": list(e.targets), "topic": e.topic}
+    size = (config.height, config.width)
+    masks = _masks(clip, e.targets)
+    return ClipRef("synthetic", sample_id, "vos", e.text, _frames(clip), None, masks, None, size, extra)
+
+
+def _refavs(config: WorldConfig, sample_id: str, row: tuple[int, int]) -> ClipRef:
+    clip = _clip(config, row[0])
+    null = (row[0] + row[1]) % 8 == 7
+    chosen = (
+        [e for e in clip.expressions if not e.targets] if null else writers.single(clip, 1 + row[1], writers.SEEN_HEARD)
+    )
+    e: Expression = _nth(tuple(chosen), row[1], sample_id)
+    size = (config.height, config.width)
+    empty = RleMasks(((None,) * config.frames,), size)
+    return ClipRef(
+        dataset="synthetic",
+        sample_id=sample_id,
+        family="refavs",
+        query=e.text,
+        frames=_frames(clip),
+        audio=AudioBytes(sound.to_wav(clip.sound)),
+        masks=empty if null else _masks(clip, e.targets),
+        size=size,
+        extra={"fid": 0 if null else e.targets[0] + 1, "null": null, "topic": e.topic},
+    )
+
+
+def _refcocog(config: WorldConfig, sample_id: str, row: tuple[int, int]) -> ClipRef:
+    clip = _clip(config, row[0])
+    e: Expression = _nth(writers.single(clip, 1 + row[1], ("image",)), row[1], sample_id)
+    record = writers.refcocog_row(clip, e, sample_id, "tags")
+    boxes, points = refcocog.parse_solution(record["solution"])
+    extra = {key: record[key] for key in ("id", "solution", "img_height", "img_width")}
+    frames = ImageBytes((encode.jpeg(encode.canvas(clip.frames[0])),), ("0",))
+    extra |= {"boxes": boxes, "points": points}
+    return ClipRef("synthetic", sample_id, "refcocog", e.text, frames, size=refcocog.CANVAS, extra=extra)
+
+
+def _qa(config: WorldConfig, sample_id: str, row: tuple[int, int]) -> ClipRef:
+    seed = row[0]
+    for step in range(16):
+        # A clip whose shapes look alike, or that nothing can be asked about, gives way to another.
+        clip = _clip(config, seed + step * 10**12)
+        if asked := writers.questions(clip, 1 + row[1]):
+            break
+    question, options, answer = _nth(asked, row[1], sample_id)
+    index = qa.answer_index(options, answer, sample_id)
+    audio = AudioBytes(sound.to_wav(clip.sound))
+    return qa.clip("synthetic", sample_id, question, _frames(clip), audio, options, answer, index)
+
+
+_MAKERS = {"vos": _vos, "refavs": _refavs, "refcocog": _refcocog, "qa": _qa}
