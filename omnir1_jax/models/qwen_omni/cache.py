@@ -1,6 +1,7 @@
 """Keys and values: a prompt's, held once for its group of continuations, and each continuation's own tail."""
 
-import flax.struct
+from typing import NamedTuple
+
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
@@ -8,8 +9,7 @@ from jaxtyping import Array, Bool, Float, Int
 from omnir1_jax.models.qwen_omni.config import TextConfig
 
 
-@flax.struct.dataclass
-class Prompt:
+class Prompt(NamedTuple):
     """Prompts ready for the decoder, media embeddings in place. Padding may stand on either side.
 
     Attributes:
@@ -23,8 +23,7 @@ class Prompt:
     next_position: Int[Array, " b"]
 
 
-@flax.struct.dataclass
-class PromptCache:
+class PromptCache(NamedTuple):
     """Keys and values of prompts, one copy whatever the number of continuations.
 
     Attributes:
@@ -39,8 +38,7 @@ class PromptCache:
     last: Float[Array, "b e"]
 
 
-@flax.struct.dataclass
-class TailCache:
+class TailCache(NamedTuple):
     """Keys and values of g continuations of each prompt.
 
     Attributes:

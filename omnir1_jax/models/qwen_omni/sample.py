@@ -3,9 +3,8 @@
 import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
@@ -46,8 +45,7 @@ class Sampling:
             raise InputError(f"sampling.top_p: {self.top_p} is not above 0 and at most 1; 1 means all tokens")
 
 
-@flax.struct.dataclass
-class Tails:
+class Tails(NamedTuple):
     """Own beginning of each continuation, after the shared prompt and before what is sampled.
 
     Attributes:
@@ -58,8 +56,7 @@ class Tails:
     mask: Bool[Array, "b g n"]
 
 
-@flax.struct.dataclass
-class Completions:
+class Completions(NamedTuple):
     """Sampled tokens.
 
     Attributes:

@@ -1,9 +1,8 @@
 """Log-probabilities of given completions: prompt and completions in one packed row, the vocabulary in pieces."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
@@ -14,8 +13,7 @@ from omnir1_jax.models.qwen_omni.cache import Prompt
 from omnir1_jax.models.qwen_omni.decoder import Decoder, last_real
 
 
-@flax.struct.dataclass
-class Scores:
+class Scores(NamedTuple):
     """Per token; zero after the end of a completion.
 
     Attributes:
@@ -101,9 +99,9 @@ def token_logprobs(
         hidden, targets = parts
         logits = jnp.dot(hidden.astype(dtype), head.astype(dtype), preferred_element_type=jnp.float32) / temperature
         total = jax.nn.logsumexp(logits, axis=-1)
-        logprobs = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0] - total
-        probabilities = jnp.exp(logits - total[..., None])
-        return logprobs, total - jnp.sum(probabilities * logits, axis=-1)
+        chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+        every = logits - total[..., None]
+        return chosen - total, -jnp.sum(jnp.exp(every) * every, axis=-1)
 
     def split(x):
         return jnp.moveaxis(x.reshape(b, count, size, *x.shape[2:]), 1, 0)
