@@ -16,6 +16,8 @@ MAY_IMPORT = {
     "text": {"errors"},
     # The layout of media in a prompt (numpy only) is worked out once, for the model's door and for the pipeline.
     "data": {"errors", "cli", "text", "models.qwen_omni.layout"},
+    "systems": BASE | {"models", "text"},
+    "rl": BASE | {"models", "text", "systems"},
     "evaluation": {"errors", "cli", "data"},
 }
 

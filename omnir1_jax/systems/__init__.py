@@ -1,0 +1,1 @@
+"""The two systems: a global reasoner that plans, and a detail system that grounds and segments."""
