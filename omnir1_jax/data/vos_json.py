@@ -99,7 +99,7 @@ def clip(split: VosSplit, sample_id: str, row: tuple[str, str]) -> ClipRef:
         where = f"{split.foreground.path}['{video}']"
         tracks = [check_track(records.get(split.foreground.read(video), "masks_rle", list, where), len(names), where)]
         foreground = RleMasks(tuple(tracks), size or track_size(tracks, frames))
-    extra = {key: expression.get(key) for key in ("obj_id", "anno_id", "type_id")}
+    extra = {key: expression[key] for key in ("obj_id", "anno_id", "type_id") if key in expression}
     return ClipRef(
         dataset=split.dataset,
         sample_id=sample_id,

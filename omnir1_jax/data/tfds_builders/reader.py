@@ -1,0 +1,122 @@
+"""Reads what `builders` built, as the same clips the source tree gives, through `tfds.data_source`."""
+
+import functools
+from typing import Any
+
+import tensorflow_datasets as tfds
+from etils import epath
+from google.protobuf import json_format
+from google.protobuf.message import DecodeError
+
+from omnir1_jax.data import paths, records, vos_json
+from omnir1_jax.data.reader import TableReader, make_reader
+from omnir1_jax.data.samples import AudioBytes, ClipRef, ImageBytes, RleMasks
+from omnir1_jax.errors import InputError
+
+FAMILY = {"revos": "vos", "mevis": "vos", "refavs": "refavs"}
+# What tensorflow-datasets and array_record raise on files that are damaged or not theirs.
+DAMAGE = (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, RuntimeError, DecodeError)
+
+
+def open(root: epath.PathLike, split: str = "train") -> TableReader:
+    """One item an expression, clip by clip, with the names and contents that the source's own reader gives.
+
+    `root` is the directory of a version (".../revos/1.0.0"), or one above it. Raises `InputError`.
+    """
+    directory = _version_directory(str(root))
+    told = records.load_json(f"{directory}/metadata.json")
+    where = f"{directory}/metadata.json"
+    splits = records.get(told, "items", dict, where)
+    if split not in splits:
+        raise InputError(f"{where}: no split '{split}'; there are {', '.join(splits) or 'none'}")
+    builder = _builder(directory)
+    if builder.name not in FAMILY:
+        raise InputError(f"{directory} holds the dataset '{builder.name}', not one of {', '.join(FAMILY)}")
+    clips = [_check(entry, f"{where}.items['{split}'][{n}]") for n, entry in enumerate(splits[split])]
+    length = len(_source(directory, split))
+    if length != len(clips):
+        raise InputError(f"{directory}: split '{split}' has {length} examples, metadata.json tells of {len(clips)}")
+    items = (
+        (label, clip, (index, position))
+        for index, (clip, labels) in enumerate(clips)
+        for position, label in enumerate(labels)
+    )
+    make = functools.partial(_clip, directory, builder.name, split)
+    return make_reader(builder.name, split, items, make, directory)
+
+
+def _version_directory(root: str) -> str:
+    records.require_root(root)
+    if paths.exists(f"{root}/dataset_info.json"):
+        return root
+    found = sorted(str(path.parent) for path in epath.Path(root).glob("*/dataset_info.json"))
+    if not found:
+        raise InputError(f"{root}: no dataset_info.json here or one directory below; give what the builder made")
+    return found[-1]
+
+
+def _check(entry: Any, where: str) -> tuple[str, list[str]]:
+    if not (isinstance(entry, list) and len(entry) == 2 and isinstance(entry[0], str) and isinstance(entry[1], list)):
+        raise InputError(f"{where}: expected [clip, names of its items]")
+    return entry[0], [records.check(label, str, where) for label in entry[1]]
+
+
+@functools.lru_cache(maxsize=8)
+def _builder(directory: str) -> tfds.core.DatasetBuilder:
+    try:
+        return tfds.builder_from_directory(directory)
+    except (*DAMAGE, json_format.ParseError) as error:
+        raise InputError(f"{directory}: not a whole tfds dataset ({_first_line(error)})") from error
+
+
+@functools.lru_cache(maxsize=16)
+def _source(directory: str, split: str):
+    try:
+        return _builder(directory).as_data_source(split)
+    except DAMAGE as error:
+        raise InputError(f"{directory}: split '{split}' cannot be read ({_first_line(error)})") from error
+
+
+def _clip(directory: str, name: str, split: str, sample_id: str, row: tuple[int, int]) -> ClipRef:
+    index, position = row
+    where = f"{directory}: example {index} of '{split}'"
+    try:
+        example = _source(directory, split)[index]
+        names = tuple(text.decode() for text in example["frame_names"])
+        query, targets, extra = (example["items"][key][position].decode() for key in ("query", "targets", "extra"))
+        size = (int(example["height"]), int(example["width"]))
+        fps, tracks = float(example["fps"]), list(example["tracks"])
+        frames = ImageBytes(tuple(example["frames"]), names, fps or None)
+        audio = AudioBytes(example["audio"]) if example["audio"] else None
+        foreground = example["foreground"]
+    except DAMAGE as error:
+        raise InputError(f"{where}: damaged ({_first_line(error)})") from error
+
+    def track(data: bytes):
+        return vos_json.check_track(records.parse_json(data, where), len(names), where)
+
+    chosen = records.parse_json(targets.encode(), where)
+    masks = None
+    if chosen is not None:
+        if not isinstance(chosen, list) or any(type(n) is not int or not 0 <= n < len(tracks) for n in chosen):
+            raise InputError(f"{where}: targets {targets[:40]!r} are not among its {len(tracks)} tracks")
+        masks = RleMasks(tuple(track(tracks[n]) for n in chosen), size)
+    known = min(size) > 0
+    if not (known or masks is None) or not names or len(frames.blobs) != len(names):
+        raise InputError(f"{where}: {len(frames.blobs)} frames, {len(names)} names, size {size}")
+    return ClipRef(
+        dataset=name,
+        sample_id=sample_id,
+        family=FAMILY[name],
+        query=query,
+        frames=frames,
+        audio=audio,
+        masks=masks,
+        foreground=RleMasks((track(foreground),), size) if foreground else None,
+        size=size if known else None,
+        extra=records.check(records.parse_json(extra.encode(), where), dict, where),
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
