@@ -91,8 +91,8 @@ class Sam2Config:
       object_chunk, frame_chunk: objects tracked, frames encoded at a time; memory grows with these, not with the
         number of objects or frames.
       score_limit: most attention scores (fp32 elements) alive at a time; queries are cut in pieces to hold it.
-      dtype: "float32" (matrix products at highest precision) or "bfloat16". Memories are rounded to bfloat16 in
-        either, as upstream.
+      dtype: "float32" (matrix products at highest precision) or "bfloat16".
+      memory_dtype: of the stored memories; upstream rounds them to bfloat16 whatever the rest is.
     """
 
     hiera: HieraConfig = HieraConfig()
@@ -145,6 +145,7 @@ class Sam2Config:
     frame_chunk: int = 1
     score_limit: int = 1 << 26
     dtype: Literal["float32", "bfloat16"] = "float32"
+    memory_dtype: Literal["float32", "bfloat16"] = "bfloat16"
 
     def __post_init__(self):
         hiera = self.hiera
@@ -180,8 +181,9 @@ class Sam2Config:
             raise InputError(f"SAM 2 conditioning_slots {self.conditioning_slots}: must be -1 (all) or at least 2")
         if self.direction not in DIRECTIONS:
             raise InputError(f"SAM 2 direction {self.direction!r}: must be one of {', '.join(DIRECTIONS)}")
-        if self.dtype not in ("float32", "bfloat16"):
-            raise InputError(f"SAM 2 dtype {self.dtype!r}: must be float32 or bfloat16")
+        for name in ("dtype", "memory_dtype"):
+            if getattr(self, name) not in ("float32", "bfloat16"):
+                raise InputError(f"SAM 2 {name} {getattr(self, name)!r}: must be float32 or bfloat16")
         if min(self.object_chunk, self.frame_chunk, self.score_limit) < 1:
             raise InputError("SAM 2 object_chunk, frame_chunk and score_limit must be at least 1")
 

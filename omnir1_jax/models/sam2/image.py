@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Num
 
 from omnir1_jax.errors import InputError
@@ -12,7 +13,7 @@ from omnir1_jax.models.sam2.hiera import Features
 from omnir1_jax.models.sam2.model import NO_OBJECT, Sam2
 from omnir1_jax.models.sam2.pixels import usable
 from omnir1_jax.models.sam2.prompt import PADDING
-from omnir1_jax.models.sam2.video import encode_frames
+from omnir1_jax.models.sam2.video import AnyArray, encode_frames
 
 
 class ImageMasks(NamedTuple):
@@ -29,14 +30,14 @@ class ImageMasks(NamedTuple):
 def segment_image(
     model: Sam2,
     params: Any,
-    image: Num[Array, "h w 3"],
+    image: Num[AnyArray, "h w 3"],
     *,
-    boxes: Float[Array, "p 4"] | None = None,
-    points: Float[Array, "p n 2"] | None = None,
-    labels: Int[Array, "p n"] | None = None,
-    masks: Float[Array, "p y x"] | None = None,
+    boxes: Float[AnyArray, "p 4"] | None = None,
+    points: Float[AnyArray, "p n 2"] | None = None,
+    labels: Int[AnyArray, "p n"] | None = None,
+    masks: Float[AnyArray, "p y x"] | None = None,
     multimask: bool = False,
-    size: Num[Array, "2"] | None = None,
+    size: Num[AnyArray, "2"] | None = None,
 ) -> ImageMasks:
     """Masks of prompts on one image. No gradient flows through it.
 
@@ -53,7 +54,7 @@ def segment_image(
       finite counts as padding.
     """
     features = encode_frames(model, params, image[None])
-    size = jnp.array(image.shape[:2]) if size is None else size
+    size = np.array(image.shape[:2]) if size is None else size
     return prompt_image(
         model, params, features, boxes=boxes, points=points, labels=labels, masks=masks, multimask=multimask, size=size
     )
@@ -64,11 +65,11 @@ def prompt_image(
     params: Any,
     features: Features,
     *,
-    size: Num[Array, "2"],
-    boxes: Float[Array, "p 4"] | None = None,
-    points: Float[Array, "p n 2"] | None = None,
-    labels: Int[Array, "p n"] | None = None,
-    masks: Float[Array, "p y x"] | None = None,
+    size: Num[AnyArray, "2"],
+    boxes: Float[AnyArray, "p 4"] | None = None,
+    points: Float[AnyArray, "p n 2"] | None = None,
+    labels: Int[AnyArray, "p n"] | None = None,
+    masks: Float[AnyArray, "p y x"] | None = None,
     multimask: bool = False,
 ) -> ImageMasks:
     """`segment_image` on features of one frame."""
@@ -80,7 +81,7 @@ def prompt_image(
         raise InputError(f"SAM 2 image: mask prompts must be {side} x {side}, not {masks.shape[1]} x {masks.shape[2]}")
     if points is not None and labels is None:
         labels = jnp.ones(points.shape[:2], jnp.int32)
-    prompts = (boxes, points, labels, masks)
+    prompts, size = jax.tree.map(jnp.asarray, ((boxes, points, labels, masks), size))
     params, features, prompts = jax.lax.stop_gradient((params, features, prompts))
     return model.apply({"params": params}, features, prompts, size, multimask, given[0], method=_prompted)
 

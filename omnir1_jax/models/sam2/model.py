@@ -108,14 +108,14 @@ class Sam2(nn.Module):
         return Found(logits, iou, masks.score, pointer)
 
     def remember(self, coarse: Float[Array, "b h w d"], found: Found, prompted: bool) -> Float[Array, "b n c"]:
-        """The memory of a frame, in bfloat16. `prompted`: the mask came from a prompt and is cut at 0."""
+        """The memory of a frame, in `memory_dtype`. `prompted`: the mask came from a prompt and is cut at 0."""
         config = self.config
         mask = mask_for_memory(found.logits, prompted, config.side, config.memory_scale, config.memory_bias)
         memory = self.memory_encoder(coarse, mask)
         if config.occlusion_embedding:
             hidden = (found.score <= 0)[:, None, None, None]
             memory = memory + hidden * self.occlusion.astype(memory.dtype)
-        return memory.reshape(memory.shape[0], -1, config.memory_channels).astype(jnp.bfloat16)
+        return memory.reshape(memory.shape[0], -1, config.memory_channels).astype(config.memory_dtype)
 
     def recall(
         self,

@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Num
 
 from omnir1_jax.errors import InputError
@@ -11,6 +12,8 @@ from omnir1_jax.models.sam2.config import Sam2Config
 from omnir1_jax.models.sam2.hiera import Features
 from omnir1_jax.models.sam2.model import NO_OBJECT, Found, Sam2
 from omnir1_jax.models.sam2.pixels import preprocess, usable
+
+AnyArray = jax.Array | np.ndarray
 
 
 class Tracks(NamedTuple):
@@ -44,14 +47,14 @@ class Bank(NamedTuple):
     filled: Bool[Array, "o t"]
 
 
-def encode_frames(model: Sam2, params: Any, frames: Num[Array, "t h w 3"]) -> Features:
+def encode_frames(model: Sam2, params: Any, frames: Num[AnyArray, "t h w 3"]) -> Features:
     """Features of all frames, `frame_chunk` at a time.
 
     Args:
       frames: uint8 RGB of any size (resized and normalised here), or floats that `preprocess` made.
     """
     config, t = model.config, frames.shape[0]
-    frames = jax.lax.stop_gradient(frames)
+    frames = jax.lax.stop_gradient(jnp.asarray(frames))
     if frames.dtype != jnp.uint8 and frames.shape[1:3] != (config.side, config.side):
         raise InputError(
             f"SAM 2 frames: floats must be {config.side} x {config.side}, not {frames.shape[1]} x {frames.shape[2]}; "
@@ -72,15 +75,15 @@ def encode_frames(model: Sam2, params: Any, frames: Num[Array, "t h w 3"]) -> Fe
 def segment_video(
     model: Sam2,
     params: Any,
-    frames: Num[Array, "t h w 3"],
-    boxes: Float[Array, "o k 4"],
-    box_frames: Int[Array, "o k"],
-    box_valid: Bool[Array, "o k"] | None = None,
+    frames: Num[AnyArray, "t h w 3"],
+    boxes: Float[AnyArray, "o k 4"],
+    box_frames: Int[AnyArray, "o k"],
+    box_valid: Bool[AnyArray, "o k"] | None = None,
     *,
-    frame_valid: Bool[Array, " t"] | None = None,
-    object_valid: Bool[Array, " o"] | None = None,
-    start: Int[Array, " o"] | None = None,
-    size: Num[Array, "2"] | None = None,
+    frame_valid: Bool[AnyArray, " t"] | None = None,
+    object_valid: Bool[AnyArray, " o"] | None = None,
+    start: Int[AnyArray, " o"] | None = None,
+    size: Num[AnyArray, "2"] | None = None,
 ) -> Tracks:
     """Tracks objects that are boxed on some frames through the clip. Static shapes; no gradient flows through it.
 
@@ -115,14 +118,14 @@ def track(
     model: Sam2,
     params: Any,
     features: Features,
-    boxes: Float[Array, "o k 4"],
-    box_frames: Int[Array, "o k"],
-    box_valid: Bool[Array, "o k"] | None = None,
+    boxes: Float[AnyArray, "o k 4"],
+    box_frames: Int[AnyArray, "o k"],
+    box_valid: Bool[AnyArray, "o k"] | None = None,
     *,
-    size: Num[Array, "2"],
-    frame_valid: Bool[Array, " t"] | None = None,
-    object_valid: Bool[Array, " o"] | None = None,
-    start: Int[Array, " o"] | None = None,
+    size: Num[AnyArray, "2"],
+    frame_valid: Bool[AnyArray, " t"] | None = None,
+    object_valid: Bool[AnyArray, " o"] | None = None,
+    start: Int[AnyArray, " o"] | None = None,
 ) -> Tracks:
     """`segment_video` on frames that `encode_frames` has seen."""
     config, t = model.config, features.coarse.shape[0]
@@ -134,10 +137,11 @@ def track(
     if o == 0:
         empty = jnp.zeros((0, t))
         return Tracks(jnp.zeros((0, t, side, side)), empty, empty, empty.astype(bool))
+    boxes, box_frames, size = jnp.asarray(boxes), jnp.asarray(box_frames), jnp.asarray(size)
     params, features, boxes, size = jax.lax.stop_gradient((params, features, boxes, size))
-    box_valid = jnp.ones((o, k), bool) if box_valid is None else box_valid
-    object_valid = jnp.ones((o,), bool) if object_valid is None else object_valid
-    frame_valid = jnp.ones((t,), bool) if frame_valid is None else frame_valid
+    box_valid = jnp.ones((o, k), bool) if box_valid is None else jnp.asarray(box_valid)
+    object_valid = jnp.ones((o,), bool) if object_valid is None else jnp.asarray(object_valid)
+    frame_valid = jnp.ones((t,), bool) if frame_valid is None else jnp.asarray(frame_valid)
     prompts = _prompts(config, t, boxes, box_frames, box_valid & object_valid[:, None], frame_valid, start, size)
 
     chunk = min(config.object_chunk, o)
@@ -156,7 +160,7 @@ def _prompts(
     frames: Int[Array, "o k"],
     valid: Bool[Array, "o k"],
     frame_valid: Bool[Array, " t"],
-    start: Int[Array, " o"] | None,
+    start: Int[AnyArray, " o"] | None,
     size: Num[Array, "2"],
 ) -> Prompts:
     """Scales boxes to the input, drops unusable ones and finds where each object starts."""
@@ -171,7 +175,7 @@ def _prompts(
         first = jnp.min(jnp.where(valid, at, t - 1), axis=1)
         fixed = {"forward": 0, "reverse": _length(frame_valid) - 1}
         start = jnp.broadcast_to(fixed.get(config.direction, first), first.shape)
-    return Prompts(boxes, at, valid, jnp.clip(start, 0, t - 1))
+    return Prompts(boxes, at, valid, jnp.clip(jnp.asarray(start), 0, t - 1))
 
 
 def _length(frame_valid: Bool[Array, " t"]) -> Int[Array, ""]:

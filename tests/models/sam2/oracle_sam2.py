@@ -1,5 +1,6 @@
 """transformers' SAM 2 at small sizes with nothing left at a default, and its video session."""
 
+import contextlib
 import json
 
 import numpy as np
@@ -55,6 +56,15 @@ def hf_config(video=False, side=64, width=64, **changes):
     )
 
 
+# So that prompts, masks, occlusion and missing memory can be told from rounding in later frames.
+GAINS = {
+    "mask_downsampler.final_conv.weight": 3.0,
+    "no_object_pointer": 8.0,
+    "no_memory_embedding": 8.0,
+    "cross_attn_token_to_image.o_proj.weight": 0.2,
+}
+
+
 def randomise(model, seed):
     """Every parameter random, none at zero or one; sizes such that logits are of order 1 to 100."""
     generator = torch.Generator().manual_seed(seed)
@@ -67,6 +77,7 @@ def randomise(model, seed):
                 p.copy_(1.4 * normal(p) / p[0].numel() ** 0.5)
             else:
                 p.copy_(0.3 * normal(p))
+            p.mul_(next((gain for end, gain in GAINS.items() if name.endswith(end)), 1.0))
     return model.eval()
 
 
@@ -80,10 +91,15 @@ def video_model(seed=0, **changes):
     return randomise(Sam2VideoModel(hf_config(video=True, **changes)), seed)
 
 
-def set_presence(model, level):
-    """Moves the object scores: their last bias is set to `level`."""
-    with torch.no_grad():
-        model.mask_decoder.pred_obj_score_head.proj_out.bias.fill_(level)
+@contextlib.contextmanager
+def presence(model, shift):
+    """Adds `shift` to all object scores, so that more or fewer frames are hidden."""
+    bias = model.mask_decoder.pred_obj_score_head.proj_out.bias.data
+    bias += shift
+    try:
+        yield
+    finally:
+        bias -= shift
 
 
 def save(model, path):
@@ -95,8 +111,19 @@ def read_json(path):
     return json.loads((path / "config.json").read_text())
 
 
+@contextlib.contextmanager
+def exact_memory():
+    """Keeps the session's memories in fp32: rounding to bf16 turns differences of 1e-7 into ones of 1e-4."""
+    to = torch.Tensor.to
+    torch.Tensor.to = lambda self, *args, **kw: self if torch.bfloat16 in args else to(self, *args, **kw)
+    try:
+        yield
+    finally:
+        torch.Tensor.to = to
+
+
 @torch.no_grad()
-def track(model, video, prompts, runs, ids=None):
+def track(model, video, prompts, runs):
     """The session's logits and scores by frame after `runs`, pairs of (start frame or None, reverse).
 
     video: [T, S, S, 3] normalised floats. prompts: frame -> boxes [objects, 4] in model pixels. Later runs overwrite.
