@@ -97,19 +97,12 @@ def lower_strip(text: Buffer) -> Buffer:
     return Buffer(jnp.where(place < length[..., None], moved, 0), length, text.cut)
 
 
-def join(before: bytes, middle: Buffer, after: bytes) -> Buffer:
-    """before + middle + after, with room for all of it."""
-    opening = jnp.asarray(bytearray(before), jnp.uint8)
-    ending = jnp.asarray(bytearray(after), jnp.uint8)
-    d = middle.bytes.shape[-1]
-    place = jnp.arange(len(before) + d + len(after), dtype=jnp.int32)
-    lead = middle.length.shape
-    length = middle.length[..., None]
-    padded = jnp.broadcast_to(
-        jnp.pad(middle.bytes, [(0, 0)] * len(lead) + [(len(before), len(after))]), (*lead, place.size)
-    )
-    out = jnp.where(place < len(before), jnp.pad(opening, (0, place.size - len(before))), padded)
-    if after:
-        into = place - len(before) - length
-        out = jnp.where((into >= 0) & (into < len(after)), ending[jnp.clip(into, 0, len(after) - 1)], out)
-    return Buffer(out, middle.length + len(before) + len(after), middle.cut)
+def join(before: UInt8[Array, "b"], middle: Buffer, after: UInt8[Array, "a"]) -> Buffer:
+    """before + middle + after of each row of a flat batch, with room for all of it."""
+    b, a, d = before.shape[0], after.shape[0], middle.bytes.shape[-1]
+    place = jnp.arange(b + d + a, dtype=jnp.int32)
+    out = jnp.where(place < b, jnp.pad(before, (0, d + a)), jnp.pad(middle.bytes, ((0, 0), (b, a))))
+    if a:
+        into = place - b - middle.length[:, None]
+        out = jnp.where((into >= 0) & (into < a), after[jnp.clip(into, 0, a - 1)], out)
+    return Buffer(out, middle.length + b + a, middle.cut)
