@@ -102,7 +102,7 @@ def test_equal_to_transformers(name, tmp_path):
             told = theirs.generate(**inputs, max_new_tokens=32, do_sample=False)
         want_tokens = told[:, inputs["input_ids"].shape[1] :].numpy()
         np.testing.assert_array_equal(greedy(model, params, inputs, 32), want_tokens)
-        assert len(np.unique(want_tokens)) > 8  # not one token over and over
+        assert len(np.unique(want_tokens)) >= 8  # not one token over and over
 
     if name in HALF:
         # Truth is float32 on the rounded weights; both halves may be as far from it as rounding brings them.

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 
 from omnir1_jax.errors import InputError
 from omnir1_jax.models import checkpoint, safetensors_file
-from omnir1_jax.models.qwen_omni import hf_config, weights
+from omnir1_jax.models.qwen_omni import hf_config, store, weights
 from omnir1_jax.models.qwen_omni.config import ThinkerConfig
 from omnir1_jax.models.qwen_omni.hf_inputs import thinker_inputs
 from omnir1_jax.models.qwen_omni.inputs import ThinkerInputs
@@ -24,18 +24,41 @@ from omnir1_jax.parallel import DEFAULT_RULES, Rules, tree_shardings
 
 
 def read_config(path: epath.PathLike, dtype: DTypeLike = jnp.float32) -> ThinkerConfig:
-    """The config of a Hugging Face checkpoint directory, tied only if the checkpoint has no head of its own.
+    """The config of a checkpoint directory, tied only if the checkpoint has no head of its own.
 
     Raises:
       InputError: see `hf_config.parse` and `safetensors_file.index`.
     """
     path = epath.Path(path)
     config = hf_config.parse(hf_config.read_json(path), str(path / "config.json"), dtype)
-    if config.text.tie_word_embeddings:
+    if config.text.tie_word_embeddings and not store.is_store(path):
         names = safetensors_file.index(path)
         if any(prefix + weights.HEAD in names for prefix in weights.PREFIXES):
             config = dataclasses.replace(config, text=dataclasses.replace(config.text, tie_word_embeddings=False))
     return config
+
+
+def read_params(
+    path: epath.PathLike,
+    config: ThinkerConfig,
+    *,
+    dtype: DTypeLike | None = None,
+    mesh: Mesh | None = None,
+    rules: Rules = DEFAULT_RULES,
+) -> dict:
+    """The parameters of a checkpoint directory; `dtype=None` keeps the stored one. Otherwise as `load`."""
+    if store.is_store(path):
+        return store.load_store(path, config, dtype=dtype, mesh=mesh, rules=rules)
+    boxed = abstract_params(config)
+    return checkpoint.load_params(
+        path,
+        weights.leaves(config),
+        nn.unbox(boxed),
+        dtype=dtype,
+        shardings=None if mesh is None else tree_shardings(mesh, boxed, rules),
+        prefixes=weights.PREFIXES,
+        ignore=weights.IGNORE,
+    )
 
 
 def load(
@@ -45,10 +68,11 @@ def load(
     mesh: Mesh | None = None,
     rules: Rules = DEFAULT_RULES,
 ) -> tuple[Thinker, dict]:
-    """Reads a Hugging Face checkpoint directory: `(model, params)` for `model.apply({"params": params}, ...)`.
+    """Reads a checkpoint directory: `(model, params)` for `model.apply({"params": params}, ...)`.
 
     Args:
-      path: holds config.json and safetensors, bare or with the prefix `thinker.`; talker and token2wav are skipped.
+      path: a Hugging Face directory with config.json and safetensors, bare or with the prefix `thinker.` (talker and
+        token2wav are skipped), or what `omnir1_jax.convert import` made of one.
       dtype: of parameters and activations.
       mesh: shards the parameters as they are read; None puts them on the default device.
       rules: from logical axes to those of the mesh.
@@ -57,17 +81,7 @@ def load(
       InputError: another model family, a broken file, or tensors unknown, missing or misshapen.
     """
     config = read_config(path, dtype)
-    boxed = abstract_params(config)
-    params = checkpoint.load_params(
-        path,
-        weights.leaves(config),
-        nn.unbox(boxed),
-        dtype=dtype,
-        shardings=None if mesh is None else tree_shardings(mesh, boxed, rules),
-        prefixes=weights.PREFIXES,
-        ignore=weights.IGNORE,
-    )
-    return Thinker(config), params
+    return Thinker(config), read_params(path, config, dtype=dtype, mesh=mesh, rules=rules)
 
 
 def save(
@@ -91,8 +105,10 @@ def save(
         raise InputError(f"prefix {prefix!r} must be one of {', '.join(map(repr, weights.PREFIXES))}")
     config = hf_config.to_json(model.config, base=base, whole=prefix != "")
     dtypes = {str(leaf.dtype) for leaf in jax.tree.leaves(params)}
-    if len(dtypes) == 1:
-        (config.get("thinker_config") or config)["dtype"] = dtypes.pop()
+    if len(dtypes) == 1:  # what `from_pretrained` gives its own parameters
+        for level in (config, config.get("thinker_config", config)):
+            level.pop("torch_dtype", None)
+            level["dtype"] = min(dtypes)
     text = json.dumps(config, indent=2, sort_keys=True) + "\n"
     checkpoint.save_params(
         path,

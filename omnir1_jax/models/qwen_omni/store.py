@@ -1,0 +1,99 @@
+"""The thinker as an orbax directory: `params/`, the `config.json` that it came with, and `files/` (the tokenizer's).
+
+Parameters lie there as the modules hold them, in pieces that every host of a mesh can read for itself.
+"""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import orbax.checkpoint as ocp
+from etils import epath
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.sharding import Mesh
+from jax.typing import DTypeLike
+
+from omnir1_jax.cli import atomic_path
+from omnir1_jax.errors import InputError
+from omnir1_jax.models.qwen_omni import hf_config
+from omnir1_jax.models.qwen_omni.config import ThinkerConfig
+from omnir1_jax.models.qwen_omni.thinker import abstract_params
+from omnir1_jax.parallel import DEFAULT_RULES, Rules, tree_shardings
+
+
+def is_store(path: epath.PathLike) -> bool:
+    return (epath.Path(path) / "params").is_dir()
+
+
+def _absolute(path: epath.PathLike) -> epath.Path:
+    """Orbax takes nothing else; `gs://` is absolute already."""
+    path = epath.Path(path)
+    return path if "://" in str(path) else path.absolute()
+
+
+def save_store(
+    path: epath.PathLike,
+    config: ThinkerConfig,
+    params: Any,
+    *,
+    base: Mapping[str, Any] | None = None,
+    files: Mapping[str, bytes] | None = None,
+) -> None:
+    """Writes the directory; it appears whole or not at all.
+
+    Args:
+      base, files: as for `pretrained.save`.
+    """
+    text = json.dumps(hf_config.to_json(config, base=base), indent=2, sort_keys=True) + "\n"
+    with atomic_path(_absolute(path)) as scratch:
+        (scratch / "files").mkdir(parents=True)
+        (scratch / "config.json").write_text(text)
+        for name, content in (files or {}).items():
+            (scratch / "files" / name).write_bytes(content)
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save(scratch / "params", params)
+
+
+def load_store(
+    path: epath.PathLike,
+    config: ThinkerConfig,
+    *,
+    dtype: DTypeLike | None = None,
+    mesh: Mesh | None = None,
+    rules: Rules = DEFAULT_RULES,
+) -> dict:
+    """Reads the parameters.
+
+    Args:
+      dtype: None keeps the stored one.
+      mesh, rules: as for `pretrained.load`.
+
+    Raises:
+      InputError: not such a directory, one cut short, or parameters that do not fit its config.
+    """
+    folder = _absolute(path) / "params"
+    boxed = abstract_params(config)
+    shapes = flatten_dict(nn.unbox(boxed))
+    if mesh is None:
+        shardings = dict.fromkeys(shapes, jax.sharding.SingleDeviceSharding(jax.devices()[0]))
+    else:
+        shardings = flatten_dict(tree_shardings(mesh, boxed, rules))
+    with ocp.StandardCheckpointer() as checkpointer:
+        found = checkpointer.metadata(folder).item_metadata
+        if found is None:
+            raise InputError(f"{folder}: not an orbax checkpoint, or one cut short; import it again")
+        stored = flatten_dict(found.tree)
+        odd = sorted(
+            "/".join(key)
+            for key in stored.keys() | shapes.keys()
+            if key not in stored or key not in shapes or tuple(stored[key].shape) != shapes[key].shape
+        )
+        if odd:
+            raise InputError(f"{folder}: does not fit its config.json in {', '.join(odd[:8])}; import it again")
+        target = {
+            key: jax.ShapeDtypeStruct(shape.shape, dtype or stored[key].dtype, sharding=shardings[key])
+            for key, shape in shapes.items()
+        }
+        return checkpointer.restore(folder, unflatten_dict(target))
