@@ -7,7 +7,7 @@ Frames of a video file are reached by decoding from its start: seeking by index 
 import functools
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import cv2
@@ -21,6 +21,9 @@ _JPEG, _PNG = b"\xff\xd8", b"\x89PNG\r\n\x1a\n"
 _PNG_END = b"IEND\xaeB`\x82"
 # Files that make ffmpeg open other files or addresses.
 _PLAYLISTS = (b"#EXTM3U", b"ffconcat", b"<?xml", b"<MPD")
+
+
+Size = tuple[int, int] | Callable[[int, int], tuple[int, int]]
 
 
 class VideoInfo(NamedTuple):
@@ -64,8 +67,10 @@ def _jpeg_is_whole(data: bytes) -> bool:
     return False
 
 
-def resize(frame: UInt8[np.ndarray, "h w 3"], size: tuple[int, int]) -> UInt8[np.ndarray, "h2 w2 3"]:
-    """To (height, width): area averaging where it shrinks, bilinear where it grows."""
+def resize(frame: UInt8[np.ndarray, "h w 3"], size: Size) -> UInt8[np.ndarray, "h2 w2 3"]:
+    """To `size`, (height, width) or a function from the frame's own to that; area averaging where it shrinks,
+    bilinear where it grows."""
+    size = size(*frame.shape[:2]) if callable(size) else size
     if frame.shape[:2] == size:
         return frame
     shrinks = size[0] * size[1] < frame.shape[0] * frame.shape[1]
@@ -119,6 +124,16 @@ def _span(source: VideoFile, sample_id: str) -> tuple[int, int]:
     return first, last - first + 1
 
 
+def within(max_pixels: int) -> Callable[[int, int], tuple[int, int]]:
+    """A `size` for load_frames: frames of more than `max_pixels` shrink to that area, aspect kept."""
+
+    def size(height: int, width: int) -> tuple[int, int]:
+        scale = min(1.0, math.sqrt(max_pixels / (height * width)))
+        return max(1, int(height * scale)), max(1, int(width * scale))
+
+    return size
+
+
 def frame_count(source: FrameSource, sample_id: str = "?") -> int:
     """Number of frames of the clip. Raises BadSample for a video that cannot be opened."""
     return _span(source, sample_id)[1] if isinstance(source, VideoFile) else len(source)
@@ -133,10 +148,11 @@ def load_frames(
     source: FrameSource,
     indices: Sequence[int] | Int[np.ndarray, " t"],
     *,
-    size: tuple[int, int] | None = None,
+    size: Size | None = None,
     sample_id: str = "?",
 ) -> UInt8[np.ndarray, "t h w 3"]:
-    """The clip's frames at `indices` (any order, repeats allowed) as RGB, resized to `size` (height, width) if given.
+    """The clip's frames at `indices` (any order, repeats allowed) as RGB, resized to `size` if given: (height, width),
+    or a function from the frames' own to that.
 
     Raises BadSample, naming the file: missing, cut short, unreadable, of another size than its clip's other frames.
     """
@@ -180,7 +196,7 @@ def _video_frames(
     source: VideoFile,
     indices: Sequence[int] | Int[np.ndarray, " t"],
     wanted: list[int],
-    size: tuple[int, int] | None,
+    size: Size | None,
     sample_id: str,
 ) -> np.ndarray:
     first, _ = _span(source, sample_id)

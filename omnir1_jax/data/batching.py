@@ -1,0 +1,86 @@
+"""Static-shape batches: stacked arrays for the device, and what a person or a log wants to know beside them."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from omnir1_jax.data.sampling import Draw
+from omnir1_jax.errors import InputError
+
+
+class Fault(NamedTuple):
+    """One sample that was passed over. "dropped" is no fault of the data and does not count against it."""
+
+    sample_id: str
+    reason: str
+    kind: Literal["bad", "dropped"]
+
+
+class Item(NamedTuple):
+    """One element of a stream before batching. `arrays` is None where an evaluation's sample could not be read."""
+
+    draw: Draw
+    sample_id: str
+    query: str
+    extra: Mapping[str, Any]
+    arrays: Mapping[str, np.ndarray] | None
+    faults: tuple[Fault, ...]
+    without_sound: bool
+
+
+class Batch(NamedTuple):
+    """One batch of one family.
+
+    arrays: leading axis = samples, `sample_valid` bool [B] among them. step: the batch's number in the stream. The
+    tuples have one entry a sample; `faults` are those met on the way to this batch.
+    """
+
+    family: str
+    step: int
+    arrays: Mapping[str, Any]
+    sample_ids: tuple[str, ...]
+    queries: tuple[str, ...]
+    extras: tuple[Mapping[str, Any], ...]
+    draws: tuple[Draw, ...]
+    faults: tuple[Fault, ...]
+    without_sound: int
+    tried: int  # samples read for it, passed over or not
+
+
+def collate(family: str, items: Sequence[Item], template: Mapping[str, np.ndarray] | None = None) -> Batch:
+    """Stacks the items' arrays. Items without arrays become zeros of the others' (or the template's) shapes.
+
+    Raises InputError naming the first array whose shape or type differs between samples.
+    """
+    valid = [item for item in items if item.arrays is not None]
+    if not valid and template is None:
+        raise ValueError("a batch without a readable sample needs a template")
+    spec = valid[0].arrays if valid else template
+    arrays = {"sample_valid": np.array([item.arrays is not None for item in items])}
+    for key, example in spec.items():
+        out = np.zeros((len(items), *example.shape), example.dtype)
+        for i, item in enumerate(items):
+            if item.arrays is None:
+                continue
+            value = item.arrays.get(key)
+            if value is None or value.shape != example.shape or value.dtype != example.dtype:
+                found = "missing" if value is None else f"{value.dtype}{list(value.shape)}"
+                raise InputError(
+                    f"family {family}: array {key!r} is {found} for {item.sample_id} and {example.dtype}"
+                    f"{list(example.shape)} for {valid[0].sample_id}; its transform has to give one static shape"
+                )
+            out[i] = value
+        arrays[key] = out
+    return Batch(
+        family,
+        -1,
+        arrays,
+        tuple(item.sample_id for item in items),
+        tuple(item.query for item in items),
+        tuple(item.extra for item in items),
+        tuple(item.draw for item in items),
+        tuple(fault for item in items for fault in item.faults),
+        sum(item.without_sound for item in items),
+        sum(len(item.faults) + (item.arrays is not None) for item in items),
+    )

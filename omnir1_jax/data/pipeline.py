@@ -1,0 +1,232 @@
+"""The input pipeline: readers -> shuffled, sharded, decoded, batched, mixed by family, on grain.
+
+Every batch is a pure function of (seed, its number, shard): draws are seeded by (seed, epoch, index) and a bad sample
+is replaced by another draw of the same generator's. So a stream is the same for any number of workers, and its state
+is a number and the counts of what was passed over: small, JSON, exact.
+"""
+
+import functools
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import cv2
+import grain
+import numpy as np
+
+from omnir1_jax.data import batching, sampling
+from omnir1_jax.data.batching import Batch, Fault, Item
+from omnir1_jax.data.clips import DecodeConfig, DecodedClip, Unsuitable, decode
+from omnir1_jax.data.samples import FAMILIES, BadSample, Reader
+from omnir1_jax.data.sampling import Draw
+from omnir1_jax.errors import InputError
+
+# Draws of a training stream. Grain's own endless repeat overflows where lengths pass through floats.
+_ENDLESS = 2**44
+
+Transform = Callable[[DecodedClip], Mapping[str, np.ndarray]]
+
+
+@dataclass(frozen=True)
+class Family:
+    """One task family of a mixture; its batches hold nothing else.
+
+    readers are concatenated. batch_size counts samples of one host. transform gives the batch's arrays for one clip
+    (picklable: a function of a module, or a partial of one). weight: share of batches among families. one_per_clip: an
+    item is a clip and a random one of its expressions (video segmentation); otherwise every row is an item.
+    """
+
+    name: str
+    readers: tuple[Reader, ...] = field(repr=False)
+    batch_size: int
+    decode: DecodeConfig
+    transform: Transform = field(repr=False)
+    weight: float = 1.0
+    one_per_clip: bool = True
+
+
+@dataclass(frozen=True)
+class PipelineConfig:
+    """workers: processes (0: this one, with `threads` threads). worker_buffer: batches ready in each worker.
+
+    A run stops when more than max_bad_share of at least min_samples samples were bad, or max_attempts in a row.
+    shard_index, shard_count: which host this is, by default jax.process_index() and jax.process_count().
+    """
+
+    seed: int = 0
+    workers: int = 0
+    threads: int = 0
+    worker_buffer: int = 1
+    max_bad_share: float = 0.05
+    min_samples: int = 100
+    max_attempts: int = 20
+    shard_index: int | None = None
+    shard_count: int | None = None
+
+
+def training_dataset(families: Sequence[Family], config: PipelineConfig) -> grain.MapDataset:
+    """The endless mixture of batches of this host, random access by number.
+
+    An epoch of a family goes once through all its items in a new order, spread over the hosts. Families alternate by
+    weight in the same order on every host.
+    """
+    _check(families, config)
+    index, count = shard(config)
+    parts = []
+    for family in families:
+        load = _Loader(family, items(family), config.seed, config.max_attempts)
+        seed = np.random.SeedSequence((config.seed, zlib.crc32(family.name.encode()))).generate_state(1)[0]
+        n = len(load.items)
+        draws = grain.MapDataset.range(n).shuffle(seed=int(seed)).repeat(_ENDLESS // n + 1)
+        draws = draws.map_with_index(functools.partial(_draw, n))
+        loaded = draws[index::count].map(load)
+        parts.append(loaded.batch(family.batch_size, batch_fn=functools.partial(batching.collate, family.name)))
+    mixed = grain.MapDataset.mix(parts, [f.weight for f in families]) if len(parts) > 1 else parts[0]
+    return mixed.map_with_index(_number)
+
+
+def evaluation_dataset(family: Family, config: PipelineConfig) -> grain.MapDataset:
+    """Every row once, in order, as batches of this host; hosts get equally many batches.
+
+    A sample that cannot be read keeps its place with sample_valid False, as do the last batches' empty places.
+    """
+    _check([family], config)
+    index, count = shard(config)
+    load = _EvaluationLoader(_Loader(family, _rows(family), config.seed, config.max_attempts))
+    places = family.batch_size * count * -(-len(load.base.items) // (family.batch_size * count))
+    loaded = grain.MapDataset.range(places)[index::count].map(load)
+    return loaded.batch(family.batch_size, batch_fn=load.collate).map_with_index(_number)
+
+
+def shard(config: PipelineConfig) -> tuple[int, int]:
+    """(shard_index, shard_count), from jax where the config leaves them open."""
+    if config.shard_index is None or config.shard_count is None:
+        import jax
+
+        return jax.process_index(), jax.process_count()
+    return config.shard_index, config.shard_count
+
+
+def items(family: Family) -> tuple[tuple[int, tuple[int, ...]], ...]:
+    """The items of an epoch: (reader, positions of which one is drawn)."""
+    if not family.one_per_clip:
+        return _rows(family)
+    return tuple((r, tuple(group)) for r, reader in enumerate(family.readers) for group in reader.clips())
+
+
+def _rows(family: Family) -> tuple[tuple[int, tuple[int, ...]], ...]:
+    return tuple((r, (p,)) for r, reader in enumerate(family.readers) for p in range(len(reader)))
+
+
+def _check(families: Sequence[Family], config: PipelineConfig) -> None:
+    index, count = shard(config)
+    if not 0 <= index < count:
+        raise InputError(f"data: shard {index} of {count}; expected an index below the count")
+    if not families:
+        raise InputError("data: a mixture needs at least one family")
+    if len({f.name for f in families}) != len(families):
+        raise InputError("data: a family is named twice; give it all its readers at once")
+    for family in families:
+        if family.name not in FAMILIES:
+            raise InputError(f"data: no family is called {family.name!r}; there are {', '.join(FAMILIES)}")
+        if family.batch_size < 1 or not family.weight > 0:
+            raise InputError(f"data: family {family.name}: batch_size and weight have to be positive")
+        if not any(len(reader) for reader in family.readers):
+            raise InputError(f"data: family {family.name} has no items")
+
+
+def _draw(n: int, index: int, clip: int) -> Draw:
+    return Draw(index // n, index % n, int(clip))
+
+
+def _number(index: int, batch: Batch) -> Batch:
+    return batch._replace(step=int(index))
+
+
+@dataclass(frozen=True)
+class _Loader:
+    """From a draw to an item; runs in the workers."""
+
+    family: Family
+    items: tuple[tuple[int, tuple[int, ...]], ...] = field(repr=False)
+    seed: int
+    max_attempts: int
+
+    def __call__(self, draw: Draw) -> Item:
+        faults: list[Fault] = []
+        for attempt in range(self.max_attempts):
+            rng = sampling.generator(self.seed, draw.epoch, draw.index, attempt)
+            clip = draw.clip if attempt == 0 else int(rng.integers(len(self.items)))
+            reader, positions = self.items[clip]
+            position = positions[int(rng.integers(len(positions)))]
+            try:
+                return self.load(draw._replace(clip=clip), reader, position, rng, tuple(faults))
+            except BadSample as error:
+                faults.append(fault(error))
+        last = "; ".join(f"{f.sample_id}: {f.reason}" for f in faults[-3:])
+        raise InputError(f"data: {self.max_attempts} samples of family {self.family.name} in a row are bad: {last}")
+
+    def load(
+        self, draw: Draw, reader: int, position: int, rng: np.random.Generator, faults: tuple[Fault, ...] = ()
+    ) -> Item:
+        ref = self.family.readers[reader][position]
+        if ref.family != self.family.name:
+            raise InputError(f"data: {ref.sample_id} is of family {ref.family}, its mixture says {self.family.name}")
+        clip = decode(ref, self.family.decode, rng)
+        arrays = dict(self.family.transform(clip))
+        return Item(draw, ref.sample_id, ref.query, ref.extra, arrays, faults, clip.without_sound)
+
+
+def fault(error: BadSample) -> Fault:
+    return Fault(error.sample_id, error.reason, "dropped" if isinstance(error, Unsuitable) else "bad")
+
+
+@dataclass(frozen=True)
+class _EvaluationLoader:
+    base: _Loader
+
+    def __call__(self, place: int) -> Item:
+        draw = Draw(0, int(place), int(place))
+        if place >= len(self.base.items):
+            return Item(draw, "", "", {}, None, (), False)
+        reader, (position,) = self.base.items[place]
+        try:
+            return self.base.load(draw, reader, position, sampling.generator(self.base.seed, 0, draw.index))
+        except BadSample as error:
+            return Item(draw, error.sample_id, "", {}, None, (fault(error),), False)
+
+    def collate(self, found: Sequence[Item]) -> Batch:
+        template = None
+        if all(item.arrays is None for item in found):
+            # Rare: a whole batch without a readable sample takes its shapes from the first readable one there is.
+            others = (self(place) for place in range(len(self.base.items)))
+            template = next((item.arrays for item in others if item.arrays is not None), None)
+            if template is None:
+                raise InputError(f"data: no sample of family {self.base.family.name} can be read: {found[0].faults}")
+        return batching.collate(self.base.family.name, found, template)
+
+
+def fingerprint(families: Sequence[Family], config: PipelineConfig) -> dict[str, Any]:
+    """What a saved state must agree with to be the same stream. Workers and this host's index do not matter."""
+    return {
+        "seed": config.seed,
+        "shards": shard(config)[1],
+        "families": {f.name: [len(items(f)), f.batch_size, f.weight, f.one_per_clip] for f in families},
+    }
+
+
+def _single_thread(index: int, count: int) -> None:
+    del index, count
+    cv2.setNumThreads(1)
+
+
+def iterate(dataset: grain.MapDataset, start: int, config: PipelineConfig) -> grain.DatasetIterator:
+    """The dataset's batches from number `start` on, prefetched by threads or worker processes."""
+    rest = dataset.slice(slice(start, None))
+    if config.workers == 0:
+        return iter(rest.to_iter_dataset(grain.ReadOptions(config.threads, 2 * config.threads)))
+    # One batch at a time in each worker: memory is what limits how many there can be.
+    sequential = rest.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
+    options = grain.MultiprocessingOptions(config.workers, config.worker_buffer)
+    return iter(sequential.mp_prefetch(options, worker_init_fn=_single_thread))
