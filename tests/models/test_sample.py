@@ -38,11 +38,24 @@ def prompt_rows(config, rows=3, length=11, seed=0):
 
 
 @functools.partial(jax.jit, static_argnames=("decoder", "settings", "group"))
-def run(decoder, params, tokens, mask, positions, next_position, key, settings, group=None, tails=None, row_ids=None):
+def run(
+    decoder,
+    params,
+    tokens,
+    mask,
+    positions,
+    next_position,
+    key,
+    settings,
+    group=None,
+    tails=None,
+    row_ids=None,
+    active=None,
+):
     variables = {"params": params}
     rows = Prompt(decoder.apply(variables, tokens, method="embed"), positions, mask, next_position)
     prompt = decoder.apply(variables, rows, method="prefill")
-    return generate(decoder, variables, prompt, key, settings, group=group, tails=tails, row_ids=row_ids)
+    return generate(decoder, variables, prompt, key, settings, group=group, tails=tails, row_ids=row_ids, active=active)
 
 
 def run_text(config, params, tokens, mask, settings, key=0, **kwargs):
@@ -237,3 +250,14 @@ def test_one_token_only(small):
     one = run_text(config, params, tokens, mask, Sampling(1, (), 0, temperature=0.0), group=1)
     more = run_text(config, params, tokens, mask, Sampling(12, (), 0, temperature=0.0), group=1)
     np.testing.assert_array_equal(one.tokens, more.tokens[..., :1])
+
+
+def test_unwanted_continuations_are_empty_and_change_nothing(small):
+    config, params = small
+    tokens, mask = prompt_rows(config)
+    settings = Sampling(8, (), 0)
+    wanted = jnp.array([[True, False], [False, False], [True, True]])
+    every = run_text(config, params, tokens, mask, settings, group=2)
+    some = run_text(config, params, tokens, mask, settings, group=2, active=wanted)
+    assert some.lengths.tolist() == [[8, 0], [0, 0], [8, 8]]
+    np.testing.assert_array_equal(some.tokens, np.where(wanted[..., None], every.tokens, 0))

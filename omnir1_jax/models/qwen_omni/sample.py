@@ -116,6 +116,7 @@ def generate(
     group: int | None = None,
     tails: Tails | None = None,
     row_ids: Int[Array, " b"] | None = None,
+    active: Bool[Array, "b g"] | None = None,
 ) -> Completions:
     """Continues each prompt `group` times, or as often as it has `tails`. Stops as soon as all have ended.
 
@@ -124,6 +125,7 @@ def generate(
       prompt: from `Decoder.prefill`; it is read in place and never repeated.
       row_ids: numbers that stand for the prompts in the random keys (default: row in the batch). What is drawn for
         a prompt depends on `key`, its number and the continuation's, not on the rest of the batch.
+      active: continuations that are wanted; the others have length 0 and keep nobody waiting.
     """
     if (group is None) == (tails is None):
         raise InputError("generate: give either group or tails")
@@ -168,5 +170,6 @@ def generate(
         lengths=jnp.zeros((rows, group), jnp.int32),
         logprobs=jnp.zeros((rows, group, length), jnp.float32),
     )
-    done, out = write(0, apply(last, method="logits"), jnp.zeros((rows, group), bool), empty)
+    done = jnp.zeros((rows, group), bool) if active is None else ~active
+    done, out = write(0, apply(last, method="logits"), done, empty)
     return jax.lax.while_loop(more, body, (jnp.asarray(1), done, tail, out))[-1]
