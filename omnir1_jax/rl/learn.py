@@ -1,0 +1,127 @@
+"""Policies as variables of the decoder, and the update: scores, loss, optimiser."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int
+
+from omnir1_jax.models import lora
+from omnir1_jax.models.qwen_omni.inputs import ThinkerInputs
+from omnir1_jax.models.qwen_omni.sample import Completions
+from omnir1_jax.models.qwen_omni.score import score
+from omnir1_jax.models.qwen_omni.thinker import Thinker
+from omnir1_jax.rl import grpo
+from omnir1_jax.rl.config import Frozen, StepConfig
+from omnir1_jax.systems import reasoner
+from omnir1_jax.systems.reasoner import Media
+
+
+@flax.struct.dataclass
+class TrainState:
+    """Everything that a step changes.
+
+    Attributes:
+      step: rollouts so far.
+      trainable: the decoder's parameters, or the adapter.
+      skipped: updates left out because the loss or a gradient was not finite.
+    """
+
+    step: Int[Array, ""]
+    trainable: Any
+    opt_state: Any
+    skipped: Int[Array, ""]
+
+
+class Learned(NamedTuple):
+    """Means over the step's updates."""
+
+    loss: Float[Array, ""]
+    grad_norm: Float[Array, ""]
+    entropy: Float[Array, ""]
+    sampler_gap: Float[Array, ""]  # largest difference of a token's log-prob between sampler and scorer
+    grpo: grpo.GrpoMetrics
+
+
+def init(trainable: Any, optimizer: optax.GradientTransformation) -> TrainState:
+    """A state before the first step."""
+    zero = lambda: jnp.zeros((), jnp.int32)
+    return TrainState(zero(), trainable, optimizer.init(trainable), zero())
+
+
+def policy(trainable: Any, frozen: Frozen, config: StepConfig) -> Mapping[str, Any]:
+    """The decoder's variables: the trained parameters, or the reference with the trained adapter."""
+    if config.lora is None:
+        return {"params": trainable}
+    return lora.adapted(frozen.reference, trainable, config.lora)
+
+
+def apply_if_finite(
+    state: TrainState, loss: Float[Array, ""], grads: Any, optimizer: optax.GradientTransformation
+) -> tuple[TrainState, Float[Array, ""]]:
+    """One optimiser update, or none where the loss or a gradient is not finite. Also the gradient's norm."""
+    norm = optax.global_norm(grads)
+    good = jnp.isfinite(loss) & jnp.isfinite(norm)
+    # The optimiser runs either way; a zero gradient keeps NaN out of what is thrown away.
+    safe = jax.tree.map(lambda g: jnp.where(good, g, 0), grads)
+    updates, opt_state = optimizer.update(safe, state.opt_state, state.trainable)
+    trainable = optax.apply_updates(state.trainable, updates)
+    keep = lambda new, old: jax.tree.map(lambda a, b: jnp.where(good, a, b), new, old)
+    state = state.replace(
+        trainable=keep(trainable, state.trainable),
+        opt_state=keep(opt_state, state.opt_state),
+        skipped=state.skipped + ~good,
+    )
+    return state, norm
+
+
+def learn(
+    thinker: Thinker,
+    optimizer: optax.GradientTransformation,
+    config: StepConfig,
+    state: TrainState,
+    frozen: Frozen,
+    inputs: ThinkerInputs,
+    media: Media,
+    completions: Completions,
+    rewards: Float[Array, "b g"],
+) -> tuple[TrainState, Learned]:
+    """`config.updates` updates on one rollout. The prompt is read once for all completions of a group."""
+    decoder = thinker.decoder()
+    real = jnp.arange(completions.tokens.shape[-1]) < completions.lengths[..., None]
+
+    def scores(variables):
+        return score(
+            decoder,
+            variables,
+            reasoner.prompt(thinker, variables, inputs, media),
+            completions.tokens,
+            completions.lengths,
+            temperature=config.sampling.temperature or 1.0,
+            entropy=True,
+            chunk=config.score_chunk,
+        )
+
+    def objective(trainable, old, reference):
+        mine = scores(policy(trainable, frozen, config))
+        before = jax.lax.stop_gradient(mine.logprobs) if old is None else old
+        base = jax.lax.stop_gradient(mine.logprobs) if reference is None else reference
+        loss, metrics = grpo.loss(mine.logprobs, before, base, real, rewards, config.grpo)
+        return loss, (mine, metrics)
+
+    reference = None
+    if config.grpo.beta > 0:
+        reference = jax.lax.stop_gradient(scores({"params": frozen.reference}).logprobs)
+    old, gap, made = None, None, []
+    for _ in range(config.updates):
+        (loss, (mine, metrics)), grads = jax.value_and_grad(objective, has_aux=True)(state.trainable, old, reference)
+        if old is None:
+            old = jax.lax.stop_gradient(mine.logprobs)
+            gap = jnp.max(jnp.where(real, jnp.abs(old - completions.logprobs), 0.0))
+        state, norm = apply_if_finite(state, loss, grads, optimizer)
+        entropy = jnp.sum(jnp.where(real, mine.entropy, 0.0)) / jnp.maximum(jnp.sum(real), 1)
+        made.append(Learned(loss, norm, entropy, gap, metrics))
+    return state.replace(step=state.step + 1), jax.tree.map(lambda *x: jnp.mean(jnp.stack(x)), *made)

@@ -1,0 +1,65 @@
+"""System 1: watches and listens at low resolution, thinks, and answers with a plan."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+from jaxtyping import Array, Float, Key
+
+from omnir1_jax.models.qwen_omni.cache import Prompt
+from omnir1_jax.models.qwen_omni.inputs import ThinkerInputs
+from omnir1_jax.models.qwen_omni.sample import Completions, Sampling, generate
+from omnir1_jax.models.qwen_omni.thinker import Thinker, place
+from omnir1_jax.text.vocab import ByteVocab, Text, detokenise
+
+
+class Media(NamedTuple):
+    """What the frozen towers made of a batch, ready to stand in the prompts of policy and reference alike."""
+
+    vision: Float[Array, "b n d"] | None
+    audio: Float[Array, "b a d"] | None
+
+
+def encode(thinker: Thinker, towers: Mapping[str, Any], inputs: ThinkerInputs) -> Media:
+    """Runs the towers once. No gradient reaches them.
+
+    Args:
+      towers: the thinker's parameters {"vision": ..., "audio": ...}; those of a tower without input may be missing.
+    """
+    vision = audio = None
+    if inputs.vision is not None:
+        vision = thinker.apply({"params": {"vision": towers["vision"]}}, inputs.vision, method=lambda m, x: m.vision(x))
+    if inputs.audio is not None:
+        audio = thinker.apply({"params": {"audio": towers["audio"]}}, inputs.audio, method=lambda m, x: m.audio(x))
+    return jax.lax.stop_gradient(Media(vision, audio))
+
+
+def prompt(thinker: Thinker, variables: Mapping[str, Any], inputs: ThinkerInputs, media: Media) -> Prompt:
+    """The prompts with the media in place, their text embedded by the decoder of `variables`; differentiable."""
+    embeddings = thinker.decoder().apply(variables, inputs.tokens, method="embed")
+    if media.vision is not None:
+        embeddings = place(embeddings, media.vision, inputs.vision_index)
+    if media.audio is not None:
+        embeddings = place(embeddings, media.audio, inputs.audio_index)
+    return Prompt(embeddings, inputs.positions, inputs.mask, inputs.next_position)
+
+
+def sample(
+    thinker: Thinker,
+    variables: Mapping[str, Any],
+    inputs: ThinkerInputs,
+    media: Media,
+    key: Key[Array, ""],
+    settings: Sampling,
+    group: int,
+) -> Completions:
+    """`group` completions of each prompt, which is read once."""
+    decoder = thinker.decoder()
+    cache = decoder.apply(variables, prompt(thinker, variables, inputs, media), method="prefill")
+    return generate(decoder, variables, cache, key, settings, group=group)
+
+
+def read(vocab: ByteVocab, completions: Completions, max_bytes: int) -> Text:
+    """Token ids to text, special tokens dropped; leading axes of the completions are flattened."""
+    flat = completions.tokens.reshape(-1, completions.tokens.shape[-1])
+    return detokenise(vocab, flat, max_bytes)[0]
