@@ -14,6 +14,7 @@ from typing import Any
 import cv2
 import grain
 import numpy as np
+from absl import flags
 
 from omnir1_jax.data import batching, sampling
 from omnir1_jax.data.batching import Batch, Fault, Item
@@ -226,6 +227,9 @@ def iterate(dataset: grain.MapDataset, start: int, config: PipelineConfig) -> gr
     rest = dataset.slice(slice(start, None))
     if config.workers == 0:
         return iter(rest.to_iter_dataset(grain.ReadOptions(config.threads, 2 * config.threads)))
+    if not flags.FLAGS.is_parsed():
+        # Grain reads its own flags here. A command has parsed them; a notebook never does.
+        flags.FLAGS.mark_as_parsed()
     # One batch at a time in each worker: memory is what limits how many there can be.
     sequential = rest.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
     options = grain.MultiprocessingOptions(config.workers, config.worker_buffer)
