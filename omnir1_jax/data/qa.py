@@ -52,11 +52,11 @@ def clip(
     audio: AudioSource | None,
     options: tuple[str, ...],
     answer: str,
-    index: int | None,
+    answer_index: int | None,
     **extra: Any,
 ) -> ClipRef:
     """A clip of family "qa". `extra` always has options (as the dataset spells them), answer and answer_index."""
-    common = {"options": options, "answer": answer, "answer_index": index}
+    common = {"options": options, "answer": answer, "answer_index": answer_index}
     return ClipRef(dataset, sample_id, "qa", question, frames, audio, extra={**common, **extra})
 
 

@@ -20,6 +20,13 @@ from omnir1_jax.data.samples import Reader
 from omnir1_jax.data.synthetic import reader as synthetic
 from omnir1_jax.errors import InputError
 
+
+def _open_tfds(root: str, split: str = "train") -> Reader:
+    from omnir1_jax.data.tfds_builders import reader  # half a second, for those who need it
+
+    return reader.open(root, split)
+
+
 DATASETS: dict[str, Callable[..., Reader]] = {
     "revos": revos.open,
     "mevis": mevis.open,
@@ -34,6 +41,7 @@ DATASETS: dict[str, Callable[..., Reader]] = {
     "videor1": videor1.open,
     "folder": folder.open,
     "synthetic": synthetic.open,
+    "tfds": _open_tfds,
 }
 
 

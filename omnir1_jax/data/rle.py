@@ -37,7 +37,7 @@ def decode(run_lengths: Mapping[str, Any]) -> Bool[np.ndarray, "height width"]:
     return np.repeat(values, runs).reshape(width, height).T
 
 
-def mask_size(run_lengths: Mapping[str, Any]) -> tuple[int, int]:
+def mask_size(run_lengths: Any) -> tuple[int, int]:
     """(height, width). Raises ValueError if it is not two positive whole numbers."""
     size = run_lengths.get("size") if isinstance(run_lengths, Mapping) else None
     good = isinstance(size, list | tuple) and len(size) == 2 and all(type(n) is int and n > 0 for n in size)

@@ -13,6 +13,7 @@ from omnir1_jax.data.synthetic.facts import DIRECTIONS, ShapeFacts, Truth
 from omnir1_jax.data.synthetic.world import COLOURS, KINDS, TONES
 
 REFERRING, REASONING, NOTHING = 0, 1, 2
+Number = int | float
 PLURALS = {kind: "crosses" if kind == "cross" else f"{kind}s" for kind in (*KINDS, "shape", "one")}
 
 
@@ -134,7 +135,7 @@ def _clauses(facts: Sequence[ShapeFacts]) -> Iterator[_Clause]:
     def each(truth: Callable[[ShapeFacts], Truth]):
         return lambda domain: {n: truth(facts[n]) for n in domain}
 
-    def most(value: Callable[[ShapeFacts], float | None], gap: float, ratio: float = 1.0):
+    def most(value: Callable[[ShapeFacts], Number | None], gap: Number, ratio: Number = 1):
         return lambda domain: _most({n: value(facts[n]) for n in domain}, gap, ratio)
 
     length = len(facts[0].clear)
@@ -229,7 +230,7 @@ def _negative(value):
     return negated
 
 
-def _most(values: dict[int, float | None], gap: float, ratio: float) -> dict[int, Truth]:
+def _most(values: dict[int, Number | None], gap: Number, ratio: Number) -> dict[int, Truth]:
     """The one with the largest value, ahead of the next by `gap` and `ratio`, among at least two that have a value."""
     having = sorted((v, n) for n, v in values.items() if v is not None)
     if any(v != v for v, _ in having):
@@ -242,7 +243,7 @@ def _most(values: dict[int, float | None], gap: float, ratio: float) -> dict[int
     return {n: n == winner for n in values}
 
 
-def _separate(ranges: dict[int, tuple[float, float]], largest: bool) -> dict[int, Truth]:
+def _separate(ranges: dict[int, tuple[Number, Number]], largest: bool) -> dict[int, Truth]:
     """The one that is at all times larger (smaller) than all others ever are, by a quarter."""
     if len(ranges) < 2:
         return dict.fromkeys(ranges, False)

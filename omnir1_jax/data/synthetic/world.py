@@ -197,7 +197,7 @@ def _outside(config: WorldConfig, near: tuple[float, float], radius: float) -> t
     return beyond[min(beyond)]
 
 
-def _crossing(shape: Shape, others: list[Shape], wanted: bool) -> float:
+def _crossing(shape: Shape, others: list[Shape], wanted: bool) -> int:
     """How far the way is from what is wanted: to cross another for a while, or to stay clear of all. 0 is best."""
     frames = range(*shape.present)
     touching = 0

@@ -14,8 +14,9 @@ from omnir1_jax.data.samples import AudioBytes, ClipRef, ImageBytes, RleMasks
 from omnir1_jax.errors import InputError
 
 FAMILY = {"revos": "vos", "mevis": "vos", "refavs": "refavs"}
-# What tensorflow-datasets and array_record raise on files that are damaged or not theirs.
-DAMAGE = (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, RuntimeError, DecodeError)
+# What tensorflow-datasets and array_record raise on files that are damaged or not theirs (ImportError: damaged files
+# that seem to ask for TensorFlow).
+DAMAGE = (OSError, ImportError, ValueError, KeyError, IndexError, TypeError, AttributeError, RuntimeError, DecodeError)
 
 
 def open(root: epath.PathLike, split: str = "train") -> TableReader:
