@@ -23,7 +23,7 @@ from omnir1_jax.data.samples import FAMILIES, BadSample, Reader
 from omnir1_jax.data.sampling import Draw
 from omnir1_jax.errors import InputError
 
-# Draws of a training stream. Grain's own endless repeat overflows where lengths pass through floats.
+# Draws of a training stream: below what grain's lengths, which pass through floats, hold exactly.
 _ENDLESS = 2**44
 
 Transform = Callable[[DecodedClip], Mapping[str, np.ndarray]]
@@ -77,10 +77,8 @@ def training_dataset(families: Sequence[Family], config: PipelineConfig) -> grai
     parts = []
     for family in families:
         load = _Loader(family, items(family), config.seed, config.max_attempts)
-        seed = np.random.SeedSequence((config.seed, zlib.crc32(family.name.encode()))).generate_state(1)[0]
-        n = len(load.items)
-        draws = grain.MapDataset.range(n).shuffle(seed=int(seed)).repeat(_ENDLESS // n + 1)
-        draws = draws.map_with_index(functools.partial(_draw, n))
+        draw = functools.partial(_draw, (config.seed, zlib.crc32(family.name.encode())), len(load.items))
+        draws = grain.MapDataset.range(_ENDLESS).map(draw)
         loaded = draws[index::count].map(load)
         parts.append(loaded.batch(family.batch_size, batch_fn=functools.partial(batching.collate, family.name)))
     mixed = grain.MapDataset.mix(parts, [f.weight for f in families]) if len(parts) > 1 else parts[0]
@@ -137,8 +135,14 @@ def _check(families: Sequence[Family], config: PipelineConfig) -> None:
             raise InputError(f"data: family {family.name} has no items")
 
 
-def _draw(n: int, index: int, clip: int) -> Draw:
-    return Draw(index // n, index % n, int(clip))
+def _draw(seed: tuple[int, ...], n: int, index: int) -> Draw:
+    epoch, place = divmod(int(index), n)
+    return Draw(epoch, place, int(_order(seed, n, epoch)[place]))
+
+
+@functools.lru_cache(maxsize=16)
+def _order(seed: tuple[int, ...], n: int, epoch: int) -> np.ndarray:
+    return np.random.default_rng((*seed, epoch)).permutation(n)
 
 
 def _number(index: int, batch: Batch) -> Batch:
