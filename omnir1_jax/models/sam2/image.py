@@ -53,6 +53,7 @@ def segment_image(
       `ImageMasks`. A prompt with a box that is not finite gives logits and score -1024 and iou 0; a point that is not
       finite counts as padding.
     """
+    _check(model, boxes, points, masks)  # before the work
     features = encode_frames(model, params, image[None])
     size = np.array(image.shape[:2]) if size is None else size
     return prompt_image(
@@ -73,17 +74,23 @@ def prompt_image(
     multimask: bool = False,
 ) -> ImageMasks:
     """`segment_image` on features of one frame."""
+    count = _check(model, boxes, points, masks)
+    if points is not None and labels is None:
+        labels = jnp.ones(points.shape[:2], jnp.int32)
+    prompts, size = jax.tree.map(jnp.asarray, ((boxes, points, labels, masks), size))
+    params, features, prompts = jax.lax.stop_gradient((params, features, prompts))
+    return model.apply({"params": params}, features, prompts, size, multimask, count, method=_prompted)
+
+
+def _check(model: Sam2, boxes: Any, points: Any, masks: Any) -> int:
+    """The number of prompts, once their shapes are known to fit."""
     given = [x.shape[0] for x in (boxes, points, masks) if x is not None]
     if not given or len(set(given)) != 1:
         raise InputError(f"SAM 2 image: boxes, points and masks must be given for the same prompts; got {given}")
     side = model.config.mask_side
     if masks is not None and masks.shape[1:] != (side, side):
         raise InputError(f"SAM 2 image: mask prompts must be {side} x {side}, not {masks.shape[1]} x {masks.shape[2]}")
-    if points is not None and labels is None:
-        labels = jnp.ones(points.shape[:2], jnp.int32)
-    prompts, size = jax.tree.map(jnp.asarray, ((boxes, points, labels, masks), size))
-    params, features, prompts = jax.lax.stop_gradient((params, features, prompts))
-    return model.apply({"params": params}, features, prompts, size, multimask, given[0], method=_prompted)
+    return given[0]
 
 
 def _prompted(

@@ -106,6 +106,7 @@ def segment_video(
     Returns:
       `Tracks`; its docstring defines what padding and absent prompts give.
     """
+    _check(model.config, frames.shape[0], boxes.shape[1])  # before the work
     features = encode_frames(model, params, frames)
     size = jnp.array(frames.shape[1:3]) if size is None else size
     return track(
@@ -130,10 +131,7 @@ def track(
     """`segment_video` on frames that `encode_frames` has seen."""
     config, t = model.config, features.coarse.shape[0]
     (o, k), side = boxes.shape[:2], config.mask_side
-    if t > 1 and not config.video:
-        raise InputError(f"SAM 2: {t} frames need the memory modules; load a Sam2VideoModel checkpoint")
-    if t == 0 or k == 0:
-        raise InputError(f"SAM 2: {t} frames and {k} boxes an object; there must be at least one of each")
+    _check(config, t, k)
     if o == 0:
         empty = jnp.zeros((0, t))
         return Tracks(jnp.zeros((0, t, side, side)), empty, empty, empty.astype(bool))
@@ -151,6 +149,13 @@ def track(
     one = lambda prompts: _track_chunk(model, params, features, prompts, frame_valid)
     tracks = jax.lax.map(one, split)
     return jax.tree.map(lambda x: x.reshape(count * chunk, *x.shape[2:])[:o], tracks)
+
+
+def _check(config: Sam2Config, t: int, k: int) -> None:
+    if t > 1 and not config.video:
+        raise InputError(f"SAM 2: {t} frames need the memory modules; load a Sam2VideoModel checkpoint")
+    if t == 0 or k == 0:
+        raise InputError(f"SAM 2: {t} frames and {k} boxes an object; there must be at least one of each")
 
 
 def _prompts(
