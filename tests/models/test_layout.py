@@ -19,22 +19,27 @@ IDS = types.SimpleNamespace(
 )
 
 
-@pytest.fixture(scope="module")
-def thinker():
+def thinker_on(ids):
+    """A small reference model whose media tokens are `ids`."""
     config = Qwen2_5OmniThinkerConfig(
         text_config=dict(
-            vocab_size=128, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=1,
+            vocab_size=512, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=1,
             num_key_value_heads=1, bos_token_id=1, eos_token_id=2, pad_token_id=0,
             rope_parameters=dict(rope_type="default", rope_theta=1e6, mrope_section=[2, 3, 3]),
         ),
         vision_config=dict(depth=1, hidden_size=16, intermediate_size=16, num_heads=1, out_hidden_size=16),
         audio_config=dict(num_mel_bins=4, d_model=8, encoder_layers=1, encoder_attention_heads=1, encoder_ffn_dim=8,
                           output_dim=16, n_window=10, max_source_positions=40),
-        audio_token_index=IDS.audio, image_token_index=IDS.image, video_token_index=IDS.video,
-        audio_start_token_id=IDS.audio_start, audio_end_token_id=IDS.audio_end,
-        vision_start_token_id=IDS.vision_start, vision_end_token_id=IDS.vision_end,
+        audio_token_index=ids.audio, image_token_index=ids.image, video_token_index=ids.video,
+        audio_start_token_id=ids.audio_start, audio_end_token_id=ids.audio_end,
+        vision_start_token_id=ids.vision_start, vision_end_token_id=ids.vision_end,
     )  # fmt: skip
     return Qwen2_5OmniThinkerForConditionalGeneration._from_config(config).eval()
+
+
+@pytest.fixture(scope="module")
+def thinker():
+    return thinker_on(IDS)
 
 
 grids = st.tuples(st.integers(1, 5), st.integers(1, 5)).map(lambda hw: (1, 2 * hw[0], 2 * hw[1]))

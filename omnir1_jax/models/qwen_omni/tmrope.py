@@ -68,7 +68,7 @@ def rope_index(
     audio_lengths: Integer[np.ndarray, " a"],
     use_audio_in_video: bool = False,
     position_id_per_second: int = 25,
-    seconds_per_chunk: float = 2.0,
+    seconds_per_chunk: float | int = 2.0,
     merge: int = 2,
 ) -> tuple[Int[np.ndarray, "b 3 s"], Int[np.ndarray, " b"]]:
     """Positions of a batch, equal to `get_rope_index` of transformers' thinker, and each row's next position.

@@ -1,0 +1,231 @@
+"""Static shapes: prompts padded to a bucket and stacked, and the bucket that a family of prompts needs."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float, Int, UInt8
+
+from omnir1_jax.data.preprocess.mel import mel_frames
+from omnir1_jax.data.preprocess.pixels import MAX_ASPECT
+from omnir1_jax.data.preprocess.prompt import Prompt
+from omnir1_jax.data.preprocess.settings import SAMPLE_RATE, STOCK_BUDGET, STOCK_SIZES, PixelBudget, Sizes
+from omnir1_jax.errors import InputError
+from omnir1_jax.models.qwen_omni import layout
+
+
+@dataclasses.dataclass(frozen=True)
+class Bucket:
+    """The sizes of a compiled program's inputs, for each prompt; without cells (or chunks) it takes no pixels (sound).
+
+    Attributes:
+      tokens: s, length of a prompt.
+      cells: n, visual tokens.
+      windows: w, attention windows.
+      frames: f, images and frame pairs.
+      frame_cells: most cells of one of them.
+      audio_chunks: c, chunks of sound.
+      audio_tokens: a, tokens of sound.
+    """
+
+    tokens: int
+    cells: int = 0
+    windows: int = 0
+    frames: int = 0
+    frame_cells: int = 0
+    audio_chunks: int = 0
+    audio_tokens: int = 0
+
+
+class VisionBatch(NamedTuple):
+    """Fields of the model's `inputs.VisionInputs`."""
+
+    pixels: UInt8[np.ndarray, "b n 2 cell cell 3"]
+    rows_cols: Int[np.ndarray, "b n 2"]
+    windows: Int[np.ndarray, "b w window_cells"]
+    frames: Int[np.ndarray, "b f frame_cells"]
+
+
+class AudioBatch(NamedTuple):
+    """Fields of the model's `inputs.AudioInputs`."""
+
+    mel: Float[np.ndarray, "b c chunk_frames mel_bins"]
+    lengths: Int[np.ndarray, "b c"]
+    pairs: Int[np.ndarray, "b a 2"]
+
+
+class PromptBatch(NamedTuple):
+    """Fields of the model's `inputs.ThinkerInputs`."""
+
+    tokens: Int[np.ndarray, "b s"]
+    mask: Bool[np.ndarray, "b s"]
+    positions: Int[np.ndarray, "b 3 s"]
+    next_position: Int[np.ndarray, " b"]
+    vision_index: Int[np.ndarray, "b s"]
+    audio_index: Int[np.ndarray, "b s"]
+    vision: VisionBatch | None
+    audio: AudioBatch | None
+
+
+def pad_to(
+    prompts: Sequence[Prompt],
+    bucket: Bucket,
+    *,
+    side: Literal["left", "right"] = "left",
+    sizes: Sizes = STOCK_SIZES,
+) -> PromptBatch:
+    """Stacks prompts, each padded to the bucket; padding has position 1, as in transformers.
+
+    Raises:
+      InputError: no prompts, or one that does not fit, naming the prompt and the dimension.
+    """
+    if not prompts:
+        raise InputError("a batch needs at least one prompt")
+    rows = [_row(prompt, bucket, side, sizes, f"prompt {i}") for i, prompt in enumerate(prompts)]
+    text, vision, audio = zip(*rows)
+    stacked = [np.stack(leaves) for leaves in zip(*text)]
+    return PromptBatch(
+        *stacked,
+        vision=VisionBatch(*(np.stack(leaves) for leaves in zip(*vision))) if bucket.cells else None,
+        audio=AudioBatch(*(np.stack(leaves) for leaves in zip(*audio))) if bucket.audio_chunks else None,
+    )
+
+
+def _row(prompt: Prompt, bucket: Bucket, side: str, sizes: Sizes, name: str):
+    length = len(prompt.tokens)
+    counts = {"cells": len(prompt.cells), "audio_chunks": len(prompt.mels)}
+    for kind, count in counts.items():
+        if count and not getattr(bucket, kind):
+            raise InputError(f"{name} has {kind.split('_')[0]} for which the bucket has no room: {kind} is 0")
+    try:
+        free = layout.fit(length, bucket.tokens, "tokens") - length
+        vision = _vision(prompt, bucket, sizes) if bucket.cells else ()
+        audio = _audio(prompt, bucket, sizes) if bucket.audio_chunks else ()
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from error
+    around = (free, 0) if side == "left" else (0, free)
+    pad = lambda line, value: np.pad(line, around, constant_values=value)
+    text = (
+        pad(prompt.tokens, prompt.pad),
+        pad(np.ones(length, bool), False),
+        np.stack([pad(axis, 1) for axis in prompt.positions]),
+        np.int32(prompt.next_position),
+        pad(prompt.vision_index, -1),
+        pad(prompt.audio_index, -1),
+    )
+    return text, vision, audio
+
+
+def _vision(prompt: Prompt, bucket: Bucket, sizes: Sizes):
+    found = layout.vision_layout(
+        prompt.grids,
+        window=sizes.window_cells,
+        merge=sizes.merge,
+        cells=bucket.cells,
+        windows=bucket.windows,
+        frames=bucket.frames,
+        frame_size=bucket.frame_cells,
+    )
+    pixels = np.zeros((bucket.cells, *prompt.cells.shape[1:]), np.uint8)
+    pixels[: len(prompt.cells)] = prompt.cells
+    return pixels, *found
+
+
+def _audio(prompt: Prompt, bucket: Bucket, sizes: Sizes):
+    found = layout.audio_layout(
+        [len(one) for one in prompt.mels], sizes.n_window, chunks=bucket.audio_chunks, tokens=bucket.audio_tokens
+    )
+    chunks = layout.chunk_mel(prompt.mels, found, sizes.n_window, sizes.mel_bins)
+    return chunks, found.lengths, found.pairs
+
+
+def tight(prompts: Sequence[Prompt], *, sizes: Sizes = STOCK_SIZES) -> Bucket:
+    """The smallest bucket that takes these prompts."""
+    visual = [
+        layout.vision_layout(one.grids, window=sizes.window_cells, merge=sizes.merge)
+        for one in prompts
+        if len(one.cells)
+    ]
+    heard = [layout.audio_layout([len(mel) for mel in one.mels], sizes.n_window) for one in prompts if one.mels]
+    most = lambda values: max(values, default=0)
+    return Bucket(
+        tokens=most(len(one.tokens) for one in prompts),
+        cells=most(len(one.rows_cols) for one in visual),
+        windows=most(len(one.windows) for one in visual),
+        frames=most(len(one.frames) for one in visual),
+        frame_cells=most(one.frames.shape[1] for one in visual),
+        audio_chunks=most(len(one.lengths) for one in heard),
+        audio_tokens=most(len(one.pairs) for one in heard),
+    )
+
+
+def frame_bounds(
+    min_pixels: float | int,
+    max_pixels: float | int,
+    *,
+    sizes: Sizes = STOCK_SIZES,
+    max_aspect: float | int = MAX_ASPECT,
+) -> tuple[int, int]:
+    """Most cells and most windows that `smart_resize` can make of a frame with sides at most 1 : `max_aspect`.
+
+    With area limits of m and M cells and sides x : y = a, it makes round(x) * round(y) <= M cells, or shrinks to
+    floor(sqrt(M a)) * floor(sqrt(M / a)) but at least one a side, or enlarges to ceil(sqrt(m a)) * ceil(sqrt(m / a)).
+    So the area may pass M, where a side is held at one or both are rounded up.
+    """
+    least, most = min_pixels / sizes.cell_pixels**2, max_pixels / sizes.cell_pixels**2
+    # Generous by the rounding errors of the square roots, which turn a 4 into 4.000000001 and so into 5.
+    whole, roof = lambda value: math.floor(value + 1e-9), lambda value: math.ceil(value + 1e-9)
+    grids = []
+    for rows in range(1, whole(math.sqrt(max(most, 1))) + 1):
+        # As it is (a side under rows + 1/2 times the aspect, rounded), or shrunk.
+        as_it_is = min(whole(most / rows), whole(max_aspect * (rows + 0.5) + 0.5))
+        shrunk = whole(math.sqrt(most * max_aspect)) if rows == 1 else whole(most / rows)
+        grids.append((rows, max(as_it_is, min(shrunk, whole(math.sqrt(most * max_aspect))), 1)))
+    for rows in range(1, roof(math.sqrt(least)) + 1):
+        # Enlarged: sqrt(m a) is over rows - 1, so the other side is under m / (rows - 1) before it is rounded up.
+        other = least / (rows - 1) if rows > 1 else math.inf
+        grids.append((rows, roof(min(other, math.sqrt(least * max_aspect)))))
+    across = lambda side: -(-side // sizes.window_cells)
+    return max(r * c for r, c in grids), max(across(r) * across(c) for r, c in grids)
+
+
+def bucket_for(
+    *,
+    text_tokens: int,
+    images: int = 0,
+    video_frames: Sequence[int] = (),
+    audio_seconds: Sequence[float | int] = (),
+    budget: PixelBudget = STOCK_BUDGET,
+    sizes: Sizes = STOCK_SIZES,
+    max_aspect: float | int = MAX_ASPECT,
+    multiple: int = 1,
+) -> Bucket:
+    """The bucket that takes every prompt with at most these media, whatever the shape of its images and frames.
+
+    Args:
+      text_tokens: all tokens that are not media, the start and end tokens around media among them.
+      images: number of images.
+      video_frames: frames of each video.
+      audio_seconds: length of each audio, those of videos included.
+      budget: pixels of images and frames.
+      sizes: of the model.
+      max_aspect: longest side over shortest; windows grow with it, so a smaller one saves padding.
+      multiple: tokens are rounded up to a multiple of this.
+    """
+    bounds = lambda kind, high: frame_bounds(getattr(budget, f"{kind}_min"), high, sizes=sizes, max_aspect=max_aspect)
+    media = [(1, *bounds("image", budget.image_max))] * images
+    media += [(-(-count // 2), *bounds("video", budget.frame_max(count))) for count in video_frames]
+    mels = [mel_frames(math.ceil(seconds * SAMPLE_RATE)) for seconds in audio_seconds]
+    cells = sum(pairs * most for pairs, most, _ in media)
+    heard = sum(map(layout.audio_tokens, mels))
+    return Bucket(
+        tokens=-(-(text_tokens + cells + heard) // multiple) * multiple,
+        cells=cells,
+        windows=sum(pairs * most for pairs, _, most in media),
+        frames=sum(pairs for pairs, _, _ in media),
+        frame_cells=max((most for _, most, _ in media), default=0),
+        audio_chunks=sum(-(-frames // (2 * sizes.n_window)) for frames in mels),
+        audio_tokens=heard,
+    )

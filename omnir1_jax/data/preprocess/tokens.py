@@ -1,0 +1,194 @@
+"""Messages to text and ids: the chat format, and placeholders expanded to one token a cell or a piece of sound."""
+
+import dataclasses
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from omnir1_jax.errors import InputError
+
+SPELLING = {
+    "audio": "<|AUDIO|>",
+    "image": "<|IMAGE|>",
+    "video": "<|VIDEO|>",
+    "audio_start": "<|audio_bos|>",
+    "audio_end": "<|audio_eos|>",
+    "vision_start": "<|vision_bos|>",
+    "vision_end": "<|vision_eos|>",
+    "pad": "<|endoftext|>",
+    "end": "<|im_end|>",
+}
+MEDIA = ("image", "video", "audio")
+DEFAULT_SYSTEM = "You are a helpful assistant."
+
+Item = Mapping[str, Any]
+Message = Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenIds:
+    """Ids of the tokens that stand for media in the prompt; the fields of the model's `config.TokenIds`."""
+
+    audio: int
+    image: int
+    video: int
+    audio_start: int
+    audio_end: int
+    vision_start: int
+    vision_end: int
+    pad: int
+    eos: tuple[int, ...]
+
+
+def load_tokenizer(path: str | pathlib.Path) -> PreTrainedTokenizerBase:
+    """The tokenizer in a local directory. Raises InputError if there is none, or one without the media tokens."""
+    if not pathlib.Path(path).is_dir():
+        raise InputError(f"{path} is not a directory with a tokenizer")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(path), local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: no readable tokenizer ({str(error).splitlines()[0]})") from error
+    token_ids(tokenizer)
+    return tokenizer
+
+
+def token_ids(tokenizer: PreTrainedTokenizerBase) -> TokenIds:
+    """Where the tokenizer keeps the special tokens of Qwen2.5-Omni.
+
+    Raises:
+      InputError: it lacks one.
+    """
+    vocab = tokenizer.get_added_vocab()
+    lacking = [spelled for spelled in SPELLING.values() if spelled not in vocab]
+    if lacking:
+        raise InputError(
+            f"the tokenizer of {tokenizer.name_or_path or 'this model'} lacks {', '.join(lacking)}: "
+            "it is not one of Qwen2.5-Omni"
+        )
+    found = {name: vocab[spelled] for name, spelled in SPELLING.items()}
+    pad, end = found.pop("pad"), found.pop("end")
+    return TokenIds(**found, pad=pad, eos=(end,))
+
+
+def items(messages: Sequence[Message]) -> Iterator[tuple[str, Item]]:
+    """All content items in order, each with a name for errors; a string content is one text item.
+
+    Raises:
+      InputError: no messages, wrong or missing keys, unknown types, empty texts.
+    """
+    if isinstance(messages, Mapping | str) or not messages:
+        raise InputError("messages must be a list of at least one {'role': ..., 'content': ...}")
+    for m, message in enumerate(messages):
+        if not isinstance(message, Mapping) or set(message) != {"role", "content"}:
+            keys = sorted(map(str, message)) if isinstance(message, Mapping) else type(message).__name__
+            raise InputError(f"message {m} must have the keys role and content, got {keys}")
+        if not isinstance(message["role"], str) or not message["role"]:
+            raise InputError(f"message {m}: role must be a string such as 'user', got {message['role']!r}")
+        content = message["content"]
+        if not isinstance(content, str | list | tuple) or not content:
+            raise InputError(f"message {m}: content must be a text or a list of items, and not empty")
+        for i, item in enumerate([{"type": "text", "text": content}] if isinstance(content, str) else content):
+            name = f"message {m}, item {i}"
+            kind = item.get("type") if isinstance(item, Mapping) else None
+            if kind not in _KEYS:
+                raise InputError(f"{name}: type must be one of {', '.join(_KEYS)}, got {kind!r}")
+            unknown = sorted(set(item) - {"type", kind} - _KEYS[kind])
+            if unknown or kind not in item:
+                what = f"unknown key {unknown[0]}" if unknown else f"no key {kind}"
+                raise InputError(f"{name} ({kind}): {what}; known are {', '.join(sorted({kind} | _KEYS[kind]))}")
+            if kind == "text":
+                _check_text(item["text"], name)
+            yield name, item
+
+
+_KEYS: dict[str, set[str]] = {
+    "text": set(),
+    "image": {"min_pixels", "max_pixels"},
+    "video": {"fps", "min_pixels", "max_pixels", "total_pixels", "audio", "sample_rate"},
+    "audio": {"sample_rate"},
+}
+
+
+def _check_text(text: Any, name: str) -> None:
+    if not isinstance(text, str) or not text.strip():
+        raise InputError(f"{name}: the text is empty" if isinstance(text, str) else f"{name}: text must be a string")
+    for kind in MEDIA:
+        if SPELLING[kind] in text:
+            raise InputError(f"{name}: the text holds {SPELLING[kind]}; give the {kind} as an item of its own")
+
+
+def chat_text(
+    messages: Sequence[Message], *, template: PreTrainedTokenizerBase | None = None, add_generation_prompt: bool = True
+) -> str:
+    """The conversation as text with one placeholder for each medium.
+
+    Args:
+      messages: `{"role": ..., "content": text or items}`; only the types of media items matter here.
+      template: a tokenizer whose own chat template is used, if it has one. Without, Qwen2.5-Omni's format: a default
+        system message goes before a conversation that has none.
+      add_generation_prompt: whether the assistant's turn is opened at the end.
+    """
+    if template is not None and template.chat_template:
+        plain = [
+            {"role": message["role"], "content": message["content"]}
+            if isinstance(message["content"], str)
+            else {"role": message["role"], "content": [_without_data(item) for item in message["content"]]}
+            for message in messages
+        ]
+        return template.apply_chat_template(plain, tokenize=False, add_generation_prompt=add_generation_prompt)
+    if messages[0]["role"] != "system":
+        messages = [{"role": "system", "content": DEFAULT_SYSTEM}, *messages]
+    turns = [f"<|im_start|>{message['role']}\n{_content(message['content'])}<|im_end|>\n" for message in messages]
+    return "".join(turns) + ("<|im_start|>assistant\n" if add_generation_prompt else "")
+
+
+def _without_data(item: Item) -> Item:
+    return item if item["type"] == "text" else {"type": item["type"], item["type"]: ""}
+
+
+def _content(content: str | Sequence[Item]) -> str:
+    if isinstance(content, str):
+        return content
+    place = lambda start, kind, end: SPELLING[start] + SPELLING[kind] + SPELLING[end]
+    spelled = {
+        "image": place("vision_start", "image", "vision_end"),
+        "video": place("vision_start", "video", "vision_end"),
+        "audio": place("audio_start", "audio", "audio_end"),
+    }
+    return "".join(item["text"] if item["type"] == "text" else spelled[item["type"]] for item in content)
+
+
+def expand(
+    line: Sequence[int], ids: TokenIds, runs: Mapping[str, Sequence[Int[np.ndarray, "_"]]]
+) -> Int[np.ndarray, " s"]:
+    """Puts in place of each placeholder the ids that its medium takes, in order.
+
+    Args:
+      line: ids with one placeholder for each medium.
+      ids: where the placeholders are.
+      runs: for "image", "video" and "audio" the ids of each medium.
+
+    Raises:
+      InputError: the chat template placed another number of placeholders than there are media.
+    """
+    line = np.asarray(line, np.int32)
+    places = [(int(at), run) for kind in MEDIA for at, run in _pair(line, kind, getattr(ids, kind), runs.get(kind, ()))]
+    pieces, start = [], 0
+    for at, run in sorted(places, key=lambda place: place[0]):
+        pieces += [line[start:at], run]
+        start = at + 1
+    return np.concatenate([*pieces, line[start:]]).astype(np.int32)
+
+
+def _pair(line, kind, token, runs):
+    places = np.flatnonzero(line == token)
+    if len(places) != len(runs):
+        raise InputError(
+            f"the chat template placed {len(places)} {SPELLING[kind]} for {len(runs)} {kind} items: "
+            "it is not one for these media"
+        )
+    return zip(places, runs)
