@@ -9,7 +9,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11,<3.14",
     packages=find_packages(include=["omnir1_jax", "omnir1_jax.*"]),
-    include_package_data=True,
+    package_data={"omnir1_jax.systems": ["templates/*.txt"]},
     install_requires=[
         "absl-py>=2.1",
         "array_record>=0.8",

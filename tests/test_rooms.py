@@ -17,7 +17,7 @@ MAY_IMPORT = {
     # The layout of media in a prompt (numpy only) is worked out once, for the model's door and for the pipeline.
     "data": {"errors", "cli", "text", "models.qwen_omni.layout"},
     "systems": BASE | {"models", "text"},
-    "rl": BASE | {"models", "text", "systems"},
+    "rl": BASE | {"models", "text", "systems", "data"},
     "evaluation": {"errors", "cli", "data"},
 }
 

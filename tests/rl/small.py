@@ -1,0 +1,186 @@
+"""A small run: both systems with random weights, the synthetic world, and answers put into their mouths."""
+
+import dataclasses
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from omnir1_jax.data import pipeline
+from omnir1_jax.data.clips import DecodeConfig
+from omnir1_jax.data.preprocess import tokens
+from omnir1_jax.data.preprocess.settings import PixelBudget, Sizes
+from omnir1_jax.data.synthetic import reader
+from omnir1_jax.data.synthetic.world import WorldConfig
+from omnir1_jax.models import sam2
+from omnir1_jax.models.qwen_omni.config import AudioConfig, TextConfig, ThinkerConfig, TokenIds, VisionConfig
+from omnir1_jax.models.qwen_omni.sample import Completions, Sampling
+from omnir1_jax.models.qwen_omni.thinker import Thinker, abstract_params
+from omnir1_jax.rl import examples, grpo, learn, rewards
+from omnir1_jax.rl.config import Frozen, Models, StepConfig
+from omnir1_jax.systems import prompts
+from omnir1_jax.systems.detail import Grounded
+from omnir1_jax.text.bpe import bpe_tables
+from omnir1_jax.text.prompt import template
+from omnir1_jax.text.vocab import byte_vocab
+from tests.data import qwen_oracle
+
+GROUP, CELL, SIDE, FRAMES = 4, 28, 64, 6
+WORLD = WorldConfig(height=56, width=84, frames=FRAMES, occlusion=0.0)
+FAMILIES = {
+    "vos": DecodeConfig(frames=FRAMES, target="some_frame"),
+    "refavs": DecodeConfig(frames=1, sampling="first", sound="required", target="first_frame"),
+    "refcocog": DecodeConfig(frames=1, sampling="first"),
+    "qa": DecodeConfig(frames=FRAMES, sampling="uniform"),
+}
+
+
+@functools.cache
+def tokenizer():
+    return qwen_oracle.tokenizer()
+
+
+def thinker_config(**changes) -> ThinkerConfig:
+    ids = tokens.token_ids(tokenizer())
+    text = TextConfig(len(tokenizer()), 48, 64, 2, 4, 2, 16, 1e4, (2, 3, 3))
+    vision = VisionConfig(2, 32, 48, 2, 48, (1,))
+    audio = AudioConfig(16, 24, 1, 2, 32, 48, 10, 20)
+    return ThinkerConfig(text, vision, audio, TokenIds(**dataclasses.asdict(ids)), **changes)
+
+
+def sam2_config() -> sam2.Sam2Config:
+    hiera = sam2.HieraConfig(dims=(8, 16, 32, 64), heads=(1, 1, 2, 4), blocks=(1, 1, 2, 1), windows=(8, 4, 4, 2), global_blocks=(3,))
+    small = dict(width=64, decoder_mlp=64, decoder_heads=2, iou_width=32, attention_layers=1, attention_mlp=32, fuser_mlp=32)
+    return sam2.Sam2Config(hiera, side=SIDE, object_chunk=16, frame_chunk=8, **small)
+
+
+def models(**changes) -> Models:
+    return Models(Thinker(thinker_config(**changes)), sam2.Sam2(sam2_config()))
+
+
+@functools.cache
+def example_config(family: str) -> examples.ExampleConfig:
+    config = thinker_config()
+    cells = lambda n: n * CELL**2
+    budget = PixelBudget(cells(1), cells(6), cells(1), cells(6))
+    system = prompts.load("system")
+    return examples.ExampleConfig(
+        tokenizer=tokenizer(),
+        sizes=Sizes.of(config),
+        system=system,
+        template=prompts.load(family),
+        grounding=grounding(),
+        policy_budget=budget,
+        sharp_budget=PixelBudget(cells(4), cells(12), cells(1), cells(6)),
+        text_tokens=1600,
+        frames=FRAMES if family in ("vos", "qa") else 1,
+        audio_seconds=6.0 if family == "refavs" else 0.0,
+        segmenter_side=SIDE,
+        max_aspect=2.0,
+    )
+
+
+def grounding() -> str:
+    return prompts.render(prompts.load("grounding"), system="You see.")
+
+
+@functools.cache
+def batches(family: str, size: int, count: int = 1, seed: int = 0) -> list:
+    """The first batches of a family from the synthetic world."""
+    source = reader.open(family=family, clips=8, seed=seed, config=WORLD)
+    transform = functools.partial(examples.EXAMPLES[family], config=example_config(family))
+    mixture = pipeline.Family(family, (source,), size, FAMILIES[family], transform)
+    settings = pipeline.PipelineConfig(seed=seed, shard_index=0, shard_count=1, max_bad_share=1.0)
+    dataset = pipeline.training_dataset([mixture], settings)
+    return [jax.tree.map(jnp.asarray, examples.to_batch(family, dataset[i].arrays)) for i in range(count)]
+
+
+def randomise(tree, seed: int):
+    """Weights of unit gain, nothing at zero: matrices by their fan-in, vectors around 1 (scales) or 0."""
+    rng = np.random.default_rng(seed)
+
+    def one(path, leaf):
+        name = path[-1].key
+        if name in ("scale",):
+            return jnp.asarray(1 + 0.2 * rng.normal(size=leaf.shape), jnp.float32)
+        fan = 1.0 if leaf.ndim < 2 else 4.0 / np.sqrt(np.prod(leaf.shape[:-1]))
+        return jnp.asarray(0.2 * fan * rng.normal(size=leaf.shape), jnp.float32)
+
+    return jax.tree_util.tree_map_with_path(one, tree)
+
+
+@functools.cache
+def thinker_params(seed: int = 0):
+    return randomise(nn.unbox(abstract_params(thinker_config())), seed)
+
+
+@functools.cache
+def sam2_params():
+    return randomise(nn.unbox(sam2.abstract_params(sam2_config())), 1)
+
+
+def frozen(params=None) -> Frozen:
+    params = thinker_params() if params is None else params
+    return Frozen(
+        towers={"vision": params["vision"], "audio": params["audio"]},
+        reference=params["text"],
+        sam2=sam2_params(),
+        vocab=byte_vocab(tokenizer()),
+        bpe=bpe_tables(tokenizer()),
+        grounding=template(tokenizer(), grounding()),
+    )
+
+
+def step_config(**changes) -> StepConfig:
+    ids = tokens.token_ids(tokenizer())
+    sampling = Sampling(24, ids.eos, ids.pad)
+    base = StepConfig(
+        group=GROUP,
+        sampling=sampling,
+        grounding=Sampling(12, ids.eos, ids.pad, temperature=0.0),
+        grpo=grpo.GrpoConfig(),
+        reward=rewards.preset("authors"),
+        completion_bytes=512,
+        grounding_bytes=256,
+        description_tokens=400,
+        bonus_range=(5, 500),
+        score_chunk=64,
+    )
+    return dataclasses.replace(base, **changes)
+
+
+def optimizer(rate: float = 1e-3) -> optax.GradientTransformation:
+    return optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(rate, weight_decay=0.01))
+
+
+def state(trainable=None, made=None) -> learn.TrainState:
+    trainable = thinker_params(5)["text"] if trainable is None else trainable
+    return learn.init(jax.tree.map(jnp.copy, trainable), optimizer() if made is None else made)
+
+
+def spoken(texts: list[list[str]], size: int) -> Completions:
+    """Texts as completions that a sampler might have made; log-probs unknown."""
+    ids = tokens.token_ids(tokenizer())
+    shape = (len(texts), len(texts[0]))
+    out = np.full((*shape, size), ids.pad, np.int32)
+    lengths = np.zeros(shape, np.int32)
+    for at in np.ndindex(shape):
+        line = [*tokenizer()(texts[at[0]][at[1]], add_special_tokens=False)["input_ids"], ids.eos[0]][:size]
+        out[at][: len(line)] = line
+        lengths[at] = len(line)
+    return Completions(jnp.asarray(out), jnp.asarray(lengths), jnp.zeros((*shape, size)))
+
+
+def scripted(texts: list[str], size: int = 96):
+    """A grounder that answers with texts[(frame + g) % n] at each request."""
+    lines = spoken([texts], size)
+
+    def find(thinker, params, frames, requests, sampling):
+        which = (requests.frame + jnp.arange(requests.frame.shape[1])[:, None]) % len(texts)
+        length = jnp.where(requests.valid, lines.lengths[0][which], 0)
+        return Grounded(lines.tokens[0][which], length, jnp.zeros(which.shape[0], jnp.int32))
+
+    return find
