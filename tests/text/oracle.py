@@ -39,7 +39,8 @@ def parse(group):
         return None
     if any(_deep(value, 16) for _, value in pairs):
         return None
-    spelled = _loads(re.sub(r"\\(.)", lambda m: MARK + ("Q" if m[1] == '"' else m[1]), group, flags=re.DOTALL))
+    plain = re.sub(r"\\(.)", lambda m: MARK + {'"': "Q", "\\": "B"}.get(m[1], m[1]), group, flags=re.DOTALL)
+    spelled = _loads(plain)
     return [(k, raw, value) for (k, raw), (_, value) in zip(spelled, pairs)]
 
 

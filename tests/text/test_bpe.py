@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from omnir1_jax.text import bpe, characters
+from omnir1_jax.benches.text import invented_tokenizer
+from omnir1_jax.text import bpe, characters, hashing
 from omnir1_jax.text.vocab import pack
 from tests.text import trained
 
@@ -173,3 +174,25 @@ def test_too_long_is_said(tables):
 @given(st.lists(st.text(max_size=35), min_size=1, max_size=BATCH))
 def test_text_property(tables, strings):
     check(tables[3000], trained.tokenizer(3000), strings)
+
+
+def test_large_vocabulary():
+    """151,643 tokens: the tables build and encode as the tokenizer does."""
+    tokenizer, words = invented_tokenizer(151_643)
+    tables = bpe.bpe_tables(tokenizer)
+    assert bpe.nbytes(tables) < 8 << 20
+    r = np.random.default_rng(0)
+    strings = ["".join(r.choice(words, 12)).upper() if i % 9 == 0 else "".join(r.choice(words, 12)) for i in range(400)]
+    strings += trained.strings(11, 100, BYTES - 20)
+    check(tables, tokenizer, strings)
+
+
+@settings(max_examples=30)
+@given(st.lists(st.tuples(st.integers(0, 60), st.integers(0, 60)), unique=True, max_size=300))
+def test_pair_table(pairs):
+    left, right = np.array(pairs, np.int32).reshape(-1, 2).T
+    table = hashing.pair_table(left, right)
+    every = np.indices((61, 61), np.int32).reshape(2, -1)
+    found = np.asarray(hashing.find(table, jnp.asarray(every[0]), jnp.asarray(every[1])))
+    index = {p: i for i, p in enumerate(pairs)}
+    assert found.tolist() == [index.get(p, -1) for p in map(tuple, every.T.tolist())]

@@ -1,14 +1,18 @@
 """The readers in the graph against plain `re` and `json`, and against the host's reading."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from omnir1_jax.text import host, readers
 from omnir1_jax.text.rules import Failure, Limits
-from omnir1_jax.text.vocab import ByteVocab, detokenise
-from tests.text import fuzz, oracle
+from omnir1_jax.text.vocab import ByteVocab, byte_vocab, detokenise
+from tests.text import fuzz, oracle, trained
 
 BYTES, BATCH = 600, 500
 LIMITS = Limits(groups=4, description=48)
@@ -117,3 +121,127 @@ def test_fuzz():
 @pytest.mark.slow
 def test_fuzz_long():
     fuzzed(2, 100_000)
+
+
+# Strings that hypothesis shrinks well: structure with holes, and free text.
+JSONISH = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=5),
+    max_leaves=8,
+)
+TIME = st.from_regex(r"\A[0-9]{0,4}:?[0-9]{0,3}\.?[0-9]{0,4}.?\Z")
+FIELDS = st.lists(
+    st.tuples(st.sampled_from(["start_time", "end_time"]), TIME)
+    | st.tuples(st.just("description"), st.text(max_size=20) | JSONISH)
+    | st.tuples(st.sampled_from(["bbox_2d", "BBOX", "points_1", "points_2", "Points"]), JSONISH)
+    | st.tuples(st.sampled_from(["bbox_2d", "points_1"]), st.lists(st.floats(width=32) | st.integers(), max_size=5))
+    | st.tuples(st.text(max_size=5), JSONISH),
+    max_size=5,
+)
+
+
+@st.composite
+def spoken(draw):
+    ascii_only = draw(st.booleans())
+    spell = lambda x: json.dumps(x, ensure_ascii=ascii_only)
+    one = lambda fields: "{" + ", ".join(f"{spell(k)}: {spell(v)}" for k, v in fields) + "}"
+    body = draw(st.text(max_size=5)).join(map(one, draw(st.lists(FIELDS, max_size=5))))
+    thought, gap = draw(st.text(max_size=9)), draw(st.sampled_from(["", " ", "\n"]))
+    text = f"<think>{thought}</think>{gap}<answer>{body}</answer>"
+    if draw(st.booleans()):
+        at = draw(st.integers(0, len(text)))
+        text = text[:at] + draw(st.text(max_size=4)) + text[at + draw(st.integers(0, 6)) :]
+    return text.encode("utf-8", "replace")[:BYTES]
+
+
+@settings(max_examples=60)
+@given(st.lists(spoken() | st.binary(max_size=60), min_size=1, max_size=20), st.integers(1, 400))
+def test_property(raws, frames):
+    check(raws, np.full(len(raws), frames))
+
+
+def test_numbers_are_those_of_python():
+    """Numbers of up to 18 decimals, as Python reads them, rounded to float32."""
+    r = np.random.default_rng(0)
+    lexemes = [repr(float(x)) for x in r.uniform(-1e6, 1e6, 4000)]
+    lexemes += [repr(float(np.float32(x))) for x in r.uniform(-2000, 2000, 4000)]
+    lexemes += [f"{x:.{k}f}" for x, k in zip(r.uniform(0, 2000, 4000), r.integers(0, 10, 4000))]
+    lexemes += [f"{x:.{k}e}" for x, k in zip(r.uniform(0, 1e6, 4000), r.integers(0, 12, 4000))]
+    # Halves between neighbouring float32 values go to the even one.
+    near = np.float32(r.uniform(1, 1e6, 400))
+    lexemes += [repr((float(x) + float(np.nextafter(x, np.float32(2e6)))) / 2) for x in near]
+    lexemes = [x for x in lexemes if "e-" not in x or len(x.split(".")[1].split("e")[0]) + int(x.split("e-")[1]) <= 18]
+    want = np.array([np.float32(float(x)) for x in lexemes])
+    host_value, host_whole = zip(*map(host.read_number, lexemes))
+    assert (np.array(host_value, np.float32) == want).all()
+    assert list(host_whole) == [int(float(x)) if "e" not in x else host_whole[i] for i, x in enumerate(lexemes)]
+    quads = [lexemes[i : i + 4] for i in range(0, len(lexemes) - 3, 4)]
+    for at in range(0, len(quads), BATCH):
+        part = quads[at : at + BATCH]
+        raws = [('{"bbox_2d": [' + ",".join(q) + "]}").encode() for q in part]
+        boxes = in_graph(raws, np.ones(len(raws), np.int32))[3]
+        assert (boxes.failure[: len(part), 0] == Failure.OK).all()
+        assert (boxes.box[: len(part), 0] == want[4 * at : 4 * (at + len(part))].reshape(-1, 4)).all()
+
+
+def test_from_tokens():
+    """From sampled ids to fields: what the host reads from `tokenizer.decode`."""
+    tokenizer = trained.tokenizer(1000)
+    tables = byte_vocab(tokenizer)
+    r, dice = np.random.default_rng(0), fuzz.Dice(0)
+    rows, width = [], 500
+    dice.level = 0.05
+    for _ in range(64):
+        tokens = tokenizer(fuzz.plan(dice))["input_ids"][:width]
+        # Special tokens in between vanish; a token exchanged breaks the text anywhere.
+        for _ in range(dice.randrange(3)):
+            tokens.insert(dice.randrange(len(tokens) + 1), int(r.integers(0, len(tokenizer))))
+        rows.append((tokens + [tokenizer.convert_tokens_to_ids("<|endoftext|>")] * width)[:width])
+    read = jax.jit(lambda ids, frames: readers.read_plan(detokenise(tables, ids, 2000)[0], frames))
+    plan = jax.tree.map(np.asarray, read(jnp.asarray(rows), jnp.full(64, 60)))
+    good = 0
+    for i, tokens in enumerate(rows):
+        want = host.read_plan(tokenizer.decode(tokens, skip_special_tokens=True), 60, max_bytes=2000)
+        assert (plan.formatted[i], plan.answered[i], plan.count[i]) == (want.formatted, want.answered, want.count)
+        for k, piece in enumerate(want.pieces):
+            got = [getattr(plan, name)[i, k].tolist() for name in piece._fields[:7]]
+            assert got == list(piece[:7]) and told(plan.description, i, k) == piece.description
+            good += piece.complete
+    assert good > 20
+
+
+CASES = [
+    # text, failure of each of 4 slots, frames of the first, groups; the clip has 20 frames
+    (
+        '<answer>{"start_time": "00:01.00", "end_time": "00:02.50", "description": "A"}</answer>',
+        [0, 1, 1, 1],
+        (2, 5),
+        1,
+    ),
+    (
+        '<answer>{"start_time": "00:03.00", "end_time": "00:02.50", "description": "A"}</answer>',
+        [8, 1, 1, 1],
+        (0, 0),
+        1,
+    ),
+    ('<answer>{"start_time": "0:0.0", "end_time": "0:10.1", "description": ""}</answer>', [8, 1, 1, 1], (0, 0), 1),
+    ('<answer>{"start_time": "0:0.0", "end_time": "0:10.0", "description": ""}</answer>', [0, 1, 1, 1], (0, 19), 1),
+    ('<answer>{"start_time": "0:0.0", "end_time": "0:1.0", "description": 3}</answer>', [5, 1, 1, 1], (0, 0), 1),
+    ('<answer>{"start_time": "0:0.0", "end_time": "0:1.0", "description": "}"}</answer>', [4, 1, 1, 1], (0, 0), 1),
+    ('<answer>{"start_time": "0:0.0", "end_time": "0:1", "description": "{"}</answer>', [6, 1, 1, 1], (0, 0), 1),
+    ("<answer>{}{}{}{}{} {</answer>{}", [5, 5, 5, 5], (0, 0), 5),
+    ('<answer>{"a": [[[[[[[[[[[[[[[[]]]]]]]]]]]]]]]]}{"a": [[[[[[[[[[[[[[[[[]]]]]]]]]]]]]]]]]}', [3] * 4, (0, 0), 0),
+    (
+        '<answer>{"a": [[[[[[[[[[[[[[[[]]]]]]]]]]]]]]]]}{"a": [[[[[[[[[[[[[[[[[]]]]]]]]]]]]]]]]]}</answer>',
+        [5, 4, 1, 1],
+        (0, 0),
+        2,
+    ),
+]
+
+
+@pytest.mark.parametrize(("text", "failure", "frames", "count"), CASES)
+def test_by_hand(text, failure, frames, count):
+    plan = in_graph([text.encode()], [20])[1]
+    assert plan.failure[0].tolist() == failure and plan.count[0] == count
+    assert (plan.first_frame[0, 0], plan.last_frame[0, 0]) == frames
