@@ -59,6 +59,10 @@ def collate(family: str, items: Sequence[Item], template: Mapping[str, np.ndarra
     spec = valid[0].arrays if valid else template
     arrays = {"sample_valid": np.array([item.arrays is not None for item in items])}
     for key, example in spec.items():
+        if len(items) == 1 and valid:
+            # Frames are tens of megabytes a sample: alone in its batch, one is not copied.
+            arrays[key] = np.asarray(example)[None]
+            continue
         out = np.zeros((len(items), *example.shape), example.dtype)
         for i, item in enumerate(items):
             if item.arrays is None:

@@ -62,8 +62,9 @@ def resize_mask(mask: Bool[np.ndarray, "h w"], size: tuple[int, int]) -> Bool[np
         return mask
     shrinks = size[0] <= mask.shape[0] and size[1] <= mask.shape[1]
     method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-    cover = cv2.resize(mask.astype(np.float32), size[::-1], interpolation=method)
-    half = cover >= 0.5
+    # Coverage in 8 bits is exact enough to compare with a half, at a quarter of the memory of float32.
+    cover = cv2.resize(mask.view(np.uint8) * np.uint8(255), size[::-1], interpolation=method)
+    half = cover >= 128
     return half if half.any() else cover > 0
 
 

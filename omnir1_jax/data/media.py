@@ -17,6 +17,9 @@ from jaxtyping import Int, UInt8
 from omnir1_jax.data import paths
 from omnir1_jax.data.samples import BadSample, FrameSource, ImageBytes, ImageFiles, VideoFile
 
+# Three channels, no EXIF rotation; in OpenCV's order where it is too old to give RGB itself.
+_IS_RGB = hasattr(cv2, "IMREAD_COLOR_RGB")
+_AS_STORED = (cv2.IMREAD_COLOR_RGB if _IS_RGB else cv2.IMREAD_COLOR) | cv2.IMREAD_IGNORE_ORIENTATION
 _JPEG, _PNG = b"\xff\xd8", b"\x89PNG\r\n\x1a\n"
 _PNG_END = b"IEND\xaeB`\x82"
 # Files that make ffmpeg open other files or addresses.
@@ -45,12 +48,12 @@ def decode_image(data: bytes, name: str, sample_id: str = "?") -> UInt8[np.ndarr
     if (data.startswith(_JPEG) and not _jpeg_is_whole(data)) or (data.startswith(_PNG) and _PNG_END not in data[-32:]):
         raise BadSample(sample_id, f"{name} is cut short")
     try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), _AS_STORED)
     except cv2.error as error:
         raise BadSample(sample_id, f"{name} is not a readable image") from error
     if image is None:
         raise BadSample(sample_id, f"{name} is not a readable image")
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+    return image if _IS_RGB else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
 def _jpeg_is_whole(data: bytes) -> bool:
