@@ -85,7 +85,7 @@ def attend(
         return jnp.swapaxes(out, 1, 2)[:, :s].astype(q.dtype)
 
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty:
+    if mesh.empty or mesh.are_all_axes_manual:  # the latter: already within a shard_map
         return local(q, k, v, segments)
     # Query heads of one key head stay together, so both are cut as the key heads can be.
     spec = named_sharding(mesh, ("batch", None, "kv_heads", None), k.shape, DEFAULT_RULES).spec

@@ -122,7 +122,7 @@ def test_after_the_end(small):
     ties=st.booleans(),
 )
 def test_warp_equals_transformers(seed, temperature, top_k, top_p, ties):
-    logits = np.random.default_rng(seed).normal(size=(3, 40)).astype(np.float32) * 3
+    logits = np.random.default_rng(seed).normal(size=(64, 40)).astype(np.float32) * 3
     if ties and top_p == 1.0:  # with top-p, which of two equal tokens goes is up to the sort
         logits = np.round(logits)
     want = TemperatureLogitsWarper(temperature)(None, torch.tensor(logits))
