@@ -87,7 +87,7 @@ def run(quick: bool) -> dict:
         figures["F_speedup_over_opencv"] = figures["F_fps.object"] / figures["F_fps_whole_frame_opencv.object"]
 
         rng = np.random.default_rng(0)
-        gt = refavs.resize_gt(gt)
+        gt = refavs.resize_mask(gt)
         prob = np.clip(gt * 0.6 + rng.random(gt.shape) * 0.4, 0, 1).astype(np.float32)
         figures["refavs_F_fps"] = _fps(len(gt), repeats, refavs.f_score, prob, gt)
         figures["refavs_F_fps_sweep"] = _fps(len(gt), 1 if quick else 3, _sweep, prob, gt)

@@ -46,8 +46,11 @@ def binary_logits(mask: Shaped[np.ndarray, "*n h w"]) -> Float[np.ndarray, "*n h
     return np.where(mask > 0, np.float32(BINARY_LOGIT), np.float32(-BINARY_LOGIT))
 
 
-def resize_gt(mask: Shaped[np.ndarray, "n h w"], size: int = SIZE) -> Bool[np.ndarray, "n s s"]:
-    """Ground truth at the metric's size: bilinear, then > 0, so a pixel touched by any foreground is foreground."""
+def resize_mask(mask: Shaped[np.ndarray, "n h w"], size: int = SIZE) -> Bool[np.ndarray, "n s s"]:
+    """A mask at the metric's size: bilinear, then > 0, so a pixel touched by any foreground is foreground.
+
+    The benchmark does so with its ground truth; binary predictions go the same way, so that a perfect one scores 1.
+    """
     resized = [cv2.resize((m > 0).astype(np.float32), (size, size), interpolation=cv2.INTER_LINEAR) for m in mask]
     return np.stack(resized) > 0 if resized else np.zeros((0, size, size), bool)
 

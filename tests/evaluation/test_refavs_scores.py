@@ -94,13 +94,13 @@ def test_empty_ground_truth():
 def test_ground_truth_is_any_touched_pixel():
     gt = np.zeros((1, 512, 512), np.uint8)
     gt[0, 100, 100] = 255
-    small = refavs.resize_gt(gt)
+    small = refavs.resize_mask(gt)
     assert small.shape == (1, 256, 256) and small.sum() == 1 and small[0, 50, 50]
-    assert refavs.resize_gt(np.ones((2, 300, 200), np.uint8)).all()
+    assert refavs.resize_mask(np.ones((2, 300, 200), np.uint8)).all()
     torch_gt = torch.zeros(1, 1, 37, 61)
     torch_gt[..., 5:9, 11:30] = 1
     expected = torch.nn.functional.interpolate(torch_gt, (256, 256), mode="bilinear") > 0
-    np.testing.assert_array_equal(refavs.resize_gt(torch_gt[0].numpy())[0], expected[0, 0].numpy())
+    np.testing.assert_array_equal(refavs.resize_mask(torch_gt[0].numpy())[0], expected[0, 0].numpy())
 
 
 def test_last_batch_is_unweighted():

@@ -1,0 +1,124 @@
+"""From a tree of predicted masks and a dataset's reader to the benchmark's table."""
+
+import functools
+import multiprocessing
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent import futures
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from omnir1_jax.data.masks import decode_masks
+from omnir1_jax.data.samples import BadSample, ClipRef, ImageFiles, Reader
+from omnir1_jax.errors import InputError
+from omnir1_jax.evaluation import mevis, predictions, refavs, revos
+
+PER_EXPRESSION = ("mevis", "refdavis", "refytvos")
+
+
+class Row(NamedTuple):
+    """One expression's result: `scores` in [0, 1]; `missing`: no folder of predictions, all scores 0."""
+
+    sample_id: str
+    type_id: int
+    scores: Mapping[str, float]
+    missing: bool
+
+
+def _open(reader: Reader, position: int) -> ClipRef:
+    try:
+        ref = reader[position]
+    except BadSample as error:
+        # A benchmark with a hole in it has no score.
+        raise InputError(f"the ground truth of {error}") from error
+    if ref.masks is None:
+        raise InputError(f"{ref.sample_id} has no masks to compare with: predictions for this split go to a server")
+    return ref
+
+
+def score_position(reader: Reader, root: str, mode: revos.Mode, position: int) -> Row:
+    """One expression of ReVOS or of a benchmark scored by J and F alone. Raises InputError naming what is wrong."""
+    ref = _open(reader, position)
+    type_id = int(ref.extra.get("type_id") or 0)
+    names = ref.frames.names
+    pred = predictions.read(root, ref.extra["video"], ref.extra["exp_id"], names)
+    if pred is None:
+        empty = revos.MISSING if reader.name == "revos" else mevis.MISSING
+        return Row(ref.sample_id, type_id, empty._asdict(), True)
+    indices = range(len(names))
+    try:
+        objects = decode_masks(ref.masks, indices, ref.sample_id).astype(np.uint8)
+        if objects.shape[-2:] != pred.shape[-2:]:
+            where = predictions.folder(root, ref.extra["video"], ref.extra["exp_id"])
+            sizes = ["x".join(map(str, x.shape[-2:])) for x in (pred, objects)]
+            raise InputError(f"{where}: masks of {sizes[0]}, the frames are {sizes[1]}; write them at the frames' size")
+        if reader.name != "revos":
+            return Row(ref.sample_id, type_id, mevis.score_expression(objects, pred)._asdict(), False)
+        foreground = decode_masks(ref.foreground, indices, ref.sample_id)[0].astype(np.uint8)
+    except BadSample as error:
+        raise InputError(f"the ground truth of {error}") from error
+    return Row(ref.sample_id, type_id, revos.score_expression(objects, pred, foreground, mode)._asdict(), False)
+
+
+def score_rows(reader: Reader, root: str, mode: revos.Mode = "clean", workers: int = 0) -> Iterator[Row]:
+    """Every expression of the split in order, scored in `workers` processes."""
+    if reader.name != "revos" and reader.name not in PER_EXPRESSION:
+        raise InputError(f"no scores by expression for {reader.name}; expected revos, {', '.join(PER_EXPRESSION)}")
+    score = functools.partial(score_position, reader, root, mode)
+    if workers == 0:
+        yield from map(score, range(len(reader)))
+        return
+    context = multiprocessing.get_context("spawn")
+    with futures.ProcessPoolExecutor(workers, context) as pool:
+        yield from pool.map(score, range(len(reader)), chunksize=16)
+
+
+def table(dataset: str, rows: Iterable[Row]) -> dict[str, Any]:
+    """The benchmark's table, in percent, and how many expressions had no prediction."""
+    rows = list(rows)
+    if dataset == "revos":
+        out = dict(revos.aggregate((row.type_id, revos.Scores(**row.scores)) for row in rows))
+    else:
+        out = dict(mevis.aggregate(mevis.Scores(**row.scores) for row in rows))
+    return {**out, "missing": sum(row.missing for row in rows)}
+
+
+def score_refavs(reader: Reader, root: str, batch_videos: int = refavs.BATCH_VIDEOS) -> dict[str, Any]:
+    """Ref-AVS J, F, S of `<root>/<uid>/fid_<fid>/0000t.png`, in batches of the reader's order; DAVIS J and F beside.
+
+    A uid that occurs again has "#2", "#3" appended, as in the reader's ids. A missing folder is an error: on the
+    null split it would be the best of answers.
+    """
+    davis_rows: list[mevis.Scores] = []
+
+    def videos() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for position in range(len(reader)):
+            ref = _open(reader, position)
+            uid, fid = ref.sample_id.split("/", 2)[2], f"fid_{ref.extra['fid']}"
+            pred = predictions.read(root, uid, fid, ref.frames.names)
+            if pred is None:
+                raise InputError(
+                    f"{predictions.folder(root, uid, fid)} is missing; predict an empty mask as a black PNG"
+                )
+            try:
+                objects = decode_masks(ref.masks, range(len(ref.frames)), ref.sample_id)
+            except BadSample as error:
+                raise InputError(f"the ground truth of {error}") from error
+            if objects.shape[-2:] == pred.shape[-2:]:
+                davis_rows.append(mevis.score_expression(objects, pred))
+            yield refavs.binary_logits(refavs.resize_mask(pred)), refavs.resize_mask(objects.any(0))
+
+    out = dict(refavs.aggregate(videos(), batch_videos))
+    if len(davis_rows) == len(reader):
+        out["davis"] = mevis.aggregate(davis_rows)
+    return out
+
+
+def expected(reader: Reader) -> list[tuple[str, str]]:
+    """(video, expression) of every item: what a server's archive has to hold."""
+    out = []
+    for position in range(len(reader)):
+        ref = reader[position]
+        assert isinstance(ref.frames, ImageFiles)
+        out.append((ref.extra["video"], ref.extra["exp_id"]))
+    return out

@@ -1,0 +1,141 @@
+"""Whole prediction trees against the readers of synthetic datasets in the real layouts."""
+
+import functools
+
+import numpy as np
+import pytest
+
+from omnir1_jax.data import masks, mevis, qa, refavs, revos
+from omnir1_jax.data.reader import make_reader
+from omnir1_jax.data.samples import ImageFiles
+from omnir1_jax.data.synthetic import writers
+from omnir1_jax.data.synthetic.world import WorldConfig
+from omnir1_jax.errors import InputError
+from omnir1_jax.evaluation import predictions, score_answers, score_masks
+from omnir1_jax.evaluation import revos as revos_scores
+
+WORLD = WorldConfig(height=40, width=56, frames=5)
+
+
+def truth(ref):
+    return masks.decode_masks(ref.masks, range(len(ref.frames)))
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory):
+    root = tmp_path_factory.mktemp("trees")
+    writers.revos(root / "revos", WORLD, 6, 1)
+    writers.mevis(root / "mevis", WORLD, 6, 1)
+    writers.refavs(root / "refavs", WORLD, 6, 1)
+    return root
+
+
+def predict(reader, root, change=lambda mask: mask):
+    for position in range(len(reader)):
+        ref = reader[position]
+        union = change(truth(ref).any(0))
+        predictions.write(str(root), ref.extra["video"], ref.extra["exp_id"], ref.frames.names, union)
+
+
+@pytest.mark.parametrize("name, split", [("revos", "valid"), ("mevis", "valid_u")])
+def test_perfect_and_empty_predictions(tree, tmp_path, name, split):
+    reader = {"revos": revos, "mevis": mevis}[name].open(str(tree / name), split)
+    predict(reader, tmp_path / "perfect")
+    table = score_masks.table(name, score_masks.score_rows(reader, str(tmp_path / "perfect")))
+    overall = table["overall"] if name == "revos" else table
+    assert overall["J"] == pytest.approx(100) and overall["J&F"] == pytest.approx(100) and table["missing"] == 0
+    if name == "revos":
+        assert overall["A"] == pytest.approx(100) and overall["R"] == pytest.approx(100)
+        compat = score_masks.table(name, score_masks.score_rows(reader, str(tmp_path / "perfect"), "compat"))
+        # As published: every foreground pixel of a 0/255 prediction is a mistake.
+        assert compat["overall"]["A"] < 99 and compat["overall"]["J"] == pytest.approx(100)
+    (tmp_path / "none").mkdir()
+    nothing = score_masks.table(name, score_masks.score_rows(reader, str(tmp_path / "none")))
+    assert nothing["missing"] == len(reader)
+    assert (nothing["overall"] if name == "revos" else nothing)["J&F"] == 0
+    assert len(score_masks.expected(reader)) == len(reader)
+
+
+def test_rows_are_the_metrics_of_their_arrays(tree, tmp_path):
+    reader = revos.open(str(tree / "revos"), "valid")
+    predict(reader, tmp_path / "p", lambda mask: np.roll(mask, 3, -1))
+    rows = list(score_masks.score_rows(reader, str(tmp_path / "p")))
+    for position, row in enumerate(rows):
+        ref = reader[position]
+        objects = truth(ref).astype(np.uint8)
+        foreground = masks.decode_masks(ref.foreground, range(len(ref.frames)))[0].astype(np.uint8)
+        pred = np.roll(objects.any(0), 3, -1)
+        assert row.scores == revos_scores.score_expression(objects, pred, foreground)._asdict()
+        assert row.sample_id == ref.sample_id and row.type_id == ref.extra["type_id"]
+    assert list(score_masks.score_rows(reader, str(tmp_path / "p"), workers=1)) == rows
+
+
+def test_what_is_wrong_is_named(tree, tmp_path):
+    reader = revos.open(str(tree / "revos"), "valid")
+    predict(reader, tmp_path / "p", lambda mask: mask[:, ::2])
+    with pytest.raises(InputError, match="masks of 20x56, the frames are 40x56"):
+        list(score_masks.score_rows(reader, str(tmp_path / "p")))
+    with pytest.raises(InputError, match="go to a server"):
+        list(score_masks.score_rows(mevis.open(str(tree / "mevis"), "valid"), str(tmp_path)))
+    with pytest.raises(InputError, match="no scores by expression for refavs"):
+        list(score_masks.score_rows(refavs.open(str(tree / "refavs"), "test_s"), str(tmp_path)))
+
+
+def predict_refavs(reader, root, change=lambda mask: mask):
+    for position in range(len(reader)):
+        ref = reader[position]
+        uid = ref.sample_id.split("/", 2)[2]
+        predictions.write(str(root), uid, f"fid_{ref.extra['fid']}", ref.frames.names, change(truth(ref).any(0)))
+
+
+def test_refavs(tree, tmp_path):
+    seen = refavs.open(str(tree / "refavs"), "test_s")
+    predict_refavs(seen, tmp_path / "s")
+    table = score_masks.score_refavs(seen, str(tmp_path / "s"), batch_videos=2)
+    assert table["videos"] == len(seen) and table["batch_videos"] == 2
+    assert table["J"] == pytest.approx(1) and table["F"] == pytest.approx(1)
+    assert table["davis"]["J"] == pytest.approx(100)
+    null = refavs.open(str(tree / "refavs"), "test_n")
+    predict_refavs(null, tmp_path / "n")
+    assert score_masks.score_refavs(null, str(tmp_path / "n"))["S"] == 0
+    predict_refavs(null, tmp_path / "all", np.ones_like)
+    assert score_masks.score_refavs(null, str(tmp_path / "all"))["S"] == 1
+    with pytest.raises(InputError, match="is missing; predict an empty mask"):
+        score_masks.score_refavs(null, str(tmp_path / "s"))
+
+
+def question(dataset, sample_id, row):
+    options, gold, extra = row
+    frames = ImageFiles(("x.jpg",), ("0",))
+    answer = options[gold] if options else extra.pop("answer")
+    return qa.clip(dataset, sample_id, "q?", frames, None, options, answer, gold, **extra)
+
+
+def questions(dataset, rows):
+    items = [(str(i), i, row) for i, row in enumerate(rows)]
+    return make_reader(dataset, "test", items, functools.partial(question, dataset), dataset)
+
+
+def test_answers_by_dataset():
+    options = ("A. cat", "B. dog")
+    reader = questions(
+        "videomme", [(options, i % 2, {"duration": d}) for i, d in enumerate(("short", "short", "long"))]
+    )
+    said = {"videomme/test/0": "A", "videomme/test/1": "A", "videomme/test/2": "The answer is A."}
+    table = score_answers.score(reader, said)
+    assert table["accuracy"] == pytest.approx(200 / 3) and table["duration"]["short"]["accuracy"] == 50
+    assert table["unusable_samples"] == 0
+    reader = questions("omnibench", [(("a cat", "a dog"), 1, {"audio_type": "music", "task_type": "x"})])
+    assert score_answers.score(reader, {"omnibench/test/0": "it is a dog"})["audio_type"]["music"]["accuracy"] == 100
+    reader = questions("avhbench", [(("Yes", "No"), 0, {"task": "AV Matching", "video_id": "v"})])
+    assert score_answers.score(reader, {"avhbench/test/0": "yes"})["all"]["accuracy"] == 100
+    reader = questions("videor1", [((), None, {"answer": "12", "problem_type": "numerical"})])
+    assert score_answers.score(reader, {"videor1/test/0": "<answer>12</answer>"})["score"] == 100
+
+
+def test_answers_that_are_missing_are_named():
+    reader = questions("mvbench", [(("a", "b"), 0, {"task": "t"})] * 2)
+    with pytest.raises(InputError, match="1 of 2 questions have no completion, first mvbench/test/1"):
+        score_answers.score(reader, {"mvbench/test/0": "a"})
+    with pytest.raises(InputError, match="no answers to score for revos"):
+        score_answers.score(questions("revos", [(("a", "b"), 0, {})]), {})
