@@ -8,10 +8,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from omnir1_jax.data.masks import decode_masks
-from omnir1_jax.data.samples import BadSample, ClipRef, ImageFiles, Reader
+from omnir1_jax.data import paths
+from omnir1_jax.data import refdavis as data_refdavis
+from omnir1_jax.data.masks import decode_label_map, decode_masks
+from omnir1_jax.data.samples import BadSample, ClipRef, Reader
 from omnir1_jax.errors import InputError
-from omnir1_jax.evaluation import mevis, predictions, refavs, revos
+from omnir1_jax.evaluation import mevis, predictions, refavs, refdavis, revos
 
 PER_EXPRESSION = ("mevis", "refdavis", "refytvos")
 
@@ -114,11 +116,36 @@ def score_refavs(reader: Reader, root: str, batch_videos: int = refavs.BATCH_VID
     return out
 
 
+def score_refdavis_unsupervised(reader: Reader, dataset_root: str, root: str) -> dict[str, Any]:
+    """Ref-DAVIS17 by the DAVIS unsupervised protocol: one submission an annotator, its objects' masks merged.
+
+    Every expression needs its folder of predictions: a missing one raises InputError.
+    """
+    videos: dict[str, dict[int, ClipRef]] = {}
+    for position in range(len(reader)):
+        ref = reader[position]
+        videos.setdefault(ref.extra["video"], {})[int(ref.extra["exp_id"])] = ref
+    submissions: list[list] = [[] for _ in refdavis.ANNOTATORS]
+    for video, refs in videos.items():
+        names = next(iter(refs.values())).frames.names
+        source = data_refdavis.annotation(dataset_root, video, names)
+        try:
+            annotation = np.stack([decode_label_map(paths.read_bytes(path)) for path in source.paths])
+        except (OSError, ValueError) as error:
+            raise InputError(f"the ground truth of {video}: {error}") from error
+        for submission, numbers in zip(submissions, refdavis.submission_expressions(len(refs))):
+            found = [predictions.read(root, video, str(number), names) for number in numbers]
+            if lost := [number for number, pred in zip(numbers, found) if pred is None]:
+                raise InputError(f"{predictions.folder(root, video, str(lost[0]))} is missing")
+            labels = refdavis.label_map((np.stack(found) > 0).astype(np.uint8))
+            submission.append(refdavis.score_video(annotation, labels, video))
+    return dict(refdavis.aggregate_unsupervised(submissions))
+
+
 def expected(reader: Reader) -> list[tuple[str, str]]:
     """(video, expression) of every item: what a server's archive has to hold."""
     out = []
     for position in range(len(reader)):
         ref = reader[position]
-        assert isinstance(ref.frames, ImageFiles)
         out.append((ref.extra["video"], ref.extra["exp_id"]))
     return out

@@ -1,11 +1,15 @@
 """Whole prediction trees against the readers of synthetic datasets in the real layouts."""
 
 import functools
+import json
+import shutil
 
+import cv2
 import numpy as np
 import pytest
 
 from omnir1_jax.data import masks, mevis, qa, refavs, revos
+from omnir1_jax.data import refdavis as data_refdavis
 from omnir1_jax.data.reader import make_reader
 from omnir1_jax.data.samples import ImageFiles
 from omnir1_jax.data.synthetic import writers
@@ -102,6 +106,37 @@ def test_refavs(tree, tmp_path):
     assert score_masks.score_refavs(null, str(tmp_path / "all"))["S"] == 1
     with pytest.raises(InputError, match="is missing; predict an empty mask"):
         score_masks.score_refavs(null, str(tmp_path / "s"))
+
+
+def test_refdavis_by_both_protocols(tmp_path):
+    rng = np.random.default_rng(0)
+    labels = np.zeros((3, 24, 30), np.uint8)
+    labels[:, 2:9, 3:9], labels[:, 12:20, 10:25], labels[:, 22:, 26:] = 1, 2, 255
+    names = [f"{t:05d}" for t in range(3)]
+    for folder, ending in (("JPEGImages/480p", "jpg"), ("Annotations_unsupervised/480p", "png")):
+        (tmp_path / folder / "bear").mkdir(parents=True)
+        for t, name in enumerate(names):
+            picture = labels[t] if ending == "png" else rng.integers(0, 255, (24, 30, 3), np.uint8)
+            cv2.imwrite(str(tmp_path / folder / "bear" / f"{name}.{ending}"), picture)
+    record = {"frames": names, "expressions": {str(e): {"exp": f"e{e}"} for e in range(8)}}
+    meta = tmp_path / "meta_expressions/valid/meta_expressions.json"
+    meta.parent.mkdir(parents=True)
+    meta.write_text(json.dumps({"videos": {"bear": record}}))
+    reader = data_refdavis.open(str(tmp_path))
+    for position in range(len(reader)):
+        ref = reader[position]
+        union = truth(ref).any(0)
+        if ref.extra["exp_id"] == "5":  # annotator 1's second object is wrongly empty
+            union &= False
+        predictions.write(str(tmp_path / "p"), "bear", ref.extra["exp_id"], names, union)
+    table = score_masks.table("refdavis", score_masks.score_rows(reader, str(tmp_path / "p")))
+    assert table["J"] == table["F"] == pytest.approx(100 * 7 / 8) and table["count"] == 8
+    table = score_masks.score_refdavis_unsupervised(reader, str(tmp_path), str(tmp_path / "p"))
+    # Three submissions are perfect, one has one of two objects; the void corner is no one's.
+    assert table["J"] == table["F"] == pytest.approx((3 * 100 + 50) / 4) and table["submissions"] == 4
+    shutil.rmtree(tmp_path / "p/bear/6")
+    with pytest.raises(InputError, match=r"bear/6 is missing"):
+        score_masks.score_refdavis_unsupervised(reader, str(tmp_path), str(tmp_path / "p"))
 
 
 def question(dataset, sample_id, row):
