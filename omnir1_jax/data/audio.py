@@ -14,6 +14,8 @@ from omnir1_jax.data.samples import AudioBytes, AudioFile, AudioSource, BadSampl
 SAMPLE_RATE = 16_000
 # A track shorter than its container declares by more than this was cut off.
 _TOLERATED_GAP_S = 0.5
+_LONGEST_GAP_S = 3600
+_LOWEST_RATE, _HIGHEST_RATE = 1_000, 768_000
 _UNKNOWN_SIZES = (0, 0xFFFFFFFF)
 
 
@@ -67,7 +69,7 @@ def _decode_file(data: bytes, name: str, sample_id: str) -> tuple[np.ndarray, in
         samples, rate = soundfile.read(io.BytesIO(data), dtype="float32", always_2d=True)
     except (soundfile.LibsndfileError, TypeError, ValueError) as error:
         raise BadSample(sample_id, f"{name} is not a readable sound file") from error
-    if rate <= 0:
+    if not _LOWEST_RATE <= rate <= _HIGHEST_RATE:
         raise BadSample(sample_id, f"{name} declares a sampling rate of {rate}")
     return samples.mean(1), rate
 
@@ -80,11 +82,14 @@ def _decode_track(source: VideoAudio, sample_id: str) -> tuple[np.ndarray, int] 
             if not container.streams.audio:
                 return None
             stream = container.streams.audio[0]
-            rate = stream.rate
+            context = stream.codec_context
+            rate = context.sample_rate if context is not None else 0
+            if not _LOWEST_RATE <= rate <= _HIGHEST_RATE:
+                raise BadSample(sample_id, f"{path}: an audio track of no known kind, {rate} samples a second")
             declared = float(stream.duration * stream.time_base) if stream.duration else 0.0
             origin = (container.start_time or 0) / av.time_base
             pieces = _collect(container, stream, rate, origin)
-    except (av.FFmpegError, OSError, ValueError) as error:
+    except (av.FFmpegError, OSError, ValueError, OverflowError) as error:
         raise BadSample(sample_id, f"{path}: its audio track cannot be decoded") from error
     samples = pieces if pieces.size else np.zeros(0, np.float32)
     if samples.size / rate < declared - _TOLERATED_GAP_S:
@@ -102,6 +107,8 @@ def _collect(container: av.container.InputContainer, stream: av.AudioStream, rat
     for frame in container.decode(stream):
         if frame.pts is not None:
             start = round((float(frame.pts * frame.time_base) - origin) * rate)
+            if start - filled > _LONGEST_GAP_S * rate:
+                raise ValueError("timestamps jump")
             if start - filled > rate // 20:
                 pieces.append(np.zeros(start - filled, np.float32))
                 filled = start

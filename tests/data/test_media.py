@@ -220,3 +220,34 @@ def test_bad_sounds_are_named(folder, tmp_path):
     piped = bytearray(data)
     piped[4:8] = b"\xff\xff\xff\xff"
     assert len(audio.load_audio(AudioBytes(bytes(piped)))) == 32000
+
+
+@pytest.mark.parametrize("name", ["sound.mp4", "a.wav", "0.jpg", "0.png"])
+def test_random_damage_is_never_more_than_a_bad_sample(folder, tmp_path, name):
+    whole = (folder / name).read_bytes()
+    rng = np.random.default_rng(5)
+    path = tmp_path / name
+    good = bad = 0
+    for _ in range(120):
+        data = bytearray(whole)
+        # Containers keep their tables at the end or the beginning: that is where damage is worst.
+        low, high = [(0, len(data)), (0, 200), (max(0, len(data) - 6000), len(data))][int(rng.integers(3))]
+        for _ in range(int(rng.integers(1, 30))):
+            data[int(rng.integers(low, min(high, len(data))))] = int(rng.integers(256))
+        path.write_bytes(data[: int(rng.integers(len(data)))] if rng.random() < 0.2 else data)
+        readers = []
+        if name.endswith(("mp4", "wav")):
+            source = VideoAudio(str(path)) if name.endswith("mp4") else AudioFile(str(path))
+            readers.append(lambda source=source: audio.load_audio(source, sample_id="s"))
+        if not name.endswith("wav"):
+            frames = VideoFile(str(path)) if name.endswith("mp4") else ImageFiles((str(path),), ("0",))
+            readers.append(lambda frames=frames: media.load_frames(frames, [0], sample_id="s"))
+        for read in readers:
+            media.video_info.cache_clear()
+            try:
+                read()
+                good += 1
+            except BadSample as error:
+                assert str(error).startswith("s: ") and name in error.reason
+                bad += 1
+    assert bad > 10 and good + bad in (120, 240)
