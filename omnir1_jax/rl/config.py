@@ -1,7 +1,7 @@
 """What is fixed when a step is compiled: the models' shapes and the choices of a run."""
 
 import dataclasses
-from typing import Any
+from typing import Any, no_type_check
 
 import flax.struct
 from jaxtyping import Array
@@ -64,6 +64,7 @@ class Models:
     sam2: Sam2 | None
 
 
+@no_type_check  # also holds shapes and shardings
 @flax.struct.dataclass
 class Frozen:
     """All arrays that training does not change.
@@ -84,6 +85,7 @@ class Frozen:
     grounding: Template
 
 
+@no_type_check  # also holds shapes and shardings
 @flax.struct.dataclass
 class Rewards:
     """Rewards of a rollout.

@@ -100,11 +100,11 @@ def _sound(clip: DecodedClip, config: ExampleConfig) -> dict[str, Any] | None:
 
 
 @functools.lru_cache(maxsize=4)
-def _grounding_prefix(config: ExampleConfig) -> np.ndarray:
+def _grounding_prefix(config: ExampleConfig) -> list[int]:
     """Ids of System 2's prompt up to the description, one placeholder for the frame."""
     before = config.grounding.split("{description}")[0]
     end = max(before.rfind(token) + len(token) for token in tokens.SPELLING.values() if token in before)
-    return np.asarray(config.tokenizer(before[:end], add_special_tokens=False)["input_ids"], np.int32)
+    return config.tokenizer(before[:end], add_special_tokens=False)["input_ids"]
 
 
 def _sharp(frames: UInt8[np.ndarray, "t h w 3"], size: tuple[int, int], config: ExampleConfig) -> Arrays:

@@ -1,7 +1,7 @@
 """Policies as variables of the decoder, and the update: scores, loss, optimiser."""
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, no_type_check
 
 import flax.struct
 import jax
@@ -20,6 +20,7 @@ from omnir1_jax.systems import reasoner
 from omnir1_jax.systems.reasoner import Media
 
 
+@no_type_check  # also holds shapes and shardings
 @flax.struct.dataclass
 class TrainState:
     """Everything that a step changes.

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, no_type_check
 
 import flax.struct
 import jax
@@ -19,6 +19,7 @@ from omnir1_jax.rl.learn import Learned, TrainState
 from omnir1_jax.systems import reasoner
 
 
+@no_type_check  # also holds shapes and shardings
 @flax.struct.dataclass
 class Rollout:
     """What happened, for logs and pictures. `reading`, `found`, `masks` are the family's own."""

@@ -5,7 +5,7 @@ plain functions that the config names; `GROUNDERS` and `SEGMENTERS` are where an
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, no_type_check
 
 import flax.struct
 import jax
@@ -19,6 +19,7 @@ from omnir1_jax.models.qwen_omni.sample import Completions, Sampling, Tails, gen
 from omnir1_jax.models.qwen_omni.thinker import Thinker, place
 
 
+@no_type_check  # also holds shapes and shardings
 @flax.struct.dataclass
 class SharpFrames:
     """The frames of each clip at System 2's resolution, and the prompt in which one of them will stand.

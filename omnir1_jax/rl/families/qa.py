@@ -4,7 +4,7 @@ Scores that need floating text metrics (word error rate, rouge) are not computed
 questions by name.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, no_type_check
 
 import flax.struct
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ from omnir1_jax.text.readers import Answer, read_answer
 from omnir1_jax.text.rules import Failure
 
 
+@no_type_check  # also holds shapes and shardings
 @flax.struct.dataclass
 class Batch:
     """Questions.

@@ -1,6 +1,6 @@
 """RefAVS in its training form: the answer describes what sounds, System 2 finds it in the first frame."""
 
-from typing import NamedTuple
+from typing import NamedTuple, no_type_check
 
 import flax.struct
 import jax
@@ -16,6 +16,7 @@ from omnir1_jax.systems import detail, reasoner
 from omnir1_jax.text.readers import Answer, Boxes, read_answer, read_boxes
 
 
+@no_type_check  # also holds shapes and shardings
 @flax.struct.dataclass
 class Batch:
     """Prompts with sound and a first frame.

@@ -1,5 +1,7 @@
 """refCOCOg in Seg-Zero's form: one image, one phrase; the policy itself answers with a box and two points."""
 
+from typing import no_type_check
+
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -14,6 +16,7 @@ from omnir1_jax.systems import reasoner
 from omnir1_jax.text.readers import BoxAndPoints, read_box_and_points
 
 
+@no_type_check  # also holds shapes and shardings
 @flax.struct.dataclass
 class Batch:
     """Prompts about one image.

@@ -1,6 +1,6 @@
 """Video object segmentation (ReVOS, MeViS): a plan, its keyframes grounded, the boxes carried through the clip."""
 
-from typing import NamedTuple
+from typing import NamedTuple, no_type_check
 
 import flax.struct
 import jax
@@ -18,6 +18,7 @@ from omnir1_jax.systems.keyframes import Keyframes
 from omnir1_jax.text.readers import Boxes, Plan, read_boxes, read_plan
 
 
+@no_type_check  # also holds shapes and shardings
 @flax.struct.dataclass
 class Batch:
     """Prompts about clips of up to t frames and n objects.

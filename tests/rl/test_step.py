@@ -1,0 +1,112 @@
+"""The step as a program: one graph or stage by stage, no callback, no second compilation, nothing lost on NaN."""
+
+import dataclasses
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from omnir1_jax.errors import InputError
+from omnir1_jax.models.qwen_omni.sample import Sampling
+from omnir1_jax.rl import grpo, step
+from omnir1_jax.systems import detail, reasoner
+from tests.rl import small
+
+PLANS = [
+    '<think>a</think><answer>{"start_time": "00:00.00", "end_time": "00:00.20", "description": "the red one"}'
+    '{"start_time": "00:01.50", "end_time": "00:02.00", "description": "left"}</answer>',
+    '<think>b</think><answer>{"start_time": "00:01.00", "end_time": "00:01.00", "description": "Star "}</answer>',
+    "no answer",
+    '<answer>{"start_time": "00:02.00", "end_time": "00:01.00", "description": "x"}{}</answer>',
+]
+BOXES = ['[{"bbox_2d": [10, 10, 60, 50], "label": "x"}]', '{"bbox_2d": [1, 2, 3]} {"bbox_2d": [40, 5, 80, 55]}', "none"]
+
+
+@pytest.fixture
+def scripted(monkeypatch):
+    """System 1 says PLANS, System 2 says BOXES; learning sees them as sampled."""
+    spoken = small.spoken([PLANS, PLANS[::-1]], 192)
+    monkeypatch.setattr(reasoner, "sample", lambda *_: spoken)
+    monkeypatch.setitem(detail.GROUNDERS, "scripted", small.scripted(BOXES))
+    return small.step_config(
+        sampling=Sampling(192, small.step_config().sampling.eos, 0), grounder="scripted", completion_bytes=384
+    )
+
+
+def run(config, mode, batch, steps=2):
+    train_step = step.make_train_step(small.models(), small.optimizer(), config, mode)
+    state, frozen, seen = small.state(), small.frozen(), []
+    for _ in range(steps):
+        state, metrics, rollout = train_step(state, frozen, batch, jax.random.key(3))
+        seen.append(jax.tree.map(np.asarray, (metrics, rollout.rewards)))
+    return train_step, state, seen
+
+
+def test_fused_equals_staged_and_every_stage_had_something_to_do(scripted):
+    batch = small.batches("vos", 2)[0]
+    fused, state, seen = run(scripted, "fused", batch)
+    _, other, again = run(scripted, "staged", batch)
+    for (metrics, rewards), (metrics2, rewards2) in zip(seen, again):
+        for name in metrics:
+            np.testing.assert_allclose(metrics[name], metrics2[name], rtol=2e-5, atol=2e-6, err_msg=name)
+        np.testing.assert_allclose(rewards.total, rewards2.total, rtol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-6), state.trainable, other.trainable)
+
+    metrics, rewards = seen[0]
+    for term in ("structure", "coverage", "count", "alignment", "saliency", "segmentation", "keyframes", "boxes"):
+        assert np.ptp(rewards.terms[term]) > 0, f"{term} is blind"
+    assert metrics["failure/plan/no_answer"] == 2 and metrics["failure/plan/out_of_range"] == 2
+    assert metrics["failure/plan/missing_field"] == 2 and metrics["failure/box/bad_list"] > 0
+    assert metrics["learn/grad_norm"] > 0 and metrics["learn/skipped"] == 0
+    assert fused._cache_size() == 1  # the second step did not compile again
+
+
+def test_no_callback_leaves_the_program():
+    batch = small.batches("vos", 2)[0]
+    train_step = step.make_train_step(small.models(), small.optimizer(), small.step_config())
+    text = train_step.lower(small.state(), small.frozen(), batch, jax.random.key(0)).as_text()
+    assert len(text) > 1e5
+    assert not re.findall(r"callback|infeed|outfeed|host_compute|send|recv", text)
+    values = re.sub(r"= dense<[^>]*> : tensor<[^>]*>", "", text)  # attributes, such as paddings, are 64 bits wide
+    assert not re.findall(r"tensor<(?:\d+x)*(?:i64|ui64|f64)>", values)
+
+
+def test_sampled_tokens_have_the_scorer_s_log_probs_and_seeds_decide():
+    batch = small.batches("vos", 2)[0]
+    config = small.step_config()
+    train_step = step.make_train_step(small.models(), small.optimizer(), config)
+    go = lambda seed: train_step(small.state(), small.frozen(), batch, jax.random.key(seed))
+    (state, metrics, rollout), (state2, _, rollout2), (_, _, rollout3) = go(0), go(0), go(1)
+    assert metrics["learn/sampler_gap"] < 1e-4
+    assert metrics["learn/kl"] > 0 and metrics["learn/ratio"] == 1
+    jax.tree.map(np.testing.assert_array_equal, (state, rollout), (state2, rollout2))
+    assert np.any(rollout.completions.tokens != rollout3.completions.tokens)
+
+
+def test_a_loss_that_is_not_finite_changes_nothing_and_is_counted(scripted):
+    batch = small.batches("vos", 2)[0]
+    train_step = step.make_train_step(small.models(), small.optimizer(), scripted, "staged")
+    frozen = small.frozen()
+    broken = frozen.replace(reference=jax.tree.map(lambda x: x * jnp.nan, frozen.reference))
+    before = small.state()
+    kept = jax.tree.map(np.asarray, (before.trainable, before.opt_state))
+    state, metrics, _ = train_step(before, broken, batch, jax.random.key(0))
+    assert metrics["learn/skipped"] == 1 and state.step == 1
+    jax.tree.map(np.testing.assert_array_equal, (state.trainable, state.opt_state), kept)
+
+
+def test_wrong_choices_are_refused_by_name(scripted):
+    with pytest.raises(InputError, match="step.mode"):
+        step.make_train_step(small.models(), small.optimizer(), scripted, "eager")
+    with pytest.raises(InputError, match="batch of no task family"):
+        jax.eval_shape(
+            step.make_train_step(small.models(), small.optimizer(), scripted), small.state(), small.frozen(), (), 0
+        )
+
+
+def test_several_updates_move_the_ratio_away_from_one(scripted):
+    config = dataclasses.replace(scripted, updates=2, grpo=grpo.GrpoConfig(beta=0.0))
+    _, _, seen = run(config, "staged", small.batches("vos", 2)[0], steps=1)
+    assert seen[0][0]["learn/ratio"] != 1
