@@ -27,6 +27,16 @@ def activation(name: str) -> Any:
     return {"gelu": lambda x: jax.nn.gelu(x, approximate=False), "relu": jax.nn.relu}[name]
 
 
+def project(
+    x: Float[Array, "*b c"], kernel: Float[Array, "c d"], bias: Float[Array, " d"], dtype: str
+) -> Float[Array, "*b d"]:
+    """x @ kernel + bias; in bf16 summed in fp32 and rounded once, as torch does."""
+    y = jnp.matmul(
+        x.astype(dtype), kernel.astype(dtype), precision=precision(dtype), preferred_element_type=jnp.float32
+    )
+    return (y + bias.astype(dtype)).astype(dtype)
+
+
 class Linear(nn.Module):
     """A dense layer; `axes` are the logical axes of its (in, out) kernel.
 
@@ -44,8 +54,7 @@ class Linear(nn.Module):
         init = partitioned(nn.initializers.lecun_normal(), *(None for _ in ones), *self.axes)
         kernel = self.param("kernel", init, (*ones, x.shape[-1], self.features))
         bias = self.param("bias", partitioned(nn.initializers.zeros, self.axes[1]), (self.features,))
-        x, kernel, bias = (a.astype(self.dtype) for a in (x, kernel, bias))
-        return jnp.matmul(x, kernel.reshape(x.shape[-1], self.features), precision=precision(self.dtype)) + bias
+        return project(x, kernel.reshape(x.shape[-1], self.features), bias, self.dtype)
 
 
 class Conv(nn.Module):
@@ -87,9 +96,8 @@ class PatchConv(nn.Module):
         init = partitioned(nn.initializers.lecun_normal(), None, None, None, "embed")
         kernel = self.param("kernel", init, (k, k, c, self.features))
         bias = self.param("bias", partitioned(nn.initializers.zeros, "embed"), (self.features,))
-        x, kernel, bias = (a.astype(self.dtype) for a in (x, kernel, bias))
         x = x.reshape(b, h // k, k, w // k, k, c).transpose(0, 1, 3, 2, 4, 5).reshape(b, h // k, w // k, k * k * c)
-        return jnp.matmul(x, kernel.reshape(k * k * c, self.features), precision=precision(self.dtype)) + bias
+        return project(x, kernel.reshape(k * k * c, self.features), bias, self.dtype)
 
 
 class UpConv(nn.Module):
@@ -107,10 +115,9 @@ class UpConv(nn.Module):
         init = partitioned(nn.initializers.lecun_normal(), None, None, "embed", None)
         kernel = self.param("kernel", init, (2, 2, c, self.features))
         bias = self.param("bias", partitioned(nn.initializers.zeros, None), (self.features,))
-        x, kernel, bias = (a.astype(self.dtype) for a in (x, kernel, bias))
         blocks = kernel[::-1, ::-1].transpose(2, 0, 1, 3).reshape(c, 4 * self.features)
-        y = jnp.matmul(x, blocks, precision=precision(self.dtype)).reshape(b, h, w, 2, 2, self.features)
-        return y.transpose(0, 1, 3, 2, 4, 5).reshape(b, 2 * h, 2 * w, self.features) + bias
+        y = project(x, blocks, jnp.tile(bias, 4), self.dtype).reshape(b, h, w, 2, 2, self.features)
+        return y.transpose(0, 1, 3, 2, 4, 5).reshape(b, 2 * h, 2 * w, self.features)
 
 
 class Mlp(nn.Module):

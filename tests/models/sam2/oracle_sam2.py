@@ -123,26 +123,26 @@ def exact_memory():
 
 
 @torch.no_grad()
-def track(model, video, prompts, runs):
+def track(model, video, prompts, runs, dtype=torch.float32):
     """The session's logits and scores by frame after `runs`, pairs of (start frame or None, reverse).
 
     video: [T, S, S, 3] normalised floats. prompts: frame -> boxes [objects, 4] in model pixels. Later runs overwrite.
     """
-    pixels = torch.tensor(np.asarray(video)).permute(0, 3, 1, 2)
+    pixels = torch.tensor(np.asarray(video)).permute(0, 3, 1, 2).to(dtype)
     side = pixels.shape[-1]
-    session = Sam2VideoInferenceSession(video=pixels, video_height=side, video_width=side, dtype=torch.float32)
+    session = Sam2VideoInferenceSession(video=pixels, video_height=side, video_width=side, dtype=dtype)
     out = {}
     for frame, boxes in prompts.items():
         names = list(range(len(boxes)))
         for name, box in zip(names, boxes, strict=True):
-            coords = torch.tensor(np.asarray(box), dtype=torch.float32).reshape(1, 1, 2, 2)
+            coords = torch.tensor(np.asarray(box), dtype=dtype).reshape(1, 1, 2, 2)
             labels = torch.tensor([[[2, 3]]], dtype=torch.int32)
             session.add_point_inputs(session.obj_id_to_idx(name), frame, dict(point_coords=coords, point_labels=labels))
         session.obj_with_new_inputs = names
         result = model(session, frame_idx=frame)
-        out[frame] = (result.pred_masks[:, 0].numpy(), result.object_score_logits.flatten().numpy())
+        out[frame] = (result.pred_masks[:, 0].float().numpy(), result.object_score_logits.flatten().float().numpy())
     for start, reverse in runs:
         for result in model.propagate_in_video_iterator(session, start_frame_idx=start, reverse=reverse):
-            scores = result.object_score_logits.flatten().numpy()
-            out[result.frame_idx] = (result.pred_masks[:, 0].numpy().copy(), scores.copy())
+            scores = result.object_score_logits.flatten().float().numpy()
+            out[result.frame_idx] = (result.pred_masks[:, 0].float().numpy().copy(), scores.copy())
     return out

@@ -1,0 +1,118 @@
+"""The compiled program: gradients, batching, precision, and compilation for a TPU."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from transformers import Sam2VideoModel
+
+from omnir1_jax.errors import InputError
+from omnir1_jax.models import sam2
+from omnir1_jax.models.sam2.ahead import compile_for_tpu
+from omnir1_jax.models.sam2.model import NO_OBJECT
+from tests.models.sam2 import oracle_sam2 as oracle
+
+T, SIDE = 3, 64
+BOXES = np.array([[[5, 7, 30, 30], [8, 9, 44, 50]], [[30, 33, 60, 60], [2, 2, 40, 30]]], np.float32)
+FRAMES = np.array([[0, 2], [1, 1]], np.int32)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    model = oracle.video_model(2, width=128)
+    with oracle.presence(model, 0.6):
+        return oracle.save(model, tmp_path_factory.mktemp("sam2") / "video")
+
+
+def clips(count):
+    return np.random.default_rng(0).integers(0, 256, (count, T, 40, 72, 3), np.uint8)
+
+
+def test_no_gradient_flows_and_the_graph_holds_no_callback(folder):
+    """Inside a loss that also depends on other things, neither parameters, pixels nor boxes receive anything."""
+    model, params = sam2.load(folder)
+    pixels = np.random.default_rng(1).normal(size=(2, SIDE, SIDE, 3)).astype(np.float32)
+
+    def loss(params, pixels, boxes, other):
+        tracks = sam2.segment_video(model, params, pixels, boxes, FRAMES[:, :1] * 0)
+        return (tracks.logits * other).sum() + tracks.iou.sum() + tracks.scores.sum()
+
+    arguments = (params, pixels, BOXES[:, :1], jnp.float32(2.0))
+    grads = jax.jit(jax.grad(loss, argnums=(0, 1, 2, 3)))
+    lowered = grads.lower(*arguments)
+    assert "callback" not in lowered.as_text()
+    backward = lowered.cost_analysis()["flops"]
+    forward = jax.jit(loss).lower(*arguments).cost_analysis()["flops"]
+    assert backward < 1.05 * forward
+    *blocked, other = grads(*arguments)
+    assert all((np.asarray(g) == 0).all() for g in jax.tree.leaves(blocked))
+    assert abs(float(other)) > 1
+
+
+def test_clips_can_be_batched_and_objects_come_in_chunks(folder):
+    """`vmap` over clips and chunks of one object give what single clips and one chunk of two give."""
+    model, params = sam2.load(folder, memory_dtype="float32", direction="both", frame_chunk=2)
+    narrow = sam2.load(folder, memory_dtype="float32", direction="both", object_chunk=1)[0]
+    segment = jax.jit(sam2.segment_video, static_argnums=0)
+    batch = clips(2)
+    batched = jax.jit(jax.vmap(functools.partial(sam2.segment_video, narrow), in_axes=(None, 0, None, None)))(
+        params, batch, BOXES, FRAMES
+    )
+    for i, clip in enumerate(batch):
+        alone = segment(model, params, clip, BOXES, FRAMES)
+        assert np.asarray(alone.known).all() and (np.asarray(alone.scores) > 0).any()
+        for got, expected in zip(batched, alone, strict=True):
+            np.testing.assert_allclose(got[i], expected, atol=5e-3, rtol=1e-4)
+
+
+def test_bfloat16_is_as_near_to_float32_as_torch(folder):
+    """The yardstick of what bf16 allows is transformers' own model in bf16 on the same clip; medians over objects and
+    frames, since a mask chosen on a knife's edge may differ in either."""
+    rng = np.random.default_rng(2)
+    pixels = rng.normal(size=(T, SIDE, SIDE, 3)).astype(np.float32)
+    boxes = np.sort(rng.uniform(0, SIDE, (4, 2, 2)), axis=1).reshape(4, 4).astype(np.float32)
+    torch_model = Sam2VideoModel.from_pretrained(folder).eval()
+    exact = oracle.track(torch_model, pixels, {0: boxes}, [(0, False)])
+    half = oracle.track(torch_model.to(torch.bfloat16), pixels, {0: boxes}, [(0, False)], torch.bfloat16)
+    model, params = sam2.load(folder, dtype=jnp.bfloat16)
+    segment = jax.jit(sam2.segment_video, static_argnums=0)
+    ours = segment(model, params, pixels, boxes[:, None], np.zeros((4, 1), np.int32)).logits
+    assert ours.dtype == jnp.float32
+    exact, half = (np.stack([run[f][0] for f in range(T)], axis=1) for run in (exact, half))
+    off = lambda logits: np.median(np.abs(logits - exact).mean(axis=(2, 3))[(exact > NO_OBJECT).all(axis=(2, 3))])
+    assert (exact > NO_OBJECT).mean() > 0.5 and off(half) > 0
+    assert off(np.asarray(ours)) < 1.3 * off(half)
+
+
+def test_random_parameters(folder):
+    """`init` gives the tree that `load` gives, abstractly checked."""
+    config = sam2.read_config(folder)
+    made = jax.eval_shape(functools.partial(sam2.init, config), jax.random.key(0))
+    shapes = lambda tree: jax.tree.map(lambda x: x.shape, tree)
+    assert shapes(nn.meta.unbox(made)) == shapes(sam2.load(folder)[1])
+
+
+SMALL = dict(frames=2, objects=2, boxes=1, height=48, width=80)
+
+
+def test_a_small_model_compiles_for_tpu(folder):
+    """With the TPU compiler, from this machine; the size of the outputs is exact, so the program is the whole one."""
+    config = sam2.read_config(folder, dtype="bfloat16", object_chunk=2)
+    report = compile_for_tpu(config, "v5e", **SMALL)
+    assert 0 < report["hbm_gib"] < 0.5
+    with pytest.raises(InputError, match="no chip 'gpu'"):
+        compile_for_tpu(config, "gpu")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("chip", ["v5e", "v5p"])
+def test_large_fits_one_chip(chip, dtype):
+    """24 objects through 24 frames at 1024 pixels."""
+    report = compile_for_tpu(sam2.Sam2Config(hiera=sam2.SIZES["large"], dtype=dtype), chip)
+    print(report)
+    assert report["hbm_gib"] < {"v5e": 15.5, "v5p": 94.0}[chip]
