@@ -16,6 +16,7 @@ import cv2
 import numpy as np
 
 from omnir1_jax.data import audio, batching, clips, detail, masks, media, paths, pipeline, refavs, revos, stream
+from omnir1_jax.data.preprocess.mel import log_mel
 from omnir1_jax.data.synthetic import writers
 from omnir1_jax.data.synthetic.world import WorldConfig
 
@@ -50,8 +51,8 @@ def _rate(family: pipeline.Family, batches: int, **how: int) -> float:
     """Samples a second after the first batch; starting workers is not counted."""
     config = pipeline.PipelineConfig(shard_index=0, shard_count=1, **how)
     source = stream.training_stream([family], config)
-    # Each worker's first batches are ready or under way when the clock starts: as many are taken off first.
-    for _ in range(1 + 2 * how.get("workers", 0)):
+    # Taken without a pause, so that nothing made before the clock starts is still waiting in a buffer.
+    for _ in range(2 + 3 * how.get("workers", 0) + 2 * how.get("threads", 0)):
         next(source)
     start = time.perf_counter()
     for _ in range(batches):
@@ -92,7 +93,8 @@ def _breakdown(family: pipeline.Family, samples: int) -> dict[str, float]:
         mask = clock("mask_decode", masks.decode_masks, ref.masks, indices)
         mask = mask[: config.objects]
         if ref.audio is not None:
-            clock("audio", audio.load_audio, ref.audio)
+            wave = clock("audio", audio.load_audio, ref.audio)
+            clock("mel", lambda wave=wave: log_mel(wave, sample_rate=audio.SAMPLE_RATE))
         clip = clips.DecodedClip(
             ref, np.array(indices), np.stack([frames[0]] * len(indices)), frames[0].shape[:2], mask, None, False, None
         )
@@ -107,7 +109,7 @@ def _breakdown(family: pipeline.Family, samples: int) -> dict[str, float]:
 
 def run(quick: bool) -> dict:
     """Figures by name: samples a second for each way of running, the shares of a sample's time."""
-    batches, samples, repeats = (3, 4, 1) if quick else (12, 16, 3)
+    batches, samples, repeats = (10, 4, 1) if quick else (12, 16, 3)
     figures: dict[str, float] = {}
     threads = cv2.getNumThreads()
     cv2.setNumThreads(1)
