@@ -41,7 +41,7 @@ def among(x: Array, values: bytes) -> Bool[Array, "*shape"]:
 def occurs(text: UInt8[Array, "n m"], literal: bytes, ignore_case: bool = False) -> Bool[Array, "n m"]:
     """Where the literal begins. Texts are zero beyond their length, so that nothing begins inside and ends outside."""
     if ignore_case:
-        text = jnp.where(among(text, bytes(range(0x41, 0x5B))), text + 0x20, text)
+        text = jnp.where((text >= ord("A")) & (text <= ord("Z")), text + 0x20, text)
     hit = text == literal[0]
     for i, byte in enumerate(literal[1:], 1):
         hit &= shift(text, i) == byte

@@ -5,7 +5,8 @@ import random
 
 SAYINGS = (
     "the red circle that enters last, left of the tall man; a dog barking — schräg gegenüber; девушка в пальто;"
-    ' 穿红色外套的人 在左边; 🎸🐕\u200d🦺 señor niño façade Ünïcödé ÅÉ ﷽ e\u0301 \u00a0 \u2028 İ ſ \u212a \\ C:\\new\\ "so-called" \\\\ a/b'
+    " 穿红色外套的人 在左边; 🎸🐕\u200d🦺 señor niño façade Ünïcödé ÅÉ ﷽ e\u0301 \u00a0 \u2028 İ ſ \u212a"
+    ' \\ C:\\new\\ "so-called" \\\\ a/b'
 )
 WORDS = SAYINGS.split(" ")
 SPACES = ["", "", "", " ", "\n", "\t", "\r\n", "  ", "\f", "\v", "\u00a0", "\x85"]
