@@ -62,7 +62,7 @@ def _check(row: dict[str, Any], where: str, number: int) -> dict[str, Any]:
     if options and answer:
         by_letter = len(answer.strip()) == 1 and answer not in options
         index = (qa.letter_index if by_letter else qa.answer_index)(options, answer, where)
-    times = {key: float(records.get(row, key, (int, float), where)) for key in ("start", "end") if key in row}
+    times = {key: records.get_number(row, key, where) for key in ("start", "end") if key in row}
     if not 0 <= times.get("start", 0.0) < times.get("end", float("inf")):
         raise InputError(f"{where}: expected 0 <= start < end")
     audio = records.get(row, "audio", str, where) if row.get("audio") is not None else None

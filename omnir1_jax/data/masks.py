@@ -32,6 +32,8 @@ def decode_masks(
 
 
 def _from_rle(source: RleMasks, frame_indices: Sequence[int], sample_id: str) -> np.ndarray:
+    if source.size[0] * source.size[1] > rle.MAX_PIXELS:
+        raise BadSample(sample_id, f"masks of {source.size[0]}x{source.size[1]} pixels")
     out = np.zeros((len(source.objects), len(frame_indices), *source.size), bool)
     for n, track in enumerate(source.objects):
         for k, t in enumerate(frame_indices):

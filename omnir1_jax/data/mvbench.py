@@ -72,7 +72,7 @@ def _task_rows(root: str, task: str) -> list[tuple[str, dict[str, Any]]]:
             "where": where,
         }
         if task in BOUNDED:
-            start, end = (float(records.get(row, key, (int, float), where)) for key in ("start", "end"))
+            start, end = (records.get_number(row, key, where) for key in ("start", "end"))
             if not 0 <= start < end < float("inf"):
                 raise InputError(f"{where}: expected 0 <= start < end, found {start} and {end}")
             checked |= {"start": start, "end": end}

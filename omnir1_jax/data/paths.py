@@ -25,7 +25,8 @@ def join(root: str, relative: Any, what: str) -> str:
     if not isinstance(relative, str) or not relative or "\0" in relative:
         raise InputError(f"{what}: expected a path within {root}, found {relative!r}")
     parts = relative.replace("\\", "/").split("/")
-    if is_remote(relative) or ".." in parts or parts[0] == "" or parts[0][1:] == ":":
+    # Empty parts and drive letters anywhere: an absolute path stays one to the reader when a folder is put before it.
+    if is_remote(relative) or any(part in ("", "..") or (len(part) == 2 and part[1] == ":") for part in parts):
         raise InputError(f"{what}: the path {relative!r} leaves the dataset's root {root}; name a file within it")
     return f"{root.rstrip('/')}/{relative}"
 

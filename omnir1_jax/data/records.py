@@ -65,6 +65,14 @@ def check(value: Any, kind: type | tuple[type, ...], where: str) -> Any:
     return value
 
 
+def get_number(record: Any, key: str, where: str) -> float:
+    """`record[key]` as a finite float. Raises `InputError`."""
+    value = get(record, key, (int, float), where)
+    if not abs(value) < 1e300:
+        raise InputError(f"{where}.{key}: expected a number, found {str(value)[:20]!r}")
+    return float(value)
+
+
 def get_list(record: Any, key: str, kind: type | tuple[type, ...], where: str) -> list:
     """`record[key]`, checked to be a list whose every entry is of `kind`."""
     values = get(record, key, list, where)

@@ -38,8 +38,8 @@ def load_videos(path: str, root: str, frames_root: str, with_size: bool, with_ob
             check_name(frame, f"{where}.frames")
         if with_size:
             for key in ("height", "width"):
-                if records.get(record, key, int, where) <= 0:
-                    raise InputError(f"{where}.{key}: expected a positive number, found {record[key]}")
+                if not 0 < records.get(record, key, int, where) < 2**15:
+                    raise InputError(f"{where}.{key}: expected a number of pixels, found {str(record[key])[:20]}")
         for exp_id, expression in records.get(record, "expressions", dict, where).items():
             here = f"{where}.expressions['{exp_id}']"
             check_name(exp_id, here)
