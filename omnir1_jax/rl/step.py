@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any, Literal, no_type_check
+from typing import Any, no_type_check
 
 import flax.struct
 import jax
@@ -38,7 +38,7 @@ def make_train_step(
     models: Models,
     optimizer: optax.GradientTransformation,
     config: StepConfig,
-    mode: Literal["fused", "staged"] = "fused",
+    mode: str = "fused",
 ) -> TrainStep:
     """The step `(state, frozen, batch, key) -> (state, metrics, rollout)`; `state` is donated.
 
