@@ -109,7 +109,7 @@ def _breakdown(family: pipeline.Family, samples: int) -> dict[str, float]:
 
 def run(quick: bool) -> dict:
     """Figures by name: samples a second for each way of running, the shares of a sample's time."""
-    batches, samples, repeats = (10, 4, 1) if quick else (12, 16, 3)
+    batches, samples, repeats = (10, 4, 1) if quick else (6, 12, 3)
     figures: dict[str, float] = {}
     threads = cv2.getNumThreads()
     cv2.setNumThreads(1)
