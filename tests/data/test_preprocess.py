@@ -139,7 +139,7 @@ def conversation(draw, kinds):
 
 
 @given(conversation(("image", "video", "audio")))
-@settings(max_examples=25)
+@settings(max_examples=60)
 def test_prompts_equal_the_processors(messages):
     check(messages)
 

@@ -29,6 +29,7 @@ def test_every_shape_fits_the_bounds(limit, shapes, data):
     aspect = data.draw(st.sampled_from([200, 200, 4, 2.5, 1]))
     edges = st.tuples(st.integers(1, 60), st.sampled_from([-1, 0, 1])).map(lambda e: max(1, 14 * e[0] + e[1]))
     shapes += data.draw(st.lists(st.tuples(edges, edges), max_size=20))
+    shapes += [(side, int(side * aspect)) for side in data.draw(st.lists(edges, min_size=3, max_size=10))]
     cells, windows = bucket.frame_bounds(*limit, max_aspect=aspect)
     for height, width in shapes:
         if max(height, width) <= aspect * min(height, width):
