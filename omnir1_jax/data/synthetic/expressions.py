@@ -171,8 +171,11 @@ def _clauses(facts: Sequence[ShapeFacts]) -> Iterator[_Clause]:
     yield from _place_clauses(facts, most)
     yield from _sound_clauses(facts, each, most)
     hides = each(lambda f: _any(f.behind.values()))
-    behind = ("that passes behind another shape", "that is partly hidden at times")
-    yield _Clause("behind", "video", behind, ("that are partly hidden at times",), hides)
+    if length > 1:
+        behind = ("that passes behind another shape", "that is partly hidden at times")
+        yield _Clause("behind", "video", behind, ("that are partly hidden at times",), hides)
+    else:
+        yield _Clause("behind", "image", ("that is partly hidden",), ("that are partly hidden",), hides)
 
 
 def _place_clauses(facts: Sequence[ShapeFacts], most) -> Iterator[_Clause]:
@@ -265,7 +268,8 @@ def _relations(facts: Sequence[ShapeFacts], nouns: Sequence[_Noun]) -> Iterator[
         truths = {n: facts[n].behind.get(other, False) for n in everything if n != other}
         targets = tuple(n for n in truths if truths[n])
         if len(targets) == 1 and None not in truths.values():
-            yield Expression(f"the shape that passes behind the {name}", targets, REASONING, "video", "behind")
+            does, needs = ("passes", "video") if len(facts[0].clear) > 1 else ("is", "image")
+            yield Expression(f"the shape that {does} behind the {name}", targets, REASONING, needs, "behind")
         colour, kind = facts[other].shape.colour, facts[other].shape.kind
         targets = tuple(n for n in everything if n != other and facts[n].shape.colour == colour)
         if len(targets) == 1 and colour not in name:

@@ -32,7 +32,7 @@ def clip_seed(seed: int, split: str, number: int) -> int:
 
 def clip_rng(seed: int) -> np.random.Generator:
     """What a writer draws for a clip: which of the true sentences it keeps."""
-    return np.random.Generator(np.random.PCG64([seed, 10**6]))
+    return np.random.Generator(np.random.PCG64([seed, 10**6 + 1]))
 
 
 def pick(clip: Clip, count: int, needs: tuple[str, ...], **how: Any) -> tuple[Expression, ...]:

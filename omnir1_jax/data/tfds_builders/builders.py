@@ -14,7 +14,7 @@ import tensorflow_datasets as tfds
 from absl import logging
 from etils import epath
 
-from omnir1_jax.data import mevis, paths, refavs, revos, rle
+from omnir1_jax.data import mevis, paths, records, refavs, revos, rle
 from omnir1_jax.data.masks import decode_masks
 from omnir1_jax.data.reader import TableReader
 from omnir1_jax.data.samples import AudioFile, BadSample, ClipRef, ImageFiles, MaskSource, RleMasks
@@ -127,7 +127,12 @@ def build(name: str, root: epath.PathLike, out: epath.PathLike) -> epath.Path:
     """Builds a dataset from its source tree into `out`; gives the directory to open. Raises `InputError`."""
     if name not in BUILDERS:
         raise InputError(f"no builder is called '{name}'; choose one of {', '.join(BUILDERS)}")
+    records.require_root(str(root))
+    if not present_splits(BUILDERS[name].module, str(root)):
+        raise InputError(f"{name}: {root} holds none of its splits")
     builder = BUILDERS[name](data_dir=str(out), file_format="array_record")
+    if epath.Path(builder.data_dir).exists():
+        raise InputError(f"{builder.data_dir} exists already; remove it, or build elsewhere")
     config = tfds.download.DownloadConfig(manual_dir=str(root))
     builder.download_and_prepare(download_config=config, file_format="array_record")
     return epath.Path(builder.data_dir)
