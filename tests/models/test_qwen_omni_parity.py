@@ -7,11 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from omnir1_jax.models import qwen_omni
 from omnir1_jax.models.qwen_omni import hf_config
 from omnir1_jax.models.qwen_omni.hf_inputs import thinker_inputs
 from omnir1_jax.models.qwen_omni.sample import Sampling, generate
+from tests.models import test_layout as items
 from tests.models.thinker_oracle import Sizes, distance, hf_inputs, reference, relative
 
 IMAGE, WIDE, BIG = ("image", (1, 10, 6)), ("image", (1, 4, 12)), ("image", (1, 18, 22))
@@ -115,3 +118,34 @@ def test_equal_to_transformers(name, tmp_path):
         ours_off = distance(got16[real], truth[real])
         assert 1e-4 < theirs_off < 0.1  # a sensible yardstick
         assert ours_off < 1.5 * theirs_off
+
+
+sizes_of_models = st.builds(
+    Sizes,
+    heads=st.sampled_from([2, 4, 6]),
+    kv_heads=st.sampled_from([1, 2]),
+    section=st.sampled_from([(2, 3, 3), (1, 1, 2), (4, 2, 2)]),
+    layers=st.integers(1, 2),
+    tied=st.booleans(),
+    vision_depth=st.just(2),
+    full_blocks=st.sampled_from([(), (0,), (1,), (0, 1)]),
+    window=st.sampled_from([28, 56, 112]),
+    audio_layers=st.just(1),
+    n_window=st.sampled_from([6, 7, 10]),
+)
+silent = st.lists(st.one_of(items.text, items.image, items.audio, items.video), min_size=1, max_size=4)
+sounding = st.lists(st.one_of(items.text, items.image, items.audio, items.sounding), min_size=1, max_size=3)
+
+
+@pytest.mark.slow
+@settings(max_examples=60)
+@given(st.data())
+def test_any_model_on_any_prompt(tmp_path_factory, data):
+    sizes, side, sound = data.draw(sizes_of_models), data.draw(items.sides), data.draw(st.booleans())
+    rows = data.draw(st.lists(sounding if sound else silent, min_size=1, max_size=3))
+    theirs, inputs = reference(sizes), hf_inputs(sizes, rows, side, sound)
+    folder = tmp_path_factory.mktemp("any")
+    theirs.save_pretrained(folder)
+    real = inputs["attention_mask"].numpy().astype(bool)
+    got = np.asarray(qwen_omni.logits_from_hf(*qwen_omni.load(folder), inputs))
+    assert relative(got[real], run(theirs, inputs)[real]) < 1e-4

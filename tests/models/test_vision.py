@@ -77,3 +77,13 @@ def test_equal_to_the_reference_and_padding_does_not_matter():
     wide = apply(params, inputs(tower.config, cells=45, windows=13, frames=6, frame_size=31))[0]
     assert wide.shape[0] == 45 and np.isfinite(wide).all()
     assert relative(wide[: len(want)], want) < 1e-5
+
+
+def test_raw_pixels_and_their_patches_are_the_same_input():
+    _, tower, params = towers()
+    given = inputs(tower.config)
+    pixels = np.random.default_rng(1).integers(0, 256, (1, given.rows_cols.shape[1], 2, 28, 28, 3), np.uint8)
+    raw = given.replace(pixels=jnp.asarray(pixels))
+    ready = given.replace(pixels=patchify(raw.pixels, tower.config))
+    apply = jax.jit(lambda params, x: tower.apply({"params": params}, x))
+    assert relative(apply(params, raw), apply(params, ready)) < 1e-5
