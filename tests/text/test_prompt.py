@@ -12,10 +12,10 @@ from tests.text import fuzz, trained
 DESCRIPTION, BATCH, MOST = 64, 200, 200
 TEXTS = (
     "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n<|vision_start|><|image_pad|>"
-    "<|image_pad|><|vision_end|>Locate the {description}, and output its box.<|im_end|>\n<|im_start|>assistant\n",
+    "<|image_pad|><|vision_end|>the man left of the {description}, the red circle.<|im_end|>\n<|im_start|>assistant\n",
     "<|im_start|>{description}<|im_end|>",
-    "Where is it?\n{description}",
-    "{description}\n\nWhere is it? It's <|vision_start|>",
+    "the red circle?\n{description}",
+    "{description}\n\nthe dog? It's<|vision_start|>the red circle",
 )
 
 
