@@ -249,17 +249,8 @@ def test_by_hand(text, failure, frames, count):
 
 def test_escapes_by_hand():
     """Every short escape, the edges of the surrogates, pairs and lone ones, in either case of the digits."""
-    units = [
-        r"\u0000",
-        r"\u007F",
-        r"\u0080",
-        r"\u07ff",
-        r"\u0800",
-        r"\uFFFF",
-        r"\uaBcD\\u1234",
-        r"\ud83d\ud83d\ude00",
-        r"\ude00\ud83d",
-    ]
+    units = [r"\u0000", r"\u007F", r"\u0080", r"\u07ff", r"\u0800", r"\uFFFF", r"\uaBcD\\u1234"]
+    units += [r"\ud83d\ud83d\ude00", r"\ude00\ud83d"]
     first, second = (r"\uD800", r"\udbff", r"\uD7FF", r"\ue000", "x"), (r"\udc00", r"\uDFFF", r"\udbff", "")
     spelled = ["\\" + c for c in '"\\/bfnrt'] + units + [a + b for a in first for b in second]
     form = '<answer>{"description":"<%s>","start_time":"0:0.0","end_time":"0:0.0"}</answer>'
