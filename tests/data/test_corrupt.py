@@ -161,7 +161,7 @@ def test_damage_is_named(originals, tmp_path, group):
 
 @pytest.mark.slow
 def test_much_damage_is_named(originals, tmp_path):
-    break_and_use(originals, tmp_path, range(CASES, 4000))
+    break_and_use(originals, tmp_path, range(CASES, 2300))
 
 
 def break_and_use(originals: dict[str, pathlib.Path], tmp_path: pathlib.Path, cases: range) -> None:
