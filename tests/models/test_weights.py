@@ -177,6 +177,11 @@ def test_a_head_on_disk_is_used_though_the_config_says_tied(tmp_path):
     ours, params = qwen_omni.load(tmp_path)
     assert not ours.config.text.tie_word_embeddings
     np.testing.assert_array_equal(params["text"]["head"]["kernel"].T, model.lm_head.weight.detach())
+    # What is written says so, or transformers would tie them and lose the head.
+    qwen_omni.save(tmp_path / "out", ours, params, base={**raw, "tie_word_embeddings": True})
+    loaded = Qwen2_5OmniThinkerForConditionalGeneration.from_pretrained(tmp_path / "out")
+    assert torch.equal(loaded.lm_head.weight, model.lm_head.weight)
+    assert not torch.equal(loaded.lm_head.weight, loaded.get_input_embeddings().weight)
 
 
 def change(raw, *path_and_value):
