@@ -120,8 +120,18 @@ def test_any_cut_of_an_image_is_seen(folder):
     for name in ("0.jpg", "0.png"):
         data = (folder / name).read_bytes()
         for cut in np.random.default_rng(0).integers(0, len(data) - 2, 60):
-            with pytest.raises(BadSample, match=r"s7: here is (cut short|empty|not a readable image)"):
+            # Older OpenCV fills the missing part with gray, so it is not left to find a cut within the pixels.
+            what = "cut short" if cut > len(data) // 2 else "(cut short|empty|not a readable image)"
+            with pytest.raises(BadSample, match=f"s7: here is {what}"):
                 media.decode_image(data[:cut], "here", "s7")
+
+
+def test_the_end_of_a_thumbnail_is_not_the_images_end():
+    small, large = (cv2.imencode(".jpg", np.full((n, n, 3), 9, np.uint8))[1].tobytes() for n in (8, 64))
+    embedded = large[:2] + b"\xff\xe1" + (len(small) + 2).to_bytes(2, "big") + small + large[2:]
+    assert media.decode_image(embedded, "x").shape == (64, 64, 3)
+    with pytest.raises(BadSample, match="cut short"):
+        media.decode_image(embedded[:-20], "x")
 
 
 def test_bad_images_are_named(folder, tmp_path):
