@@ -149,7 +149,7 @@ def _clauses(facts: Sequence[ShapeFacts]) -> Iterator[_Clause]:
         moves = each(lambda f: None if f.still is None else not f.still)
         yield _Clause("moves", "video", ("that moves", "that is moving"), ("that move",), moves)
         for way in DIRECTIONS:
-            judge = each(lambda f, way=way: _goes(f, way))
+            judge = each(lambda f, way=way: _goes(f, way, f.extent[0 if way in ("left", "right") else 1]))
             to = way if way in ("up", "down") else f"to the {way}"
             yield _Clause(f"goes_{way}", "video", (f"that moves {to}",), (f"that move {to}",), judge, REFERRING)
         whole = each(lambda f: not f.enters and not f.leaves)
@@ -214,10 +214,13 @@ def _sound_clauses(facts: Sequence[ShapeFacts], each, most) -> Iterator[_Clause]
     yield _Clause("longest", "sound", ("that sounds longest",), (), most(lasted, 1, 1.5))
 
 
-def _goes(fact: ShapeFacts, way: str) -> Truth:
-    if fact.direction is not None or fact.still:
+def _goes(fact: ShapeFacts, way: str, length: int) -> Truth:
+    """Whether it goes one way, of the frame's `length` along it; a shape that drifts that way a little is doubtful."""
+    if fact.direction == way or fact.still:
         return fact.direction == way
-    return None
+    dx, dy = DIRECTIONS[way]
+    (x0, y0), (x1, y1) = fact.places[0], fact.places[-1]
+    return False if (x1 - x0) * dx + (y1 - y0) * dy <= 0.08 * length else None
 
 
 def _any(truths) -> Truth:

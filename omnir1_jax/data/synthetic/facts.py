@@ -25,6 +25,7 @@ DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 @dataclass(frozen=True)
 class ShapeFacts:
     shape: Shape
+    extent: tuple[int, int]  # width and height of the frame
     clear: tuple[bool, ...]  # a frame: enough of it is seen to recognise it
     places: tuple[tuple[float, float], ...]  # centre in every frame it is present
     radii: tuple[float, ...]  # likewise
@@ -75,6 +76,7 @@ def _observe_shape(scene: Scene, n: int, seen_area: np.ndarray, covered: np.ndar
     behind = {m: _behind(covered[m], clear) for m in range(n + 1, len(scene.shapes))}
     return ShapeFacts(
         shape=shape,
+        extent=(config.width, config.height),
         clear=tuple(clear),
         places=places,
         radii=radii,
