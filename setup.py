@@ -25,6 +25,7 @@ setup(
         "opencv-python-headless>=4.10",
         "optax>=0.2.5",
         "orbax-checkpoint>=0.11",
+        "pillow>=10",
         "pyarrow>=18",
         "pycocotools>=2.0.8",
         "safetensors>=0.5",

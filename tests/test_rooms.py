@@ -61,12 +61,3 @@ def test_no_file_names_a_machine():
         if path.suffix in {".py", ".sh", ".md", ".toml", ".txt", ".cfg", ".json"} and path != pathlib.Path(__file__):
             found = pattern.search(path.read_text())
             assert not found, f"{path.relative_to(ROOT)}: {found.group().strip()}"
-
-
-def test_every_command_of_the_readme_is_a_test_or_the_ci():
-    blocks = re.findall(r"```(?:sh)?\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
-    commands = [line for block in blocks for line in block.splitlines() if line and not line.startswith("#")]
-    here = "\n".join(p.read_text() for p in [ROOT / ".ci/run", *(ROOT / "tests").rglob("*.py")])
-    assert "launch/test.sh" in commands
-    for command in commands:
-        assert command in here, f"no test runs: {command}"

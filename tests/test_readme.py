@@ -1,0 +1,46 @@
+"""Every command of the README runs, in the order in which it stands there."""
+
+import os
+import pathlib
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+
+from tests.data import qwen_oracle
+from tests.models import thinker_oracle
+
+ROOT = pathlib.Path(__file__).parent.parent
+BLOCKS = re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+COMMANDS = [line for block in BLOCKS for line in block.splitlines()]
+
+
+def test_the_test_command_is_what_ci_runs():
+    assert COMMANDS[0] == "launch/test.sh"
+    assert "\nlaunch/test.sh\n" in (ROOT / ".ci/run").read_text()
+
+
+def test_the_commands_run(tmp_path):
+    thinker_oracle.reference(thinker_oracle.Sizes()).save_pretrained(tmp_path / "HF_DIRECTORY")
+    qwen_oracle.save_tokenizer(tmp_path / "HF_DIRECTORY")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    for command in COMMANDS[1:]:
+        program, *arguments = shlex.split(command)
+        assert program == "python"
+        done = subprocess.run(
+            [sys.executable, *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600
+        )
+        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    made = {path.name for path in tmp_path.iterdir()}
+    assert made == {"HF_DIRECTORY", "ORBAX_DIRECTORY", "NEW_HF_DIRECTORY", "DATA_DIRECTORY", "FIGURES"}
+
+
+@pytest.mark.parametrize("name", ["qwen_omni", "sam2"])
+def test_the_names_of_the_python_example_exist(name):
+    import importlib
+
+    module = importlib.import_module(f"omnir1_jax.models.{name}")
+    used = re.findall(rf"{name}\.(\w+)\(", (ROOT / "README.md").read_text())
+    assert used and all(callable(getattr(module, function)) for function in used)
