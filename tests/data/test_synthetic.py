@@ -170,7 +170,9 @@ def judge(w: Watched, topic: str, text: str, among: list[int]) -> list[bool] | N
             dx, dy = ([track[n, w.last[n]] - track[n, w.first[n]] for n in w.count] for track in (w.x, w.y))
             return [bool(-u > max(abs(v), 9) if topic == "goes_left" else v > max(abs(u), 9)) for u, v in zip(dx, dy)]
         case "still":
-            return [bool(np.nanmax(abs(w.x[n] - w.x[n, 0])) + np.nanmax(abs(w.y[n] - w.y[n, 0])) < 8) for n in w.count]
+            ways = [[track[n, w.first[n] : w.last[n] + 1] for track in (w.x, w.y)] for n in w.count]
+            # Whoever comes or goes moves; what is cut by an edge seems to move a little.
+            return [not (came[n] or gone[n]) and sum(map(np.ptp, ways[n])) < 8 for n in w.count]
         case "sounds":
             return [p is not None for p in w.pitch]
         case "silent":
