@@ -57,7 +57,7 @@ def option_text(option: str) -> str:
 def option_index(completion: str, options: Sequence[str]) -> int | None:
     """Which option a completion picks, or None.
 
-    In this order: a label at the start ("B", "(B)", "B. ..."), the full text of exactly one option (any case),
+    In this order: a label at the start ("B", "(B)", "B. ..."), the full text of one option (any case),
     the first letter standing alone, Video-MME's first letter anywhere.
     """
     text = answer_text(completion)
@@ -76,8 +76,11 @@ def option_index(completion: str, options: Sequence[str]) -> int | None:
     if folded in texts:
         return texts.index(folded)
     inside = [i for i, t in enumerate(texts) if t and re.search(rf"(?<!\w){re.escape(t)}(?!\w)", folded)]
-    if len(inside) == 1:
-        return inside[0]
+    if inside:
+        # "two cats" is also found within "two cats and a dog": the longest counts if it holds all the others.
+        longest = max(inside, key=lambda i: len(texts[i]))
+        if all(texts[i] in texts[longest] for i in inside):
+            return longest
     if alone := re.search(rf"\(([{letters}])\)|\b([{letters}])\b(?! [a-z])", stripped):
         return letters.index(alone.group(1) or alone.group(2))
     letter = choice_letter(text, letters)

@@ -34,6 +34,8 @@ def test_video_mme_letter(text, letter):
         ("C. two cats and a dog", 2),
         ("two cats", 1),
         ("It is two cats.", 1),
+        ("I hear two cats and a dog there", 2),
+        ("a violin, or else two cats", None),
         ("A violin", 0),
         ("A siren is heard", 3),
         ("The correct answer is D", 3),
