@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
-from omnir1_jax.data import audio, masks, media, registry
+from omnir1_jax.data import audio, clips, masks, media, registry
 from omnir1_jax.data.samples import BadSample, ClipRef, ImageFiles, PngMasks
 from omnir1_jax.data.tfds_builders import builders
 from omnir1_jax.errors import InputError
@@ -18,6 +18,7 @@ from tests.data import trees
 
 CASES, GROUPS = 300, 20
 ITEMS = 5
+DECODE = clips.DecodeConfig(frames=8, objects=8, sound="optional")
 JUNK = (
     None,
     True,
@@ -66,6 +67,7 @@ def use(name: str, root: pathlib.Path) -> tuple[int, int]:
         try:
             clip = reader[position]
             check_within(clip, root)
+            clips.decode(clip, DECODE, np.random.default_rng(position))
             count = media.frame_count(clip.frames, clip.sample_id)
             frames = media.load_frames(clip.frames, range(count), sample_id=clip.sample_id)
             assert frames.dtype == np.uint8 and frames.ndim == 4
@@ -189,3 +191,11 @@ def test_whole_trees_are_read_without_complaint(originals):
         if name != "secret":
             good, bad = use(name, root)
             assert good and not bad, name
+
+
+def test_frames_of_another_size_than_their_masks(originals, tmp_path):
+    root = tmp_path / "revos"
+    shutil.copytree(originals["revos"], root)
+    for path in (root / "JPEGImages").rglob("*.jpg"):
+        path.write_bytes(cv2.imencode(".jpg", np.zeros((48, 66, 3), np.uint8))[1].tobytes())
+    assert use("revos", root) == (0, ITEMS)
