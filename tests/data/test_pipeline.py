@@ -238,7 +238,9 @@ def test_evaluation_has_every_row_once_in_order_on_all_hosts():
     one = family(count=7, batch=2, per_clip=1, bad=(2,), sampling="uniform", objects=5)
     element = functools.partial(detail.element, config=detail.DetailConfig(canvas=(8, 8), mask_size=(4, 4), objects=5))
     one = pipeline.Family(**{**vars(one), "transform": element})
-    hosts = [list(stream.evaluation_stream(one, config(shard_index=i, shard_count=2, max_bad_share=1.0))) for i in (0, 1)]
+    hosts = [
+        list(stream.evaluation_stream(one, config(shard_index=i, shard_count=2, max_bad_share=1.0))) for i in (0, 1)
+    ]
     assert len(hosts[0]) == len(hosts[1]) == 2
     seen = {}
     for batch in (b for host in hosts for b in host):
