@@ -1,5 +1,6 @@
 """TFDS: what is built reads back as what it was built from, and TensorFlow is never there."""
 
+import functools
 import json
 import pickle
 import shutil
@@ -11,7 +12,8 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from omnir1_jax.data import audio, media, registry
+from omnir1_jax.data import audio, detail, media, pipeline, registry
+from omnir1_jax.data.clips import DecodeConfig
 from omnir1_jax.data.masks import decode_masks
 from omnir1_jax.data.samples import BadSample
 from omnir1_jax.data.tfds_builders import builders
@@ -142,3 +144,27 @@ def test_command(root, tmp_path):
     assert done.returncode == 2 and "exists already" in done.stderr and "Traceback" not in done.stderr
     with pytest.raises(InputError, match="nothing"):
         builders.build("revos", root / "nothing", tmp_path / "other")
+
+
+@pytest.mark.parametrize("name", ["revos", "refavs"])
+def test_the_pipeline_gives_the_same_arrays_from_both(root, name):
+    """Batches of the evaluation stream, decoded from the tree and from array_record."""
+    family = {"revos": "vos", "refavs": "refavs"}[name]
+    config = DecodeConfig(frames=4, sampling="uniform", sound="ignore" if family == "vos" else "required")
+    shapes = functools.partial(
+        detail.element,
+        config=detail.DetailConfig(4, 3, (64, 64), (16, 16), audio_seconds=0.0 if family == "vos" else 10.0),
+    )
+    found = []
+    for source in (
+        registry.open_dataset(name, str(root / name), "train"),
+        registry.open_dataset("tfds", str(root / "built" / name), "train"),
+    ):
+        settings = pipeline.PipelineConfig(shard_index=0, shard_count=1)
+        stream = pipeline.evaluation_dataset(pipeline.Family(family, (source,), 1, config, shapes), settings)
+        found.append({batch.sample_ids[0]: batch.arrays for batch in stream})
+    tree, built = found
+    assert tree.keys() == built.keys() and any(arrays["sample_valid"][0] for arrays in tree.values())
+    for sample_id, arrays in tree.items():
+        for key, value in arrays.items():
+            np.testing.assert_array_equal(value, built[sample_id][key], err_msg=f"{sample_id} {key}")
