@@ -58,14 +58,13 @@ class Linear(nn.Module):
 
 
 class Conv(nn.Module):
-    """A 2-D convolution over [b h w c] with explicit padding. `depthwise`: one filter a channel."""
+    """A 2-D convolution over [b h w c] with explicit padding."""
 
     features: int
     kernel: int
     stride: int
     padding: int
     dtype: str
-    depthwise: bool = False
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b y x d"]:
@@ -74,13 +73,31 @@ class Conv(nn.Module):
             (self.kernel, self.kernel),
             (self.stride, self.stride),
             padding=((self.padding, self.padding), (self.padding, self.padding)),
-            feature_group_count=self.features if self.depthwise else 1,
             dtype=self.dtype,
             precision=precision(self.dtype),
             kernel_init=partitioned(nn.initializers.lecun_normal(), None, None, None, "embed"),
             bias_init=partitioned(nn.initializers.zeros, "embed"),
             name="conv",
         )(x)
+
+
+class DepthwiseConv(nn.Module):
+    """One filter a channel, stride 1, as a sum of shifted maps: XLA fuses it, and has no fast grouped one on CPU."""
+
+    kernel: int
+    padding: int
+    dtype: str
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b y x c"]:
+        k, pad, (_, h, w, c) = self.kernel, self.padding, x.shape
+        init = partitioned(nn.initializers.lecun_normal(), None, None, None, "embed")
+        kernel = self.param("kernel", init, (k, k, 1, c)).astype(self.dtype).astype(jnp.float32)
+        bias = self.param("bias", partitioned(nn.initializers.zeros, "embed"), (c,)).astype(self.dtype)
+        x = jnp.pad(x.astype(self.dtype), ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+        rows, columns = h + 2 * pad - k + 1, w + 2 * pad - k + 1
+        y = sum(x[:, i : i + rows, j : j + columns] * kernel[i, j, 0] for i in range(k) for j in range(k))
+        return (y + bias).astype(self.dtype)
 
 
 class PatchConv(nn.Module):

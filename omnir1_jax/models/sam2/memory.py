@@ -7,7 +7,16 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from omnir1_jax.models.sam2.config import Sam2Config
-from omnir1_jax.models.sam2.layers import Conv, Linear, activation, attend, norm, partitioned, sine_position_2d
+from omnir1_jax.models.sam2.layers import (
+    Conv,
+    DepthwiseConv,
+    Linear,
+    activation,
+    attend,
+    norm,
+    partitioned,
+    sine_position_2d,
+)
 
 ATTENTION_EPS = 1e-5
 ENCODER_EPS = 1e-6
@@ -138,7 +147,7 @@ class FuserBlock(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b h w d"]) -> Float[Array, "b h w d"]:
         config, dtype, width = self.config, self.config.dtype, self.config.width
-        y = Conv(width, config.fuser_kernel, 1, config.fuser_padding, dtype, depthwise=True, name="depthwise")(x)
+        y = DepthwiseConv(config.fuser_kernel, config.fuser_padding, dtype, name="depthwise")(x)
         y = norm(ENCODER_EPS, dtype, "norm")(y)
         y = activation(config.fuser_activation)(Linear(config.fuser_mlp, dtype, name="pointwise1")(y))
         y = Linear(width, dtype, ("mlp", "embed"), name="pointwise2")(y)

@@ -167,7 +167,7 @@ def _memory(table: Table, config: Sam2Config) -> None:
     for i in range(config.fuser_layers):
         name, path = f"{source}.memory_fuser.layers.{i}", f"{target}/fuser_{i}"
         table.one(f"{name}.scale", f"{path}/scale")
-        table.conv(f"{name}.depthwise_conv", f"{path}/depthwise/conv")
+        table.conv(f"{name}.depthwise_conv", f"{path}/depthwise")
         table.norm(f"{name}.layer_norm", f"{path}/norm")
         table.linear(f"{name}.pointwise_conv1", f"{path}/pointwise1")
         table.linear(f"{name}.pointwise_conv2", f"{path}/pointwise2")
