@@ -62,9 +62,11 @@ def test_logits(case):
     assert relative(np.asarray(got)[mask], want[mask]) < 1e-5
 
 
-def test_prefill_and_extend_equal_whole_sequences(case):
+@pytest.mark.parametrize("name", ["4 heads on 2", "3 on 3", "2 on 1, real sections"])
+def test_prefill_and_extend_equal_whole_sequences(name):
     """A prompt in the cache, then 2 x 3 tokens appended to each of two continuations: the same as six rows at once."""
-    config, _, params = case
+    config = CONFIGS[name]
+    params = params_of(reference(config, seed=len(name)), config)
     decoder = Decoder(config)
     apply = functools.partial(decoder.apply, {"params": params})
     tokens, positions, mask = random_rows(2, config)
