@@ -101,9 +101,8 @@ def test_wrong_choices_are_refused_by_name(scripted):
     with pytest.raises(InputError, match="step.mode"):
         step.make_train_step(small.models(), small.optimizer(), scripted, "eager")
     with pytest.raises(InputError, match="batch of no task family"):
-        jax.eval_shape(
-            step.make_train_step(small.models(), small.optimizer(), scripted), small.state(), small.frozen(), (), 0
-        )
+        train_step = step.make_train_step(small.models(), small.optimizer(), scripted)
+        jax.eval_shape(train_step, small.state(), small.frozen(), (), jax.random.key(0))
 
 
 def test_several_updates_move_the_ratio_away_from_one(scripted):
