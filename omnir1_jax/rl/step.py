@@ -83,6 +83,7 @@ def make_train_step(
         )
 
     def train_step(state: TrainState, frozen: Frozen, batch: Any, key: Key[Array, ""]):
+        family_of(batch)  # refuses what no family knows before anything runs
         media = encode(frozen, batch)
         completions = sample(state, frozen, batch, media, jax.random.fold_in(key, state.step))
         reading = read(frozen, batch, completions)
