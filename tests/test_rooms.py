@@ -19,6 +19,11 @@ MAY_IMPORT = {
     "systems": BASE | {"models", "text"},
     "rl": BASE | {"models", "text", "systems", "data"},
     "evaluation": {"errors", "cli", "data"},
+    "supervised": BASE | {"models", "text", "systems", "data", "rl"},
+    "reporting": {"errors", "cli", "data", "evaluation"},
+    "setup": BASE | {"models", "text", "systems", "data", "rl", "supervised", "settings"},
+    "inference": BASE | {"models", "text", "systems", "data", "rl", "evaluation", "reporting", "setup", "settings"},
+    "planning": BASE | {"models", "text", "systems", "data", "rl", "setup", "settings"},
 }
 
 
