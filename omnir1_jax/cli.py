@@ -1,6 +1,7 @@
 """What every command shares: one line for bad input, and files that appear whole or not at all."""
 
 import contextlib
+import functools
 import os
 import sys
 import uuid
@@ -13,16 +14,20 @@ from omnir1_jax.errors import InputError
 
 
 def run(main: Callable, flags_parser: Callable[[Sequence[str]], object] | None = None) -> None:
-    """Runs `main` under absl; an `InputError` becomes one line on stderr and exit status 2."""
+    """Runs `main` under absl; an `InputError`, of the parser's too, becomes one line on stderr and exit status 2."""
 
-    def guarded(args):
-        try:
-            return main(args)
-        except InputError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 2
+    def guarded(function):
+        @functools.wraps(function)
+        def inner(args):
+            try:
+                return function(args)
+            except InputError as error:
+                print(f"error: {error}", file=sys.stderr)
+                sys.exit(2)
 
-    app.run(guarded, flags_parser=flags_parser) if flags_parser else app.run(guarded)
+        return inner
+
+    app.run(guarded(main), flags_parser=guarded(flags_parser)) if flags_parser else app.run(guarded(main))
 
 
 @contextlib.contextmanager

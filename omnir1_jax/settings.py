@@ -1,0 +1,231 @@
+"""Every setting of a run with its default. The files in `configs/` start from here and say what they change.
+
+`defaults()` is locked: a name that is not here is refused, with the nearest one that is.
+"""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from absl import flags
+from etils import epath
+from ml_collections import ConfigDict, config_flags
+
+from omnir1_jax.errors import InputError
+
+CELL = 28 * 28  # pixels of a visual token of the released models
+
+
+def defaults() -> ConfigDict:
+    """The paper's training of System 1 where it says how, sane values elsewhere."""
+    c = ConfigDict()
+    c.name = ""  # of the experiment, in reports
+    c.objective = "grpo"  # "grpo"; "sft": supervised on plans from the truth; "masks": SAM 2 itself
+    c.seed = 0
+    c.steps = 1000
+
+    # The policy. Its frozen copy is the KL reference and System 2's grounder.
+    c.thinker = ConfigDict()
+    c.thinker.path = ""  # Hugging Face directory, or what `convert import` made; empty: random weights of `sizes`
+    c.thinker.tokenizer = ""  # directory; empty: that of the weights
+    c.thinker.sizes = ConfigDict()  # for random weights: text, vision, audio as in models/qwen_omni/config.py
+    c.thinker.dtype = "bfloat16"  # of activations
+    c.thinker.param_dtype = "bfloat16"  # of what is frozen; trained parameters are float32
+    c.thinker.remat = "full"  # none, full, attention, dots, dots_no_batch, offload
+    c.thinker.attention = "auto"  # auto, xla, splash, cudnn
+
+    c.sam2 = ConfigDict()
+    c.sam2.path = ""  # Hugging Face directory; empty: random weights of `sizes`, or no segmenter without them
+    c.sam2.sizes = ConfigDict()  # for random weights: fields of Sam2Config, with hiera
+    c.sam2.side = 1024  # of the square that frames are stretched to
+    c.sam2.dtype = "bfloat16"
+    c.sam2.memory_dtype = "bfloat16"
+    c.sam2.direction = "forward"  # forward, reverse, both
+    c.sam2.object_chunk = 4  # objects tracked at a time
+    c.sam2.frame_chunk = 1  # frames encoded at a time
+
+    # Names of files in systems/templates, or paths of your own.
+    c.prompts = ConfigDict()
+    c.prompts.system = "system"
+    c.prompts.vos = "vos"
+    c.prompts.refavs = "refavs"
+    c.prompts.refcocog = "refcocog"
+    c.prompts.qa = "qa_thinking"
+    c.prompts.grounding = "grounding"
+    c.prompts.text_tokens = 512  # most tokens of a prompt that are not media
+    c.prompts.max_aspect = 3.0  # longest side of a clip over its shortest; beyond it a clip is a bad sample
+
+    # Least and most pixels of a frame after resizing.
+    c.pixels = ConfigDict()
+    c.pixels.policy_image = (4 * CELL, 128 * CELL)
+    c.pixels.policy_video = (4 * CELL, 128 * CELL)
+    c.pixels.sharp = (64 * CELL, 900 * CELL)
+
+    c.data_root = "data"  # relative roots of datasets lie below it
+    c.data = ConfigDict()  # task -> `task(...)`
+
+    c.loader = ConfigDict()
+    c.loader.threads = 4
+    c.loader.workers = 0  # processes in place of threads
+    c.loader.prefetch = 2  # batches ready on the device
+    c.loader.max_bad_share = 0.05  # of samples; more stop the run
+
+    c.step = ConfigDict()
+    c.step.mode = "fused"  # one program; "staged": one a stage, for debugging and profiling
+    c.step.group = 8
+    c.step.max_tokens = 800  # of a completion
+    c.step.temperature = 1.0
+    c.step.top_k = 50
+    c.step.top_p = 0.95
+    c.step.grounding_tokens = 256  # of System 2's answer, which is greedy
+    c.step.keyframes = 4
+    c.step.groups = 8  # objects of a plan that are read
+    c.step.description_bytes = 256
+    c.step.completion_bytes = 4096
+    c.step.grounding_bytes = 1024
+    c.step.description_tokens = 160
+    c.step.updates = 1  # on each rollout
+    c.step.score_chunk = 256  # tokens whose logits exist at a time
+    c.step.grounder = "qwen_omni"
+    c.step.segmenter = "sam2"
+
+    c.grpo = ConfigDict()
+    c.grpo.advantage = "normalised"  # normalised, centred, leave_one_out
+    c.grpo.ratio = "token"  # token, sequence
+    c.grpo.clip_low = 0.2
+    c.grpo.clip_high = 0.2
+    c.grpo.beta = 0.04
+    c.grpo.reduce = "completion"  # completion, token, constant
+    c.grpo.skip_flat_groups = False
+
+    c.reward = ConfigDict()
+    c.reward.preset = "authors"  # authors, authors_released, paper
+    c.reward.terms = ConfigDict()  # weights and rules that differ from the preset: fields of VosReward
+    c.reward.bonus_range = (320, 750)  # lengths in tokens that earn the length bonus
+
+    c.optimizer = ConfigDict()
+    c.optimizer.learning_rate = 1e-6
+    c.optimizer.schedule = "cosine"  # cosine, linear, constant
+    c.optimizer.warmup_steps = 0
+    c.optimizer.final_share = 0.0  # of the learning rate that is left at the last step
+    c.optimizer.b1 = 0.9
+    c.optimizer.b2 = 0.999
+    c.optimizer.eps = 1e-8
+    c.optimizer.weight_decay = 0.01  # of matrices
+    c.optimizer.clip_norm = 5.0
+    c.optimizer.accumulate = 1  # rollouts whose gradients are averaged for one update
+    c.optimizer.freeze = ()  # shell patterns of trained parameters' paths, such as "embed/*"
+
+    c.lora = ConfigDict()
+    c.lora.rank = 0  # 0: full fine-tuning of the decoder
+    c.lora.alpha = 64.0
+    c.lora.layers = ("*",)
+
+    c.sft = ConfigDict()
+    c.sft.targets = 1  # target texts of each prompt, packed behind it
+    c.sft.target_tokens = 256
+    c.sft.towers = False  # train the towers too
+
+    c.mesh = ConfigDict()  # devices along each axis; -1 takes what is left
+    c.mesh.data = 1
+    c.mesh.fsdp = -1
+    c.mesh.tensor = 1
+
+    c.checkpoint = ConfigDict()
+    c.checkpoint.every = 50
+    c.checkpoint.keep = 2
+
+    c.log = ConfigDict()
+    c.log.rollouts_every = 1
+    c.log.pictures_every = 50
+    c.log.pictures = 2  # completions of each pictured batch
+    c.log.tensorboard = True
+    c.lock()
+    return c
+
+
+def task(**changes: Any) -> ConfigDict:
+    """One task of `config.data`: its datasets and how their clips are read.
+
+    datasets: name -> dict(name=..., root=..., split=..., further options of that reader).
+    """
+    c = ConfigDict()
+    c.example = ""  # which prompt is made of a clip; empty: the task's own name
+    c.datasets = ConfigDict()
+    c.batch_size = 1  # prompts a step, over all devices
+    c.weight = 1.0  # share of steps
+    c.frames = 24
+    c.objects = 3
+    c.sampling = "training"  # training, video, uniform, first
+    c.sound = "ignore"  # ignore, optional, required
+    c.audio_seconds = 0.0  # most sound that is heard
+    c.target = "anywhere"  # anywhere, some_frame, first_frame: where an object has to be seen
+    c.one_per_clip = True
+    c.lock()
+    for key, value in changes.items():
+        c[key] = ConfigDict(value) if key == "datasets" else value
+    return c
+
+
+def datasets(**entries: dict[str, Any]) -> ConfigDict:
+    """Datasets by a name of one's own; `dict(name=...)` says the reader, by default the same name."""
+    return ConfigDict({key: {"name": key, "root": "", "split": ""} | entry for key, entry in entries.items()})
+
+
+def plain(value: Any) -> Any:
+    """A config as JSON: dicts, lists, strings, numbers."""
+    if isinstance(value, ConfigDict | dict):
+        return {key: plain(item) for key, item in value.items()}
+    return [plain(item) for item in value] if isinstance(value, tuple | list) else value
+
+
+def difference(old: Any, new: Any, prefix: str = "") -> str | None:
+    """The first setting in which two plain configs differ, as "name: old -> new"."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in sorted(old.keys() | new.keys()):
+            if found := difference(old.get(key), new.get(key), f"{prefix}.{key}" if prefix else key):
+                return found
+        return None
+    return None if old == new else f"{prefix}: {json.dumps(old)} -> {json.dumps(new)}"
+
+
+def define(required: bool = True) -> flags.FlagHolder:
+    """The flag `--config FILE[:argument]` with `--config.section.key=value` for single settings."""
+    holder = config_flags.DEFINE_config_file("config", None, "Experiment: a file such as configs/toy.py.")
+    if required:
+        flags.mark_flag_as_required("config")
+    return holder
+
+
+def parse(argv: Sequence[str]) -> Sequence[str]:
+    """absl's flags parser; a file, key or value that will not do is one line."""
+    try:
+        rest = flags.FLAGS(list(argv))
+        if "config" in flags.FLAGS and flags.FLAGS.config is not None:
+            len(flags.FLAGS.config)  # a file that could not be loaded says so only when it is used
+        return rest
+    except flags.Error as error:
+        raise InputError(_line(error)) from error
+    except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+        raise InputError(f"--config: {_line(error)}") from error
+
+
+def _line(error: Exception) -> str:
+    while isinstance(error, AttributeError | KeyError) and error.args and isinstance(error.args[0], Exception):
+        error = error.args[0]
+    text = error.args[0] if isinstance(error, KeyError) and error.args else error
+    return " ".join(str(text).split())
+
+
+def read(path: epath.PathLike) -> ConfigDict:
+    """A config that a run wrote (`config.json` of its work directory), on top of the defaults."""
+    path = epath.Path(path)
+    try:
+        saved = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: no readable config of a run ({error})") from error
+    c = defaults()
+    with c.unlocked():
+        c.update({key: value for key, value in saved.items() if key != "data"})
+        c.data = ConfigDict({name: task(**entry) for name, entry in saved["data"].items()})
+    return c
