@@ -202,7 +202,7 @@ def parse(argv: Sequence[str]) -> Sequence[str]:
     try:
         rest = flags.FLAGS(list(argv))
         if "config" in flags.FLAGS and flags.FLAGS.config is not None:
-            len(flags.FLAGS.config)  # a file that could not be loaded says so only when it is used
+            flags.FLAGS.config.keys()  # a file that could not be loaded says so only when it is used
         return rest
     except flags.Error as error:
         raise InputError(_line(error)) from error

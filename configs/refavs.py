@@ -1,0 +1,39 @@
+"""The paper's RefAID: the whole sound and the first frame of a Ref-AVS clip; the answer is a description.
+
+System 2 grounds it in that frame and the box's overlap is the reward, so no segmenter runs.
+"""
+
+from omnir1_jax.settings import CELL, datasets, defaults, task
+
+
+def get_config():
+    c = defaults()
+    c.name = "refavs"
+    c.steps = 200  # 1,600 clips, 8 a step
+
+    c.thinker.path = "weights/Qwen2.5-Omni-7B"
+    c.pixels.policy_image = (64 * CELL, 900 * CELL)
+    c.pixels.sharp = (64 * CELL, 900 * CELL)
+
+    c.data_root = "data"
+    c.data = dict(
+        refavs=task(
+            datasets=datasets(refavs=dict(root="RefAVS", split="train")),
+            batch_size=8,
+            frames=1,
+            sampling="first",
+            sound="required",
+            audio_seconds=10.0,
+            target="first_frame",
+        ),
+    )
+
+    c.step.group = 8
+    c.step.max_tokens = 800
+    c.grpo.beta = 0.04
+
+    c.optimizer.learning_rate = 1e-6
+    c.optimizer.clip_norm = 5.0
+    c.checkpoint.every = 25
+    c.log.pictures_every = 25
+    return c

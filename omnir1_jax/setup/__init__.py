@@ -1,0 +1,1 @@
+"""From a config to what a command works with: models, parameters, data, optimizer, the step."""

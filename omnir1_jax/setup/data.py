@@ -1,0 +1,125 @@
+"""From a config to the families of the input pipeline."""
+
+import functools
+from collections.abc import Callable, Mapping
+
+import jax
+from etils import epath
+from ml_collections import ConfigDict
+from transformers import PreTrainedTokenizerBase
+
+from omnir1_jax.data.clips import DecodeConfig
+from omnir1_jax.data.pipeline import Family, PipelineConfig
+from omnir1_jax.data.preprocess.settings import PixelBudget, Sizes
+from omnir1_jax.data.registry import open_dataset
+from omnir1_jax.data.samples import Reader
+from omnir1_jax.errors import InputError
+from omnir1_jax.models.qwen_omni.config import ThinkerConfig
+from omnir1_jax.rl.examples import EXAMPLES, ExampleConfig
+from omnir1_jax.setup.models import prompt_texts
+
+TRY = "to see everything run without data of your own, try configs/toy.py"
+ROOTLESS = ("synthetic",)
+
+
+def readers(config: ConfigDict, name: str) -> tuple[Reader, ...]:
+    """The opened datasets of one task."""
+    found = []
+    for label, entry in config.data[name].datasets.items():
+        options = entry.to_dict()
+        kind, root, split = options.pop("name"), options.pop("root"), options.pop("split") or None
+        if kind not in ROOTLESS:
+            path = (
+                epath.Path(root)
+                if epath.Path(root).is_absolute() or "://" in root
+                else epath.Path(config.data_root) / root
+            )
+            if not root or not path.exists():
+                where = path if root else "no directory"
+                raise InputError(
+                    f"data.{name}.datasets.{label}.root: {where} is not there; set "
+                    f"--config.data.{name}.datasets.{label}.root (or --config.data_root) to the dataset, or {TRY}"
+                )
+            root = str(path)
+        found.append(open_dataset(kind, root, split, **options))
+    if not found:
+        raise InputError(f"data.{name}.datasets: names no dataset")
+    return tuple(found)
+
+
+def example_config(
+    config: ConfigDict, name: str, words: PreTrainedTokenizerBase, thinker: ThinkerConfig
+) -> ExampleConfig:
+    """What the prompts of one task are made with."""
+    entry, texts = config.data[name], prompt_texts(config)
+    family = entry.example or name
+    pixels = config.pixels
+    return ExampleConfig(
+        tokenizer=words,
+        sizes=Sizes.of(thinker),
+        system=texts["system"],
+        template=texts[family if family in texts else "vos"],
+        grounding=texts["grounding"],
+        policy_budget=PixelBudget(*pixels.policy_image, *pixels.policy_video),
+        sharp_budget=PixelBudget(*pixels.sharp, *pixels.sharp),
+        text_tokens=config.prompts.text_tokens,
+        frames=entry.frames,
+        objects=entry.objects,
+        audio_seconds=entry.audio_seconds,
+        segmenter_side=config.sam2.side,
+        max_aspect=config.prompts.max_aspect,
+    )
+
+
+def decode_config(entry: ConfigDict) -> DecodeConfig:
+    return DecodeConfig(
+        frames=entry.frames,
+        sampling=entry.sampling,
+        objects=entry.objects,
+        sound=entry.sound,
+        target=entry.target,
+    )
+
+
+def families(
+    config: ConfigDict,
+    words: PreTrainedTokenizerBase,
+    thinker: ThinkerConfig,
+    examples: Mapping[str, Callable] = EXAMPLES,
+) -> list[Family]:
+    """The tasks of the mixture, their datasets opened.
+
+    Raises:
+      InputError: a dataset that is not there, naming the setting; an unknown task; a batch that the devices and
+        processes cannot share.
+    """
+    if not config.data:
+        raise InputError("data: names no task; see settings.task")
+    made = []
+    for name, entry in config.data.items():
+        kind = entry.example or name
+        if kind not in examples:
+            raise InputError(f"data.{name}: {kind!r} is no example of this objective; there are {', '.join(examples)}")
+        transform = functools.partial(examples[kind], config=example_config(config, name, words, thinker))
+        size, rest = divmod(entry.batch_size, jax.process_count())
+        if rest or not size:
+            raise InputError(
+                f"data.{name}.batch_size: {entry.batch_size} prompts do not divide over {jax.process_count()} processes"
+            )
+        made.append(
+            Family(
+                name,
+                readers(config, name),
+                size,
+                decode_config(entry),
+                transform,
+                entry.weight,
+                entry.one_per_clip,
+            )
+        )
+    return made
+
+
+def pipeline_config(config: ConfigDict) -> PipelineConfig:
+    own = config.loader
+    return PipelineConfig(seed=config.seed, workers=own.workers, threads=own.threads, max_bad_share=own.max_bad_share)

@@ -1,0 +1,219 @@
+"""From a config to modules, parameters and the tokenizer: read from a directory, or of random weights."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from etils import epath
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.sharding import Mesh
+from jaxtyping import Array, Key
+from ml_collections import ConfigDict
+from transformers import PreTrainedTokenizerBase
+
+from omnir1_jax.data.preprocess import tokens
+from omnir1_jax.errors import InputError
+from omnir1_jax.models import lora, sam2
+from omnir1_jax.models.qwen_omni import pretrained, store
+from omnir1_jax.models.qwen_omni.config import AudioConfig, TextConfig, ThinkerConfig, TokenIds, VisionConfig
+from omnir1_jax.models.qwen_omni.sample import Sampling
+from omnir1_jax.models.qwen_omni.thinker import Thinker, abstract_params
+from omnir1_jax.parallel import tree_shardings
+from omnir1_jax.rl.config import Frozen, Models, StepConfig
+from omnir1_jax.rl.grpo import GrpoConfig
+from omnir1_jax.rl.rewards import preset
+from omnir1_jax.systems import prompts
+from omnir1_jax.text.bpe import bpe_tables
+from omnir1_jax.text.prompt import template
+from omnir1_jax.text.rules import Limits
+from omnir1_jax.text.vocab import byte_vocab
+
+TRY = "to see everything run without weights of your own, try configs/toy.py"
+
+
+class Loaded(NamedTuple):
+    """Modules with their parameters. `sam2_params` is None where `models.sam2` is."""
+
+    models: Models
+    params: dict[str, Any]  # {"vision", "audio", "text"} of the thinker
+    sam2_params: Any
+    tokenizer: PreTrainedTokenizerBase
+
+
+def tokenizer(config: ConfigDict) -> PreTrainedTokenizerBase:
+    """The tokenizer that the config names, or that of the weights."""
+    path = config.thinker.tokenizer or config.thinker.path
+    if not path:
+        raise InputError("thinker.tokenizer: random weights need a directory with a tokenizer")
+    folder = _directory(path, "thinker.tokenizer" if config.thinker.tokenizer else "thinker.path")
+    return tokens.load_tokenizer(folder / "files" if store.is_store(folder) else folder)
+
+
+def thinker_config(config: ConfigDict, ids: TokenIds, vocab_size: int) -> ThinkerConfig:
+    """Sizes of the thinker, from its directory or from `thinker.sizes`."""
+    switches = dict(
+        dtype=jnp.dtype(config.thinker.dtype), remat=config.thinker.remat, attention=config.thinker.attention
+    )
+    if config.thinker.path:
+        found = pretrained.read_config(_directory(config.thinker.path, "thinker.path"), switches.pop("dtype"))
+        return dataclasses.replace(found, **switches)
+    sizes = config.thinker.sizes.to_dict()
+    if not sizes:
+        raise InputError(f"thinker.path: name a directory with the weights; {TRY}")
+    own = sizes.pop("text", {})
+    parts = dict(
+        text=_fields(TextConfig, {"vocab_size": vocab_size} | own, "thinker.sizes.text"),
+        vision=_fields(VisionConfig, sizes.pop("vision", {}), "thinker.sizes.vision"),
+        audio=_fields(AudioConfig, sizes.pop("audio", {}), "thinker.sizes.audio"),
+    )
+    return _fields(ThinkerConfig, {**parts, "tokens": ids, **switches, **sizes}, "thinker.sizes")
+
+
+def sam2_config(config: ConfigDict) -> sam2.Sam2Config | None:
+    """Sizes of the segmenter; None where the config names none."""
+    own = config.sam2
+    options = {key: own[key] for key in ("side", "dtype", "memory_dtype", "direction", "object_chunk", "frame_chunk")}
+    if own.path:
+        return sam2.read_config(_directory(own.path, "sam2.path"), **options)
+    sizes = own.sizes.to_dict()
+    if not sizes:
+        return None
+    hiera = _fields(sam2.HieraConfig, sizes.pop("hiera", {}), "sam2.sizes.hiera")
+    return _fields(sam2.Sam2Config, {"hiera": hiera, **options, **sizes}, "sam2.sizes")
+
+
+def load(config: ConfigDict, mesh: Mesh | None = None) -> Loaded:
+    """Reads or draws all parameters; onto `mesh` by their logical axes, or onto the default device."""
+    words = tokenizer(config)
+    sizes = thinker_config(config, TokenIds(**dataclasses.asdict(tokens.token_ids(words))), len(words))
+    dtype = jnp.dtype(config.thinker.param_dtype)
+    key = jax.random.key(config.seed)
+    if config.thinker.path:
+        params = pretrained.read_params(config.thinker.path, sizes, dtype=dtype, mesh=mesh)
+    else:
+        params = draw(abstract_params(sizes), jax.random.fold_in(key, 1), dtype, mesh)
+    small = sam2_config(config)
+    segmenter = sam2_params = None
+    if small is not None:
+        segmenter = sam2.Sam2(small)
+        sam2_dtype = jnp.dtype(config.sam2.dtype)
+        if config.sam2.path:
+            _, sam2_params = sam2.load(config.sam2.path, dtype=sam2_dtype, mesh=mesh, side=small.side)
+        else:
+            sam2_params = draw(sam2.abstract_params(small), jax.random.fold_in(key, 2), sam2_dtype, mesh)
+    return Loaded(Models(Thinker(sizes), segmenter), params, sam2_params, words)
+
+
+def draw(boxed: Any, key: Key[Array, ""], dtype: Any, mesh: Mesh | None = None) -> Any:
+    """Random parameters of the shapes of `boxed`: normal with the fan-in's deviation, scales 1, biases 0."""
+    shapes = flatten_dict(nn.unbox(boxed))
+    shardings = {} if mesh is None else flatten_dict(tree_shardings(mesh, boxed))
+
+    def one(path: tuple[str, ...], shape: jax.ShapeDtypeStruct, key: Key[Array, ""]) -> Array:
+        if path[-1] == "scale":
+            return jnp.ones(shape.shape, dtype)
+        if path[-1] == "bias":
+            return jnp.zeros(shape.shape, dtype)
+        stacked = shape.shape[1:-1] if "layers" in path else shape.shape[:-1]
+        fan = 1
+        for size in stacked:
+            fan *= size
+        deviation = 0.02 if path[-1] != "kernel" else fan**-0.5
+        return (deviation * jax.random.normal(key, shape.shape)).astype(dtype)
+
+    def make():
+        return {
+            path: one(path, shape, jax.random.fold_in(key, n)) for n, (path, shape) in enumerate(sorted(shapes.items()))
+        }
+
+    return unflatten_dict(jax.jit(make, out_shardings=shardings or None)())
+
+
+def trainable(config: ConfigDict, loaded: Loaded) -> Any:
+    """What training changes, in float32: the decoder or an adapter of it; the whole thinker, or SAM 2 itself."""
+    master = lambda tree: jax.tree.map(lambda x: jnp.array(x, jnp.float32), tree)
+    if config.objective == "masks":
+        if loaded.sam2_params is None:
+            raise InputError("sam2.sizes: objective 'masks' trains a segmenter; name its path or its sizes")
+        return master(loaded.sam2_params)
+    if config.objective == "sft" and config.sft.towers:
+        if config.lora.rank:
+            raise InputError("sft.towers: towers are trained whole, so lora.rank has to be 0")
+        return master(loaded.params)
+    if config.lora.rank:
+        return lora.init(jax.random.key(config.seed), loaded.params["text"], lora_config(config))
+    return master(loaded.params["text"])
+
+
+def lora_config(config: ConfigDict) -> lora.LoraConfig | None:
+    own = config.lora
+    return lora.LoraConfig(own.rank, own.alpha, tuple(own.layers)) if own.rank else None
+
+
+def prompt_texts(config: ConfigDict) -> dict[str, str]:
+    """The run's templates by name, System 1's system message filled into System 2's prompt."""
+    named = {name: config.prompts[name] for name in ("system", "vos", "refavs", "refcocog", "qa", "grounding")}
+    found = {}
+    for name, chosen in named.items():
+        own = (prompts.FOLDER / f"{chosen}.txt").is_file()
+        found[name] = prompts.load(name, str(prompts.FOLDER / f"{chosen}.txt") if own else chosen)
+    found["grounding"] = prompts.render(found["grounding"], system=found["system"])
+    return found
+
+
+def frozen(config: ConfigDict, loaded: Loaded) -> Frozen:
+    """Everything that the step reads and does not change."""
+    words = loaded.tokenizer
+    return Frozen(
+        towers={"vision": loaded.params["vision"], "audio": loaded.params["audio"]},
+        reference=loaded.params["text"],
+        sam2=loaded.sam2_params,
+        vocab=byte_vocab(words),
+        bpe=bpe_tables(words),
+        grounding=template(words, prompt_texts(config)["grounding"]),
+    )
+
+
+def step_config(config: ConfigDict, ids: TokenIds) -> StepConfig:
+    """The step's choices; raises InputError that names the setting."""
+    own = config.step
+    return StepConfig(
+        group=own.group,
+        sampling=Sampling(own.max_tokens, ids.eos, ids.pad, own.temperature, own.top_k, own.top_p),
+        grounding=Sampling(own.grounding_tokens, ids.eos, ids.pad, temperature=0.0),
+        grpo=_fields(GrpoConfig, config.grpo.to_dict(), "grpo"),
+        reward=preset(config.reward.preset, **config.reward.terms.to_dict()),
+        keyframes=own.keyframes,
+        limits=Limits(own.groups, own.description_bytes),
+        completion_bytes=own.completion_bytes,
+        grounding_bytes=own.grounding_bytes,
+        description_tokens=own.description_tokens,
+        bonus_range=tuple(config.reward.bonus_range),
+        updates=own.updates,
+        score_chunk=own.score_chunk,
+        grounder=own.grounder,
+        segmenter=own.segmenter,
+        lora=lora_config(config),
+    )
+
+
+def _fields(kind: Callable[..., Any], values: Mapping[str, Any], name: str) -> Any:
+    """A dataclass of a section's values; lists become tuples."""
+    known = {field.name for field in dataclasses.fields(kind)}
+    needed = {f.name for f in dataclasses.fields(kind) if f.default is f.default_factory is dataclasses.MISSING}
+    if unknown := sorted(values.keys() - known):
+        raise InputError(f"{name}.{unknown[0]}: no such setting; there are {', '.join(sorted(known))}")
+    if lacking := sorted(needed - values.keys()):
+        raise InputError(f"{name}.{lacking[0]}: has to be set")
+    tuples = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+    return kind(**tuples)
+
+
+def _directory(path: str, setting: str) -> epath.Path:
+    folder = epath.Path(path)
+    if not folder.is_dir():
+        raise InputError(f"{setting}: {path} is not a directory; set --config.{setting} to the weights, or {TRY}")
+    return folder

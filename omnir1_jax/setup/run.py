@@ -1,0 +1,97 @@
+"""From a config to a run: its state, what stays frozen, its data and its compiled step."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Key
+from ml_collections import ConfigDict
+
+from omnir1_jax.data.pipeline import Family
+from omnir1_jax.data.stream import Prefetch, training_stream
+from omnir1_jax.errors import InputError
+from omnir1_jax.parallel import make_mesh
+from omnir1_jax.rl import examples, learn
+from omnir1_jax.rl.learn import TrainState
+from omnir1_jax.rl.step import make_train_step
+from omnir1_jax.setup import data, models, optimizer
+from omnir1_jax.setup.models import Loaded
+
+BATCH = ("data", "fsdp")  # mesh axes over which prompts are spread
+
+
+class Run(NamedTuple):
+    """All that the training loop touches.
+
+    Attributes:
+      step: `(state, frozen, batch, key) -> (state, metrics, rollout or None)`; `state` is donated.
+      to_batch: the step's batch from the pipeline's family name and arrays.
+      batch_sharding: of every array of a batch, along its first axis.
+    """
+
+    config: ConfigDict
+    mesh: Mesh | None
+    loaded: Loaded
+    frozen: Any
+    state: TrainState
+    families: list[Family]
+    step: Callable[[TrainState, Any, Any, Key[Array, ""]], tuple[TrainState, dict[str, Array], Any]]
+    to_batch: Callable[[str, Any], Any]
+    batch_sharding: NamedSharding | None
+
+
+def mesh_of(config: ConfigDict) -> Mesh | None:
+    """The mesh that the config asks for; None on a single device."""
+    return make_mesh(config.mesh.to_dict()) if jax.device_count() > 1 else None
+
+
+def build(config: ConfigDict) -> Run:
+    """Loads weights, opens the datasets and makes the step. Nothing is compiled yet.
+
+    Raises:
+      InputError: names the setting that will not do.
+    """
+    mesh = mesh_of(config)
+    sharding = None if mesh is None else NamedSharding(mesh, PartitionSpec(BATCH))
+    loaded = models.load(config, mesh)
+    sizes = loaded.models.thinker.config
+    frozen = models.frozen(config, loaded)
+    trained = models.trainable(config, loaded)
+    rule = optimizer.make(config, trained)
+    if config.objective == "grpo":
+        families = data.families(config, loaded.tokenizer, sizes, examples.EXAMPLES)
+        step = make_train_step(loaded.models, rule, models.step_config(config, sizes.tokens), config.step.mode)
+        to_batch = lambda name, arrays: examples.to_batch(config.data[name].example or name, arrays)
+    else:
+        raise InputError(f"objective: {config.objective!r} is none of grpo, sft, masks")
+    if mesh is not None:
+        check_batches(config, mesh)
+    state = jax.jit(lambda tree: learn.init(tree, rule))(trained)
+    return Run(config, mesh, loaded, frozen, state, families, step, to_batch, sharding)
+
+
+def check_batches(config: ConfigDict, mesh: Mesh) -> None:
+    """InputError where the devices cannot share a task's prompts."""
+    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    for name, entry in config.data.items():
+        if entry.batch_size % parts:
+            raise InputError(
+                f"data.{name}.batch_size: {entry.batch_size} prompts do not divide over mesh.data x mesh.fsdp = {parts}"
+            )
+
+
+def batches(run: Run) -> Prefetch:
+    """The endless stream of the run's batches, on the device ahead of their use."""
+    stream = training_stream(run.families, data.pipeline_config(run.config))
+    return Prefetch(stream, run.batch_sharding, depth=run.config.loader.prefetch)
+
+
+def step_key(config: ConfigDict) -> Key[Array, ""]:
+    """The run's key; the step folds its own number in."""
+    return jax.random.key(config.seed)
+
+
+def parameters(tree: Any) -> int:
+    return sum(jnp.size(leaf) for leaf in jax.tree.leaves(tree))
