@@ -68,7 +68,7 @@ PRESETS = {
     "easy": WorldConfig(objects=(1, 2), distractors=(0, 0), occlusion=0.0, radius=(0.17, 0.25), sounding=(1, 1)),
     "default": WorldConfig(),
     "hard": WorldConfig(frames=24, objects=(3, 4), distractors=(1, 3), twins=0.4, occlusion=0.7, radius=(0.09, 0.16)),
-    # For models of a million parameters: few pixels, large shapes that differ in colour and kind, much coming and going.
+    # For models of a million parameters: few pixels, large shapes unlike each other, much coming and going.
     "toy": WorldConfig(
         height=64,
         width=96,
