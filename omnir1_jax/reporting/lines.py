@@ -1,0 +1,62 @@
+"""JSON-lines files in which every line has a step: appended to, cut back on a resume, read whatever the size."""
+
+import json
+import os
+import pathlib
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any, BinaryIO
+
+from omnir1_jax.errors import InputError
+
+# Every line begins with its step, so that cutting need not parse a rollout of many kilobytes.
+_STEP = re.compile(rb'\{"step": ?(\d+)[,}]')
+
+
+def cut(path: pathlib.Path, last_step: int) -> None:
+    """Drops lines beyond `last_step`, and a last line that a kill cut short. A missing file stays missing.
+
+    Raises:
+      InputError: another line does not begin with a step.
+    """
+    if not path.exists():
+        return
+    with path.open("r+b") as file:
+        keep = 0
+        for number, row in enumerate(file, 1):
+            found = _STEP.match(row)
+            if not row.endswith(b"\n") or (found and int(found[1]) > last_step):
+                break
+            if not found:
+                raise InputError(f"{path} line {number} does not begin with its step; repair the line or move the file")
+            keep += len(row)
+        file.truncate(keep)
+
+
+def append(file: BinaryIO, row: Mapping[str, Any]) -> None:
+    """Writes one line, whole, and hands it to the system: a killed process loses none that was written."""
+    assert next(iter(row)) == "step"
+    file.write(json.dumps(row, ensure_ascii=False, allow_nan=False).encode("utf-8", "replace") + b"\n")
+    file.flush()
+
+
+def sync(file: BinaryIO) -> None:
+    """Waits until the lines are on the disk."""
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def read(data: bytes, name: str) -> Iterator[dict[str, Any]]:
+    """The objects of a file; a last line without its end is left out.
+
+    Raises:
+      InputError: another line is not a JSON object.
+    """
+    for number, row in enumerate(data.split(b"\n")[:-1], 1):
+        try:
+            value = json.loads(row)
+        except ValueError as error:
+            raise InputError(f"{name} line {number} is not JSON ({error}); repair the line or move the file") from error
+        if not isinstance(value, dict):
+            raise InputError(f"{name} line {number} is not a JSON object; repair the line or move the file")
+        yield value

@@ -1,0 +1,187 @@
+"""A run's log in its work directory: numbers of every step, what was answered, pictures, a line on the terminal."""
+
+import collections
+import pathlib
+import re
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from etils import epath
+from tensorboardX import SummaryWriter
+from tensorboardX.proto.summary_pb2 import Summary
+from tqdm import tqdm
+
+from omnir1_jax.cli import atomic_path
+from omnir1_jax.errors import InputError
+from omnir1_jax.reporting import lines, pictures
+from omnir1_jax.reporting.example import Example, finite, line
+
+METRICS, ROLLOUTS, PICTURES, TENSORBOARD = "metrics.jsonl", "rollouts.jsonl", "pictures", "tensorboard"
+UPLOAD_SECONDS = 300
+HEADLINE = ("reward/total", "learn/loss", "loss")  # the first two that a step has stand in its line
+
+
+class RunLog:
+    """Writes `metrics.jsonl`, `rollouts.jsonl`, `pictures/<step>/*.png` and `tensorboard/` below a work directory.
+
+    Steps count from 1: a step's number is how many have been done with it. Only one process of a run has a log.
+    """
+
+    def __init__(self, workdir: epath.PathLike, total_steps: int, resume_step: int = 0, *, quiet: bool = False):
+        """Opens the log of a run of which `resume_step` steps are done; what was written beyond them is cut off.
+
+        Args:
+          workdir: also `gs://`; such a log is kept on this machine and copied by `flush`, every few minutes and at
+            the end.
+          quiet: nothing on the terminal.
+        """
+        self._remote = epath.Path(workdir) if "://" in str(workdir) else None
+        self._scratch = tempfile.TemporaryDirectory(prefix="omnir1_jax_log_") if self._remote else None
+        self.path = pathlib.Path(self._scratch.name if self._scratch else str(workdir)).absolute()
+        if self.path.exists() and not self.path.is_dir():
+            raise InputError(f"--workdir: {self.path} is a file; name a folder for the run")
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._copied: dict[pathlib.Path, tuple[int, int]] = {}
+        self._copied_at = time.monotonic()
+        if self._remote:
+            for name in (METRICS, ROLLOUTS):
+                if (self._remote / name).exists():
+                    (self.path / name).write_bytes((self._remote / name).read_bytes())
+        for name in (METRICS, ROLLOUTS):
+            lines.cut(self.path / name, resume_step)
+        _remove_pictures(self._remote or epath.Path(self.path), resume_step)
+        self._metrics = (self.path / METRICS).open("ab")
+        self._rollouts = (self.path / ROLLOUTS).open("ab")
+        # TensorBoard hides what an earlier process wrote at or beyond purge_step.
+        self._events = SummaryWriter(str(self.path / TENSORBOARD), purge_step=resume_step + 1)
+        self._last, self._total, self._quiet = resume_step, total_steps, quiet
+        self._durations = collections.deque(maxlen=50)
+        self._bar = tqdm(
+            total=total_steps, initial=resume_step, unit="step", dynamic_ncols=True, disable=True if quiet else None
+        )
+
+    def __enter__(self) -> "RunLog":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def step(self, step: int, metrics: Mapping[str, Any], seconds: float) -> None:
+        """Numbers of a finished step.
+
+        Args:
+          step: larger than that of any earlier call and than `resume_step`.
+          metrics: scalars by name, of numpy or jax too; what is not finite is null in the file.
+          seconds: that the step took.
+        """
+        if step <= self._last:
+            raise ValueError(f"step {step} is logged after step {self._last}; steps count from 1")
+        if own := {"step", "seconds"} & metrics.keys():
+            raise ValueError(f"a metric may not be named {min(own)!r}")
+        values = {name: float(np.asarray(value)) for name, value in metrics.items()}
+        lines.append(self._metrics, {"step": step, **finite({"seconds": float(seconds), **values})})
+        for name, value in {"time/seconds": float(seconds), **values}.items():
+            self._events.add_scalar(name, value, step)
+        self._events.flush()
+        self._durations.append(seconds)
+        self._bar.update(step - self._last)
+        self._last = step
+        self.say(describe(step, self._total, values, seconds, self._durations))
+        if self._remote and time.monotonic() - self._copied_at > UPLOAD_SECONDS:
+            self.flush()
+
+    def rollouts(self, step: int, examples: Sequence[Example]) -> None:
+        """One line for each prompt and completion."""
+        for example in examples:
+            lines.append(self._rollouts, line(step, example))
+
+    def pictures(self, step: int, examples: Sequence[Example]) -> None:
+        """One PNG for each example that has a clip, in `pictures/<step>` and among TensorBoard's images."""
+        seen = [example for example in examples if example.clip is not None]
+        if not seen:
+            return
+        with atomic_path(self.path / PICTURES / str(step)) as folder:
+            folder.mkdir(parents=True)
+            for number, example in enumerate(seen):
+                drawn = pictures.draw(example)
+                encoded = pictures.png(drawn)
+                (folder / f"{number:02d}_{file_name(example.sample_id)}.png").write_bytes(encoded)
+                self._events.file_writer.add_summary(_image(f"clips/{number}", drawn.shape, encoded), step)
+        self._events.flush()
+
+    def say(self, text: str) -> None:
+        """A line on the terminal that leaves the progress bar whole."""
+        if not self._quiet:
+            tqdm.write(text, file=sys.stdout)
+            sys.stdout.flush()
+
+    def flush(self) -> None:
+        """Returns when everything is where it has to be. Call it before a checkpoint is saved."""
+        lines.sync(self._metrics)
+        lines.sync(self._rollouts)
+        self._events.flush()
+        if self._remote:
+            self._upload()
+
+    def close(self) -> None:
+        """Ends the log; a log on a remote work directory is copied there."""
+        self.flush()
+        self._events.close()
+        if self._remote:
+            self._upload()
+        self._metrics.close()
+        self._rollouts.close()
+        self._bar.close()
+        if self._scratch:
+            self._scratch.cleanup()
+
+    def _upload(self) -> None:
+        for file in sorted(p for p in self.path.rglob("*") if p.is_file() and not p.name.startswith(".")):
+            state = (file.stat().st_size, file.stat().st_mtime_ns)
+            if self._copied.get(file) == state:
+                continue
+            with atomic_path(self._remote / str(file.relative_to(self.path))) as target:
+                target.write_bytes(file.read_bytes())
+            self._copied[file] = state
+        self._copied_at = time.monotonic()
+
+
+def describe(step: int, total: int, metrics: Mapping[str, float], seconds: float, durations: Sequence[float]) -> str:
+    """A step in one line."""
+    shown = [name for name in HEADLINE if name in metrics][:2]
+    parts = [f"{name.split('/')[-1].replace('total', 'reward')} {metrics[name]:.4g}" for name in shown]
+    if metrics.get("learn/skipped"):
+        parts.append(f"skipped {metrics['learn/skipped']:.0f}")
+    # The median: the first step compiles. It is also the only one known then, so nothing is foretold from it.
+    left = clock(statistics.median(durations) * max(total - step, 0)) if len(durations) > 1 else "?"
+    return "  ".join([f"step {step}/{total}", *parts, f"{seconds:.2f} s/step", f"left {left}"])
+
+
+def clock(seconds: float) -> str:
+    """Hours, minutes and seconds."""
+    whole = round(seconds)
+    return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"
+
+
+def file_name(text: str) -> str:
+    """A short name for a file, safe everywhere."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "_", text).strip("._")[:80] or "clip"
+
+
+def _remove_pictures(workdir: epath.Path, last_step: int) -> None:
+    folder = workdir / PICTURES
+    if not folder.exists():
+        return
+    for entry in folder.iterdir():
+        if entry.name.endswith((".part", ".old")) or (entry.name.isdecimal() and int(entry.name) > last_step):
+            entry.rmtree()
+
+
+def _image(tag: str, shape: tuple[int, ...], encoded: bytes) -> Summary:
+    image = Summary.Image(height=shape[0], width=shape[1], colorspace=3, encoded_image_string=encoded)
+    return Summary(value=[Summary.Value(tag=tag, image=image)])
