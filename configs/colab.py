@@ -13,7 +13,6 @@ def get_config():
     c.lora.rank = 32
     c.lora.alpha = 64.0
     c.sam2.path = "weights/sam2.1-hiera-tiny"
-    c.sam2.side = 512
     c.sam2.object_chunk = 2
 
     c.pixels.policy_video = (4 * CELL, 64 * CELL)

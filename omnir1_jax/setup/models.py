@@ -85,26 +85,37 @@ def sam2_config(config: ConfigDict) -> sam2.Sam2Config | None:
     return _fields(sam2.Sam2Config, {"hiera": hiera, **options, **sizes}, "sam2.sizes")
 
 
-def load(config: ConfigDict, mesh: Mesh | None = None) -> Loaded:
-    """Reads or draws all parameters; onto `mesh` by their logical axes, or onto the default device."""
+class Sizes(NamedTuple):
+    """What is known before any parameter is read."""
+
+    tokenizer: PreTrainedTokenizerBase
+    thinker: ThinkerConfig
+    sam2: sam2.Sam2Config | None
+
+
+def sizes(config: ConfigDict) -> Sizes:
+    """Reads tokenizer and model configs; quick, so that a wrong setting shows before gigabytes are read."""
     words = tokenizer(config)
-    sizes = thinker_config(config, TokenIds(**dataclasses.asdict(tokens.token_ids(words))), len(words))
-    dtype = jnp.dtype(config.thinker.param_dtype)
-    key = jax.random.key(config.seed)
+    ids = TokenIds(**dataclasses.asdict(tokens.token_ids(words)))
+    return Sizes(words, thinker_config(config, ids, len(words)), sam2_config(config))
+
+
+def load(config: ConfigDict, found: Sizes, mesh: Mesh | None = None) -> Loaded:
+    """Reads or draws all parameters; onto `mesh` by their logical axes, or onto the default device."""
+    dtype, key = jnp.dtype(config.thinker.param_dtype), jax.random.key(config.seed)
     if config.thinker.path:
-        params = pretrained.read_params(config.thinker.path, sizes, dtype=dtype, mesh=mesh)
+        params = pretrained.read_params(config.thinker.path, found.thinker, dtype=dtype, mesh=mesh)
     else:
-        params = draw(abstract_params(sizes), jax.random.fold_in(key, 1), dtype, mesh)
-    small = sam2_config(config)
-    segmenter = sam2_params = None
-    if small is not None:
-        segmenter = sam2.Sam2(small)
-        sam2_dtype = jnp.dtype(config.sam2.dtype)
-        if config.sam2.path:
-            _, sam2_params = sam2.load(config.sam2.path, dtype=sam2_dtype, mesh=mesh, side=small.side)
-        else:
-            sam2_params = draw(sam2.abstract_params(small), jax.random.fold_in(key, 2), sam2_dtype, mesh)
-    return Loaded(Models(Thinker(sizes), segmenter), params, sam2_params, words)
+        params = draw(abstract_params(found.thinker), jax.random.fold_in(key, 1), dtype, mesh)
+    thinker = Thinker(found.thinker)
+    if found.sam2 is None:
+        return Loaded(Models(thinker, None), params, None, found.tokenizer)
+    sam2_dtype = jnp.dtype(config.sam2.dtype)
+    if config.sam2.path:
+        _, sam2_params = sam2.load(config.sam2.path, dtype=sam2_dtype, mesh=mesh, side=found.sam2.side)
+    else:
+        sam2_params = draw(sam2.abstract_params(found.sam2), jax.random.fold_in(key, 2), sam2_dtype, mesh)
+    return Loaded(Models(thinker, sam2.Sam2(found.sam2)), params, sam2_params, found.tokenizer)
 
 
 def draw(boxed: Any, key: Key[Array, ""], dtype: Any, mesh: Mesh | None = None) -> Any:

@@ -19,6 +19,8 @@ from omnir1_jax.rl.step import make_train_step
 from omnir1_jax.setup import data, models, optimizer
 from omnir1_jax.setup.models import Loaded
 
+OBJECTIVES = ("grpo",)
+EXAMPLES = {"grpo": examples.EXAMPLES}
 BATCH = ("data", "fsdp")  # mesh axes over which prompts are spread
 
 
@@ -53,23 +55,27 @@ def build(config: ConfigDict) -> Run:
     Raises:
       InputError: names the setting that will not do.
     """
+    if config.objective not in OBJECTIVES:
+        raise InputError(f"objective: {config.objective!r} is none of {', '.join(OBJECTIVES)}")
     mesh = mesh_of(config)
-    sharding = None if mesh is None else NamedSharding(mesh, PartitionSpec(BATCH))
-    loaded = models.load(config, mesh)
-    sizes = loaded.models.thinker.config
-    frozen = models.frozen(config, loaded)
-    trained = models.trainable(config, loaded)
-    rule = optimizer.make(config, trained)
-    if config.objective == "grpo":
-        families = data.families(config, loaded.tokenizer, sizes, examples.EXAMPLES)
-        step = make_train_step(loaded.models, rule, models.step_config(config, sizes.tokens), config.step.mode)
-        to_batch = lambda name, arrays: examples.to_batch(config.data[name].example or name, arrays)
-    else:
-        raise InputError(f"objective: {config.objective!r} is none of grpo, sft, masks")
+    found = models.sizes(config)
+    families = data.families(config, found.tokenizer, found.thinker, EXAMPLES[config.objective])
     if mesh is not None:
         check_batches(config, mesh)
-    state = jax.jit(lambda tree: learn.init(tree, rule))(trained)
-    return Run(config, mesh, loaded, frozen, state, families, step, to_batch, sharding)
+    loaded = models.load(config, found, mesh)
+    trained = models.trainable(config, loaded)
+    rule = optimizer.make(config, trained)
+    return Run(
+        config=config,
+        mesh=mesh,
+        loaded=loaded,
+        frozen=models.frozen(config, loaded),
+        state=jax.jit(lambda tree: learn.init(tree, rule))(trained),
+        families=families,
+        step=make_train_step(loaded.models, rule, models.step_config(config, found.thinker.tokens), config.step.mode),
+        to_batch=lambda name, arrays: examples.to_batch(config.data[name].example or name, arrays),
+        batch_sharding=None if mesh is None else NamedSharding(mesh, PartitionSpec(BATCH)),
+    )
 
 
 def check_batches(config: ConfigDict, mesh: Mesh) -> None:
