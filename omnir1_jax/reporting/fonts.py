@@ -77,7 +77,7 @@ def length(text: str, size: int, bold: bool = False) -> float:
     return sum(font.getlength(stretch) for font, stretch in runs(text, size, bold))
 
 
-def wrap(text: str, width: float, size: int, bold: bool = False) -> list[str]:
+def wrap(text: str, width: int, size: int, bold: bool = False) -> list[str]:
     """Lines no wider than `width`, broken at spaces; a word that is too wide is broken anywhere."""
     lines = [""]
     for word in text.split(" "):

@@ -9,6 +9,8 @@ from typing import Any, BinaryIO
 
 from omnir1_jax.errors import InputError
 
+# What `str.splitlines` takes for the end of a line and JSON does not escape.
+_BREAKS = str.maketrans({code: f"\\u{code:04x}" for code in (0x85, 0x2028, 0x2029)})
 # Every line begins with its step, so that cutting need not parse a rollout of many kilobytes.
 _STEP = re.compile(rb'\{"step": ?(\d+)[,}]')
 
@@ -36,7 +38,8 @@ def cut(path: pathlib.Path, last_step: int) -> None:
 def append(file: BinaryIO, row: Mapping[str, Any]) -> None:
     """Writes one line, whole, and hands it to the system: a killed process loses none that was written."""
     assert next(iter(row)) == "step"
-    file.write(json.dumps(row, ensure_ascii=False, allow_nan=False).encode("utf-8", "replace") + b"\n")
+    text = json.dumps(row, ensure_ascii=False, allow_nan=False).translate(_BREAKS)
+    file.write(text.encode("utf-8", "replace") + b"\n")
     file.flush()
 
 

@@ -1,6 +1,7 @@
 """A run's log in its work directory: numbers of every step, what was answered, pictures, a line on the terminal."""
 
 import collections
+import os
 import pathlib
 import re
 import statistics
@@ -58,7 +59,9 @@ class RunLog:
         self._metrics = (self.path / METRICS).open("ab")
         self._rollouts = (self.path / ROLLOUTS).open("ab")
         # TensorBoard hides what an earlier process wrote at or beyond purge_step.
-        self._events = SummaryWriter(str(self.path / TENSORBOARD), purge_step=resume_step + 1)
+        suffix = f".{os.getpid()}.{time.time_ns()}"  # of two files of one second the later would replace the earlier
+        folder = str(self.path / TENSORBOARD)
+        self._events = SummaryWriter(folder, purge_step=resume_step + 1, filename_suffix=suffix)
         self._last, self._total, self._quiet = resume_step, total_steps, quiet
         self._durations = collections.deque(maxlen=50)
         self._bar = tqdm(

@@ -8,7 +8,7 @@ from omnir1_jax.reporting import draw as marks
 from omnir1_jax.reporting import fonts
 from omnir1_jax.reporting.example import Clip, Example, Keyframe
 
-Image = UInt8[np.ndarray, "h w 3"]
+Image = UInt8[np.ndarray, "_ _ 3"]  # of any size
 
 WIDTH, MARGIN, GAP = 1280, 20, 12
 KEYFRAMES_A_ROW, KEYFRAME_SIZE = 4, (420, 320)  # most width and height of a tile
