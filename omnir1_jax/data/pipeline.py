@@ -36,6 +36,7 @@ class Family:
     readers are concatenated. batch_size counts samples of one host. transform gives the batch's arrays for one clip
     (picklable: a function of a module, or a partial of one). weight: share of batches among families. one_per_clip: an
     item is a clip and a random one of its expressions (video segmentation); otherwise every row is an item.
+    family: that of the readers' clips where `name`, which is unique in a mixture, is another.
     """
 
     name: str
@@ -45,6 +46,12 @@ class Family:
     transform: Transform = field(repr=False)
     weight: float = 1.0
     one_per_clip: bool = True
+    family: str = ""
+
+    @property
+    def kind(self) -> str:
+        """The family of the readers' clips."""
+        return self.family or self.name
 
 
 @dataclass(frozen=True)
@@ -127,8 +134,8 @@ def _check(families: Sequence[Family], config: PipelineConfig) -> None:
     if len({f.name for f in families}) != len(families):
         raise InputError("data: a family is named twice; give it all its readers at once")
     for family in families:
-        if family.name not in FAMILIES:
-            raise InputError(f"data: no family is called {family.name!r}; there are {', '.join(FAMILIES)}")
+        if family.kind not in FAMILIES:
+            raise InputError(f"data: no family is called {family.kind!r}; there are {', '.join(FAMILIES)}")
         if family.batch_size < 1 or not family.weight > 0:
             raise InputError(f"data: family {family.name}: batch_size and weight have to be positive")
         if not any(len(reader) for reader in family.readers):
@@ -176,8 +183,8 @@ class _Loader:
         self, draw: Draw, reader: int, position: int, rng: np.random.Generator, faults: tuple[Fault, ...] = ()
     ) -> Item:
         ref = self.family.readers[reader][position]
-        if ref.family != self.family.name:
-            raise InputError(f"data: {ref.sample_id} is of family {ref.family}, its mixture says {self.family.name}")
+        if ref.family != self.family.kind:
+            raise InputError(f"data: {ref.sample_id} is of family {ref.family}, its mixture says {self.family.kind}")
         clip = decode(ref, self.family.decode, rng)
         arrays = dict(self.family.transform(clip))
         return Item(draw, ref.sample_id, ref.query, ref.extra, arrays, faults, clip.without_sound)

@@ -73,7 +73,7 @@ def named(function: Callable[[DecodedClip, ExampleConfig], Arrays]) -> Callable[
     return guarded
 
 
-def _policy(content: list[dict[str, Any]], config: ExampleConfig, **media: Any) -> Arrays:
+def policy_arrays(content: list[dict[str, Any]], config: ExampleConfig, **media: Any) -> Arrays:
     """System 1's prompt as flat arrays of one row."""
     messages = [{"role": "system", "content": config.system}, {"role": "user", "content": content}]
     made = prompt.prepare(messages, config.tokenizer, sizes=config.sizes, budget=config.policy_budget)
@@ -93,21 +93,21 @@ def _policy(content: list[dict[str, Any]], config: ExampleConfig, **media: Any) 
     return {f"policy/{key}": value[0] for key, value in flatten_dict(tree, sep="/").items()}
 
 
-def _sound(clip: DecodedClip, config: ExampleConfig) -> dict[str, Any] | None:
+def waveform(clip: DecodedClip, config: ExampleConfig) -> dict[str, Any] | None:
     if not config.audio_seconds or clip.audio is None:
         return None
     return {"audio": clip.audio[: round(config.audio_seconds * SAMPLE_RATE)], "sample_rate": SAMPLE_RATE}
 
 
 @functools.lru_cache(maxsize=4)
-def _grounding_prefix(config: ExampleConfig) -> list[int]:
+def grounding_prefix(config: ExampleConfig) -> list[int]:
     """Ids of System 2's prompt up to the description, one placeholder for the frame."""
     before = config.grounding.split("{description}")[0]
     end = max(before.rfind(token) + len(token) for token in tokens.SPELLING.values() if token in before)
     return config.tokenizer(before[:end], add_special_tokens=False)["input_ids"]
 
 
-def _sharp(frames: UInt8[np.ndarray, "t h w 3"], size: tuple[int, int], config: ExampleConfig) -> Arrays:
+def sharp_arrays(frames: UInt8[np.ndarray, "t h w 3"], size: tuple[int, int], config: ExampleConfig) -> Arrays:
     """`SharpFrames` of one clip, `frames` long at most."""
     sizes, limits = config.sizes, config.sharp_budget
     ids = tokens.token_ids(config.tokenizer)
@@ -124,7 +124,7 @@ def _sharp(frames: UInt8[np.ndarray, "t h w 3"], size: tuple[int, int], config: 
     for t, frame in enumerate(frames):
         cut = pixels.cells([pixels.resize(frame, height, width)], sizes.cell_pixels)[:, 0]
         cells[t, : len(cut)] = cut
-    start = _grounding_prefix(config)
+    start = grounding_prefix(config)
     line = tokens.expand(start, ids, {"image": [np.full(layout.grid_cells(grid[0], sizes.merge), ids.image)]})
     room, own = len(start) - 1 + most, len(line)
     mask = np.arange(room) < own
@@ -155,9 +155,8 @@ def _sharp(frames: UInt8[np.ndarray, "t h w 3"], size: tuple[int, int], config: 
     }
 
 
-@named
-def vos(clip: DecodedClip, config: ExampleConfig) -> Arrays:
-    """A clip with its query: `families.vos.Batch`."""
+def vos_prompt(clip: DecodedClip, config: ExampleConfig) -> Arrays:
+    """System 1's prompt about a clip."""
     seconds = len(clip.frames) / SAMPLED_FPS
     text = prompts.render(
         config.template,
@@ -166,16 +165,28 @@ def vos(clip: DecodedClip, config: ExampleConfig) -> Arrays:
         fps=f"{SAMPLED_FPS:g}",
         example=prompts.example(seconds, clip.rng),
     )
-    video = {"type": "video", "video": clip.frames, "fps": SAMPLED_FPS, **(_sound(clip, config) or {})}
+    return video_prompt(clip, text, config)
+
+
+def video_prompt(clip: DecodedClip, text: str, config: ExampleConfig) -> Arrays:
+    """A clip, with its sound if the family has one, and a text."""
+    video = {"type": "video", "video": clip.frames, "fps": SAMPLED_FPS, **(waveform(clip, config) or {})}
+    heard = [config.audio_seconds] if config.audio_seconds else []
+    content = [video, {"type": "text", "text": text}]
+    return policy_arrays(content, config, video_frames=[config.frames], audio_seconds=heard)
+
+
+@named
+def vos(clip: DecodedClip, config: ExampleConfig) -> Arrays:
+    """A clip with its query: `families.vos.Batch`."""
     side = config.segmenter_side
     if not side:
         raise InputError("sam2.side: the video family needs the segmenter's input side")
     shape = detail_data.DetailConfig(config.frames, config.objects, (side, side), (side // 4, side // 4))
     seen = detail_data.element(clip, shape)
-    heard = [config.audio_seconds] if config.audio_seconds else []
     return {
-        **_policy([video, {"type": "text", "text": text}], config, video_frames=[config.frames], audio_seconds=heard),
-        **_sharp(clip.frames, clip.size, config),
+        **vos_prompt(clip, config),
+        **sharp_arrays(clip.frames, clip.size, config),
         "clip": seen["frames"],
         "frame_valid": seen["frame_valid"],
         "truth": seen["masks"].any(axis=0),
@@ -185,10 +196,9 @@ def vos(clip: DecodedClip, config: ExampleConfig) -> Arrays:
     }
 
 
-@named
-def refavs(clip: DecodedClip, config: ExampleConfig) -> Arrays:
-    """The first frame with the sound: `families.refavs.Batch`."""
-    sound = _sound(clip, config)
+def refavs_prompt(clip: DecodedClip, config: ExampleConfig) -> Arrays:
+    """System 1's prompt about a recording and its first frame."""
+    sound = waveform(clip, config)
     if sound is None:
         raise InputError("no sound")
     content = [
@@ -196,21 +206,32 @@ def refavs(clip: DecodedClip, config: ExampleConfig) -> Arrays:
         {"type": "audio", **sound},
         {"type": "text", "text": prompts.render(config.template, query=clip.ref.query)},
     ]
+    return policy_arrays(content, config, images=1, audio_seconds=[config.audio_seconds])
+
+
+@named
+def refavs(clip: DecodedClip, config: ExampleConfig) -> Arrays:
+    """The first frame with the sound: `families.refavs.Batch`."""
     box = detail_data.boxes(clip.masks[:, :1])[0, 0]
     return {
-        **_policy(content, config, images=1, audio_seconds=[config.audio_seconds]),
-        **_sharp(clip.frames[:1], clip.size, config),
+        **refavs_prompt(clip, config),
+        **sharp_arrays(clip.frames[:1], clip.size, config),
         "box": box.astype(np.float32),
     }
+
+
+def refcocog_prompt(clip: DecodedClip, config: ExampleConfig) -> Arrays:
+    """System 1's prompt about an image."""
+    content = [
+        {"type": "image", "image": clip.frames[0]},
+        {"type": "text", "text": prompts.render(config.template, query=clip.ref.query)},
+    ]
+    return policy_arrays(content, config, images=1)
 
 
 @named
 def refcocog(clip: DecodedClip, config: ExampleConfig) -> Arrays:
     """An image with a phrase: `families.refcocog.Batch`. Of several objects the first counts."""
-    content = [
-        {"type": "image", "image": clip.frames[0]},
-        {"type": "text", "text": prompts.render(config.template, query=clip.ref.query)},
-    ]
     extra = clip.ref.extra
     if not extra["boxes"] or len(extra["points"]) < 2:
         raise InputError("no box with two points")
@@ -219,16 +240,15 @@ def refcocog(clip: DecodedClip, config: ExampleConfig) -> Arrays:
         *clip.size, min_pixels=limits.image_min, max_pixels=limits.image_max, factor=config.sizes.cell_pixels
     )
     return {
-        **_policy(content, config, images=1),
+        **refcocog_prompt(clip, config),
         "box": np.asarray(extra["boxes"][0], np.float32),
         "points": np.asarray(extra["points"][:2], np.float32),
         "scale": np.array([width / clip.size[1], height / clip.size[0]], np.float32),
     }
 
 
-@named
-def qa(clip: DecodedClip, config: ExampleConfig) -> Arrays:
-    """A question with options: `families.qa.Batch`. The gold answer is the option's letter.
+def qa_prompt(clip: DecodedClip, config: ExampleConfig) -> tuple[Arrays, str]:
+    """System 1's prompt of a question with options, and the right one's letter.
 
     Other kinds of question are refused: their scores (word error rate, rouge, relative error) are not computed in a
     graph.
@@ -240,13 +260,14 @@ def qa(clip: DecodedClip, config: ExampleConfig) -> Arrays:
     letters = [chr(ord("A") + i) for i in range(len(options))]
     listed = "\n".join(f"{letter}. {option.removeprefix(f'{letter}. ')}" for letter, option in zip(letters, options))
     text = prompts.render(config.template, query=clip.ref.query, options=listed)
-    video = {"type": "video", "video": clip.frames, "fps": SAMPLED_FPS, **(_sound(clip, config) or {})}
-    heard = [config.audio_seconds] if config.audio_seconds else []
-    return {
-        **_policy([video, {"type": "text", "text": text}], config, video_frames=[config.frames], audio_seconds=heard),
-        "gold": np.frombuffer(letters[index].encode(), np.uint8),
-        "gold_length": np.int32(1),
-    }
+    return video_prompt(clip, text, config), letters[index]
+
+
+@named
+def qa(clip: DecodedClip, config: ExampleConfig) -> Arrays:
+    """A question with options: `families.qa.Batch`. The gold answer is the option's letter."""
+    arrays, letter = qa_prompt(clip, config)
+    return {**arrays, "gold": np.frombuffer(letter.encode(), np.uint8), "gold_length": np.int32(1)}
 
 
 EXAMPLES: dict[str, Callable[[DecodedClip, ExampleConfig], Arrays]] = {
