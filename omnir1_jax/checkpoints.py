@@ -30,8 +30,20 @@ from jaxtyping import Array, UInt32
 from omnir1_jax.errors import InputError
 
 FOLDER = "checkpoints"
-# Settings that change nothing of what is learned. Dotted; a section covers what is below it.
-MAY_DIFFER = ("checkpoint", "log", "mesh", "loader.threads", "loader.workers")
+# Settings that change nothing of what is learned but its rounding. Dotted; a section covers what is below it.
+MAY_DIFFER = (
+    "checkpoint",
+    "log",
+    "mesh",
+    "data_root",
+    "loader",
+    "sam2.object_chunk",
+    "sam2.frame_chunk",
+    "step.mode",
+    "step.score_chunk",
+    "thinker.attention",
+    "thinker.remat",
+)
 _ITEMS = ("trainable", "rest")
 
 
