@@ -70,12 +70,15 @@ def manager(workdir: epath.PathLike, keep: int) -> ocp.CheckpointManager:
     if keep < 1:
         raise InputError(f"checkpoint.keep: {keep} keeps nothing to resume from; give 1 or more")
     folder = _absolute(workdir) / FOLDER
-    if folder.exists():
-        good = {str(step) for step in ocp.utils.checkpoint_steps(folder)}
-        for path in sorted(folder.iterdir()):
-            if path.name.split(".")[0].isdigit() and path.name not in good:
-                logging.warning("%s: cut short while it was written; not used", path)
-    options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
+    good = {str(step) for step in ocp.utils.checkpoint_steps(folder)} if folder.exists() else set()
+    for path in sorted(folder.iterdir()) if folder.exists() else ():
+        if path.name.split(".")[0].isdigit() and path.name not in good:
+            logging.warning("%s: cut short while it was written; removed", path)
+            if jax.process_index() == 0:
+                path.rmtree()
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("checkpoints cut short are removed")
+    options = ocp.CheckpointManagerOptions(max_to_keep=keep)
     # Every process writes its own file, hence no primary host.
     record = ocp.JsonCheckpointHandler(
         _record_name(jax.process_index()), multiprocessing_options=ocp.options.MultiprocessingOptions(primary_host=None)
