@@ -126,6 +126,11 @@ def defaults() -> ConfigDict:
     c.sft.target_tokens = 256
     c.sft.towers = False  # train the towers too
 
+    c.masks = ConfigDict()
+    c.masks.prompts = 4  # most boxed frames of an object
+    c.masks.jitter = 0.1  # noise on boxes, as a share of their sides
+    c.masks.piece = 0  # frames tracked in one go; 0: whole clips, 1: images
+
     c.mesh = ConfigDict()  # devices along each axis; -1 takes what is left
     c.mesh.data = 1
     c.mesh.fsdp = -1
@@ -150,7 +155,8 @@ def task(**changes: Any) -> ConfigDict:
     datasets: name -> dict(name=..., root=..., split=..., further options of that reader).
     """
     c = ConfigDict()
-    c.example = ""  # which prompt is made of a clip; empty: the task's own name
+    c.family = ""  # vos, refavs, refcocog, qa: of the datasets' clips; empty: the task's own name
+    c.example = ""  # what is made of a clip; empty: the family's
     c.datasets = ConfigDict()
     c.batch_size = 1  # prompts a step, over all devices
     c.weight = 1.0  # share of steps

@@ -52,7 +52,7 @@ def example_config(
 ) -> ExampleConfig:
     """What the prompts of one task are made with."""
     entry, texts = config.data[name], prompt_texts(config)
-    family = entry.example or name
+    family = entry.family or name
     pixels = config.pixels
     return ExampleConfig(
         tokenizer=words,
@@ -97,7 +97,7 @@ def families(
         raise InputError("data: names no task; see settings.task")
     made = []
     for name, entry in config.data.items():
-        kind = entry.example or name
+        kind = entry.example or entry.family or name
         if kind not in examples:
             raise InputError(f"data.{name}: {kind!r} is no example of this objective; there are {', '.join(examples)}")
         transform = functools.partial(examples[kind], config=example_config(config, name, words, thinker))
@@ -115,6 +115,7 @@ def families(
                 transform,
                 entry.weight,
                 entry.one_per_clip,
+                entry.family,
             )
         )
     return made

@@ -73,7 +73,7 @@ def build(config: ConfigDict) -> Run:
         state=jax.jit(lambda tree: learn.init(tree, rule))(trained),
         families=families,
         step=make_train_step(loaded.models, rule, models.step_config(config, found.thinker.tokens), config.step.mode),
-        to_batch=lambda name, arrays: examples.to_batch(config.data[name].example or name, arrays),
+        to_batch=lambda name, arrays: examples.to_batch(config.data[name].family or name, arrays),
         batch_sharding=None if mesh is None else NamedSharding(mesh, PartitionSpec(BATCH)),
     )
 
