@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 from etils import epath
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 from tqdm import tqdm
 
@@ -23,7 +24,7 @@ from omnir1_jax.reporting import lines, pictures
 from omnir1_jax.reporting.example import Example, finite, line
 
 METRICS, ROLLOUTS, PICTURES, TENSORBOARD = "metrics.jsonl", "rollouts.jsonl", "pictures", "tensorboard"
-UPLOAD_SECONDS = 300
+UPLOAD_SECONDS, EVENT_SECONDS = 300, 10
 HEADLINE = ("reward/total", "learn/loss", "loss")  # the first two that a step has stand in its line
 
 
@@ -33,12 +34,21 @@ class RunLog:
     Steps count from 1: a step's number is how many have been done with it. Only one process of a run has a log.
     """
 
-    def __init__(self, workdir: epath.PathLike, total_steps: int, resume_step: int = 0, *, quiet: bool = False):
+    def __init__(
+        self,
+        workdir: epath.PathLike,
+        total_steps: int,
+        resume_step: int = 0,
+        *,
+        tensorboard: bool = True,
+        quiet: bool = False,
+    ):
         """Opens the log of a run of which `resume_step` steps are done; what was written beyond them is cut off.
 
         Args:
           workdir: also `gs://`; such a log is kept on this machine and copied by `flush`, every few minutes and at
             the end.
+          tensorboard: write its events too.
           quiet: nothing on the terminal.
         """
         self._remote = epath.Path(workdir) if "://" in str(workdir) else None
@@ -48,7 +58,7 @@ class RunLog:
             raise InputError(f"--workdir: {self.path} is a file; name a folder for the run")
         self.path.mkdir(parents=True, exist_ok=True)
         self._copied: dict[pathlib.Path, tuple[int, int]] = {}
-        self._copied_at = time.monotonic()
+        self._copied_at = self._flushed_at = time.monotonic()
         if self._remote:
             for name in (METRICS, ROLLOUTS):
                 if (self._remote / name).exists():
@@ -58,10 +68,7 @@ class RunLog:
         _remove_pictures(self._remote or epath.Path(self.path), resume_step)
         self._metrics = (self.path / METRICS).open("ab")
         self._rollouts = (self.path / ROLLOUTS).open("ab")
-        # TensorBoard hides what an earlier process wrote at or beyond purge_step.
-        suffix = f".{os.getpid()}.{time.time_ns()}"  # of two files of one second the later would replace the earlier
-        folder = str(self.path / TENSORBOARD)
-        self._events = SummaryWriter(folder, purge_step=resume_step + 1, filename_suffix=suffix)
+        self._events = _open_events(self.path / TENSORBOARD, resume_step + 1) if tensorboard else None
         self._last, self._total, self._quiet = resume_step, total_steps, quiet
         self._durations = collections.deque(maxlen=50)
         self._bar = tqdm(
@@ -88,9 +95,12 @@ class RunLog:
             raise ValueError(f"a metric may not be named {min(own)!r}")
         values = {name: float(np.asarray(value)) for name, value in metrics.items()}
         lines.append(self._metrics, {"step": step, **finite({"seconds": float(seconds), **values})})
-        for name, value in {"time/seconds": float(seconds), **values}.items():
-            self._events.add_scalar(name, value, step)
-        self._events.flush()
+        if self._events:
+            scalars = {"time/seconds": float(seconds), **values}.items()
+            points = [Summary.Value(tag=name, simple_value=value) for name, value in scalars]
+            _event(self._events, step, Summary(value=points))
+            if time.monotonic() - self._flushed_at > EVENT_SECONDS:
+                self._flush_events()
         self._durations.append(seconds)
         self._bar.update(step - self._last)
         self._last = step
@@ -114,8 +124,8 @@ class RunLog:
                 drawn = pictures.draw(example)
                 encoded = pictures.png(drawn)
                 (folder / f"{number:02d}_{file_name(example.sample_id)}.png").write_bytes(encoded)
-                self._events.file_writer.add_summary(_image(f"clips/{number}", drawn.shape, encoded), step)
-        self._events.flush()
+                if self._events:
+                    _event(self._events, step, _image(f"clips/{number}", drawn.shape, encoded))
 
     def say(self, text: str) -> None:
         """A line on the terminal that leaves the progress bar whole."""
@@ -127,21 +137,25 @@ class RunLog:
         """Returns when everything is where it has to be. Call it before a checkpoint is saved."""
         lines.sync(self._metrics)
         lines.sync(self._rollouts)
-        self._events.flush()
+        self._flush_events()
         if self._remote:
             self._upload()
 
     def close(self) -> None:
         """Ends the log; a log on a remote work directory is copied there."""
         self.flush()
-        self._events.close()
-        if self._remote:
-            self._upload()
+        if self._events:
+            self._events.close()
         self._metrics.close()
         self._rollouts.close()
         self._bar.close()
         if self._scratch:
             self._scratch.cleanup()
+
+    def _flush_events(self) -> None:
+        if self._events:
+            self._events.flush()  # which also waits for the disk
+        self._flushed_at = time.monotonic()
 
     def _upload(self) -> None:
         for file in sorted(p for p in self.path.rglob("*") if p.is_file() and not p.name.startswith(".")):
@@ -183,6 +197,19 @@ def _remove_pictures(workdir: epath.Path, last_step: int) -> None:
     for entry in folder.iterdir():
         if entry.name.endswith((".part", ".old")) or (entry.name.isdecimal() and int(entry.name) > last_step):
             entry.rmtree()
+
+
+def _open_events(folder: pathlib.Path, step: int) -> EventsWriter:
+    """A new file of events whose first tells TensorBoard to hide what earlier files have from `step` on."""
+    folder.mkdir(exist_ok=True)
+    # Names count seconds: of two files of one second the later would replace the earlier.
+    events = EventsWriter(str(folder / "events"), f".{os.getpid()}.{time.time_ns()}")
+    events.write_event(Event(wall_time=time.time(), step=step, session_log=SessionLog(status=SessionLog.START)))
+    return events
+
+
+def _event(events: EventsWriter, step: int, summary: Summary) -> None:
+    events.write_event(Event(wall_time=time.time(), step=step, summary=summary))
 
 
 def _image(tag: str, shape: tuple[int, ...], encoded: bytes) -> Summary:

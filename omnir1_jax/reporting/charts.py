@@ -1,0 +1,140 @@
+"""Curves and bars as SVG in the page: a few kilobytes each, whatever the number of points."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float
+
+from omnir1_jax.reporting.html import Html, tag, text
+
+WIDTH, HEIGHT = 360, 190
+LEFT, RIGHT, TOP, BOTTOM = 48, 10, 8, 22
+POINTS = 300  # most points of a curve
+SMOOTH_FROM = 30  # steps from which a curve is drawn with its moving mean
+
+
+def thin(
+    x: Float[np.ndarray, "n"], y: Float[np.ndarray, "n"], points: int = POINTS
+) -> tuple[Float[np.ndarray, "m"], Float[np.ndarray, "m"]]:
+    """At most `points` points that keep every extreme: of each stretch the lowest and the highest, in order."""
+    if len(x) <= points:
+        return x, y
+    keep = []
+    for at in np.array_split(np.arange(len(x)), points // 2):
+        finite = at[np.isfinite(y[at])]
+        keep += sorted({finite[np.argmin(y[finite])], finite[np.argmax(y[finite])]}) if len(finite) else [at[0]]
+    return x[keep], y[keep]
+
+
+def smooth(y: Float[np.ndarray, "n"], window: int) -> Float[np.ndarray, "n"]:
+    """Centred moving mean of what is finite; the window shrinks at the ends."""
+    good = np.isfinite(y)
+    total = np.cumsum(np.concatenate([[0.0], np.where(good, y, 0.0)]))
+    count = np.cumsum(np.concatenate([[0], good]))
+    at = np.arange(len(y))
+    low, high = np.maximum(at - window // 2, 0), np.minimum(at + window // 2 + 1, len(y))
+    seen = count[high] - count[low]
+    return np.where(seen > 0, (total[high] - total[low]) / np.maximum(seen, 1), np.nan)
+
+
+def ticks(low: float, high: float, count: int = 4, least: float = 0.0) -> list[float]:
+    """Round numbers within a range, `least` or more apart."""
+    raw = max((high - low) / count, least)
+    base = 10.0 ** math.floor(math.log10(raw))
+    step = next(base * factor for factor in (1, 2, 2.5, 5, 10) if base * factor >= raw * 0.999)
+    first = math.ceil(low / step - 1e-9)
+    return [n * step for n in range(first, math.floor(high / step + 1e-9) + 1)]
+
+
+def _range(values: Float[np.ndarray, "n"]) -> tuple[float, float]:
+    """What an axis spans: never nothing, in float64 so that differences of extremes stay finite."""
+    low, high = float(values.min()), float(values.max())
+    margin = 0.06 * (high - low) or max(abs(low) * 0.1, 0.5)
+    return low - margin, high + margin
+
+
+def curve(title: str, x: Sequence[float], y: Sequence[float | None], width: int = WIDTH, height: int = HEIGHT) -> Html:
+    """One curve over the steps. None is a number that was not finite: a gap, and a mark at the bottom."""
+    steps = np.array(x, np.float64)
+    values = np.clip(np.array([math.nan if v is None else v for v in y], np.float64), -1e30, 1e30)
+    good = np.isfinite(values)
+    broken = int((~good).sum())
+    caption = f"{title}: " + (f"last {values[good][-1]:.4g}" if good.any() else "never finite")
+    caption += f", {broken} not finite" if broken else ""
+    parts: list[Html] = []
+    if len(steps):
+        span = (steps[0], steps[-1]) if steps[-1] > steps[0] else (steps[0] - 1.0, steps[0] + 1.0)
+        reach = _range(values[good]) if good.any() else (0.0, 1.0)
+        px = lambda v: LEFT + (v - span[0]) / (span[1] - span[0]) * (width - LEFT - RIGHT)
+        py = lambda v: height - BOTTOM - (v - reach[0]) / (reach[1] - reach[0]) * (height - TOP - BOTTOM)
+        parts += _axes(ticks(*span, least=1.0), ticks(*reach), px, py, width, height)
+        if len(steps) >= SMOOTH_FROM:
+            parts.append(_path(*thin(steps, values), px, py, "raw"))
+            parts.append(_path(*thin(steps, smooth(values, max(len(steps) // 20, 5)), POINTS // 2), px, py, "curve"))
+        else:
+            parts.append(_path(steps, values, px, py, "curve"))
+            parts += [_dot(px(a), py(b)) for a, b in zip(steps[good], values[good])]
+        marks = sorted({round(px(a)) for a in steps[~good]})
+        base = height - BOTTOM
+        parts += [Html(f'<line class="bad" x1="{a}" x2="{a}" y1="{base}" y2="{base - 7}"/>') for a in marks]
+    return _figure(caption, parts, width, height)
+
+
+def histogram(title: str, values: Sequence[float], low: float, high: float, bins: int = 20) -> Html:
+    """How many values lie where between two ends; those beyond count at the ends."""
+    finite = np.array([v for v in values if math.isfinite(v)], np.float64)
+    counts, edges = np.histogram(np.clip(finite, low, high), bins=bins, range=(low, high))
+    width, height = 2 * WIDTH, HEIGHT
+    top = max(int(counts.max()), 1)
+    px = lambda v: LEFT + (v - low) / (high - low) * (width - LEFT - RIGHT)
+    py = lambda v: height - BOTTOM - v / (1.05 * top) * (height - TOP - BOTTOM)
+    parts = _axes(ticks(low, high, 10), ticks(0.0, 1.05 * top, least=1.0), px, py, width, height)
+    for count, a, b in zip(counts, edges[:-1], edges[1:]):
+        said = text(f"{a:.3g} to {b:.3g}: {count}")
+        box = f'x="{px(a) + 1:.1f}" width="{px(b) - px(a) - 2:.1f}" y="{py(count):.1f}"'
+        parts.append(Html(f'<rect class="bar" {box} height="{py(0) - py(count):.1f}"><title>{said}</title></rect>'))
+    mean = f", mean {finite.mean():.4g}" if len(finite) else ""
+    return _figure(f"{title}: {len(finite)} values{mean}", parts, width, height)
+
+
+def _figure(caption: str, parts: list[Html], width: int, height: int) -> Html:
+    drawing = "".join(parts)
+    # A wide chart is not blown up beyond its size; small ones fill their column.
+    wide = f' style="max-width:{width}px"' if width > WIDTH else ""
+    svg = Html(f'<svg{wide} viewBox="0 0 {width} {height}" role="img" aria-label="{text(caption)}">{drawing}</svg>')
+    return tag("figure", tag("figcaption", caption), svg)
+
+
+def _axes(columns: list[float], rows: list[float], px, py, width: int, height: int) -> list[Html]:
+    out = []
+    for value in rows:
+        y = f"{py(value):.1f}"
+        out.append(Html(f'<line class="axis" x1="{LEFT}" x2="{width - RIGHT}" y1="{y}" y2="{y}"/>'))
+        out.append(Html(f'<text x="{LEFT - 6}" y="{y}" dy="4" text-anchor="end">{short(value)}</text>'))
+    for value in columns:
+        out.append(Html(f'<text x="{px(value):.1f}" y="{height - 5}" text-anchor="middle">{short(value)}</text>'))
+    return out
+
+
+def short(value: float) -> str:
+    """A tick's label."""
+    if value == 0 or abs(value) < 1e-12:
+        return "0"
+    if abs(value) >= 1e5 or abs(value) < 1e-3:
+        return f"{value:.2g}".replace("e+0", "e").replace("e-0", "e-").replace("e+", "e")
+    return f"{value:.6g}"
+
+
+def _path(x, y, px, py, kind: str) -> Html:
+    """A line with gaps where y is not finite."""
+    words, pen = [], False
+    for a, b in zip(x, y):
+        if math.isfinite(b):
+            words.append(f"{'L' if pen else 'M'}{px(a):.1f} {py(b):.1f}")
+        pen = math.isfinite(b)
+    return Html(f'<path class="{kind}" d="{"".join(words)}"/>')
+
+
+def _dot(x: float, y: float) -> Html:
+    return Html(f'<circle class="dot" cx="{x:.1f}" cy="{y:.1f}" r="2.5"/>')

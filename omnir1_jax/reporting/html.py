@@ -1,0 +1,131 @@
+"""Pages that stand alone: no script, no request, and every text escaped unless it is `Html` already."""
+
+import base64
+import html
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from etils import epath
+
+from omnir1_jax.cli import atomic_path
+
+# What the page itself may do: show pictures that it holds and follow its own style. Nothing leaves it.
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+_UNPRINTABLE = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]")
+
+STYLE = """
+:root { color-scheme: light dark; --ink: #1d2330; --soft: #5d6675; --line: #d9dde4; --paper: #fff; --tint: #f4f6f9;
+  --mark: #c2410c; --curve: #1f6feb; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e3e7ee; --soft: #98a2b3; --line: #343b48; --paper: #14171d;
+  --tint: #1d222b; --mark: #fb923c; --curve: #6ea8fe; } }
+* { box-sizing: border-box; }
+body { margin: 0 auto; max-width: 1180px; padding: 28px 24px 64px; background: var(--paper); color: var(--ink);
+  font: 15px/1.5 system-ui, -apple-system, "Segoe UI", "DejaVu Sans", sans-serif; }
+h1 { font-size: 26px; line-height: 1.25; margin: 0 0 4px; overflow-wrap: anywhere; }
+h2 { font-size: 19px; margin: 40px 0 12px; padding-top: 12px; border-top: 1px solid var(--line); }
+h3 { font-size: 15px; margin: 24px 0 8px; overflow-wrap: anywhere; }
+p { margin: 0 0 12px; max-width: 75ch; }
+.soft, figcaption, caption { color: var(--soft); font-size: 13px; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 14px; }
+caption { text-align: left; padding: 0 0 6px; }
+th, td { text-align: left; padding: 5px 18px 5px 0; border-bottom: 1px solid var(--line); vertical-align: top;
+  overflow-wrap: anywhere; }
+th { color: var(--soft); font-weight: 600; white-space: nowrap; }
+td.number, th.number { text-align: right; white-space: nowrap; }
+.grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(330px, 1fr)); gap: 18px; }
+figure { margin: 0 0 18px; }
+figure img { max-width: 100%; height: auto; border: 1px solid var(--line); background: #fff; display: block; }
+svg { width: 100%; height: auto; display: block; font: 11px system-ui, "DejaVu Sans", sans-serif; }
+svg text { fill: var(--soft); }
+svg .axis { stroke: var(--line); stroke-width: 1; }
+svg .raw { fill: none; stroke: var(--curve); stroke-width: 1; opacity: .35; }
+svg .curve { fill: none; stroke: var(--curve); stroke-width: 1.8; stroke-linejoin: round; }
+svg .dot, svg .bar { fill: var(--curve); }
+svg .bad { stroke: var(--mark); stroke-width: 1.5; }
+pre { margin: 6px 0 12px; padding: 10px 12px; background: var(--tint); border-radius: 6px; font-size: 13px;
+  white-space: pre-wrap; overflow-wrap: anywhere; max-height: 340px; overflow-y: auto; }
+details { margin: 0 0 10px; }
+summary { cursor: pointer; overflow-wrap: anywhere; }
+"""
+
+
+class Html(str):
+    """Markup that was made here; any other string is data and is escaped."""
+
+    __slots__ = ()
+
+
+def text(value: object) -> Html:
+    """A value as it is read on the page: numbers to four digits, strings escaped, what does not print as U+FFFD."""
+    match value:
+        case Html():
+            return value
+        case None:
+            return Html('<span class="soft">–</span>')
+        case float():
+            return Html(f"{value:.0f}" if 1e4 <= abs(value) < 1e12 else f"{value:.4g}")
+    return Html(html.escape(_UNPRINTABLE.sub("\ufffd", str(value)), quote=True))
+
+
+def join(parts: Iterable[object], by: str = "\n") -> Html:
+    """Parts behind each other."""
+    return Html(by.join(text(part) for part in parts))
+
+
+def tag(name: str, *content: object, **attributes: object) -> Html:
+    """An element. `class_` is the attribute `class`."""
+    listed = "".join(f' {key.rstrip("_")}="{text(value)}"' for key, value in attributes.items())
+    return Html(f"<{name}{listed}>{join(content, '')}</{name}>")
+
+
+def table(header: Sequence[object], rows: Sequence[Sequence[object]], caption: str = "") -> Html:
+    """A table; numbers stand to the right. Without a header, the first column is that of names."""
+    number = lambda value: isinstance(value, (int, float)) and not isinstance(value, bool)
+    numeric = [bool(rows) and all(number(row[i]) or row[i] is None for row in rows) for i in range(_width(rows))]
+    cell = lambda kind, value, i: tag(kind, value, class_="number") if numeric[i] else tag(kind, value)
+    head = [tag("tr", *(cell("th", value, i) for i, value in enumerate(header)))] if header and rows else []
+    first = "td" if header else "th"
+    body = [tag("tr", *(cell(first if not i else "td", value, i) for i, value in enumerate(row))) for row in rows]
+    words = [tag("caption", caption)] if caption else []
+    return tag("div", tag("table", *words, *head, *body), class_="scroll")
+
+
+def _width(rows: Sequence[Sequence[Any]]) -> int:
+    return max((len(row) for row in rows), default=0)
+
+
+def picture(data: bytes, alt: str, caption: object = "") -> Html:
+    """An image inside the page; `data` is PNG or JPEG."""
+    kind = "png" if data.startswith(b"\x89PNG") else "jpeg"
+    source = Html(f"data:image/{kind};base64,{base64.b64encode(data).decode()}")
+    shown = Html(f'<img alt="{text(alt)}" src="{source}">')
+    return tag("figure", shown, *([tag("figcaption", caption)] if caption else []))
+
+
+def details(summary: object, *content: object) -> Html:
+    """Content that opens on a click."""
+    return tag("details", tag("summary", summary), *content)
+
+
+def clipped(value: str, limit: int) -> str:
+    """A long text with how much of it is left out."""
+    return value if len(value) <= limit else f"{value[:limit]}\n… {len(value) - limit} more characters"
+
+
+def page(title: str, *content: object) -> str:
+    """The whole document."""
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        '<meta name="referrer" content="no-referrer">\n<link rel="icon" href="data:,">\n'
+        f"<title>{text(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n{join(content)}\n</body>\n</html>\n"
+    )
+
+
+def write(target: epath.PathLike, document: str) -> None:
+    """Puts the document in place, whole or not at all."""
+    with atomic_path(target) as scratch:
+        scratch.write_text(document)
