@@ -167,6 +167,8 @@ def task(**changes: Any) -> ConfigDict:
     c.audio_seconds = 0.0  # most sound that is heard
     c.target = "anywhere"  # anywhere, some_frame, first_frame: where an object has to be seen
     c.one_per_clip = True
+    c.targets = 0  # sft: as in `config.sft` where 0
+    c.target_tokens = 0
     c.lock()
     for key, value in changes.items():
         c[key] = ConfigDict(value) if key == "datasets" else value

@@ -58,9 +58,10 @@ class StepConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Models:
-    """Modules without their parameters. `sam2` is None for a run that segments nothing."""
+    """Modules without their parameters. `sam2` is None for a run that segments nothing, `thinker` where SAM 2 itself is
+    trained."""
 
-    thinker: Thinker
+    thinker: Thinker | None
     sam2: Sam2 | None
 
 

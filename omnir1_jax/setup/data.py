@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 from etils import epath
@@ -83,9 +84,10 @@ def decode_config(entry: ConfigDict) -> DecodeConfig:
 
 def families(
     config: ConfigDict,
-    words: PreTrainedTokenizerBase,
-    thinker: ThinkerConfig,
+    words: PreTrainedTokenizerBase | None,
+    thinker: ThinkerConfig | None,
     examples: Mapping[str, Callable] = EXAMPLES,
+    describe: Callable[..., Any] = example_config,
 ) -> list[Family]:
     """The tasks of the mixture, their datasets opened.
 
@@ -100,7 +102,7 @@ def families(
         kind = entry.example or entry.family or name
         if kind not in examples:
             raise InputError(f"data.{name}: {kind!r} is no example of this objective; there are {', '.join(examples)}")
-        transform = functools.partial(examples[kind], config=example_config(config, name, words, thinker))
+        transform = functools.partial(examples[kind], config=describe(config, name, words, thinker))
         size, rest = divmod(entry.batch_size, jax.process_count())
         if rest or not size:
             raise InputError(

@@ -35,12 +35,13 @@ TRY = "to see everything run without weights of your own, try configs/toy.py"
 
 
 class Loaded(NamedTuple):
-    """Modules with their parameters. `sam2_params` is None where `models.sam2` is."""
+    """Modules with their parameters. `sam2_params` is None where `models.sam2` is; a run that trains SAM 2 itself has
+    nothing else."""
 
     models: Models
-    params: dict[str, Any]  # {"vision", "audio", "text"} of the thinker
+    params: dict[str, Any] | None  # {"vision", "audio", "text"} of the thinker
     sam2_params: Any
-    tokenizer: PreTrainedTokenizerBase
+    tokenizer: PreTrainedTokenizerBase | None
 
 
 def tokenizer(config: ConfigDict) -> PreTrainedTokenizerBase:
@@ -88,13 +89,15 @@ def sam2_config(config: ConfigDict) -> sam2.Sam2Config | None:
 class Sizes(NamedTuple):
     """What is known before any parameter is read."""
 
-    tokenizer: PreTrainedTokenizerBase
-    thinker: ThinkerConfig
+    tokenizer: PreTrainedTokenizerBase | None
+    thinker: ThinkerConfig | None
     sam2: sam2.Sam2Config | None
 
 
 def sizes(config: ConfigDict) -> Sizes:
     """Reads tokenizer and model configs; quick, so that a wrong setting shows before gigabytes are read."""
+    if config.objective == "masks":
+        return Sizes(None, None, sam2_config(config))
     words = tokenizer(config)
     ids = TokenIds(**dataclasses.asdict(tokens.token_ids(words)))
     return Sizes(words, thinker_config(config, ids, len(words)), sam2_config(config))
@@ -102,20 +105,21 @@ def sizes(config: ConfigDict) -> Sizes:
 
 def load(config: ConfigDict, found: Sizes, mesh: Mesh | None = None) -> Loaded:
     """Reads or draws all parameters; onto `mesh` by their logical axes, or onto the default device."""
-    dtype, key = jnp.dtype(config.thinker.param_dtype), jax.random.key(config.seed)
-    if config.thinker.path:
-        params = pretrained.read_params(config.thinker.path, found.thinker, dtype=dtype, mesh=mesh)
-    else:
-        params = draw(abstract_params(found.thinker), jax.random.fold_in(key, 1), dtype, mesh)
-    thinker = Thinker(found.thinker)
-    if found.sam2 is None:
-        return Loaded(Models(thinker, None), params, None, found.tokenizer)
-    sam2_dtype = jnp.dtype(config.sam2.dtype)
-    if config.sam2.path:
-        _, sam2_params = sam2.load(config.sam2.path, dtype=sam2_dtype, mesh=mesh, side=found.sam2.side)
-    else:
-        sam2_params = draw(sam2.abstract_params(found.sam2), jax.random.fold_in(key, 2), sam2_dtype, mesh)
-    return Loaded(Models(thinker, sam2.Sam2(found.sam2)), params, sam2_params, found.tokenizer)
+    key = jax.random.key(config.seed)
+    thinker = params = segmenter = sam2_params = None
+    if found.thinker is not None:
+        thinker, dtype = Thinker(found.thinker), jnp.dtype(config.thinker.param_dtype)
+        if config.thinker.path:
+            params = pretrained.read_params(config.thinker.path, found.thinker, dtype=dtype, mesh=mesh)
+        else:
+            params = draw(abstract_params(found.thinker), jax.random.fold_in(key, 1), dtype, mesh)
+    if found.sam2 is not None:
+        segmenter, dtype = sam2.Sam2(found.sam2), jnp.dtype(config.sam2.dtype)
+        if config.sam2.path:
+            _, sam2_params = sam2.load(config.sam2.path, dtype=dtype, mesh=mesh, side=found.sam2.side)
+        else:
+            sam2_params = draw(sam2.abstract_params(found.sam2), jax.random.fold_in(key, 2), dtype, mesh)
+    return Loaded(Models(thinker, segmenter), params, sam2_params, found.tokenizer)
 
 
 def draw(boxed: Any, key: Key[Array, ""], dtype: Any, mesh: Mesh | None = None) -> Any:
@@ -175,9 +179,11 @@ def prompt_texts(config: ConfigDict) -> dict[str, str]:
     return found
 
 
-def frozen(config: ConfigDict, loaded: Loaded) -> Frozen:
-    """Everything that the step reads and does not change."""
+def frozen(config: ConfigDict, loaded: Loaded) -> Frozen | None:
+    """Everything that the step reads and does not change; nothing where SAM 2 itself is trained."""
     words = loaded.tokenizer
+    if words is None:
+        return None
     return Frozen(
         towers={"vision": loaded.params["vision"], "audio": loaded.params["audio"]},
         reference=loaded.params["text"],

@@ -1,5 +1,6 @@
 """From a config to a run: its state, what stays frozen, its data and its compiled step."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -13,14 +14,12 @@ from omnir1_jax.data.pipeline import Family
 from omnir1_jax.data.stream import Prefetch, training_stream
 from omnir1_jax.errors import InputError
 from omnir1_jax.parallel import make_mesh
-from omnir1_jax.rl import examples, learn
+from omnir1_jax.rl import learn
 from omnir1_jax.rl.learn import TrainState
-from omnir1_jax.rl.step import make_train_step
 from omnir1_jax.setup import data, models, optimizer
 from omnir1_jax.setup.models import Loaded
+from omnir1_jax.setup.objectives import OBJECTIVES
 
-OBJECTIVES = ("grpo",)
-EXAMPLES = {"grpo": examples.EXAMPLES}
 BATCH = ("data", "fsdp")  # mesh axes over which prompts are spread
 
 
@@ -57,9 +56,9 @@ def build(config: ConfigDict) -> Run:
     """
     if config.objective not in OBJECTIVES:
         raise InputError(f"objective: {config.objective!r} is none of {', '.join(OBJECTIVES)}")
-    mesh = mesh_of(config)
+    objective, mesh = OBJECTIVES[config.objective], mesh_of(config)
     found = models.sizes(config)
-    families = data.families(config, found.tokenizer, found.thinker, EXAMPLES[config.objective])
+    families = data.families(config, found.tokenizer, found.thinker, objective.examples, objective.example_config)
     if mesh is not None:
         check_batches(config, mesh)
     loaded = models.load(config, found, mesh)
@@ -72,8 +71,8 @@ def build(config: ConfigDict) -> Run:
         frozen=models.frozen(config, loaded),
         state=jax.jit(lambda tree: learn.init(tree, rule))(trained),
         families=families,
-        step=make_train_step(loaded.models, rule, models.step_config(config, found.thinker.tokens), config.step.mode),
-        to_batch=lambda name, arrays: examples.to_batch(config.data[name].family or name, arrays),
+        step=objective.make_step(config, loaded, rule),
+        to_batch=functools.partial(objective.to_batch, config),
         batch_sharding=None if mesh is None else NamedSharding(mesh, PartitionSpec(BATCH)),
     )
 
