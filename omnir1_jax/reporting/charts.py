@@ -113,7 +113,10 @@ def _axes(columns: list[float], rows: list[float], px, py, width: int, height: i
         out.append(Html(f'<line class="axis" x1="{LEFT}" x2="{width - RIGHT}" y1="{y}" y2="{y}"/>'))
         out.append(Html(f'<text x="{LEFT - 6}" y="{y}" dy="4" text-anchor="end">{short(value)}</text>'))
     for value in columns:
-        out.append(Html(f'<text x="{px(value):.1f}" y="{height - 5}" text-anchor="middle">{short(value)}</text>'))
+        x = px(value)
+        anchor = "end" if x > width - 2 * RIGHT else "middle"  # the last one would be cut at the edge
+        x = min(x, width - 1) if anchor == "end" else x
+        out.append(Html(f'<text x="{x:.1f}" y="{height - 5}" text-anchor="{anchor}">{short(value)}</text>'))
     return out
 
 

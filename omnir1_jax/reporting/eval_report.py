@@ -70,12 +70,12 @@ def write_eval_report(
         header = list(dict.fromkeys(key for line in results for key in line))
         sections.append(html.table(header, [[line.get(key) for key in header] for line in results]))
     if settings:
-        sections += [tag("h2", "Settings"), html.table((), [(key, value) for key, value in settings.items()])]
+        sections += [html.heading("Settings"), html.table((), [(key, value) for key, value in settings.items()])]
     scores = [row.mean for row in rows]
     known = [score for score in scores if score is not None]
     if known:
         sections += [
-            tag("h2", "Distribution of J&F"),
+            html.heading("Distribution of J&F"),
             charts.histogram("J&F of each sample, in percent", [100 * score for score in known], 0.0, 100.0),
             html.table(("", "mean", "lowest", "quarter", "median", "three quarters", "highest"), _spread(rows)),
         ]
@@ -108,7 +108,7 @@ def _clips(rows: Sequence[Row], picked: Mapping[str, Sequence[int]]) -> list[Htm
     out, room = [], IMAGE_BYTES
     for kind, indices in picked.items():
         if indices:
-            out.append(tag("h2", f"{kind.capitalize()} clips"))
+            out.append(html.heading(f"{kind.capitalize()} clips"))
         for i in indices:
             row = rows[i]
             out.append(tag("h3", html.clipped(row.query, 400)))
@@ -128,7 +128,7 @@ def _failures(rows: Sequence[Row]) -> list[Html]:
     kinds = Counter(kind for row in rows for kind in row.failures)
     failed = sum(bool(row.failures) for row in rows)
     said = f"{failed} of {len(rows)} samples failed in some way."
-    out = [tag("h2", "Failures"), tag("p", said, class_="soft")]
+    out = [html.heading("Failures"), tag("p", said, class_="soft")]
     if kinds:
         score = lambda kind: [100 * row.mean for row in rows if kind in row.failures and row.mean is not None]
         mean = lambda values: float(np.mean(values)) if values else None
@@ -146,7 +146,7 @@ def _samples(rows: Sequence[Row]) -> list[Html]:
     ]
     said = f"All {len(rows)}" if len(rows) <= SHOWN_ROWS else f"The first {SHOWN_ROWS} of {len(rows)}"
     table = html.table(("sample", "query", "J&F", "J", "F", "failures"), listed)
-    return [tag("h2", "Samples"), html.details(said, table)]
+    return [html.heading("Samples"), html.details(said, table)]
 
 
 def _words(row: Row) -> str:

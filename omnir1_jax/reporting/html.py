@@ -24,6 +24,9 @@ body { margin: 0 auto; max-width: 1180px; padding: 28px 24px 64px; background: v
   font: 15px/1.5 system-ui, -apple-system, "Segoe UI", "DejaVu Sans", sans-serif; }
 h1 { font-size: 26px; line-height: 1.25; margin: 0 0 4px; overflow-wrap: anywhere; }
 h2 { font-size: 19px; margin: 40px 0 12px; padding-top: 12px; border-top: 1px solid var(--line); }
+nav { margin: 6px 0 18px; }
+nav a { color: var(--curve); margin-right: 18px; font-size: 14px; text-decoration: none; }
+nav a:hover { text-decoration: underline; }
 h3 { font-size: 15px; margin: 24px 0 8px; overflow-wrap: anywhere; }
 p { margin: 0 0 12px; max-width: 75ch; }
 .soft, figcaption, caption { color: var(--soft); font-size: 13px; }
@@ -104,9 +107,19 @@ def picture(data: bytes, alt: str, caption: object = "") -> Html:
     return tag("figure", shown, *([tag("figcaption", caption)] if caption else []))
 
 
-def details(summary: object, *content: object) -> Html:
-    """Content that opens on a click."""
-    return tag("details", tag("summary", summary), *content)
+def details(summary: object, *content: object, shown: bool = False) -> Html:
+    """Content that opens, or closes, on a click."""
+    opened = {"open": ""} if shown else {}
+    return tag("details", tag("summary", summary), *content, **opened)
+
+
+def heading(title: str) -> Html:
+    """The title of a section, which `page` lists at its top."""
+    return tag("h2", title, id=_anchor(title))
+
+
+def _anchor(title: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
 
 
 def clipped(value: str, limit: int) -> str:
@@ -115,7 +128,11 @@ def clipped(value: str, limit: int) -> str:
 
 
 def page(title: str, *content: object) -> str:
-    """The whole document."""
+    """The whole document; the first part stands above the list of sections."""
+    titles = re.findall(r'<h2 id="[^"]*">([^<]*)</h2>', join(content))
+    links = [tag("a", Html(title), href=f"#{_anchor(html.unescape(title))}") for title in titles]
+    listed = [tag("nav", *links)] if links else []
+    content = (*content[:1], *listed, *content[1:])
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'

@@ -53,7 +53,7 @@ def write_report(workdir: epath.PathLike) -> epath.Path:
     ]
     if config:
         shown = html.clipped(json.dumps(config, indent=2, ensure_ascii=False), CONFIG_CHARACTERS)
-        sections += [tag("h2", "Configuration"), html.details("Every setting of the run", tag("pre", shown))]
+        sections += [html.heading("Configuration"), html.details("Every setting of the run", tag("pre", shown))]
     html.write(folder / REPORT, html.page(f"{name} training report", *sections))
     return folder / REPORT
 
@@ -106,7 +106,7 @@ def _summary(summary: Mapping[str, Any]) -> list[Html]:
     flat = list(_flat(summary))
     if not flat:
         return []
-    return [tag("h2", "Summary"), html.table((), flat[:200])]
+    return [html.heading("Summary"), html.table((), flat[:200])]
 
 
 def _flat(tree: Any, name: str = "") -> Any:
@@ -132,7 +132,7 @@ def _curves(steps: Sequence[Mapping[str, Any]]) -> list[Html]:
     for key in series:
         groups[key.split("/")[0] if "/" in key else "run"].append(key)
     order = [name for name in GROUPS if name in groups] + sorted(groups.keys() - set(GROUPS))
-    out = [tag("h2", "Curves"), tag("p", "Over steps. Pale: each step; strong: the moving mean.", class_="soft")]
+    out = [html.heading("Curves"), tag("p", "Over steps. Pale: each step; strong: the moving mean.", class_="soft")]
     for group in order:
         drawn = [charts.curve(key, *series[key]) for key in groups[group]]
         out += [tag("h3", group), tag("div", *drawn, class_="grid")]
@@ -156,7 +156,7 @@ def _clips(folder: epath.Path) -> list[Html]:
 
 
 def _with_title(shown: list[Html]) -> list[Html]:
-    return [tag("h2", "Clips"), *shown] if shown else []
+    return [html.heading("Clips"), *shown] if shown else []
 
 
 def shrink(data: bytes, name: str) -> bytes:
@@ -189,7 +189,7 @@ def _failures(steps: Sequence[Mapping[str, Any]]) -> list[Html]:
     never = [row[0] for row in rows if not row[1]]
     if not rows:
         return []
-    out = [tag("h2", "Failures")]
+    out = [html.heading("Failures")]
     if met:
         out.append(html.table(("kind", "in all", "a step, first tenth", "a step, last tenth"), met))
     if never:
@@ -221,10 +221,14 @@ def _completions(rollouts: Sequence[Mapping[str, Any]]) -> list[Html]:
     if len(ranked) > COMPLETIONS:
         chosen = [ranked[i] for i in np.linspace(0, len(ranked) - 1, COMPLETIONS).round().astype(int)]
     said = f"{len(chosen)} of the {len(ranked)} of step {last[-1].get('step')}, best first."
-    return [tag("h2", "Completions"), tag("p", said, class_="soft"), *(completion(row) for row in chosen)]
+    return [
+        html.heading("Completions"),
+        tag("p", said, class_="soft"),
+        *(completion(row, i < 2) for i, row in enumerate(chosen)),
+    ]
 
 
-def completion(row: Mapping[str, Any]) -> Html:
+def completion(row: Mapping[str, Any], shown: bool = False) -> Html:
     """One line of `rollouts.jsonl` to read."""
     reward = row.get("reward")
     head = tag("b", html.clipped(str(row.get("query", "")), 200) or "(no query)")
@@ -246,4 +250,4 @@ def completion(row: Mapping[str, Any]) -> Html:
     if terms:
         listed = ", ".join(f"{name} {value:.3g}" if value is not None else name for name, value in terms.items())
         parts.append(tag("p", listed, class_="soft"))
-    return html.details(html.join([head, tag("span", " · ".join(facts), class_="soft")], " "), *parts)
+    return html.details(html.join([head, tag("span", " · ".join(facts), class_="soft")], " "), *parts, shown=shown)
