@@ -84,6 +84,11 @@ def policy_arrays(content: list[dict[str, Any]], config: ExampleConfig, **media:
         max_aspect=config.max_aspect,
         **media,
     )
+    return padded(made, room, config)
+
+
+def padded(made: prompt.Prompt, room: bucket.Bucket, config: ExampleConfig) -> Arrays:
+    """A prompt as flat arrays of the bucket's sizes."""
     batch = bucket.pad_to([made], room, sizes=config.sizes)
     tree = {
         key: value._asdict() if isinstance(value, tuple) else value

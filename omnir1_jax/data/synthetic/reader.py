@@ -22,11 +22,14 @@ def open(
     seed: int = 0,
     config: WorldConfig | str = "default",
     per_clip: int = 4,
+    lessons: bool = False,
 ) -> TableReader:
     """A reader of `clips` clips with `per_clip` items each, of one family. `root` is not used. Raises `InputError`.
 
     vos: sentences about one or more shapes, to be seen. refavs: about one shape or, one in eight, about nothing, with
     sound. refcocog: still images. qa: which shape it is that does something, with sound.
+    lessons (vos and refavs): one item a clip instead, with masks of every shape and no query; what there is to teach
+    about it is in `extra`: looks ("red circle") and sounds of the shapes, and all true sentences.
     `extra` of vos: type_id, obj_id; of refavs: fid, null; of refcocog and qa: as those readers have it.
     """
     check_split("synthetic", split, writers.SPLITS)
@@ -45,6 +48,11 @@ def open(
     if family == "qa":
         # Answers are told apart by looks, so there are no twins and at least two shapes.
         config = replace(config, twins=0.0, objects=tuple(max(2, n) for n in config.objects))
+    if lessons:
+        if family not in ("vos", "refavs"):
+            raise InputError(f"synthetic.lessons: there are none of family '{family}', only of vos and refavs")
+        items = ((f"lessons/{family}/{seed}/{k:06d}", k, writers.clip_seed(seed, split, k)) for k in range(clips))
+        return make_reader("synthetic", split, items, functools.partial(_lesson, family, config), "synthetic")
     items = (
         (f"{family}/{seed}/{k:06d}/{j}", k, (writers.clip_seed(seed, split, k), j))
         for k in range(clips)
@@ -103,6 +111,20 @@ def _refavs(config: WorldConfig, sample_id: str, row: tuple[int, int]) -> ClipRe
         size=size,
         extra={"fid": 0 if null else e.targets[0] + 1, "null": null, "topic": e.topic},
     )
+
+
+def _lesson(family: str, config: WorldConfig, sample_id: str, seed: int) -> ClipRef:
+    clip = _clip(config, seed)
+    shapes = clip.scene.shapes
+    extra = {
+        "looks": [f"{s.colour} {s.kind}" for s in shapes],
+        "tones": [s.tone for s in shapes],
+        "sounds": [None if s.sounds is None else [t / config.fps for t in s.sounds] for s in shapes],
+        "sentences": [{"text": e.text, "obj_id": list(e.targets), "needs": e.needs} for e in clip.expressions],
+    }
+    audio = AudioBytes(sound.to_wav(clip.sound)) if family == "refavs" else None
+    masks, size = _masks(clip, tuple(range(len(shapes)))), (config.height, config.width)
+    return ClipRef("synthetic", sample_id, family, "", _frames(clip), audio, masks, None, size, extra)
 
 
 def _refcocog(config: WorldConfig, sample_id: str, row: tuple[int, int]) -> ClipRef:

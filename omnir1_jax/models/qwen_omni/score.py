@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from omnir1_jax.models.attention import Mask, Tree
 from omnir1_jax.models.qwen_omni.cache import Prompt
@@ -19,10 +19,12 @@ class Scores(NamedTuple):
     Attributes:
       logprobs: at the temperature asked for.
       entropy: of the distribution of which the token is one, in nats; None unless asked for.
+      best: whether no token is more probable; False after the end.
     """
 
     logprobs: Float[Array, "b g c"]
-    entropy: Float[Array, "b g c"] | None = None
+    entropy: Float[Array, "b g c"] | None
+    best: Bool[Array, "b g c"]
 
 
 def score(
@@ -62,7 +64,7 @@ def score(
     last = last_real(hidden[:, :p], prompt.mask)
     first = jnp.broadcast_to(last[:, None, None], (b, g, 1, last.shape[-1]))
     predictors = jnp.concatenate([first, hidden[:, p:].reshape(b, g, c, -1)[:, :, :-1]], axis=2)
-    logprobs, entropies = token_logprobs(
+    logprobs, entropies, best = token_logprobs(
         predictors.reshape(b, g * c, -1),
         decoder.apply(variables, method="head"),
         tokens.reshape(b, g * c),
@@ -71,7 +73,8 @@ def score(
         dtype=decoder.dtype,
     )
     logprobs = jnp.where(real, logprobs.reshape(b, g, c), 0.0)
-    return Scores(logprobs, jnp.where(real, entropies.reshape(b, g, c), 0.0) if entropy else None)
+    entropies = jnp.where(real, entropies.reshape(b, g, c), 0.0) if entropy else None
+    return Scores(logprobs, entropies, real & best.reshape(b, g, c))
 
 
 def token_logprobs(
@@ -82,8 +85,10 @@ def token_logprobs(
     temperature: float,
     chunk: int,
     dtype: DTypeLike,
-) -> tuple[Float[Array, "b n"], Float[Array, "b n"]]:
-    """Log-probability of each target and entropy of its distribution, from `chunk` tokens' logits at a time.
+) -> tuple[Float[Array, "b n"], Float[Array, "b n"], Bool[Array, "b n"]]:
+    """Log-probability of each target, entropy of its distribution, whether it is the most probable token.
+
+    From `chunk` tokens' logits at a time.
 
     Tokens are cut, not the vocabulary: a head sharded over the vocabulary stays where it is. The head is cast inside
     a piece, so that its gradient adds up in its own dtype.
@@ -101,10 +106,10 @@ def token_logprobs(
         total = jax.nn.logsumexp(logits, axis=-1)
         chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
         every = logits - total[..., None]
-        return chosen - total, -jnp.sum(jnp.exp(every) * every, axis=-1)
+        return chosen - total, -jnp.sum(jnp.exp(every) * every, axis=-1), chosen >= jnp.max(logits, axis=-1)
 
     def split(x):
         return jnp.moveaxis(x.reshape(b, count, size, *x.shape[2:]), 1, 0)
 
-    logprobs, entropies = jax.lax.map(piece, (split(hidden), split(targets)))
-    return tuple(jnp.moveaxis(x, 0, 1).reshape(b, count * size)[:, :n] for x in (logprobs, entropies))
+    pieces = jax.lax.map(piece, (split(hidden), split(targets)))
+    return tuple(jnp.moveaxis(x, 0, 1).reshape(b, count * size)[:, :n] for x in pieces)

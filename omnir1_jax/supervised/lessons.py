@@ -1,0 +1,216 @@
+"""What a thinker is taught from scratch in the synthetic world, before RL teaches it to choose.
+
+Grounding and seeing, hearing, telling are taught from the truth. Plans are taught in form alone: which shape is
+meant, and when it can be seen, has nothing to do with the query. The clips come from the synthetic reader with
+`lessons=True`. All questions about one clip or image stand behind one prompt that ends with the medium.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool
+
+from omnir1_jax.data import detail
+from omnir1_jax.data.clips import DecodedClip
+from omnir1_jax.data.preprocess import bucket, prompt, tokens
+from omnir1_jax.data.sampling import SAMPLED_FPS
+from omnir1_jax.data.synthetic.world import COLOURS
+from omnir1_jax.errors import InputError
+from omnir1_jax.rl import examples
+from omnir1_jax.rl.examples import Arrays
+from omnir1_jax.supervised.targets import Target, TargetConfig, pack, piece, thought
+from omnir1_jax.systems import prompts
+
+CLEAR = 24  # pixels, the least of a shape that is asked for
+TURN = "<|im_end|>\n<|im_start|>assistant\n"
+IMAGES = 4  # frames of a clip that become prompts of a grounding example
+
+
+def media_prompt(content: list[dict[str, Any]], config: TargetConfig, **room: Any) -> Arrays:
+    """System 1's prompt up to the end of its medium, so that each target brings its own question."""
+    messages = [{"role": "system", "content": config.system}, {"role": "user", "content": content}]
+    made = prompt.prepare(
+        messages, config.tokenizer, sizes=config.sizes, budget=config.policy_budget, add_generation_prompt=False
+    )
+    end = len(config.tokenizer("<|im_end|>\n", add_special_tokens=False)["input_ids"])
+    made = made._replace(
+        tokens=made.tokens[:-end],
+        positions=made.positions[:, :-end],
+        next_position=made.next_position - end,
+        vision_index=made.vision_index[:-end],
+        audio_index=made.audio_index[:-end],
+    )
+    size = bucket.bucket_for(
+        text_tokens=config.text_tokens,
+        budget=config.policy_budget,
+        sizes=config.sizes,
+        max_aspect=config.max_aspect,
+        **room,
+    )
+    return examples.padded(made, size, config)
+
+
+def asked(words: str, answer: str) -> Target:
+    return Target(answer, f"{words}{TURN}")
+
+
+def looks(clip: DecodedClip, shapes: Sequence[int]) -> str:
+    """ "red circle, blue star": in the order of the world's colours."""
+    names = [clip.ref.extra["looks"][n] for n in shapes]
+    return ", ".join(sorted(names, key=lambda name: list(COLOURS).index(name.split()[0])))
+
+
+def seen(clip: DecodedClip) -> Bool[np.ndarray, "n t"]:
+    """Which shapes can be made out in which frames."""
+    return clip.masks.sum(axis=(2, 3)) >= CLEAR
+
+
+def draw(rng: np.random.Generator, options: Sequence[Any]) -> Any:
+    return options[int(rng.integers(len(options)))]
+
+
+def wording(name: str, rng: np.random.Generator) -> str:
+    """A description of a shape that has no like: its looks, or a part of them."""
+    colour, kind = name.split()
+    forms = (name, name, name, name, f"the {name}", f"the {name}", kind, f"the {kind}", f"the {colour} shape")
+    return draw(rng, forms)
+
+
+@examples.named
+def grounding(clip: DecodedClip, config: TargetConfig) -> Arrays:
+    """Frames of a clip as System 2 sees them, with descriptions and their boxes; an empty list for what is not there.
+
+    Arrays have a leading axis of IMAGES prompts.
+    """
+    rng = clip.rng
+    frames = rng.permutation(len(clip.frames))[:IMAGES]
+    sharp = examples.sharp_arrays(clip.frames[frames], clip.size, config)
+    sharp = {key.removeprefix("sharp/"): value for key, value in sharp.items()}
+    scale = np.tile(sharp["resized"] / sharp["original"], 2)
+    boxes, clear, there = detail.boxes(clip.masks), seen(clip), clip.masks.any(axis=(2, 3))
+    names = clip.ref.extra["looks"]
+    head, tail = _around_description(config)
+    targets = []
+    for t in frames:
+        found = [
+            asked_for(wording(names[n], rng), head, tail, [boxes[n, t] * scale])
+            for n in rng.permutation(np.flatnonzero(clear[:, t]))
+        ]
+        found = found[: config.targets - 1]
+        found.append(asked("What:", looks(clip, np.flatnonzero(there[:, t])) or "nothing"))
+        absent = [names[n] for n in np.flatnonzero(~there[:, t])]
+        while len(found) < config.targets:
+            other = draw(rng, absent) if absent and rng.random() < 0.7 else draw(rng, _strangers(names))
+            found.append(asked_for(other, head, tail, []))
+        targets.append(pack(found, config))
+    count = len(frames)
+    every = lambda value: np.repeat(np.asarray(value)[None], count, axis=0)
+    shared = ("tokens", "mask", "positions", "next_position", "vision_index")
+    return {
+        **{f"policy/{name}": every(sharp[name]) for name in shared},
+        "policy/audio_index": np.full((count, len(sharp["tokens"])), -1, np.int32),
+        "policy/vision/pixels": np.repeat(sharp["cells"][:count, :, None], 2, axis=2),
+        **{f"policy/vision/{name}": every(sharp[name]) for name in ("rows_cols", "windows", "frames")},
+        **{key: np.stack([one[key] for one in targets]) for key in targets[0]},
+    }
+
+
+def _strangers(names: Sequence[str]) -> list[str]:
+    """Near misses: colours and kinds that are there, but not together, or a colour that is not."""
+    colours, kinds = zip(*(name.split() for name in names))
+    mixed = [f"{c} {k}" for c in colours for k in kinds if f"{c} {k}" not in names]
+    return mixed + [f"{c} {kinds[0]}" for c in COLOURS if c not in colours]
+
+
+def _around_description(config: TargetConfig) -> tuple[str, str]:
+    """System 2's prompt after the frame: before the description and after it."""
+    before, after = config.grounding.split("{description}")
+    ends = [before.rfind(token) + len(token) for token in tokens.SPELLING.values() if token in before]
+    return before[max(ends) :], after
+
+
+def asked_for(description: str, head: str, tail: str, boxes: Sequence[np.ndarray]) -> Target:
+    """System 2's question and its answer, boxes in whole pixels of the resized frame."""
+    objects = ",".join('{"bbox_2d": [' + ",".join(str(round(float(v))) for v in box) + "]}" for box in boxes)
+    return Target(f"[{objects}]", f"{head}{description}{tail}")
+
+
+def _video(clip: DecodedClip, config: TargetConfig) -> Arrays:
+    content = [{"type": "video", "video": clip.frames, "fps": SAMPLED_FPS}]
+    return media_prompt(content, config, video_frames=[config.frames])
+
+
+def _about(clip: DecodedClip, needs: tuple[str, ...], most: int) -> list[dict[str, Any]]:
+    """Sentences of the clip in random order, with at most `most` targets."""
+    found = [s for s in clip.ref.extra["sentences"] if s["needs"] in needs and 1 <= len(s["obj_id"]) <= most]
+    return [found[i] for i in clip.rng.permutation(len(found))]
+
+
+@examples.named
+def questions(clip: DecodedClip, config: TargetConfig) -> Arrays:
+    """A clip: what is in it, when it can be seen, and which shape a sentence means."""
+    rng, clear = clip.rng, seen(clip)
+    found = [asked("What:", looks(clip, range(len(clear))))]
+    for n in rng.permutation(len(clear))[: config.targets // 3]:
+        times = np.flatnonzero(clear[n])
+        if len(times):
+            name = clip.ref.extra["looks"][n]
+            found.append(asked(f"When: {name}", piece(int(times[0]), int(times[-1]), name)))
+    for sentence in _about(clip, ("image", "video"), 2)[: config.targets - len(found)]:
+        found.append(asked(f"Which: {sentence['text']}", looks(clip, sentence["obj_id"])))
+    return {**_video(clip, config), **pack(found, config)}
+
+
+@examples.named
+def plans(clip: DecodedClip, config: TargetConfig) -> Arrays:
+    """A clip with plans of the right form that know nothing of the query: any shape, any times."""
+    rng, count = clip.rng, len(clip.frames)
+    found = []
+    for sentence in _about(clip, ("image", "video"), 3)[: config.targets]:
+        name = draw(rng, clip.ref.extra["looks"])
+        spans = [np.sort(rng.integers(0, count, 2)) if rng.random() < 0.5 else [rng.integers(0, count)] * 2]
+        for _ in range(int(rng.integers(0, 3))):
+            spans.append([rng.integers(0, count)] * 2 if rng.random() < 0.7 else np.sort(rng.integers(0, count, 2)))
+        plan = "".join(piece(int(a), int(b), name) for a, b in spans)
+        query = prompts.render(config.template, query=sentence["text"])
+        found.append(asked(query, thought(name, plan)))
+    return {**_video(clip, config), **pack(found, config)}
+
+
+@examples.named
+def sounds(clip: DecodedClip, config: TargetConfig) -> Arrays:
+    """A first frame with sound: what is seen and heard, which shape a sentence means, and descriptions of any."""
+    rng, extra = clip.rng, clip.ref.extra
+    sound = examples.waveform(clip, config)
+    there = np.flatnonzero(seen(clip)[:, 0])
+    if sound is None or not len(there):
+        raise InputError("nothing to see or hear in the first frame")
+    content = [{"type": "image", "image": clip.frames[0]}, {"type": "audio", **sound}]
+    heard = sorted(
+        (span[0], tone)
+        for span, tone in zip(extra["sounds"], extra["tones"])
+        if span and span[0] < config.audio_seconds
+    )
+    found = [
+        asked("What:", looks(clip, there)),
+        asked("Hear:", ", ".join(tone for _, tone in heard) or "nothing"),
+    ]
+    known = [s for s in _about(clip, ("image", "sound"), 1) if s["obj_id"][0] in there]
+    half = (config.targets - 2) // 2
+    found += [asked(f"Which: {s['text']}", looks(clip, s["obj_id"])) for s in known[:half]]
+    for sentence in clip.rng.permutation(np.array(known, object))[: config.targets - len(found)]:
+        name = extra["looks"][draw(rng, there)]
+        query = prompts.render(config.template, query=sentence["text"])
+        found.append(asked(query, thought(name, name)))
+    arrays = media_prompt(content, config, images=1, audio_seconds=[config.audio_seconds])
+    return {**arrays, **pack(found, config)}
+
+
+EXAMPLES: dict[str, Callable[[DecodedClip, TargetConfig], Arrays]] = {
+    "lessons_grounding": grounding,
+    "lessons_questions": questions,
+    "lessons_plans": plans,
+    "lessons_sounds": sounds,
+}
+FAMILY = {"lessons_grounding": "vos", "lessons_questions": "vos", "lessons_plans": "vos", "lessons_sounds": "refavs"}

@@ -1,0 +1,141 @@
+"""Supervised training of the thinker on given texts: cross entropy on several targets of each prompt."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, no_type_check
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from flax.traverse_util import unflatten_dict
+from jaxtyping import Array, Float, Int, Key
+
+from omnir1_jax.errors import InputError
+from omnir1_jax.models import lora
+from omnir1_jax.models.lora import LoraConfig
+from omnir1_jax.models.qwen_omni.cache import Prompt
+from omnir1_jax.models.qwen_omni.inputs import AudioInputs, ThinkerInputs, VisionInputs
+from omnir1_jax.models.qwen_omni.score import score
+from omnir1_jax.models.qwen_omni.thinker import Thinker
+from omnir1_jax.rl.config import Frozen, Models
+from omnir1_jax.rl.learn import TrainState, apply_if_finite
+from omnir1_jax.systems import reasoner
+
+
+@dataclasses.dataclass(frozen=True)
+class SftConfig:
+    """Choices of the supervised step.
+
+    Attributes:
+      towers: train the whole thinker; otherwise its decoder, or an adapter of it, as in GRPO.
+      lora: train an adapter.
+      score_chunk: tokens of a row whose logits exist at a time.
+    """
+
+    towers: bool = False
+    lora: LoraConfig | None = None
+    score_chunk: int = 256
+
+    def __post_init__(self):
+        if self.towers and self.lora is not None:
+            raise InputError("sft.towers: towers are trained whole, so lora.rank has to be 0")
+
+
+@no_type_check  # also holds shapes and shardings
+@flax.struct.dataclass
+class Batch:
+    """Prompts with g target texts each, which do not see one another.
+
+    Attributes:
+      tokens: what follows the prompt: for each target perhaps a question of its own, then the answer.
+      lengths: real tokens of each target; 0 for one that is not there.
+      weights: of each token in the loss, 0 for what is only read.
+      task: names the metrics.
+    """
+
+    policy: ThinkerInputs
+    tokens: Int[Array, "b g c"]
+    lengths: Int[Array, "b g"]
+    weights: Float[Array, "b g c"]
+    task: str = flax.struct.field(pytree_node=False, default="")
+
+
+SftStep = Callable[[TrainState, Frozen, Batch, Key[Array, ""]], tuple[TrainState, dict[str, Array], None]]
+
+
+def loss(
+    thinker: Thinker, config: SftConfig, trainable: Any, frozen: Frozen, batch: Batch
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Mean cross entropy in nats over the targets' tokens by their weights, and the share of them that are most
+    probable. The prompt is read once for all its targets."""
+    prompt, variables = _prompt(thinker, config, trainable, frozen, batch.policy)
+    scores = score(
+        thinker.decoder(), variables, prompt, batch.tokens, batch.lengths, temperature=1.0, chunk=config.score_chunk
+    )
+    real = jnp.arange(batch.tokens.shape[-1]) < batch.lengths[..., None]
+    weights = jnp.where(real, batch.weights, 0.0)
+    total = jnp.maximum(jnp.sum(weights), 1e-6)
+    return -jnp.sum(weights * scores.logprobs) / total, jnp.sum(weights * scores.best) / total
+
+
+def _prompt(
+    thinker: Thinker, config: SftConfig, trainable: Any, frozen: Frozen, inputs: ThinkerInputs
+) -> tuple[Prompt, Mapping[str, Any]]:
+    """The prompts, and the decoder's variables; the towers get a gradient where they are trained."""
+    if config.towers:
+        return thinker.apply({"params": trainable}, inputs, method="prompt"), {"params": trainable["text"]}
+    variables = {"params": trainable}
+    if config.lora is not None:
+        variables = lora.adapted(frozen.reference, trainable, config.lora)
+    return reasoner.prompt(thinker, variables, inputs, reasoner.encode(thinker, frozen.towers, inputs)), variables
+
+
+def make_sft_step(models: Models, optimizer: optax.GradientTransformation, config: SftConfig) -> SftStep:
+    """The step `(state, frozen, batch, key) -> (state, metrics, None)`; `state` is donated.
+
+    Args:
+      optimizer: sees the gradients of `state.trainable`: the decoder's parameters or an adapter as in
+        `rl.step.make_train_step`, so that a run there can go on from the state; with `config.towers` all parameters.
+    """
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def train_step(state: TrainState, frozen: Frozen, batch: Batch, key: Key[Array, ""]):
+        del key  # nothing is drawn
+
+        def objective(trainable):
+            return loss(models.thinker, config, trainable, frozen, batch)
+
+        (value, accuracy), grads = jax.value_and_grad(objective, has_aux=True)(state.trainable)
+        state, norm = apply_if_finite(state, value, grads, optimizer)
+        metrics = {
+            "sft/loss": value,
+            "sft/accuracy": accuracy,
+            "learn/grad_norm": norm,
+            "learn/skipped": state.skipped.astype(jnp.float32),
+        }
+        if batch.task:
+            metrics |= {f"sft/loss/{batch.task}": value, f"sft/accuracy/{batch.task}": accuracy}
+        return state.replace(step=state.step + 1), metrics, None
+
+    return train_step
+
+
+def to_batch(task: str, arrays: Mapping[str, Any]) -> Batch:
+    """The step's batch of a task from the pipeline's flat arrays (numpy, jax or shapes).
+
+    Examples of several prompts of their own (`targets.grounding`) become rows like any other.
+    """
+    arrays = {key: value for key, value in arrays.items() if key != "sample_valid"}
+    if len(arrays["policy/tokens"].shape) == 3:
+        arrays = {key: value.reshape(-1, *value.shape[2:]) for key, value in arrays.items()}
+    tree = unflatten_dict(arrays, sep="/")
+    policy, target = tree["policy"], tree["target"]
+    vision, audio = policy.pop("vision", None), policy.pop("audio", None)
+    inputs = ThinkerInputs(
+        **policy,
+        vision=None if vision is None else VisionInputs(**vision),
+        audio=None if audio is None else AudioInputs(**audio),
+    )
+    return Batch(inputs, **target, task=task)
