@@ -115,7 +115,8 @@ def learn(
 
     reference = None
     if config.grpo.beta > 0:
-        reference = jax.lax.stop_gradient(scores({"params": frozen.reference}).logprobs)
+        with jax.named_scope("reference"):
+            reference = jax.lax.stop_gradient(scores({"params": frozen.reference}).logprobs)
     old, gap, made = None, None, []
     for _ in range(config.updates):
         (loss, (mine, metrics)), grads = jax.value_and_grad(objective, has_aux=True)(state.trainable, old, reference)

@@ -49,7 +49,8 @@ def make_train_step(
     """
     if mode not in ("fused", "staged"):
         raise InputError(f"step.mode: {mode!r} is neither 'fused' nor 'staged'")
-    stage = jax.jit if mode == "staged" else lambda f, **_: f
+    named = lambda f: jax.named_scope(f.__name__)(f)  # so that profiles and counts can tell the stages apart
+    stage = (lambda f, **how: jax.jit(named(f), **how)) if mode == "staged" else lambda f, **_: named(f)
 
     @stage
     def encode(frozen, batch):

@@ -13,10 +13,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from omnir1_jax.models import sam2
-from omnir1_jax.models.qwen_omni.cache import Prompt
+from omnir1_jax.models.qwen_omni.cache import Prompt, PromptCache
 from omnir1_jax.models.qwen_omni.inputs import VisionInputs
-from omnir1_jax.models.qwen_omni.sample import Completions, Sampling, Tails, generate
+from omnir1_jax.models.qwen_omni.sample import Sampling, Tails, generate
 from omnir1_jax.models.qwen_omni.thinker import Thinker, place
+from omnir1_jax.models.sam2.model import NO_OBJECT
 
 
 @no_type_check  # also holds shapes and shardings
@@ -77,19 +78,19 @@ class Grounded(NamedTuple):
 def qwen_omni(
     thinker: Thinker, params: Mapping[str, Any], frames: SharpFrames, requests: Requests, sampling: Sampling
 ) -> Grounded:
-    """Grounding by a thinker, greedy. Each distinct frame of a clip is encoded and prefilled once for all requests.
+    """Grounding by a thinker, greedy. Each distinct frame is read once, then all requests are answered side by side.
 
     Args:
       params: {"vision": ..., "text": ...} of the frozen copy.
     """
-    b, g, k, _ = requests.tokens.shape
+    b, g, k, n = requests.tokens.shape
     t = frames.cells.shape[1]
     decoder, text = thinker.decoder(), {"params": params["text"]}
     wanted = jnp.any((requests.frame[..., None] == jnp.arange(t)) & requests.valid[..., None], axis=(1, 2))
     order = jnp.argsort(~wanted, axis=1, stable=True)  # distinct frames first, in time order
     count = jnp.sum(wanted, axis=1)
 
-    def answer(slot: Int[Array, ""], out: Completions) -> Completions:
+    def read(slot: Int[Array, ""]) -> PromptCache:
         at = jnp.take(order, slot, axis=1)
         cells = jnp.take_along_axis(frames.cells, at[:, None, None, None, None, None], axis=1)[:, 0]
         pixels = jnp.repeat(cells[:, :, None], 2, axis=2)
@@ -99,32 +100,41 @@ def qwen_omni(
         prompt = Prompt(
             place(embeddings, seen, frames.vision_index), frames.positions, frames.mask, frames.next_position
         )
-        cache = decoder.apply(text, prompt, method="prefill")
+        return decoder.apply(text, prompt, method="prefill")
 
-        here = (requests.frame == at[:, None, None]) & requests.valid & (slot < count)[:, None, None]
-        mine = jnp.argmax(here, axis=2)[..., None, None]
-        own = lambda x: jnp.take_along_axis(x, mine, axis=2)[:, :, 0]
-        found = generate(
-            decoder,
-            text,
-            cache,
-            jax.random.key(0),
-            sampling,
-            tails=Tails(own(requests.tokens), own(requests.mask)),
-            active=jnp.any(here, axis=2),
-        )
-        put = lambda new, old: jnp.where(here.reshape(here.shape + (1,) * (old.ndim - 3)), new[:, :, None], old)
-        return jax.tree.map(put, found, out)
+    def body(state: tuple[Array, tuple[Array, ...]]) -> tuple[Array, tuple[Array, ...]]:
+        slot, kept = state
+        cache = read(slot)
+        new = (cache.keys, cache.values, cache.last)
+        put = lambda old, x, axis: jax.lax.dynamic_update_index_in_dim(old, x, slot, axis)
+        return slot + 1, tuple(put(*both, axis) for *both, axis in zip(kept, new, (2, 2, 1)))
 
-    none = Completions(
-        tokens=jnp.full((b, g, k, sampling.max_tokens), sampling.pad, jnp.int32),
-        lengths=jnp.zeros((b, g, k), jnp.int32),
-        logprobs=jnp.zeros((b, g, k, sampling.max_tokens), jnp.float32),
+    like = jax.eval_shape(read, jax.ShapeDtypeStruct((), jnp.int32))
+    slots = min(t, g * k)
+    room = lambda x, axis: jnp.zeros((*x.shape[:axis], slots, *x.shape[axis:]), x.dtype)
+    empty = (room(like.keys, 2), room(like.values, 2), room(like.last, 1))
+    with jax.named_scope("frames"):
+        _, kept = jax.lax.while_loop(lambda state: state[0] < jnp.max(count), body, (jnp.zeros((), jnp.int32), empty))
+
+    # Each request becomes a row of its own with its frame's cache, so that one pass over the weights serves them all.
+    place_of = jnp.take_along_axis(jnp.cumsum(wanted, axis=1) - 1, requests.frame.reshape(b, g * k), axis=1)
+    place_of = jnp.clip(place_of, 0, slots - 1)
+    keys, values = (
+        jnp.take_along_axis(x, place_of[None, :, :, None, None, None], axis=2).reshape(-1, b * g * k, *x.shape[3:])
+        for x in kept[:2]
     )
-    slots = jnp.max(count)
-    step = lambda state: (state[0] + 1, answer(*state))
-    _, out = jax.lax.while_loop(lambda state: state[0] < slots, step, (jnp.asarray(0), none))
-    return Grounded(out.tokens, out.lengths, count)
+    repeat = lambda x: jnp.repeat(x, g * k, axis=0)
+    last = jnp.take_along_axis(kept[2], place_of[..., None], axis=1).reshape(b * g * k, -1)
+    found = generate(
+        decoder,
+        text,
+        PromptCache(keys, values, repeat(frames.mask), repeat(frames.next_position), last),
+        jax.random.key(0),
+        sampling,
+        tails=Tails(requests.tokens.reshape(-1, 1, n), requests.mask.reshape(-1, 1, n)),
+        active=requests.valid.reshape(-1, 1),
+    )
+    return Grounded(found.tokens.reshape(b, g, k, -1), found.lengths.reshape(b, g, k), count)
 
 
 class Masks(NamedTuple):
@@ -150,27 +160,38 @@ def sam2_video(
       clip: frames stretched to any square; `original` is the width and height that the boxes refer to.
       prompts: which boxes are real. A completion without any has an empty union.
     """
-    _, g, k, n = prompts.shape
+    b, g, k, n = prompts.shape
+    side, t, objects = model.config.mask_side, clip.shape[1], g * n
+    flat = lambda x: jnp.moveaxis(x, 3, 2).reshape(b, objects, k, *x.shape[4:])
+    boxes, used = flat(boxes), flat(prompts)
+    at = jnp.broadcast_to(frame[:, :, None], (b, g, n, k)).reshape(b, objects, k)
+    real = used.any(axis=2)
+    order = jnp.argsort(~real, axis=1, stable=True)  # tracked objects first, so that the others cost nothing
+    chunk = min(model.config.object_chunk, objects)
+    chunks = -(-objects // chunk)
+    order = jnp.pad(order, ((0, 0), (0, chunks * chunk - objects)), constant_values=objects)
+    features = jax.vmap(lambda frames: sam2.encode_frames(model, params, frames))(clip)
 
-    def one(clip, frame_valid, original, boxes, prompts, frame):
-        flat = lambda x: jnp.moveaxis(x, 2, 1).reshape(g * n, k, *x.shape[3:])
-        at = jnp.broadcast_to(frame[:, None], (g, n, k)).reshape(g * n, k)
-        used = flat(prompts)
-        tracks = sam2.segment_video(
-            model,
-            params,
-            clip,
-            flat(boxes),
-            at,
-            used,
-            frame_valid=frame_valid,
-            object_valid=used.any(axis=1),
-            size=original[::-1],
+    def track(features, boxes, at, used, which, frame_valid, original):
+        own = lambda x: jnp.take(x, which, axis=0, mode="fill", fill_value=0)
+        tracks = sam2.track(
+            model, params, features, own(boxes), own(at), own(used), frame_valid=frame_valid, size=original[::-1]
         )
-        seen = (tracks.logits > 0) & tracks.known[..., None, None]
-        return Masks(seen.reshape(g, n, *seen.shape[1:]).any(axis=1), tracks.scores.reshape(g, n, -1))
+        return (tracks.logits > 0) & tracks.known[..., None, None], tracks.scores
 
-    return jax.vmap(one)(clip, frame_valid, original, boxes, prompts, frame)
+    def body(state):
+        turn, seen, scores = state
+        which = jax.lax.dynamic_slice_in_dim(order, turn * chunk, chunk, axis=1)
+        new = jax.vmap(track)(features, boxes, at, used, which, frame_valid, original)
+        put = jax.vmap(lambda old, x, which: old.at[which].set(x, mode="drop"))
+        return turn + 1, put(seen, new[0], which), put(scores, new[1], which)
+
+    with jax.named_scope("objects"):
+        rounds = jnp.max(-(-jnp.sum(real, axis=1) // chunk))
+        blank = jnp.zeros((b, objects, t, side, side), bool), jnp.full((b, objects, t), NO_OBJECT)
+        start = (jnp.zeros((), rounds.dtype), *blank)
+        _, seen, scores = jax.lax.while_loop(lambda state: state[0] < rounds, body, start)
+    return Masks(seen.reshape(b, g, n, *seen.shape[2:]).any(axis=2), scores.reshape(b, g, n, t))
 
 
 GROUNDERS: dict[str, Callable[..., Grounded]] = {"qwen_omni": qwen_omni}

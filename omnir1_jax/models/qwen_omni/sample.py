@@ -172,4 +172,5 @@ def generate(
     )
     done = jnp.zeros((rows, group), bool) if active is None else ~active
     done, out = write(0, apply(last, method="logits"), done, empty)
-    return jax.lax.while_loop(more, body, (jnp.asarray(1), done, tail, out))[-1]
+    with jax.named_scope("decode"):
+        return jax.lax.while_loop(more, body, (jnp.asarray(1), done, tail, out))[-1]

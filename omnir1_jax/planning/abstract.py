@@ -1,0 +1,254 @@
+"""A config's step with all its arguments as shapes: what a compiler needs, without weights, data or devices.
+
+Where the config's weights are not on this machine, the released sizes that their directory's name stands for are
+taken ("Qwen2.5-Omni-7B", "sam2.1-hiera-large"), and tokenizer tables of Qwen2.5's size.
+"""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from etils import epath
+from jax import ShapeDtypeStruct
+from ml_collections import ConfigDict
+
+from omnir1_jax.data.preprocess import bucket
+from omnir1_jax.data.preprocess.settings import PixelBudget, Sizes
+from omnir1_jax.errors import InputError
+from omnir1_jax.models import lora, sam2
+from omnir1_jax.models.qwen_omni import hf_config
+from omnir1_jax.models.qwen_omni.config import ThinkerConfig
+from omnir1_jax.models.qwen_omni.thinker import Thinker, abstract_params
+from omnir1_jax.rl import examples
+from omnir1_jax.rl.config import Frozen, Models, StepConfig
+from omnir1_jax.setup import data as setup_data
+from omnir1_jax.setup import models as setup_models
+from omnir1_jax.setup import optimizer as setup_optimizer
+from omnir1_jax.text.bpe import AddedTokens, Bpe, bpe_tables
+from omnir1_jax.text.characters import characters
+from omnir1_jax.text.hashing import PairTable
+from omnir1_jax.text.prompt import Template, template
+from omnir1_jax.text.vocab import ByteVocab, byte_vocab
+
+# Of the released thinkers: hidden, layers, heads, key heads, ffn, vocabulary.
+THINKERS = {"7b": (3584, 28, 28, 4, 18944, 152064), "3b": (2048, 36, 16, 2, 11008, 151936)}
+# Of Qwen2.5's tokenizer: tokens, merges, bytes of all tokens.
+TOKENS, MERGES, TOKEN_BYTES = 151_665, 151_387, 1_100_000
+# Of System 2's prompt: tokens up to the frame and after it, bytes before and after the description.
+PREFIX, SUFFIX, BEFORE, AFTER = 48, 5, 48, 144
+
+
+class Program(NamedTuple):
+    """All that `make_train_step` takes, parameters boxed with their logical axes.
+
+    Attributes:
+      batches: of each task.
+    """
+
+    models: Models
+    step: StepConfig
+    optimizer: optax.GradientTransformation
+    trainable: Any
+    frozen: Frozen
+    batches: dict[str, Any]
+
+
+def program(config: ConfigDict) -> Program:
+    """Shapes of a GRPO run.
+
+    Raises:
+      InputError: weights that are neither here nor of a known name; settings that do not fit together.
+    """
+    if config.objective != "grpo":
+        raise InputError(f"objective: {config.objective!r} cannot be planned; only 'grpo' can")
+    words = _tokenizer(config)
+    thinker = _thinker(config, words)
+    segmenter = _sam2(config)
+    models = Models(Thinker(thinker), None if segmenter is None else sam2.Sam2(segmenter))
+    boxed = _cast(abstract_params(thinker), config.thinker.param_dtype)
+    own = setup_models.lora_config(config)
+    if own is None:
+        trainable = _cast(boxed["text"], jnp.float32)
+    else:
+        trainable = jax.eval_shape(lambda: lora.init(jax.random.key(0), boxed["text"], own))
+    frozen = Frozen(
+        towers={name: boxed[name] for name in ("vision", "audio")},
+        reference=boxed["text"],
+        sam2=None if segmenter is None else _cast(sam2.abstract_params(segmenter), segmenter.dtype),
+        **_tables(config, words),
+    )
+    entries = config.data.items()
+    return Program(
+        models,
+        setup_models.step_config(config, thinker.tokens),
+        setup_optimizer.make(config, nn.unbox(trainable)),
+        trainable,
+        frozen,
+        {name: _batch(config, name, entry, thinker, words) for name, entry in entries},
+    )
+
+
+def _cast(tree: Any, dtype: Any) -> Any:
+    return jax.tree.map(lambda x: ShapeDtypeStruct(x.shape, jnp.dtype(dtype)), tree)
+
+
+def _here(path: str) -> bool:
+    return bool(path) and epath.Path(path).is_dir()
+
+
+def _tokenizer(config: ConfigDict) -> Any:
+    """The run's tokenizer, or None where it is not on this machine."""
+    return setup_models.tokenizer(config) if _here(config.thinker.tokenizer or config.thinker.path) else None
+
+
+def released(name: str) -> ThinkerConfig:
+    """Sizes of "7b" or "3b"."""
+    hidden, layers, heads, key_heads, ffn, vocabulary = THINKERS[name]
+    text = dict(
+        hidden_size=hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=key_heads,
+        intermediate_size=ffn,
+        vocab_size=vocabulary,
+        rope_parameters=dict(rope_type="default", rope_theta=1e6, mrope_section=[16, 24, 24]),
+    )
+    vision = dict(hidden_size=1280, out_hidden_size=hidden)
+    raw = dict(model_type=hf_config.THINKER, text_config=text, vision_config=vision)
+    return hf_config.parse(raw | dict(audio_config=dict(output_dim=hidden)))
+
+
+def _thinker(config: ConfigDict, words: Any) -> ThinkerConfig:
+    own = config.thinker
+    if _here(own.path) or own.sizes.to_dict():
+        if words is None:
+            raise InputError("thinker.tokenizer: random weights need a directory with a tokenizer")
+        return setup_models.sizes(config).thinker
+    known = [name for name in THINKERS if name in epath.Path(own.path).name.lower()]
+    if not known:
+        raise InputError(f"thinker.path: {own.path!r} is not here, nor does its name hold one of {', '.join(THINKERS)}")
+    switches = dict(dtype=jnp.dtype(own.dtype), remat=own.remat, attention=own.attention)
+    return dataclasses.replace(released(known[0]), **switches)
+
+
+def _sam2(config: ConfigDict) -> sam2.Sam2Config | None:
+    own = config.sam2
+    if not own.path or _here(own.path):
+        return setup_models.sam2_config(config)
+    name = epath.Path(own.path).name.lower().replace("-plus", "_plus").replace("+", "_plus")
+    known = [size for size in sam2.SIZES if size in name]
+    if not known:
+        raise InputError(f"sam2.path: {own.path!r} is not here, nor does its name hold one of {', '.join(sam2.SIZES)}")
+    options = {key: own[key] for key in ("side", "dtype", "memory_dtype", "direction", "object_chunk", "frame_chunk")}
+    return sam2.Sam2Config(hiera=sam2.SIZES[known[0]], **options)
+
+
+def _tables(config: ConfigDict, words: Any) -> dict[str, Any]:
+    if words is not None:
+        grounding = template(words, setup_models.prompt_texts(config)["grounding"])
+        return jax.eval_shape(lambda: dict(vocab=byte_vocab(words), bpe=bpe_tables(words), grounding=grounding))
+    i, u = (lambda *shape: ShapeDtypeStruct(shape, jnp.int32)), (lambda *shape: ShapeDtypeStruct(shape, jnp.uint8))
+    slots = 1 << (3 * MERGES - 1).bit_length()
+    return dict(
+        vocab=ByteVocab(u(TOKEN_BYTES), i(TOKENS + 1)),
+        bpe=Bpe(
+            i(256),
+            PairTable(i(slots), i(MERGES), i(MERGES), i()),
+            i(MERGES),
+            AddedTokens(u(22, 16), i(22), i(22)),
+            jax.eval_shape(characters),
+        ),
+        grounding=Template(i(PREFIX), u(BEFORE), u(AFTER), i(SUFFIX)),
+    )
+
+
+def _batch(config: ConfigDict, name: str, entry: ConfigDict, thinker: ThinkerConfig, words: Any) -> Any:
+    """Shapes of a task's batch, as the pipeline makes them."""
+    family, b = entry.example or name, entry.batch_size
+    sizes, pixels = Sizes.of(thinker), config.pixels
+    budget = PixelBudget(*pixels.policy_image, *pixels.policy_video)
+    sharp = PixelBudget(*pixels.sharp, *pixels.sharp)
+    aspect = config.prompts.max_aspect
+    heard = [entry.audio_seconds] if entry.audio_seconds else []
+    media = dict(video_frames=[entry.frames]) if family in ("vos", "qa") else dict(images=1)
+    room = bucket.bucket_for(
+        text_tokens=config.prompts.text_tokens,
+        budget=budget,
+        sizes=sizes,
+        max_aspect=aspect,
+        audio_seconds=heard,
+        **media,
+    )
+    arrays = {f"policy/{key}": value for key, value in _prompt(room, sizes, heard).items()}
+    if family in ("vos", "refavs"):
+        frames = entry.frames if family == "vos" else 1
+        own = None if words is None else setup_data.example_config(config, name, words, thinker)
+        prefix = PREFIX if own is None else len(examples.grounding_prefix(own))
+        arrays |= {f"sharp/{key}": value for key, value in _sharp(frames, sharp, sizes, aspect, prefix).items()}
+    arrays |= _truth(family, entry, config.sam2.side)
+    if family not in examples.EXAMPLES:
+        raise InputError(f"data.{name}: {family!r} cannot be planned; there are {', '.join(examples.EXAMPLES)}")
+    batched = {key: ShapeDtypeStruct((b, *shape), dtype) for key, (shape, dtype) in arrays.items()}
+    return examples.to_batch(family, batched)
+
+
+def _prompt(room: bucket.Bucket, sizes: Sizes, heard: list[float]) -> dict[str, tuple]:
+    i, s, cell = jnp.int32, room.tokens, sizes.cell_pixels
+    arrays = {
+        "tokens": ((s,), i),
+        "mask": ((s,), bool),
+        "positions": ((3, s), i),
+        "next_position": ((), i),
+        "vision_index": ((s,), i),
+        "audio_index": ((s,), i),
+        "vision/pixels": ((room.cells, 2, cell, cell, 3), jnp.uint8),
+        "vision/rows_cols": ((room.cells, 2), i),
+        "vision/windows": ((room.windows, sizes.window_cells**2), i),
+        "vision/frames": ((room.frames, room.frame_cells), i),
+    }
+    if heard:
+        arrays |= {
+            "audio/mel": ((room.audio_chunks, 2 * sizes.n_window, sizes.mel_bins), jnp.float32),
+            "audio/lengths": ((room.audio_chunks,), i),
+            "audio/pairs": ((room.audio_tokens, 2), i),
+        }
+    return arrays
+
+
+def _sharp(frames: int, budget: PixelBudget, sizes: Sizes, aspect: float, prefix: int) -> dict[str, tuple]:
+    i, cell = jnp.int32, sizes.cell_pixels
+    most, windows = bucket.frame_bounds(budget.image_min, budget.image_max, sizes=sizes, max_aspect=aspect)
+    s = prefix - 1 + most
+    return {
+        "cells": ((frames, most, cell, cell, 3), jnp.uint8),
+        "rows_cols": ((most, 2), i),
+        "windows": ((windows, sizes.window_cells**2), i),
+        "frames": ((1, most), i),
+        "tokens": ((s,), i),
+        "mask": ((s,), bool),
+        "positions": ((3, s), i),
+        "next_position": ((), i),
+        "vision_index": ((s,), i),
+        "resized": ((2,), i),
+        "original": ((2,), i),
+    }
+
+
+def _truth(family: str, entry: ConfigDict, side: int) -> dict[str, tuple]:
+    f, t, n = jnp.float32, entry.frames, entry.objects
+    return {
+        "vos": {
+            "clip": ((t, side, side, 3), jnp.uint8),
+            "frame_valid": ((t,), bool),
+            "truth": ((t, side // 4, side // 4), bool),
+            "boxes": ((n, t, 4), f),
+            "areas": ((n, t), f),
+            "objects": ((), jnp.int32),
+        },
+        "refavs": {"box": ((4,), f)},
+        "refcocog": {"box": ((4,), f), "points": ((2, 2), f), "scale": ((2,), f)},
+        "qa": {"gold": ((1,), jnp.uint8), "gold_length": ((), jnp.int32)},
+    }.get(family, {})

@@ -1,0 +1,235 @@
+"""The text of an HLO module as data: computations, their instructions, and what each one calls.
+
+Compiled modules (`compiled.as_text()`) and lowered ones (`lowered.as_text("hlo", debug_info=True)`) are read alike.
+"""
+
+import dataclasses
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping
+
+from omnir1_jax.errors import InputError
+
+BITS = {"pred": 8, "bf16": 16, "token": 0, "opaque": 0}
+_TYPE = re.compile(r"([a-z]+[0-9a-z]*)\[([^\]]*)\]")
+_HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) (?:\(.*\) -> .* )?\{$")
+_LINE = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*)$")
+_OP_NAME = re.compile(r'op_name="((?:[^"\\]|\\.)*)"')
+_CALLED = re.compile(r"\b(?:calls|to_apply|body|true_computation|false_computation|called_computations)=%?([\w.\-]+)")
+_MANY = re.compile(r"\b(?:branch_computations|calls|called_computations)=\{([^}]*)\}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """One array's type."""
+
+    dtype: str
+    dims: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.dims)
+
+    @property
+    def bytes(self) -> int:
+        bits = BITS.get(self.dtype)
+        if bits is None:
+            digits = re.search(r"\d+", self.dtype)
+            bits = int(digits[0]) if digits else 8
+        return self.size * bits // 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Instruction:
+    """One line. `shapes` has one entry, or those of a flattened tuple; `operands` are names; `attributes` is text."""
+
+    name: str
+    opcode: str
+    shapes: tuple[Shape, ...]
+    operands: tuple[str, ...]
+    attributes: str
+    path: str
+    root: bool
+
+    @property
+    def shape(self) -> Shape:
+        return self.shapes[0]
+
+    @property
+    def bytes(self) -> int:
+        return sum(shape.bytes for shape in self.shapes)
+
+    def attribute(self, name: str) -> str | None:
+        """What stands after `name=` up to the next comma outside brackets, without surrounding brackets."""
+        found = re.search(rf"\b{name}=(\{{[^}}]*\}}|[^,\s]+)", self.attributes)
+        return found[1].strip("{}") if found else None
+
+    def integers(self, name: str) -> tuple[int, ...]:
+        """An attribute such as `dimensions={0,2}`; empty where it is absent."""
+        text = self.attribute(name)
+        return tuple(int(x) for x in text.split(",")) if text else ()
+
+    def called(self) -> list[str]:
+        """Computations that it runs, in the order of the attributes; a loop's condition is left out."""
+        listed = [name.strip().lstrip("%") for found in _MANY.findall(self.attributes) for name in found.split(",")]
+        return listed or _CALLED.findall(self.attributes)
+
+    def trip_count(self) -> int | None:
+        """What the compiler knows of a loop's trips."""
+        found = re.search(r'known_trip_count"?[=:]\{"n":"(\d+)"\}', self.attributes)
+        return int(found[1]) if found else None
+
+
+@dataclasses.dataclass(frozen=True)
+class Computation:
+    name: str
+    instructions: Mapping[str, Instruction]
+
+    def __iter__(self) -> Iterator[Instruction]:
+        return iter(self.instructions.values())
+
+    @property
+    def root(self) -> Instruction:
+        return next(one for one in self if one.root)
+
+
+@dataclasses.dataclass(frozen=True)
+class Module:
+    computations: Mapping[str, Computation]
+    entry: str
+
+
+def parse(text: str) -> Module:
+    """Reads a whole module. InputError names the line that is not understood."""
+    computations, entry, name, lines = {}, None, None, {}
+    for number, line in enumerate(text.splitlines(), 1):
+        if name is None:
+            header = _HEADER.match(line)
+            if header:
+                name, lines = header[2], {}
+                entry = name if header[1] else entry
+        elif line.startswith("}"):
+            computations[name], name = Computation(name, lines), None
+        else:
+            found = _LINE.match(line)
+            if not found:
+                raise InputError(f"HLO text, line {number}: not an instruction: {line.strip()[:80]}")
+            lines[found[2]] = _instruction(found[2], found[3], bool(found[1]), number)
+    if entry is None:
+        raise InputError("HLO text: there is no ENTRY computation")
+    return Module(computations, entry)
+
+
+def _instruction(name: str, text: str, root: bool, number: int) -> Instruction:
+    kind, rest = _split_type(text)
+    opcode, bracket, rest = rest.partition("(")
+    if not bracket:
+        raise InputError(f"HLO text, line {number}: {name} has no operands")
+    end = _closing(rest)
+    operands, attributes = rest[:end], rest[end + 1 :]
+    found = _OP_NAME.search(attributes)
+    shapes = tuple(Shape(dtype, _dims(dims)) for dtype, dims in _TYPE.findall(kind))
+    if opcode in ("parameter", "constant", "iota"):
+        names, attributes = (), f"value={operands}{attributes}" if opcode == "constant" else attributes
+    else:
+        names = tuple(part.split()[-1].lstrip("%") for part in _commas(operands) if part.strip())
+    return Instruction(name, opcode.strip(), shapes, names, attributes, found[1] if found else "", root)
+
+
+def _dims(text: str) -> tuple[int, ...]:
+    return tuple(int(x.strip().lstrip("<=")) for x in text.split(",") if x.strip())
+
+
+def _split_type(text: str) -> tuple[str, str]:
+    """Type and remainder of `type opcode(...)`."""
+    if text.startswith("("):
+        end = 1 + _closing(text[1:])
+        return re.sub(r"/\*.*?\*/", "", text[: end + 1]), text[end + 1 :].lstrip()
+    kind, _, rest = text.partition(" ")
+    return kind, rest
+
+
+def _closing(text: str) -> int:
+    """Where the bracket closes that was opened before `text`; brackets within strings do not count."""
+    depth, quoted = 1, False
+    for found in re.finditer(r'[()"]', text):
+        if found[0] == '"':
+            quoted = not quoted
+        elif not quoted:
+            depth += 1 if found[0] == "(" else -1
+            if depth == 0:
+                return found.start()
+    raise InputError(f"HLO text: a bracket is not closed in {text[:80]}")
+
+
+def _commas(text: str) -> list[str]:
+    """Parts between commas outside brackets of any kind."""
+    text = re.sub(r"/\*.*?\*/", "", text)
+    if not re.search(r"[({\[]", text):
+        return text.split(",")
+    parts, depth, start = [], 0, 0
+    for at, letter in enumerate(text):
+        if letter in "({[":
+            depth += 1
+        elif letter in ")}]":
+            depth -= 1
+        elif letter == "," and depth == 0:
+            parts.append(text[start:at])
+            start = at + 1
+    return [*parts, text[start:]]
+
+
+def constant(computation: Computation, name: str) -> int | None:
+    """The integer that `name` is, where it is one."""
+    one = computation.instructions[name]
+    if one.opcode in ("copy", "convert", "bitcast"):
+        return constant(computation, one.operands[0])
+    if one.opcode != "constant" or one.shape.dims:
+        return None
+    found = re.match(r"value=(-?\d+)\b", one.attributes)
+    return int(found[1]) if found else None
+
+
+def trip_count(module: Module, loop: Instruction) -> int | None:
+    """Trips of a while loop: the compiler's word, or the bound of a condition `i < constant` (counted from 0).
+
+    None for a loop whose end depends on data.
+    """
+    known = loop.trip_count()
+    if known is not None:
+        return known
+    condition = module.computations[loop.attribute("condition").lstrip("%")]
+    root = condition.root
+    if root.opcode == "fusion":
+        called = module.computations[root.called()[0]]
+        if called.root.opcode != "compare":
+            return None
+        inside = [one for one in called.root.operands]
+        outer = dict(zip(_parameters(called), root.operands))
+        known = [constant(condition, outer[name]) if name in outer else constant(called, name) for name in inside]
+        direction = called.root.attribute("direction")
+    elif root.opcode == "compare":
+        known = [constant(condition, name) for name in root.operands]
+        direction = root.attribute("direction")
+    else:
+        return None
+    if direction == "LT" and known[0] is None and known[1] is not None:
+        return known[1]
+    return None
+
+
+def _parameters(computation: Computation) -> list[str]:
+    return [one.name for one in computation if one.opcode == "parameter"]
+
+
+def backend_config(one: Instruction) -> dict:
+    """The instruction's `backend_config` where it is JSON, else {}."""
+    at = one.attributes.find("backend_config=")
+    text = one.attributes[at + len("backend_config=") :].lstrip('"') if at >= 0 else ""
+    if not text.startswith("{"):
+        return {}
+    try:
+        return json.JSONDecoder().raw_decode(text)[0]
+    except json.JSONDecodeError:
+        return {}
