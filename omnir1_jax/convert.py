@@ -1,25 +1,29 @@
 """`python -m omnir1_jax.convert import|export SOURCE TARGET`: Hugging Face checkpoints to orbax directories and back.
 
 Import reads `config.json`, safetensors (sharded or not, bare or prefixed `thinker.`; talker and token2wav are
-skipped) and the tokenizer's and processor's files. Export writes a directory that transformers' `from_pretrained`
-loads as it is. Tensors are streamed; the target appears whole or not at all.
+skipped) and the tokenizer's and processor's files. Export takes what import made, the work directory of a run (its
+newest good state, an adapter merged), or a Hugging Face directory to be written anew; it writes a directory that
+transformers' `from_pretrained` loads as it is. The target appears whole or not at all.
 """
 
 import argparse
 from collections.abc import Sequence
 
+import jax
 import jax.numpy as jnp
 from absl import logging
 from absl.flags import argparse_flags
 from etils import epath
 from jax.sharding import Mesh
 
-from omnir1_jax import cli
+from omnir1_jax import checkpoints, cli, trained
 from omnir1_jax.errors import InputError
 from omnir1_jax.models.checkpoint import MAX_SHARD_BYTES
-from omnir1_jax.models.qwen_omni import hf_config, pretrained, store, weights
+from omnir1_jax.models.qwen_omni import hf_config, pretrained, store
 from omnir1_jax.models.qwen_omni.thinker import Thinker, count
+from omnir1_jax.models.qwen_omni.weights import PREFIXES
 from omnir1_jax.parallel import make_mesh
+from omnir1_jax.setup import weights
 
 DTYPES = {"stored": None, "float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
 TEXT_FILES = (".json", ".txt", ".jinja", ".model")  # tokenizer, processor, generation settings; never pickles
@@ -32,7 +36,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     commands = parser.add_subparsers(dest="command", required=True)
     for name, summary in (
         ("import", "Hugging Face directory -> orbax directory"),
-        ("export", "orbax directory -> Hugging Face directory"),
+        ("export", "orbax directory, or a run's work directory -> Hugging Face directory"),
     ):
         command = commands.add_parser(name, help=summary, description=summary)
         command.add_argument("source", help="directory to read")
@@ -42,7 +46,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
             "--mesh", default="", help="devices to spread the parameters over meanwhile, such as fsdp=4,tensor=2"
         )
         if name == "export":
-            command.add_argument("--prefix", choices=weights.PREFIXES, default="", help="before every tensor's name")
+            command.add_argument("--prefix", choices=PREFIXES, default="", help="before every tensor's name")
             command.add_argument(
                 "--max-shard-bytes", type=int, default=MAX_SHARD_BYTES, help="of tensors in one safetensors file"
             )
@@ -73,36 +77,58 @@ def text_files(folder: epath.Path) -> dict[str, bytes]:
 
 def main(args: argparse.Namespace) -> None:
     source, target = epath.Path(args.source), epath.Path(args.target)
+    if trained.is_run(source) and not (source / checkpoints.FOLDER).is_dir():
+        source = source / "weights"
     logging.set_verbosity(logging.WARNING)  # orbax tells of every step
     if not source.is_dir():
         raise InputError(f"{source}: no such directory")
-    if (args.command == "export") != store.is_store(source):
-        raise InputError(f"{source}: {args.command} reads {_READS[args.command]}")
+    if args.command == "import" and (store.is_store(source) or trained.is_run(source)):
+        raise InputError(f"{source}: import reads a Hugging Face directory with safetensors")
     if target.exists():
         raise InputError(f"{target}: exists already; remove it or name another directory")
     mesh = read_mesh(args.mesh)
+    if trained.is_run(source):
+        export_run(args, source, mesh)
+        return
+    if args.command == "export" and not (source / "config.json").is_file():
+        raise InputError(
+            f"{source}: export reads what import made, a run's work directory, or a Hugging Face directory"
+        )
     base = hf_config.read_json(source)
     config = pretrained.read_config(source)
     params = pretrained.read_params(source, config, dtype=DTYPES[args.dtype], mesh=mesh)
     if args.command == "import":
         store.save_store(target, config, params, base=base, files=text_files(source))
     else:
+        files = text_files(source / "files" if store.is_store(source) else source)
         pretrained.save(
             target,
             Thinker(config),
             params,
             prefix=args.prefix,
             base=base,
-            files=text_files(source / "files"),
+            files=files,
             max_shard_bytes=args.max_shard_bytes,
         )
     print(f"{target}: {count(params):,} parameters")
 
 
-_READS = {
-    "import": "a Hugging Face directory with safetensors",
-    "export": "a directory that import made",
-}
+def export_run(args: argparse.Namespace, source: epath.Path, mesh: Mesh | None) -> None:
+    """The newest good state of a run. In float32, if asked for, trained parameters are written without rounding."""
+    config, dtype = trained.config_of(str(source)), DTYPES[args.dtype]
+    thinker = config.objective != "masks"
+    if not thinker and args.prefix:
+        raise InputError(f"--prefix: {source} trained a segmenter, whose tensors have no prefix")
+    if dtype is not None and thinker:
+        config.thinker.param_dtype = args.dtype
+    found = trained.load(str(source), config, mesh)
+    changed = found.trainable
+    if dtype is not None and not thinker:
+        changed = jax.tree.map(lambda leaf: leaf.astype(dtype), changed)
+    layout = dict(prefix=args.prefix, max_shard_bytes=args.max_shard_bytes) if thinker else {}
+    weights.save(args.target, found.config, found.loaded, changed, **layout)
+    print(f"{args.target}: {count(found.loaded.params if thinker else changed):,} parameters")
+
 
 if __name__ == "__main__":
     cli.run(main, flags_parser=parse)

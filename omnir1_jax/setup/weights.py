@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from omnir1_jax.errors import InputError
 from omnir1_jax.models import lora, sam2
-from omnir1_jax.models.qwen_omni import hf_config, pretrained, store
+from omnir1_jax.models.qwen_omni import hf_config, hf_processor, pretrained, store
 from omnir1_jax.setup.models import Loaded, lora_config
 
 # Of the directory that the weights came from: tokenizer, processor, generation settings; never pickles.
@@ -27,8 +27,11 @@ def merged(config: Any, loaded: Loaded, trainable: Any) -> dict[str, Any]:
     return loaded.params | {"text": like(trainable, loaded.params["text"])}
 
 
-def save(path: epath.PathLike, config: Any, loaded: Loaded, trainable: Any) -> None:
+def save(path: epath.PathLike, config: Any, loaded: Loaded, trainable: Any, **layout: Any) -> None:
     """Writes the trained model, whole or not at all: the thinker in Hugging Face layout, or SAM 2.
+
+    Args:
+      layout: `prefix` and `max_shard_bytes` of `pretrained.save`; the thinker's only.
 
     Raises:
       InputError: parameters that no single process holds whole.
@@ -41,12 +44,16 @@ def save(path: epath.PathLike, config: Any, loaded: Loaded, trainable: Any) -> N
         sam2.export(path, loaded.models.sam2, trainable)
         return
     source = epath.Path(config.thinker.path) if config.thinker.path else None
+    found = text_files(source, loaded.tokenizer)
+    if source is not None and config.thinker.tokenizer:
+        found |= text_files(None, loaded.tokenizer)
     pretrained.save(
         path,
         loaded.models.thinker,
         merged(config, loaded, trainable),
         base=None if source is None else hf_config.read_json(source),
-        files=text_files(source, loaded.tokenizer),
+        files=hf_processor.with_processor(loaded.models.thinker.config, found),
+        **layout,
     )
 
 
