@@ -36,7 +36,8 @@ def train(config: ConfigDict, workdir: epath.PathLike, *, quiet: bool = False) -
       InputError: a setting that will not do, or a work directory of other settings.
     """
     folder, plain = epath.Path(workdir), settings.plain(config)
-    jax.config.update("jax_compilation_cache_dir", str(folder / "cache"))
+    if not jax.config.jax_compilation_cache_dir:
+        jax.config.update("jax_compilation_cache_dir", str(folder / "cache"))  # a resumed run does not compile again
     run = build(config)
     stream = batches(run)
     with checkpoints.manager(folder, config.checkpoint.keep) as manager, signals.stop_flag() as stop:
