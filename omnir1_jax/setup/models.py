@@ -50,7 +50,7 @@ def tokenizer(config: ConfigDict) -> PreTrainedTokenizerBase:
     if not path:
         raise InputError("thinker.tokenizer: random weights need a directory with a tokenizer")
     folder = _directory(path, "thinker.tokenizer" if config.thinker.tokenizer else "thinker.path")
-    return tokens.load_tokenizer(folder / "files" if store.is_store(folder) else folder)
+    return tokens.load_tokenizer(str(folder / "files" if store.is_store(folder) else folder))
 
 
 def thinker_config(config: ConfigDict, ids: TokenIds, vocab_size: int) -> ThinkerConfig:
