@@ -23,12 +23,16 @@ NO_OBJECT = -1024.0  # mask logit where the model says that the object is not th
 
 
 class Found(NamedTuple):
-    """One mask an object, with the occlusion decision taken: where `score` <= 0 the logits are `NO_OBJECT`."""
+    """One mask an object, with the occlusion decision taken: where `score` <= 0 the logits are `NO_OBJECT`.
+
+    `masks` are all of the decoder's where they were asked for, with no decision taken.
+    """
 
     logits: Float[Array, "b y x"]
     iou: Float[Array, " b"]
     score: Float[Array, " b"]
     pointer: Float[Array, "b d"]
+    masks: Masks | None = None
 
 
 class Sam2(nn.Module):
@@ -86,26 +90,26 @@ class Sam2(nn.Module):
         """The coarse map of a frame that is looked at by itself."""
         return coarse + self.no_memory.astype(coarse.dtype)
 
-    def find_box(self, features: Features, boxes: Float[Array, "b 4"]) -> Found:
+    def find_box(self, features: Features, boxes: Float[Array, "b 4"], every: bool = False) -> Found:
         """Prompted frames: boxes (x0, y0, x1, y1) in pixels of the model's input, one an object."""
         image = self.without_memory(features.coarse)
         masks = self.look(features, image, self.prompt_encoder.boxes(boxes), self.prompt_encoder.dense())
-        return self._found(masks, self.config.multimask_box)
+        return self._found(masks, self.config.multimask_box, every)
 
-    def find_again(self, features: Features, image: Float[Array, "b h w d"]) -> Found:
+    def find_again(self, features: Features, image: Float[Array, "b h w d"], every: bool = False) -> Found:
         """Tracked frames: `image` is the coarse map conditioned on the object's memory."""
         sparse = self.prompt_encoder.nothing(image.shape[0])
         masks = self.look(features, image, sparse, self.prompt_encoder.dense())
-        return self._found(masks, self.config.multimask_tracking)
+        return self._found(masks, self.config.multimask_tracking, every)
 
-    def _found(self, masks: Masks, multimask: bool) -> Found:
+    def _found(self, masks: Masks, multimask: bool, every: bool) -> Found:
         logits, iou, token = best(masks) if multimask else single(masks, self.config)
         there = masks.score > 0
         logits = jnp.where(there[:, None, None], logits, NO_OBJECT)
         if not self.config.video:
-            return Found(logits, iou, masks.score, token)
+            return Found(logits, iou, masks.score, token, masks if every else None)
         pointer = jnp.where(there[:, None], self.pointer_proj(token), self.no_object_pointer.astype(token.dtype))
-        return Found(logits, iou, masks.score, pointer)
+        return Found(logits, iou, masks.score, pointer, masks if every else None)
 
     def remember(self, coarse: Float[Array, "b h w d"], found: Found, prompted: bool) -> Float[Array, "b n c"]:
         """The memory of a frame, in `memory_dtype`. `prompted`: the mask came from a prompt and is cut at 0."""
@@ -168,7 +172,9 @@ class Sam2(nn.Module):
 def init(config: Sam2Config, rng: Array) -> Any:
     """Random parameters as `Module.init` gives them: leaves boxed with their logical axes."""
     pixels = jnp.zeros((1, config.side, config.side, 3))
-    return jax.jit(Sam2(config).init)(rng, pixels)["params"]
+    params = jax.jit(Sam2(config).init)(rng, pixels)["params"]
+    # Prompts and image are to speak of places in the same way.
+    return {**params, "image_positional": jax.tree.map(jnp.copy, params["prompt_encoder"]["positional"])}
 
 
 def abstract_params(config: Sam2Config) -> Any:

@@ -1,5 +1,7 @@
 """Tracking through a clip: static shapes, one scan over time, objects in bounded chunks. All of it can be jitted."""
 
+import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -9,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Int, Num
 
 from omnir1_jax.errors import InputError
 from omnir1_jax.models.sam2.config import Sam2Config
+from omnir1_jax.models.sam2.decoder import Masks
 from omnir1_jax.models.sam2.hiera import Features
 from omnir1_jax.models.sam2.model import NO_OBJECT, Found, Sam2
 from omnir1_jax.models.sam2.pixels import preprocess, usable
@@ -129,14 +132,59 @@ def track(
     start: Int[AnyArray, " o"] | None = None,
 ) -> Tracks:
     """`segment_video` on frames that `encode_frames` has seen."""
-    config, t = model.config, features.coarse.shape[0]
-    (o, k), side = boxes.shape[:2], config.mask_side
-    _check(config, t, k)
-    if o == 0:
+    t, side = features.coarse.shape[0], model.config.mask_side
+    if boxes.shape[0] == 0:
+        _check(model.config, t, boxes.shape[1])
         empty = jnp.zeros((0, t))
         return Tracks(jnp.zeros((0, t, side, side)), empty, empty, empty.astype(bool))
-    boxes, box_frames, size = jnp.asarray(boxes), jnp.asarray(box_frames), jnp.asarray(size)
+    boxes, size = jnp.asarray(boxes), jnp.asarray(size)
     params, features, boxes, size = jax.lax.stop_gradient((params, features, boxes, size))
+    one = lambda prompts, valid: _track_chunk(model, params, features, prompts, valid, every=False)[0]
+    return _in_chunks(model.config, one, t, boxes, box_frames, box_valid, size, frame_valid, object_valid, start)
+
+
+def unroll(
+    model: Sam2,
+    params: Any,
+    features: Features,
+    boxes: Float[AnyArray, "o k 4"],
+    box_frames: Int[AnyArray, "o k"],
+    box_valid: Bool[AnyArray, "o k"] | None = None,
+    *,
+    size: Num[AnyArray, "2"],
+    frame_valid: Bool[AnyArray, " t"] | None = None,
+    object_valid: Bool[AnyArray, " o"] | None = None,
+    remat: bool = True,
+) -> tuple[Tracks, Masks]:
+    """`track` with gradients, for training: also everything that the decoder said of each frame, [o t ...].
+
+    Args:
+      remat: recompute each frame's step in the backward pass, so that only the memories are kept.
+
+    Returns:
+      The tracks, and all masks whatever the score decides; where the tracks are not `known` these are zero.
+    """
+    one = lambda prompts, valid: _track_chunk(model, params, features, prompts, valid, every=True, remat=remat)
+    t = features.coarse.shape[0]
+    return _in_chunks(model.config, one, t, boxes, box_frames, box_valid, size, frame_valid, object_valid, None)
+
+
+def _in_chunks(
+    config: Sam2Config,
+    one: Callable[[Prompts, Bool[Array, " t"]], Any],
+    t: int,
+    boxes: Float[AnyArray, "o k 4"],
+    box_frames: Int[AnyArray, "o k"],
+    box_valid: Bool[AnyArray, "o k"] | None,
+    size: Num[AnyArray, "2"],
+    frame_valid: Bool[AnyArray, " t"] | None,
+    object_valid: Bool[AnyArray, " o"] | None,
+    start: Int[AnyArray, " o"] | None,
+) -> Any:
+    """`one` on the prompts of `object_chunk` objects at a time."""
+    o, k = boxes.shape[:2]
+    _check(config, t, k)
+    boxes, box_frames, size = jnp.asarray(boxes), jnp.asarray(box_frames), jnp.asarray(size)
     box_valid = jnp.ones((o, k), bool) if box_valid is None else jnp.asarray(box_valid)
     object_valid = jnp.ones((o,), bool) if object_valid is None else jnp.asarray(object_valid)
     frame_valid = jnp.ones((t,), bool) if frame_valid is None else jnp.asarray(frame_valid)
@@ -146,9 +194,8 @@ def track(
     count = -(-o // chunk)
     padded = jax.tree.map(lambda x: jnp.pad(x, [(0, count * chunk - o)] + [(0, 0)] * (x.ndim - 1)), prompts)
     split = jax.tree.map(lambda x: x.reshape(count, chunk, *x.shape[1:]), padded)
-    one = lambda prompts: _track_chunk(model, params, features, prompts, frame_valid)
-    tracks = jax.lax.map(one, split)
-    return jax.tree.map(lambda x: x.reshape(count * chunk, *x.shape[2:])[:o], tracks)
+    found = jax.lax.map(lambda prompts: one(prompts, frame_valid), split)
+    return jax.tree.map(lambda x: x.reshape(count * chunk, *x.shape[2:])[:o], found)
 
 
 def _check(config: Sam2Config, t: int, k: int) -> None:
@@ -194,9 +241,16 @@ def _rows(x: Num[Array, "o t *d"] | Bool[Array, "o t *d"], at: Int[Array, "o *s"
 
 
 def _track_chunk(
-    model: Sam2, params: Any, features: Features, prompts: Prompts, frame_valid: Bool[Array, " t"]
-) -> Tracks:
-    """Tracks a few objects at once."""
+    model: Sam2,
+    params: Any,
+    features: Features,
+    prompts: Prompts,
+    frame_valid: Bool[Array, " t"],
+    *,
+    every: bool,
+    remat: bool = False,
+) -> tuple[Tracks, Masks | None]:
+    """Tracks a few objects at once; with `every` also all of the decoder's masks."""
     config, o, t = model.config, prompts.frames.shape[0], features.coarse.shape[0]
     apply = lambda method, *args: model.apply({"params": params}, *args, method=method)
     frame = lambda at: jax.tree.map(lambda x: jnp.take(x, at, axis=0, mode="clip"), features)
@@ -204,22 +258,23 @@ def _track_chunk(
     def prompted(slot: tuple) -> tuple:
         at, boxes = slot
         seen = frame(at)
-        found = apply(Sam2.find_box, seen, boxes)
+        found = apply(Sam2.find_box, seen, boxes, every)
         return found, apply(Sam2.remember, seen.coarse, found, True) if t > 1 else None
 
+    keep = functools.partial(jax.checkpoint, prevent_cse=False) if remat else lambda f: f
     slots = (prompts.frames.swapaxes(0, 1), prompts.boxes.swapaxes(0, 1))
-    given, given_maps = jax.tree.map(lambda x: x.swapaxes(0, 1), jax.lax.map(prompted, slots))
+    given, given_maps = jax.tree.map(lambda x: x.swapaxes(0, 1), jax.lax.map(keep(prompted), slots))
     if t == 1:
         return _collect(given, None, prompts, None, None)
 
     times, place = _schedule(config, t, frame_valid, prompts)
-    step = lambda bank, when: _step(config, apply, frame, prompts, given, given_maps, frame_valid, bank, *when)
+    step = lambda bank, when: _step(config, apply, frame, prompts, given, given_maps, frame_valid, every, bank, *when)
     bank = Bank(
         jnp.zeros((o, t, *given_maps.shape[2:]), given_maps.dtype),
         jnp.zeros((o, t, given.pointer.shape[-1]), given.pointer.dtype),
         jnp.zeros((o, t), bool),
     )
-    bank, (tracked, done) = jax.lax.scan(step, bank, times)
+    bank, (tracked, done) = jax.lax.scan(keep(step), bank, times)
     tracked, done = jax.tree.map(lambda x: x.swapaxes(0, 1), (tracked, done))
     return _collect(given, tracked, prompts, place, done)
 
@@ -263,6 +318,7 @@ def _step(
     given: Found,
     given_maps: Float[Array, "o k n c"],
     frame_valid: Bool[Array, " t"],
+    every: bool,
     bank: Bank,
     at: Int[Array, " o"],
     sign: Int[Array, " o"],
@@ -300,7 +356,7 @@ def _step(
 
     now = frame(at)
     image = apply(Sam2.recall, now.coarse, maps, times, seen, pointers, distances, pointers_seen)
-    found = apply(Sam2.find_again, now, image)
+    found = apply(Sam2.find_again, now, image, every)
     memory = apply(Sam2.remember, now.coarse, found, False)
     here = (jnp.arange(t) == at[:, None]) & active[:, None]
     bank = Bank(
@@ -329,16 +385,19 @@ def _conditioning(config: Sam2Config, prompts: Prompts, at: Int[Array, " o"]) ->
     return slots, _rows(prompts.valid, slots)
 
 
-def _collect(given: Found, tracked: Found | None, prompts: Prompts, place: Array | None, done: Array | None) -> Tracks:
+def _collect(
+    given: Found, tracked: Found | None, prompts: Prompts, place: Array | None, done: Array | None
+) -> tuple[Tracks, Masks | None]:
     """Puts prompted and tracked frames in order; what neither reached is no object."""
     k = prompts.frames.shape[1]
     t = 1 if place is None else place.shape[1]
     match = (prompts.frames[:, None, :] == jnp.arange(t)[:, None]) & prompts.valid[:, None, :]  # [o, t, k]
     index, known = jnp.argmax(match, axis=2), match.any(axis=2)
-    found = given
+    found = given._replace(pointer=None)
     if tracked is not None:
         index = jnp.where(known, index, k + place)
         known = known | _rows(done, place)
-        found = Found(*(jnp.concatenate((a, b), axis=1) for a, b in zip(given[:3], tracked[:3])), None)
+        found = jax.tree.map(lambda a, b: jnp.concatenate((a, b), axis=1), found, tracked)
     pick = lambda x, otherwise: jnp.where(known.reshape(*known.shape, *(1,) * (x.ndim - 2)), _rows(x, index), otherwise)
-    return Tracks(pick(found.logits, NO_OBJECT), pick(found.score, NO_OBJECT), pick(found.iou, 0.0), known)
+    tracks = Tracks(pick(found.logits, NO_OBJECT), pick(found.score, NO_OBJECT), pick(found.iou, 0.0), known)
+    return tracks, jax.tree.map(lambda x: pick(x, 0.0), found.masks)
