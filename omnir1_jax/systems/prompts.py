@@ -15,6 +15,8 @@ FIELDS = {
     "refcocog": ("query",),
     "qa": ("query", "options"),
     "qa_thinking": ("query", "options"),
+    "yes_no": ("query",),
+    "yes_no_thinking": ("query",),
     "grounding": ("system", "description"),
 }
 _FIELD = re.compile(r"\{(" + "|".join(sorted({field for fields in FIELDS.values() for field in fields})) + r")\}")

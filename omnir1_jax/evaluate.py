@@ -1,0 +1,186 @@
+"""The paper's inference: `python -m omnir1_jax.evaluate --checkpoint K --benchmark NAME --root DIR --out DIR`.
+
+System 1 sees up to 24 frames and plans, System 2 finds boxes in the keyframes, SAM 2.1 follows them through every
+frame. OUT gets `results.jsonl` (a line an item, with its plan and scores), `predictions/` (the benchmark's PNG tree),
+`results.json`, `report.html`, and an archive where the truth is kept by a server. A stopped evaluation goes on where
+it was with the same command. With several keyframe rules or tasks each has its own directory below OUT.
+"""
+
+import itertools
+import math
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from absl import flags, logging
+from etils import epath
+from ml_collections import ConfigDict
+
+from omnir1_jax import cli, settings, trained
+from omnir1_jax.errors import InputError
+from omnir1_jax.inference import load, report, run, tasks
+from omnir1_jax.inference.answer import KEYFRAMES
+from omnir1_jax.inference.samples import SOUNDS
+from omnir1_jax.inference.store import RESULTS, write_json
+from omnir1_jax.inference.tasks import Options
+from omnir1_jax.setup import models
+from omnir1_jax.setup.run import mesh_of
+
+SYSTEM2 = ("self", "frozen", "oracle")
+
+
+def systems(
+    checkpoint: str,
+    config: ConfigDict | None = None,
+    system2: str = "self",
+    *,
+    temperature: float = 0.0,
+    max_tokens: int = 0,
+) -> load.Systems:
+    """Reads the weights of both systems.
+
+    Args:
+      checkpoint: see `omnir1_jax.trained`.
+      config: None takes the checkpoint's own.
+      system2: "self": the checkpoint grounds too; "frozen": the weights from before training (of a run), or those that
+        the config names; "oracle": true boxes, so nothing more is loaded.
+    """
+    if system2 not in SYSTEM2:
+        raise InputError(f"--system2: {system2!r} is none of {', '.join(SYSTEM2)}")
+    chosen = trained.config_of(checkpoint, config)
+    mesh = mesh_of(chosen)
+    found = trained.load(checkpoint, chosen, mesh)
+    policy, grounder = trained.in_place(found), None
+    if system2 == "frozen":
+        grounder = found.loaded
+        if found.trainable is None and config is not None and config.thinker.path != chosen.thinker.path:
+            grounder = models.load(config, models.sizes(config), mesh)
+    return load.systems(chosen, policy, grounder, mesh, temperature=temperature, max_tokens=max_tokens)
+
+
+def evaluate(
+    made: load.Systems, options: Options, out: epath.PathLike, keyframes: tuple[str, ...] = (), *, quiet: bool = False
+) -> dict[str, Any]:
+    """Every task of the benchmark with every keyframe rule; returns results by label (one label: "")."""
+    asked = list(tasks.tasks(made, options))
+    rules = keyframes or (options.keyframes,)
+    results = {}
+    for task, rule in itertools.product(asked, rules):
+        if task.family != "vos" and rule != "plan" and len(rules) > 1:
+            continue
+        parts = [task.name] * (len(asked) > 1) + [rule] * (len(rules) > 1)
+        folder = pathlib.Path(out).joinpath(*parts)
+        chosen = Options(**{**vars(options), "keyframes": rule})
+        results["/".join(parts)] = run.evaluate(made, task, chosen, folder, quiet=quiet)
+        report.write(folder, task, results["/".join(parts)])
+    if len(results) > 1:
+        write_json(pathlib.Path(out) / RESULTS, {"runs": results})
+    return results
+
+
+def rows(table: Mapping[str, Any], above: str = "") -> list[tuple[str, float]]:
+    """A nested table as lines of a name and a number."""
+    out = []
+    for key, value in table.items():
+        name = f"{above}{key}"
+        if isinstance(value, Mapping):
+            out += rows(value, f"{name} / ")
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            out.append((name, float(value)))
+    return out
+
+
+def show(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """All results side by side, a column each."""
+    columns = {label or "result": dict(rows(found["table"])) for label, found in results.items()}
+    names = list(dict.fromkeys(name for column in columns.values() for name in column))
+    text = lambda value: "" if value is None or math.isnan(value) else f"{value:.2f}"
+    lines = [["", *columns]] + [[name, *(text(column.get(name)) for column in columns.values())] for name in names]
+    lines.append(["items", *(str(found["items"]) for found in results.values())])
+    lines.append(["unreadable", *(str(len(found["bad"])) for found in results.values())])
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    first, rest = widths[0], widths[1:]
+    return "\n".join(
+        line[0].ljust(first) + "".join(f"  {cell.rjust(width)}" for cell, width in zip(line[1:], rest))
+        for line in lines
+    )
+
+
+_CONFIG = settings.define(required=False)
+_CHECKPOINT = flags.DEFINE_string(
+    "checkpoint", None, "Work directory of a run, directory of weights, or toy for the weights that the config names."
+)
+_BENCHMARK = flags.DEFINE_enum(
+    "benchmark",
+    None,
+    [*tasks.BENCHMARKS, tasks.SYNTHETIC],
+    "What to evaluate on; synthetic: the config's own tasks, held out.",
+)
+_OUT = flags.DEFINE_string("out", None, "Directory of the results; an unfinished evaluation there is gone on with.")
+_ROOT = flags.DEFINE_string("root", "", "Directory of the dataset; the config's own by default.")
+_SPLIT = flags.DEFINE_string("split", "", "Split; the benchmark's usual one by default.")
+_TASKS = flags.DEFINE_list("tasks", [], "Tasks of the config that are held out (synthetic); all by default.")
+_LIMIT = flags.DEFINE_integer("limit", 0, "Most items, the first ones; 0: all.", lower_bound=0)
+_KEYFRAMES = flags.DEFINE_list("keyframes", ["plan"], f"One or several of {', '.join(KEYFRAMES)}.")
+_SYSTEM2 = flags.DEFINE_enum(
+    "system2", "self", SYSTEM2, "Who finds boxes: the checkpoint, the weights before it, the truth."
+)
+_BATCH = flags.DEFINE_integer("batch_size", 4, "Items at a time, over all devices.", lower_bound=1)
+_FRAMES = flags.DEFINE_integer("frames", 0, "Frames System 1 sees; 0: as in training.", lower_bound=0)
+_SAMPLING = flags.DEFINE_enum("sampling", "", ["", "uniform", "video"], "Over the whole clip, or 2 a second.")
+_OBJECTS = flags.DEFINE_integer("objects", 8, "Most objects of an answer.", lower_bound=1)
+_HOLES = flags.DEFINE_integer("hole_area", 0, "Fill holes of masks up to this many of the segmenter's pixels.")
+_SOUND = flags.DEFINE_enum("sound", "own", SOUNDS, "Whose sound a clip has.")
+_SEED = flags.DEFINE_integer("seed", 0, "Of sampling, random keyframes and prompts' examples.")
+_TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "Of System 1; 0 is greedy.", lower_bound=0.0)
+_MAX_TOKENS = flags.DEFINE_integer("max_tokens", 0, "Of System 1's answer; 0: the config's.", lower_bound=0)
+_TOKENS = flags.DEFINE_integer("tokens", 0, "Most visual tokens of a frame for System 1, as 128 or 256.", lower_bound=0)
+_PROMPT = flags.DEFINE_enum("prompt", "", ["", "thinking", "direct"], "Prompt of questions; the config's by default.")
+_AUDIO = flags.DEFINE_float("audio_seconds", -1.0, "Sound heard with questions; -1: the benchmark's usual length.")
+
+
+def options() -> Options:
+    return Options(
+        benchmark=_BENCHMARK.value,
+        split=_SPLIT.value,
+        root=_ROOT.value,
+        tasks=tuple(_TASKS.value),
+        limit=_LIMIT.value,
+        frames=_FRAMES.value,
+        sampling=_SAMPLING.value,
+        tokens=_TOKENS.value,
+        prompt=_PROMPT.value,
+        audio_seconds=_AUDIO.value,
+        sound=_SOUND.value,
+        keyframes=_KEYFRAMES.value[0] if _KEYFRAMES.value else "",
+        system2=_SYSTEM2.value,
+        objects=_OBJECTS.value,
+        hole_area=_HOLES.value,
+        batch_size=_BATCH.value,
+        seed=_SEED.value,
+    )
+
+
+def main(_) -> None:
+    for name, flag in (("checkpoint", _CHECKPOINT), ("benchmark", _BENCHMARK), ("out", _OUT)):
+        if not flag.value:
+            raise InputError(f"--{name}: is needed; see --help")
+    logging.set_verbosity(logging.ERROR)  # bad items are named in results.json
+    out = pathlib.Path(_OUT.value)
+    if not jax.config.jax_compilation_cache_dir:
+        jax.config.update("jax_compilation_cache_dir", str(out / "cache"))
+    made = systems(
+        _CHECKPOINT.value,
+        _CONFIG.value,
+        _SYSTEM2.value,
+        temperature=_TEMPERATURE.value,
+        max_tokens=_MAX_TOKENS.value,
+    )
+    results = evaluate(made, options(), out, tuple(_KEYFRAMES.value))
+    print(show(results))
+    print(f"{out}: {RESULTS}, report.html")
+
+
+if __name__ == "__main__":
+    cli.run(main, settings.parse)

@@ -1,0 +1,81 @@
+"""The two systems of an evaluation from loaded models."""
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, UInt32
+from ml_collections import ConfigDict
+from transformers import PreTrainedTokenizerBase
+
+from omnir1_jax.models.qwen_omni.config import ThinkerConfig
+from omnir1_jax.rl.config import Frozen, Models, StepConfig
+from omnir1_jax.setup import models
+from omnir1_jax.setup.models import Loaded
+
+
+class Systems(NamedTuple):
+    """Everything that answers.
+
+    Attributes:
+      policy: the thinker's parameters as System 1.
+      frozen: parameters of System 2 and of the segmenter, and the tokenizer's tables.
+      step: with groups of 1 and System 1's decoding.
+    """
+
+    config: ConfigDict
+    mesh: Mesh | None
+    models: Models
+    tokenizer: PreTrainedTokenizerBase
+    thinker: ThinkerConfig
+    policy: Mapping[str, Any]
+    frozen: Frozen
+    step: StepConfig
+
+
+def systems(
+    config: ConfigDict,
+    policy: Loaded,
+    grounder: Loaded | None = None,
+    mesh: Mesh | None = None,
+    *,
+    temperature: float = 0.0,
+    max_tokens: int = 0,
+) -> Systems:
+    """System 1 with the thinker of `policy`, System 2 with that of `grounder` (None: the same).
+
+    Args:
+      policy: also the modules, the tokenizer and the segmenter.
+      temperature: of System 1; 0 is greedy.
+      max_tokens: of System 1's answer; 0 for the config's.
+    """
+    thinker = policy.models.thinker.config
+    step = models.step_config(config, thinker.tokens)
+    sampling = dataclasses.replace(
+        step.sampling, temperature=temperature, max_tokens=max_tokens or step.sampling.max_tokens
+    )
+    step = dataclasses.replace(step, group=1, sampling=sampling, lora=None)
+    frozen = models.frozen(config, policy if grounder is None else policy._replace(params=grounder.params))
+    return Systems(config, mesh, policy.models, policy.tokenizer, thinker, policy.params, frozen, step)
+
+
+@jax.jit
+def _sums(leaves: list[Array]) -> UInt32[Array, "n"]:
+    def one(x: Array) -> UInt32[Array, ""]:
+        kind = jnp.dtype(f"uint{8 * x.dtype.itemsize}")
+        words = jax.lax.bitcast_convert_type(x, kind).astype(jnp.uint32).reshape(-1)
+        return jnp.sum(words * (2 * jnp.arange(words.size, dtype=jnp.uint32) + 1), dtype=jnp.uint32)
+
+    return jnp.stack([one(x) for x in leaves])
+
+
+def fingerprint(systems: Systems) -> str:
+    """Equal for equal weights: an evaluation is not taken up with others."""
+    trees = (systems.policy, systems.frozen.towers, systems.frozen.reference, systems.frozen.sam2)
+    sums = np.asarray(_sums(jax.tree.leaves(trees)))
+    return hashlib.blake2b(sums.tobytes(), digest_size=8).hexdigest()

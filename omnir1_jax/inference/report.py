@@ -1,0 +1,95 @@
+"""`report.html` of an evaluation: the clips that are worth a look are read again with what was predicted for them."""
+
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from omnir1_jax.data import media
+from omnir1_jax.data.masks import decode_masks
+from omnir1_jax.data.samples import BadSample
+from omnir1_jax.evaluation import predictions
+from omnir1_jax.inference import scores
+from omnir1_jax.inference.samples import Task
+from omnir1_jax.inference.store import LINES, PREDICTIONS
+from omnir1_jax.reporting import eval_report, pictures
+from omnir1_jax.reporting.eval_report import Row
+from omnir1_jax.reporting.example import Clip, Example, Keyframe
+
+MOST_PIXELS = 640 * 480  # of a frame in a picture
+MOST_FRAMES = 64
+REPORT = "report.html"
+
+
+def write(folder: pathlib.Path, task: Task, results: Mapping[str, Any]) -> None:
+    """The page beside `results.json`."""
+    lines = sorted(
+        (json.loads(row) for row in (folder / LINES).read_text().splitlines()), key=lambda line: line["position"]
+    )
+    rows = [_row(line) for line in lines]
+    picked = {i for chosen in eval_report.chosen([row.mean for row in rows]).values() for i in chosen}
+    for i in picked:
+        drawn = _picture(folder, task, lines[i])
+        rows[i] = rows[i]._replace(picture=drawn)
+    about = {key: str(value) for key, value in results.items() if isinstance(value, str | int)}
+    title = f"{results['benchmark']} {results['split']}: {task.name}"
+    eval_report.write_eval_report(folder / REPORT, title, rows, _tables(results["table"]), about)
+
+
+def _tables(table: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A table of tables as lines, plain numbers as one line."""
+    nested = {key: value for key, value in table.items() if isinstance(value, Mapping)}
+    flat = {key: value for key, value in table.items() if key not in nested}
+    return ([flat] if flat else []) + [
+        {"": key, **{name: x for name, x in value.items() if not isinstance(x, Mapping)}}
+        for key, value in nested.items()
+    ]
+
+
+def _row(line: Mapping[str, Any]) -> Row:
+    found = line.get("scores") or {}
+    note = line["completion"] if not line["fault"] else f"not readable: {line['fault']}"
+    return Row(line["sample_id"], line["query"], found.get("J"), found.get("F"), tuple(line["failures"]), None, note)
+
+
+def _picture(folder: pathlib.Path, task: Task, line: Mapping[str, Any]) -> bytes | None:
+    """The clip with its masks; None where it cannot be read (the page says why)."""
+    if line["fault"] or not line["predicted"]:
+        return None
+    try:
+        ref = task.reader[line["position"]]
+        count = media.frame_count(ref.frames, ref.sample_id)
+        shown = _shown(count, [keyframe["frame"] for keyframe in line["keyframes"]])
+        frames = media.load_frames(ref.frames, shown, size=media.within(MOST_PIXELS), sample_id=ref.sample_id)
+        truth = None if ref.masks is None else decode_masks(ref.masks, shown, ref.sample_id)
+    except BadSample:
+        return None
+    names = scores.names(ref, count)
+    predicted = predictions.read(str(folder / PREDICTIONS), *scores.place(ref), [names[t] for t in shown])
+    place = {frame: i for i, frame in enumerate(shown)}
+    keyframes = tuple(
+        Keyframe(place[one["frame"]], one["description"], one["answer"], tuple(tuple(box) for box in one["boxes"]))
+        for one in line["keyframes"]
+    )
+    size = predicted.shape[2], predicted.shape[1]
+    clip = Clip(frames, size, None if truth is None else truth.any(0), predicted > 0)
+    example = Example(
+        line["sample_id"],
+        line["query"],
+        line["completion"],
+        task.family,
+        keyframes=keyframes,
+        answer=line.get("answer"),
+        failures=tuple(line["failures"]),
+        clip=clip,
+    )
+    return pictures.png(pictures.draw(example))
+
+
+def _shown(count: int, keyframes: Sequence[int]) -> list[int]:
+    if count <= MOST_FRAMES:
+        return list(range(count))
+    spread = np.linspace(0, count - 1, MOST_FRAMES).round().astype(int).tolist()
+    return sorted({*spread, *keyframes})

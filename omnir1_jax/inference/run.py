@@ -1,0 +1,170 @@
+"""One evaluation: every batch through both systems and the segmenter, every item written and scored, then the table."""
+
+import functools
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from concurrent import futures
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from etils import epath
+from jax.sharding import NamedSharding, PartitionSpec
+from tqdm import tqdm
+
+from omnir1_jax import settings
+from omnir1_jax.errors import InputError
+from omnir1_jax.evaluation import predictions
+from omnir1_jax.inference import records, samples, scores, segment
+from omnir1_jax.inference.answer import Found, How, answer, to_asked
+from omnir1_jax.inference.load import Systems, fingerprint
+from omnir1_jax.inference.samples import Batch, Sample, Task
+from omnir1_jax.inference.store import RESULTS, Store, write_json
+from omnir1_jax.inference.tasks import Options, positions
+from omnir1_jax.setup.run import BATCH
+
+# Settings that change no answer.
+_IDLE = ("log", "checkpoint", "loader", "optimizer", "grpo", "reward", "steps", "data", "sft", "masks")
+
+
+class Answered(NamedTuple):
+    """A batch on its way; arrays may not be computed yet."""
+
+    batch: Batch
+    found: Found | None
+    masks: Any
+
+
+# Compiled once for each shape, whatever the number of evaluations in a process.
+ANSWER = jax.jit(answer, static_argnums=(0, 1, 2))
+SEGMENT = jax.jit(lambda name, *args: segment.segmenter(name)(*args), static_argnums=(0, 1))
+
+
+def launch(systems: Systems, how: How, batch: Batch, seed: int, hole_area: int = 0) -> Answered:
+    """Starts the computation of a batch."""
+    if batch.arrays is None:
+        return Answered(batch, None, None)
+    models, mesh = systems.models, systems.mesh
+    sharding = None if mesh is None else NamedSharding(mesh, PartitionSpec(BATCH))
+    put = functools.partial(jax.device_put, device=sharding)
+    asked = to_asked(put(batch.arrays))
+    found = ANSWER(models, systems.step, how, systems.policy, systems.frozen, asked, jax.random.key(seed))
+    if batch.clips is None:
+        return Answered(batch, found, None)
+    clips, valid = put(batch.clips), put(batch.frame_valid)
+    logits = SEGMENT(
+        systems.step.segmenter, models.sam2, systems.frozen.sam2, clips, valid, asked.original, found.prompts
+    )
+    if hole_area:
+        logits = put(segment.without_holes(logits, hole_area))
+    sizes = [sample.size for sample in batch.samples if sample.size is not None]
+    return Answered(batch, found, segment.lift(logits, asked.original, segment.canvas(sizes)))
+
+
+def evaluate(
+    systems: Systems, task: Task, options: Options, out: epath.PathLike, *, quiet: bool = False
+) -> dict[str, Any]:
+    """Runs or takes up an evaluation and writes its directory; `results.json` is also returned.
+
+    Raises:
+      InputError: `out` holds another evaluation; a batch that the devices cannot share.
+    """
+    if jax.process_count() > 1:
+        raise InputError("evaluate: one process only; it uses all of its devices")
+    how = How(task.family, options.keyframes, options.system2 == "oracle", options.objects)
+    parts = 1 if systems.mesh is None else systems.mesh.shape["data"] * systems.mesh.shape["fsdp"]
+    room = -(-max(options.batch_size, 1) // parts) * parts
+    chosen = positions(task, options)
+    groups = [chosen[i : i + room] for i in range(0, len(chosen), room)]
+    identity = {
+        "options": settings.plain(vars(options)) | {"batch_size": room},
+        "task": task.name,
+        "weights": fingerprint(systems),
+        "temperature": systems.step.sampling.temperature,
+        "config": {key: value for key, value in settings.plain(systems.config).items() if key not in _IDLE},
+    }
+    started, threads = time.perf_counter(), max(systems.config.loader.threads, 1)
+    with Store(out, identity) as store, futures.ThreadPoolExecutor(threads, "write") as pool:
+        pending = [group for group in groups if any(position not in store.lines for position in group)]
+        already = sum(position in store.lines for position in chosen)
+        before = None
+        bar = tqdm(total=len(chosen), initial=already, unit="clip", dynamic_ncols=True, disable=True if quiet else None)
+        with bar:
+            for batch in samples.batches(task, pending, room, threads):
+                now = launch(systems, how, batch, options.seed, options.hole_area)
+                if before is not None:
+                    finish(systems, task, store, before, pool, bar)
+                before = now
+            if before is not None:
+                finish(systems, task, store, before, pool, bar)
+        lines = [store.lines[position] for position in chosen]
+        results = summary(systems, task, options, lines, store)
+        write_json(store.folder / RESULTS, results)
+        seconds = time.perf_counter() - started
+        done = len(chosen) - already
+        write_json(store.folder / "timing.json", {"items": done, "seconds": seconds, "a_minute": 60 * done / seconds})
+    return results
+
+
+def finish(systems: Systems, task: Task, store: Store, done: Answered, pool: futures.Executor, bar: tqdm) -> None:
+    """Waits for a batch, writes and scores what is new of it, in order."""
+    found, masks = jax.device_get((done.found, done.masks))
+    eos = systems.step.sampling.eos
+    new = [(row, sample) for row, sample in enumerate(done.batch.samples) if sample.position not in store.lines]
+
+    def one(item: tuple[int, Sample]) -> dict[str, Any]:
+        row, sample = item
+        line = records.record(sample, found, row, task.family, systems.tokenizer, eos)
+        if task.family == "qa":
+            return line
+        predicted = None
+        if sample.fault is None:
+            height, width = sample.size
+            predicted = masks[row, : len(sample.clip), :height, :width]
+        return line | judged(task, sample, predicted, store.predictions)
+
+    for line in pool.map(one, new):
+        store.add(line)
+        bar.update()
+
+
+def judged(task: Task, sample: Sample, predicted: np.ndarray | None, root: str) -> dict[str, Any]:
+    """Writes an item's prediction and scores it. An unreadable item is a prediction of nothing."""
+    ref = sample.ref
+    if ref is None:
+        return {"predicted": False, "scores": scores.nothing(task.reader), "type_id": None}
+    if predicted is None:
+        predicted = scores.empty(ref)
+    kind = {"type_id": ref.extra.get("type_id")}
+    if predicted is None:
+        return {"predicted": False, "scores": scores.nothing(task.reader)} | kind
+    predictions.write(root, *scores.place(ref), scores.names(ref, len(predicted)), predicted)
+    return {"predicted": True, "scores": scores.score(ref, predicted)} | kind
+
+
+def summary(
+    systems: Systems, task: Task, options: Options, lines: Sequence[Mapping[str, Any]], store: Store
+) -> dict[str, Any]:
+    """What `results.json` says."""
+    bad = [{"sample_id": line["sample_id"], "reason": line["fault"]} for line in lines if line["fault"] is not None]
+    failures = Counter(kind for line in lines for kind in line["failures"])
+    out = {
+        "benchmark": options.benchmark,
+        "task": task.name,
+        "split": task.reader.split,
+        "keyframes": options.keyframes,
+        "system2": options.system2,
+        "sound": options.sound,
+        "items": len(lines),
+        "table": scores.table(task.reader, task.family, lines, store.predictions, options.root),
+        "failures": dict(sorted(failures.items())),
+        "bad": bad,
+    }
+    if task.family != "qa" and all(line["scores"] is None for line in lines):
+        target = store.folder / f"{task.name}_{task.reader.split}.zip"
+        out["archive"] = {
+            "file": target.name,
+            "pngs": scores.archive(task.reader, lines, store.predictions, str(target)),
+        }
+    return out

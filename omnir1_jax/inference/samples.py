@@ -1,0 +1,232 @@
+"""Host side of an evaluation: every item of a reader as arrays of static shape, in batches that never change.
+
+A batch is the same items whatever was done before, so that an evaluation that was killed and taken up again computes
+the same numbers. Long or short, a batch's clips are padded to one of a few lengths.
+"""
+
+import collections
+import dataclasses
+import functools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent import futures
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from omnir1_jax.data import detail as detail_data
+from omnir1_jax.data import media, sampling
+from omnir1_jax.data.clips import DecodeConfig, DecodedClip, decode
+from omnir1_jax.data.samples import BadSample, ClipRef, Reader
+from omnir1_jax.errors import InputError
+from omnir1_jax.rl import examples
+from omnir1_jax.rl.examples import Arrays, ExampleConfig
+from omnir1_jax.systems import prompts
+
+SOUNDS = ("own", "muted", "swapped")
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """How the items of one benchmark are asked.
+
+    Attributes:
+      name: of the benchmark. family: vos, refavs or qa.
+      objects: slots for objects; true boxes beyond them (the smallest) are left out.
+      side: of the segmenter's frames; 0 where nothing is segmented.
+      sound: "own"; "muted": silence; "swapped": that of another clip.
+      letters: whether a question's options are listed with letters.
+    """
+
+    name: str
+    family: str
+    reader: Reader = dataclasses.field(repr=False)
+    example: ExampleConfig = dataclasses.field(repr=False)
+    decode: DecodeConfig
+    objects: int = 8
+    side: int = 0
+    seed: int = 0
+    sound: str = "own"
+    letters: bool = True
+
+
+class Sample(NamedTuple):
+    """One item, read. `fault` says why there are no arrays.
+
+    Attributes:
+      clip: every frame, stretched to the segmenter's square; None where nothing is segmented.
+      size: height and width of the frames.
+    """
+
+    position: int
+    sample_id: str
+    ref: ClipRef | None
+    arrays: Arrays | None
+    clip: UInt8[np.ndarray, "t side side 3"] | None
+    size: tuple[int, int] | None
+    fault: str | None
+
+
+class Batch(NamedTuple):
+    """Samples with their arrays, those of unreadable ones (and of places left over) filled with another's.
+
+    Attributes:
+      arrays: None where no sample could be read.
+      clips: padded at their ends. frame_valid: which of their frames are real.
+    """
+
+    samples: tuple[Sample, ...]
+    arrays: Arrays | None
+    clips: UInt8[np.ndarray, "b t side side 3"] | None
+    frame_valid: np.ndarray | None
+
+
+def vos(clip: DecodedClip, task: Task) -> Arrays:
+    """A clip with its expression."""
+    return {
+        **examples.vos_prompt(clip, task.example),
+        **examples.sharp_arrays(clip.frames, clip.size, task.example),
+        **_frames(clip, task),
+    }
+
+
+def refavs(clip: DecodedClip, task: Task) -> Arrays:
+    """A recording with its first frame."""
+    return {
+        **examples.refavs_prompt(clip, task.example),
+        **examples.sharp_arrays(clip.frames[:1], clip.size, task.example),
+        **_frames(clip, task),
+    }
+
+
+def qa(clip: DecodedClip, task: Task) -> Arrays:
+    """A question about a video, an image with a sound, or either."""
+    options = clip.ref.extra.get("options") or ()
+    listed = _lettered(options) if task.letters else "\n".join(options)
+    text = prompts.render(task.example.template, query=clip.ref.query, options=listed)
+    if len(clip.frames) > 1 or not task.example.audio_seconds or clip.audio is None:
+        return examples.video_prompt(clip, text, task.example)
+    # A still image with a sound is no video: the sound has a length of its own.
+    sound = examples.waveform(clip, task.example)
+    content = [{"type": "image", "image": clip.frames[0]}, {"type": "audio", **sound}, {"type": "text", "text": text}]
+    seconds = [task.example.audio_seconds]
+    return examples.policy_arrays(content, task.example, images=1, audio_seconds=seconds)
+
+
+MAKERS: dict[str, Callable[[DecodedClip, Task], Arrays]] = {"vos": vos, "refavs": refavs, "qa": qa}
+
+
+def _lettered(options: Sequence[str]) -> str:
+    letters = [chr(ord("A") + i) for i in range(len(options))]
+    return "\n".join(f"{letter}. {option.removeprefix(f'{letter}. ')}" for letter, option in zip(letters, options))
+
+
+def _frames(clip: DecodedClip, task: Task) -> Arrays:
+    """Which frames of the video were seen, and the true boxes in them."""
+    room, count = task.example.frames, len(clip.frames)
+    index = np.zeros(room, np.int32)
+    index[:count] = clip.frame_indices
+    return {
+        "frame_index": index,
+        "frame_valid": np.arange(room) < count,
+        "boxes": _true_boxes(clip, task.objects, room),
+        "original": np.array(clip.size[::-1], np.int32),
+    }
+
+
+def _true_boxes(clip: DecodedClip, objects: int, room: int) -> Float[np.ndarray, "n t 4"]:
+    out = np.full((objects, room, 4), detail_data.ABSENT, np.float32)
+    if clip.masks is not None and len(clip.masks):
+        areas = np.count_nonzero(clip.masks, axis=(1, 2, 3))
+        kept = np.sort(np.argsort(-areas, kind="stable")[:objects])
+        found = detail_data.boxes(clip.masks[kept])
+        out[: len(kept), : found.shape[1]] = found
+    return out
+
+
+def read(task: Task, position: int) -> Sample:
+    """One item with everything it needs. What cannot be read is told in `fault`."""
+    ref, name = None, f"{task.reader.name}/{task.reader.split}#{position}"
+    try:
+        ref = task.reader[position]
+        name = ref.sample_id
+        clip = decode(ref, task.decode, sampling.generator(task.seed, 0, position))
+        clip = _with_sound(clip, task, position)
+        arrays = MAKERS[task.family](clip, task)
+        arrays["number"] = np.int32(position)
+        whole = None
+        if task.side:
+            every = range(media.frame_count(ref.frames, name))
+            whole = media.load_frames(ref.frames, every, size=(task.side, task.side), sample_id=name)
+        return Sample(position, name, ref, arrays, whole, clip.size, None)
+    except BadSample as error:
+        return Sample(position, name, ref, None, None, None, error.reason)
+    except InputError as error:  # a query or a clip that does not fit its shapes
+        return Sample(position, name, ref, None, None, None, str(error))
+
+
+def _with_sound(clip: DecodedClip, task: Task, position: int) -> DecodedClip:
+    if task.sound == "own" or clip.audio is None:
+        return clip
+    if task.sound == "muted":
+        return dataclasses.replace(clip, audio=np.zeros_like(clip.audio))
+    groups = task.reader.clips()
+    own = next(i for i, group in enumerate(groups) if position in group)
+    other = groups[(own + 1) % len(groups)][0]
+    heard = decode(task.reader[other], task.decode, sampling.generator(task.seed, 0, other)).audio
+    if heard is None or len(groups) < 2:
+        raise BadSample(clip.ref.sample_id, "no other clip's sound to take")
+    return dataclasses.replace(clip, audio=heard)
+
+
+def length(frames: int) -> int:
+    """The padded length of a clip: 1, 2, 3, 4, 6, 8, 12, 16, 24, ..., so that few programs serve all lengths."""
+    if frames < 1:
+        raise InputError(f"a clip of {frames} frames")
+    power = 1
+    while True:
+        for size in (power, power + power // 2):
+            if size >= frames:
+                return size
+        power *= 2
+
+
+def collate(samples: Sequence[Sample], room: int) -> Batch:
+    """A batch of `room` rows."""
+    good = [sample for sample in samples if sample.arrays is not None]
+    if not good:
+        return Batch(tuple(samples), None, None, None)
+    rows = [sample if sample.arrays is not None else good[0] for sample in samples]
+    rows += [good[0]] * (room - len(rows))
+    arrays = {key: np.stack([row.arrays[key] for row in rows]) for key in good[0].arrays}
+    if good[0].clip is None:
+        return Batch(tuple(samples), arrays, None, None)
+    counts = [len(row.clip) for row in rows]
+    clips = np.zeros((room, length(max(counts)), *good[0].clip.shape[1:]), np.uint8)
+    for out, row in zip(clips, rows):
+        out[: len(row.clip)] = row.clip
+    return Batch(tuple(samples), arrays, clips, np.arange(clips.shape[1]) < np.array(counts)[:, None])
+
+
+def batches(task: Task, groups: Iterable[Sequence[int]], room: int, threads: int) -> Iterator[Batch]:
+    """The batches of `groups` of positions in order, read ahead by threads."""
+    groups = [tuple(group) for group in groups]
+    ready = ahead(functools.partial(read, task), [p for group in groups for p in group], max(threads, 1), 2 * room)
+    for group in groups:
+        yield collate([next(ready) for _ in group], room)
+
+
+def ahead(function: Callable[[Any], Any], items: Sequence[Any], threads: int, depth: int) -> Iterator[Any]:
+    """`map(function, items)` by threads, at most `depth` items ahead of what was taken."""
+    waiting: collections.deque[futures.Future] = collections.deque()
+    with futures.ThreadPoolExecutor(threads, "read-ahead") as pool:
+        try:
+            for item in items:
+                waiting.append(pool.submit(function, item))
+                if len(waiting) > depth:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()

@@ -1,0 +1,132 @@
+"""Where an item's prediction lies, its scores, and the benchmark's table."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool
+
+from omnir1_jax.data.masks import decode_masks
+from omnir1_jax.data.samples import BadSample, ClipRef, Reader
+from omnir1_jax.errors import InputError
+from omnir1_jax.evaluation import mevis, predictions, refytvos, revos, score_answers, score_masks
+
+Line = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Subset:
+    """Some items of a reader, as a reader."""
+
+    base: Reader = field(repr=False)
+    positions: tuple[int, ...] = field(repr=False)
+
+    @property
+    def name(self) -> str:
+        return self.base.name
+
+    @property
+    def split(self) -> str:
+        return self.base.split
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def __getitem__(self, position: int) -> ClipRef:
+        return self.base[self.positions[position]]
+
+    def clips(self) -> Sequence[Sequence[int]]:
+        place = {position: i for i, position in enumerate(self.positions)}
+        found = (tuple(place[p] for p in group if p in place) for group in self.base.clips())
+        return tuple(group for group in found if group)
+
+
+def place(ref: ClipRef) -> tuple[str, str]:
+    """(video, expression): the folder of an item's PNGs, as its benchmark wants it."""
+    label = ref.sample_id.split("/", 2)[2]
+    if ref.family == "refavs":
+        return label, f"fid_{ref.extra['fid']}"
+    if "video" in ref.extra and "exp_id" in ref.extra:
+        return ref.extra["video"], ref.extra["exp_id"]
+    video, _, expression = label.rpartition("/")
+    return video, expression
+
+
+def names(ref: ClipRef, count: int) -> tuple[str, ...]:
+    """Frame names: the dataset's own, or numbers."""
+    own = getattr(ref.frames, "names", None)
+    return tuple(own) if own else tuple(f"{t:05d}" for t in range(count))
+
+
+def empty(ref: ClipRef) -> Bool[np.ndarray, "t h w"] | None:
+    """The prediction of nothing for an item whose media cannot be read; None where its size is not known either."""
+    try:
+        if ref.masks is not None:
+            return np.zeros(decode_masks(ref.masks, range(len(ref.frames)), ref.sample_id).shape[1:], bool)
+    except (BadSample, TypeError):
+        pass  # the masks are as unreadable, or a video's length unknown: the size may be told elsewhere
+    if ref.size is None or not hasattr(ref.frames, "names"):
+        return None
+    return np.zeros((len(ref.frames), *ref.size), bool)
+
+
+def score(ref: ClipRef, predicted: Bool[np.ndarray, "t h w"]) -> dict[str, float] | None:
+    """Scores of one item in [0, 1], by name; None where the masks are kept by a server or cannot be read."""
+    if ref.masks is None:
+        return None
+    try:
+        objects = decode_masks(ref.masks, range(len(predicted)), ref.sample_id).astype(np.uint8)
+        if ref.dataset != "revos" or ref.foreground is None:
+            return mevis.score_expression(objects, predicted)._asdict()
+        foreground = decode_masks(ref.foreground, range(len(predicted)), ref.sample_id)[0].astype(np.uint8)
+    except BadSample:
+        return None
+    return revos.score_expression(objects, predicted.astype(np.uint8), foreground)._asdict()
+
+
+def nothing(reader: Reader) -> dict[str, float]:
+    """The scores of an item that has no prediction at all."""
+    return (revos.MISSING if reader.name == "revos" else mevis.MISSING)._asdict()
+
+
+def table(reader: Reader, family: str, lines: Iterable[Line], root: str, dataset_root: str) -> dict[str, Any]:
+    """The benchmark's table in percent, from the lines of its items (and, for Ref-AVS, their PNGs).
+
+    Items whose truth cannot be read, or is kept by a server, have no score and are left out of the means.
+    """
+    lines = list(lines)
+    if family == "qa":
+        answered = Subset(reader, tuple(line["position"] for line in lines))
+        return score_answers.score(answered, {line["sample_id"]: line["completion"] for line in lines})
+    known = [line for line in lines if line["scores"] is not None]
+    if not known:
+        return {"unscored": len(lines)}
+    if family == "refavs":
+        subset = Subset(reader, tuple(line["position"] for line in known if line["predicted"]))
+        out = score_masks.score_refavs(subset, root) if len(subset) else {}
+        percent = {key: 100 * value for key, value in out.items() if key in ("J", "F")}
+        return {**out, **percent, "J&F": (percent["J"] + percent["F"]) / 2} if out else {"unscored": len(lines)}
+    rows = [
+        score_masks.Row(line["sample_id"], int(line["type_id"] or 0), line["scores"], not line["predicted"])
+        for line in known
+    ]
+    out = score_masks.table("revos" if reader.name == "revos" else "mevis", rows)
+    if reader.name == "refdavis" and len(known) == len(reader):
+        out["unsupervised"] = _unsupervised(reader, root, dataset_root)
+    return out
+
+
+def _unsupervised(reader: Reader, root: str, dataset_root: str) -> dict[str, Any]:
+    try:
+        return score_masks.score_refdavis_unsupervised(reader, dataset_root, root)
+    except InputError as error:
+        return {"unscored": str(error)}  # a copy without the label maps, or an item without a prediction
+
+
+def archive(reader: Reader, lines: Iterable[Line], root: str, target: str) -> int:
+    """The archive for a benchmark's server; returns its number of PNGs."""
+    if reader.name == "refytvos":
+        positions = tuple(line["position"] for line in lines)
+        return refytvos.write_submission(root, target, score_masks.expected(Subset(reader, positions)))
+    return predictions.write_zip(root, target)

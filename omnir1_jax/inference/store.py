@@ -1,0 +1,93 @@
+"""An evaluation's directory: what it is of, a line for each item that is done, predictions, results.
+
+run.json       the settings; another evaluation is not taken up here
+results.jsonl  one line an item, appended once its predictions are written
+predictions/   PNG trees, each folder whole or not there
+results.json   the tables, at the end
+"""
+
+import json
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from omnir1_jax import cli, settings
+from omnir1_jax.errors import InputError
+from omnir1_jax.reporting.example import finite
+
+LINES, RESULTS, RUN, PREDICTIONS = "results.jsonl", "results.json", "run.json", "predictions"
+
+
+class Store:
+    """Lines of an evaluation by position; appended to, and read back when it is taken up again."""
+
+    def __init__(self, folder: str | os.PathLike, identity: Mapping[str, Any]):
+        """Opens `folder` for the evaluation that `identity` describes.
+
+        Raises:
+          InputError: another evaluation's directory, naming the first difference; a damaged line.
+        """
+        self.folder = pathlib.Path(folder)
+        if self.folder.exists() and not self.folder.is_dir():
+            raise InputError(f"--out: {folder} is a file; name a directory")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        mine = json.loads(json.dumps(finite(identity)))
+        run = self.folder / RUN
+        if run.exists():
+            if found := settings.difference(_json(run), mine):
+                raise InputError(f"--out: {folder} holds another evaluation ({found}); name another directory")
+        else:
+            write_json(run, mine)
+        self._path = self.folder / LINES
+        self.lines = _lines(self._path)
+        self._file = self._path.open("ab")
+
+    def __enter__(self) -> "Store":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    @property
+    def predictions(self) -> str:
+        return str(self.folder / PREDICTIONS)
+
+    def add(self, line: Mapping[str, Any]) -> None:
+        """Writes the line of an item. A killed process loses none that was written."""
+        line = finite(line)
+        self._file.write(json.dumps(line, ensure_ascii=True, allow_nan=False).encode() + b"\n")
+        self._file.flush()
+        self.lines[line["position"]] = line
+
+
+def _json(path: pathlib.Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: not readable ({error}); remove its directory or name another --out") from error
+
+
+def _lines(path: pathlib.Path) -> dict[int, dict[str, Any]]:
+    """Lines by position; one that a kill cut short is taken off the file."""
+    if not path.exists():
+        return {}
+    found, keep = {}, 0
+    with path.open("r+b") as file:
+        for number, row in enumerate(file, 1):
+            if not row.endswith(b"\n"):
+                break
+            try:
+                line = json.loads(row)
+                found[line["position"]] = line
+            except (ValueError, KeyError, TypeError) as error:
+                raise InputError(f"{path} line {number} is damaged; remove it and what follows, or the file") from error
+            keep += len(row)
+        file.truncate(keep)
+    return found
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+    """Whole or not at all."""
+    with cli.atomic_path(path) as scratch:
+        scratch.write_text(json.dumps(finite(value), indent=2) + "\n")
