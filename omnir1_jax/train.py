@@ -14,12 +14,14 @@ from absl import flags, logging
 from etils import epath
 from ml_collections import ConfigDict
 
-from omnir1_jax import checkpoints, cli, settings, signals
+from omnir1_jax import checkpoints, cli, rollouts, settings, signals
+from omnir1_jax.data.batching import Batch
 from omnir1_jax.data.stream import Prefetch
 from omnir1_jax.errors import InputError
 from omnir1_jax.reporting.log import RunLog
+from omnir1_jax.reporting.train_report import write_report
 from omnir1_jax.rl.learn import TrainState
-from omnir1_jax.setup import weights
+from omnir1_jax.setup import models, weights
 from omnir1_jax.setup.run import Run, batches, build, step_key
 
 
@@ -61,7 +63,7 @@ def train(config: ConfigDict, workdir: epath.PathLike, *, quiet: bool = False) -
             metrics = {**jax.device_get(metrics), **data_metrics(stream, waited)}
             if log is not None:
                 log.step(step, metrics, time.perf_counter() - started)
-                tell(log, run, step, batch, rollout)
+                tell(log, run, step, batch, made, rollout)
             last = stop(step) or step == config.steps  # asked once a step, so that no stop goes unsaved
             if last or step % config.checkpoint.every == 0:
                 if log is not None:
@@ -87,13 +89,19 @@ def data_metrics(stream: Prefetch, waited: float) -> dict[str, float]:
     return {f"data/{name}": float(value) for name, value in counts.items()} | {"time/data": waited}
 
 
-def tell(log: RunLog, run: Run, step: int, batch: Any, rollout: Any) -> None:
+def tell(log: RunLog, run: Run, step: int, batch: Batch, made: Any, rollout: Any) -> None:
     """Completions into the log, some of them with pictures."""
     own = run.config.log
     pictured = step % own.pictures_every == 0 or step == run.config.steps
     if rollout is None or not (pictured or step % own.rollouts_every == 0):
         return
-    del batch
+    choices = models.step_config(run.config, run.loaded.models.thinker.config.tokens)
+    clips = own.pictures if pictured else 0
+    found = rollouts.examples(
+        made, rollout, batch.sample_ids, batch.queries, run.loaded.tokenizer, choices, clips=clips
+    )
+    log.rollouts(step, found)
+    log.pictures(step, found)
 
 
 def finish(folder: epath.Path, run: Run, state: TrainState) -> None:
@@ -102,6 +110,7 @@ def finish(folder: epath.Path, run: Run, state: TrainState) -> None:
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     with cli.atomic_path(folder / "summary.json") as scratch:
         scratch.write_text(json.dumps(summary(run.config, rows), indent=2) + "\n")
+    write_report(folder)
     print(f"{folder}: weights/, summary.json, report.html")
 
 
