@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float
 
+from omnir1_jax.reporting.example import Number
 from omnir1_jax.reporting.html import Html, tag, text
 
 WIDTH, HEIGHT = 360, 190
@@ -38,7 +39,7 @@ def smooth(y: Float[np.ndarray, "n"], window: int) -> Float[np.ndarray, "n"]:
     return np.where(seen > 0, (total[high] - total[low]) / np.maximum(seen, 1), np.nan)
 
 
-def ticks(low: float, high: float, count: int = 4, least: float = 0.0) -> list[float]:
+def ticks(low: Number, high: Number, count: int = 4, least: Number = 0.0) -> list[float]:
     """Round numbers within a range, `least` or more apart."""
     raw = max((high - low) / count, least)
     base = 10.0 ** math.floor(math.log10(raw))
@@ -54,7 +55,9 @@ def _range(values: Float[np.ndarray, "n"]) -> tuple[float, float]:
     return low - margin, high + margin
 
 
-def curve(title: str, x: Sequence[float], y: Sequence[float | None], width: int = WIDTH, height: int = HEIGHT) -> Html:
+def curve(
+    title: str, x: Sequence[Number], y: Sequence[Number | None], width: int = WIDTH, height: int = HEIGHT
+) -> Html:
     """One curve over the steps. None is a number that was not finite: a gap, and a mark at the bottom."""
     steps = np.array(x, np.float64)
     values = np.clip(np.array([math.nan if v is None else v for v in y], np.float64), -1e30, 1e30)
@@ -81,7 +84,7 @@ def curve(title: str, x: Sequence[float], y: Sequence[float | None], width: int 
     return _figure(caption, parts, width, height)
 
 
-def histogram(title: str, values: Sequence[float], low: float, high: float, bins: int = 20) -> Html:
+def histogram(title: str, values: Sequence[Number], low: Number, high: Number, bins: int = 20) -> Html:
     """How many values lie where between two ends; those beyond count at the ends."""
     finite = np.array([v for v in values if math.isfinite(v)], np.float64)
     counts, edges = np.histogram(np.clip(finite, low, high), bins=bins, range=(low, high))
@@ -120,7 +123,7 @@ def _axes(columns: list[float], rows: list[float], px, py, width: int, height: i
     return out
 
 
-def short(value: float) -> str:
+def short(value: Number) -> str:
     """A tick's label."""
     if value == 0 or abs(value) < 1e-12:
         return "0"

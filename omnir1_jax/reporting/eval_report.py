@@ -10,6 +10,7 @@ from etils import epath
 
 from omnir1_jax.errors import InputError
 from omnir1_jax.reporting import charts, html
+from omnir1_jax.reporting.example import Number
 from omnir1_jax.reporting.html import Html, tag
 from omnir1_jax.reporting.train_report import IMAGE_BYTES, shrink
 
@@ -37,7 +38,7 @@ class Row(NamedTuple):
         return None if self.j is None or self.f is None else (self.j + self.f) / 2
 
 
-def chosen(scores: Sequence[float | None], count: int = 3) -> dict[str, list[int]]:
+def chosen(scores: Sequence[Number | None], count: int = 3) -> dict[str, list[int]]:
     """Which samples are worth a picture: indices of the best, median and worst by J&F, none in two lists."""
     known = sorted((i for i, score in enumerate(scores) if score is not None), key=lambda i: (-scores[i], i))
     count = min(count, math.ceil(len(known) / 3))

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
-Box = tuple[float, float, float, float]
+Number = float | int
+Box = tuple[Number, Number, Number, Number]
 
 
 class Piece(NamedTuple):

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from omnir1_jax.cli import atomic_path
 from omnir1_jax.errors import InputError
 from omnir1_jax.reporting import lines, pictures
-from omnir1_jax.reporting.example import Example, finite, line
+from omnir1_jax.reporting.example import Example, Number, finite, line
 
 METRICS, ROLLOUTS, PICTURES, TENSORBOARD = "metrics.jsonl", "rollouts.jsonl", "pictures", "tensorboard"
 UPLOAD_SECONDS, EVENT_SECONDS = 300, 10
@@ -81,7 +81,7 @@ class RunLog:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def step(self, step: int, metrics: Mapping[str, Any], seconds: float) -> None:
+    def step(self, step: int, metrics: Mapping[str, Any], seconds: Number) -> None:
         """Numbers of a finished step.
 
         Args:
@@ -168,7 +168,7 @@ class RunLog:
         self._copied_at = time.monotonic()
 
 
-def describe(step: int, total: int, metrics: Mapping[str, float], seconds: float, durations: Sequence[float]) -> str:
+def describe(step: int, total: int, metrics: Mapping[str, Number], seconds: Number, durations: Sequence[Number]) -> str:
     """A step in one line."""
     shown = [name for name in HEADLINE if name in metrics][:2]
     parts = [f"{name.split('/')[-1].replace('total', 'reward')} {metrics[name]:.4g}" for name in shown]
@@ -179,7 +179,7 @@ def describe(step: int, total: int, metrics: Mapping[str, float], seconds: float
     return "  ".join([f"step {step}/{total}", *parts, f"{seconds:.2f} s/step", f"left {left}"])
 
 
-def clock(seconds: float) -> str:
+def clock(seconds: Number) -> str:
     """Hours, minutes and seconds."""
     whole = round(seconds)
     return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"

@@ -103,10 +103,23 @@ def _failed(row: Mapping[str, Any]) -> float:
 
 
 def _summary(summary: Mapping[str, Any]) -> list[Html]:
-    flat = list(_flat(summary))
-    if not flat:
-        return []
-    return [html.heading("Summary"), html.table((), flat[:200])]
+    """Parts with the same names, as before and after, stand side by side; a long list opens on a click."""
+    numbers = lambda value: (
+        isinstance(value, Mapping) and not any(isinstance(v, (Mapping, list)) for v in value.values())
+    )
+    beside = {key: value for key, value in summary.items() if numbers(value)}
+    if len(beside) < 2 or not set.intersection(*(set(value) for value in beside.values())):
+        beside = {}
+    tables = []
+    flat = [(name, value) for name, value in _flat({k: v for k, v in summary.items() if k not in beside})][:200]
+    if flat:
+        tables.append(html.table((), flat))
+    if beside:
+        names = list(dict.fromkeys(name for part in beside.values() for name in part))
+        rows = [(name, *(part.get(name) for part in beside.values())) for name in names]
+        table = html.table(("", *beside), rows)
+        tables.append(table if len(rows) <= 12 else html.details(", ".join(beside), table))
+    return [html.heading("Summary"), *tables] if tables else []
 
 
 def _flat(tree: Any, name: str = "") -> Any:

@@ -14,14 +14,16 @@ from jaxtyping import Bool, Float, UInt8
 from omnir1_jax.cli import atomic_path
 from omnir1_jax.errors import InputError
 from omnir1_jax.reporting import draw
+from omnir1_jax.reporting.example import Number
 from omnir1_jax.reporting.pictures import marked
 
 ENCODERS = ("libx264", "libopenh264", "h264_videotoolbox")  # in software, or without asking for a device
 CRF = 20
+LEAST_SIDE = 480
 AUDIO_RATES = (96000, 88200, 64000, 48000, 44100, 32000, 24000, 22050, 16000, 12000, 11025, 8000, 7350)  # of AAC
 
 
-def h264_encoder(names: tuple[str, ...] = ENCODERS) -> str:
+def h264_encoder(names: tuple[str, ...]) -> str:
     """The first H.264 encoder that this build of FFmpeg has.
 
     Raises:
@@ -44,10 +46,15 @@ def overlay(
     masks: Iterable[Bool[np.ndarray, "y x"] | None] | None = None,
     truths: Iterable[Bool[np.ndarray, "y x"] | None] | None = None,
 ) -> Iterable[UInt8[np.ndarray, "h w 3"]]:
-    """Frames with the predicted masks filled and outlined, true ones outlined in their own colour."""
+    """Frames with the predicted masks filled and outlined, true ones outlined in their own colour.
+
+    Frames of less than `LEAST_SIDE` pixels are enlarged by a whole number, so that lines stay thin beside objects.
+    """
     masks = itertools.repeat(None) if masks is None else masks
     truths = itertools.repeat(None) if truths is None else truths
     for frame, mask, truth in zip(frames, masks, truths):
+        grow = max(1, -(-LEAST_SIDE // max(frame.shape[:2])))
+        frame = draw.fit(frame, frame.shape[1] * grow, frame.shape[0] * grow)
         if mask is not None:
             frame = draw.outlined(marked(frame, mask), mask, draw.PREDICTED)
         yield frame if truth is None else draw.outlined(frame, truth)
@@ -56,7 +63,7 @@ def overlay(
 def write(
     target: epath.PathLike,
     frames: Iterable[UInt8[np.ndarray, "h w 3"]],
-    fps: float | Fraction,
+    fps: Number | Fraction,
     audio: Float[np.ndarray, " samples"] | Float[np.ndarray, "channels samples"] | None = None,
     sample_rate: int = 16000,
 ) -> epath.Path:
@@ -72,7 +79,7 @@ def write(
     rate = Fraction(fps).limit_denominator(1001)
     if rate <= 0:
         raise InputError(f"{target}: {fps} frames a second is no rate")
-    encoder = h264_encoder()
+    encoder = h264_encoder(ENCODERS)
     with tempfile.TemporaryDirectory(prefix="omnir1_jax_video_") as folder:
         # On this machine first: the index is moved to the front when all is written, which needs a real file.
         made = pathlib.Path(folder, "video.mp4")
