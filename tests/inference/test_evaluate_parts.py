@@ -1,0 +1,104 @@
+"""The parts of an evaluation: frames chosen in place of the plan's, masks lifted, the log of what is done."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from omnir1_jax import evaluate
+from omnir1_jax.errors import InputError
+from omnir1_jax.inference import samples, segment
+from omnir1_jax.inference.answer import Asked, How, choose
+from omnir1_jax.inference.store import Store
+from omnir1_jax.models import sam2
+from omnir1_jax.text import readers
+
+
+def chosen(rule, counts, valid=(False, True), oracle=False, room=24, count=4):
+    """Frames of clips of `counts` frames whose plan's pieces are `valid`."""
+    counts = jnp.asarray(counts)
+    pieces = jnp.broadcast_to(jnp.asarray(valid), (len(counts), len(valid)))
+    plan = readers.Plan(*[None] * len(readers.Plan._fields))._replace(valid=pieces)
+    batch = Asked(policy=None, number=jnp.arange(len(counts)), frame_valid=jnp.arange(room) < counts[:, None])
+    return jax.device_get(choose(How("vos", rule, oracle), plan, batch, count, jax.random.key(0)))
+
+
+def test_frames_of_the_baselines_lie_in_the_clip_and_carry_the_first_valid_description():
+    uniform = chosen("uniform", [8, 12, 2, 1])
+    frames = [f[v].tolist() for f, v in zip(uniform.frame, uniform.valid)]
+    assert frames == [[1, 3, 5, 7], [1, 4, 7, 10], [0, 1], [0]]
+    assert (uniform.piece == uniform.valid).all()
+    first = chosen("first", [8])
+    assert first.frame[0].tolist() == [0, 0, 0, 0] and first.valid[0].tolist() == [True, False, False, False]
+    random = chosen("random", [8] * 40)
+    assert all(sorted(set(row)) == list(row) and row[-1] < 8 for row in random.frame)
+    assert len({tuple(row) for row in random.frame}) > 20
+    assert not chosen("random", [8], (False, False)).valid.any()
+    few = chosen("random", [3], (False, False), oracle=True)  # true boxes need no description
+    assert few.frame[0][few.valid[0]].tolist() == [0, 1, 2]
+
+
+def test_rules_that_do_not_exist_are_refused():
+    with pytest.raises(InputError, match="--keyframes"):
+        How("vos", "best")
+    with pytest.raises(InputError, match="video segmentation alone"):
+        How("refavs", "uniform")
+
+
+def test_lifted_masks_are_those_of_each_clip_by_itself():
+    rng = np.random.default_rng(0)
+    sizes = [(70, 96), (33, 120), (64, 64)]
+    logits = rng.normal(size=(3, 2, 4, 16, 16)).astype(np.float32)
+    canvas = segment.canvas(sizes)
+    assert canvas == (128, 128)
+    original = jnp.asarray([size[::-1] for size in sizes])
+    lifted = np.asarray(segment.lift(jnp.asarray(logits), original, canvas))
+    for own, found, (height, width) in zip(logits, lifted, sizes):
+        wanted = np.asarray(sam2.lift_masks(jnp.asarray(own), height, width) > 0).any(axis=0)
+        assert wanted.mean() > 0.5
+        assert (wanted == found[:, :height, :width]).mean() > 0.9999
+
+
+def test_few_lengths_serve_all_clips():
+    lengths = [samples.length(n) for n in range(1, 200)]
+    assert all(size >= n for n, size in enumerate(lengths, 1)) and len(set(lengths)) == 16
+    assert max(size / n for n, size in enumerate(lengths, 1)) < 1.5
+
+
+def test_items_are_read_ahead_in_order_and_no_further_than_asked():
+    started = []
+    stream = samples.ahead(lambda x: started.append(x) or x * x, range(50), 3, 4)
+    assert [next(stream) for _ in range(5)] == [0, 1, 4, 9, 16] and len(started) <= 10
+    assert list(stream) == [x * x for x in range(5, 50)]
+
+
+def test_a_log_cut_short_loses_its_last_line_alone(tmp_path):
+    with Store(tmp_path, {"a": 1, "b": {"c": (1, 2)}}) as store:
+        store.add({"position": 3, "scores": {"J": 0.5}})
+        store.add({"position": 4, "scores": {"J": float("nan")}})
+    with (tmp_path / "results.jsonl").open("a") as file:
+        file.write('{"position": 5, "sco')
+    with Store(tmp_path, {"a": 1, "b": {"c": [1, 2]}}) as store:
+        assert sorted(store.lines) == [3, 4] and store.lines[4]["scores"] == {"J": None}
+        store.add({"position": 5})
+    assert [json.loads(row)["position"] for row in (tmp_path / "results.jsonl").read_text().splitlines()] == [3, 4, 5]
+    with pytest.raises(InputError, match=r"another evaluation \(b.c: \[1, 2\] -> 3\)"):
+        Store(tmp_path, {"a": 1, "b": {"c": 3}})
+    (tmp_path / "results.jsonl").write_text("{}\n")
+    with pytest.raises(InputError, match="line 1 is damaged"):
+        Store(tmp_path, {"a": 1, "b": {"c": [1, 2]}})
+
+
+def test_tables_are_shown_side_by_side():
+    results = {
+        "plan": {"table": {"overall": {"J": 50.0, "F": 40.0}, "missing": 1}, "items": 3, "bad": [{}]},
+        "first": {"table": {"overall": {"J": 1.0}}, "items": 3, "bad": []},
+    }
+    lines = evaluate.show(results).splitlines()
+    assert lines[0].split() == ["plan", "first"] and lines[1].split() == ["overall", "/", "J", "50.00", "1.00"]
+    assert lines[2].split() == ["overall", "/", "F", "40.00"] and lines[-1].split() == ["unreadable", "1", "0"]
+    assert len({len(line.rstrip()) for line in lines[:2]}) == 1
+    assert dataclasses.is_dataclass(How)
