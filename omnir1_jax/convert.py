@@ -121,7 +121,7 @@ def export_run(args: argparse.Namespace, source: epath.Path, mesh: Mesh | None) 
         raise InputError(f"--prefix: {source} trained a segmenter, whose tensors have no prefix")
     if dtype is not None and thinker:
         config.thinker.param_dtype = args.dtype
-    found = trained.load(str(source), config, mesh)
+    found = trained.load(str(source), config, mesh, segmenter=False)
     changed = found.trainable
     if dtype is not None and not thinker:
         changed = jax.tree.map(lambda leaf: leaf.astype(dtype), changed)

@@ -71,11 +71,12 @@ def config_of(checkpoint: str, config: ConfigDict | None = None) -> ConfigDict:
     return chosen
 
 
-def load(checkpoint: str, config: ConfigDict, mesh: Mesh | None = None) -> Trained:
+def load(checkpoint: str, config: ConfigDict, mesh: Mesh | None = None, *, segmenter: bool = True) -> Trained:
     """Reads models and trained parameters.
 
     Args:
       config: of `config_of`.
+      segmenter: whether SAM 2 is wanted too; where it is what was trained, it always is.
 
     Raises:
       InputError: names the setting or file that will not do.
@@ -86,7 +87,10 @@ def load(checkpoint: str, config: ConfigDict, mesh: Mesh | None = None) -> Train
         config = ConfigDict(config)
         with config.unlocked():
             config.thinker.path, config.thinker.tokenizer, config.lora.rank = str(path / "weights"), "", 0
-    loaded = models.load(config, models.sizes(config), mesh)
+    found = models.sizes(config)
+    if not segmenter and config.objective != "masks":
+        found = found._replace(sam2=None)
+    loaded = models.load(config, found, mesh)
     if not state:
         return Trained(config, loaded, None)
     like = (

@@ -14,7 +14,7 @@ import types
 
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import Qwen2_5OmniProcessor, Qwen2Tokenizer, WhisperFeatureExtractor
+from transformers import AutoTokenizer, Qwen2_5OmniProcessor, Qwen2Tokenizer, WhisperFeatureExtractor
 
 SPECIAL = ("<|im_start|>", "<|im_end|>")
 NAMED = dict(
@@ -117,4 +117,17 @@ def processor():
             feature_size=128, sampling_rate=16000, hop_length=160, chunk_length=300, n_fft=400
         ),
         tokenizer=tokenizer(),
+    )
+
+
+def load_processor(path):
+    """`Qwen2_5OmniProcessor.from_pretrained`, part by part: as a whole it asks for torchvision before anything else."""
+    image_class, video_class = vision_classes()
+    loaded = AutoTokenizer.from_pretrained(path)
+    return _Processor(
+        image_processor=image_class.from_pretrained(path),
+        video_processor=video_class.from_pretrained(path),
+        feature_extractor=WhisperFeatureExtractor.from_pretrained(path),
+        tokenizer=loaded,
+        chat_template=loaded.chat_template,
     )

@@ -1,14 +1,23 @@
 """A run of the smallest models as a work directory, its state as if trained: nothing left as it was drawn."""
 
+import dataclasses
 import json
 
+import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
 from omnir1_jax import checkpoints, settings
+from omnir1_jax.data.preprocess import tokens
+from omnir1_jax.models import sam2
+from omnir1_jax.models.qwen_omni import pretrained
+from omnir1_jax.models.qwen_omni.config import AudioConfig, TextConfig, ThinkerConfig, TokenIds, VisionConfig
+from omnir1_jax.models.qwen_omni.thinker import Thinker, abstract_params
 from omnir1_jax.rl import learn
 from omnir1_jax.setup import models
+from omnir1_jax.setup import weights as setup_weights
 from tests.data import qwen_oracle
 
 CELL = 16 * 16
@@ -18,30 +27,52 @@ GROUNDING = (
 )
 
 
+THINKER = dict(
+    text=TextConfig(0, 48, 64, 2, 4, 2, 16, 1e4, (2, 3, 3)),
+    vision=VisionConfig(2, 32, 48, 2, 48, (1,), patch_size=8, window_size=64),
+    audio=AudioConfig(16, 24, 1, 2, 32, 48, 10, 300),
+)
+HIERA = sam2.HieraConfig(
+    dims=(8, 16, 32, 64), heads=(1, 1, 2, 4), blocks=(1, 1, 2, 1), windows=(8, 4, 4, 2), global_blocks=(3,)
+)
+SAM2 = sam2.Sam2Config(
+    HIERA, side=64, width=64, decoder_mlp=64, decoder_heads=2, iou_width=32, attention_layers=1, attention_mlp=32,
+    fuser_mlp=32,
+)  # fmt: skip
+
+
+def noise(boxed, seed):
+    """Parameters of unit gain, nothing at zero: matrices by their fan-in, scales around 1, other vectors around 0."""
+    rng = np.random.default_rng(seed)
+
+    def one(path, leaf):
+        fan = 1.0 if leaf.ndim < 2 else 4.0 / np.sqrt(np.prod(leaf.shape[:-1]))
+        return np.asarray((path[-1].key == "scale") + 0.2 * fan * rng.normal(size=leaf.shape), np.float32)
+
+    return jax.tree_util.tree_map_with_path(one, nn.unbox(boxed))
+
+
+def weights(folder):
+    """Directories of a thinker (its tokenizer beside it) and of a segmenter."""
+    words = qwen_oracle.tokenizer()
+    ids = TokenIds(**dataclasses.asdict(tokens.token_ids(words)))
+    text = dataclasses.replace(THINKER["text"], vocab_size=len(words))
+    thinker = ThinkerConfig(**{**THINKER, "text": text}, tokens=ids)
+    files = setup_weights.text_files(None, words)
+    pretrained.save(folder / "thinker", Thinker(thinker), noise(abstract_params(thinker), 0), files=files)
+    sam2.export(folder / "sam2", sam2.Sam2(SAM2), noise(sam2.abstract_params(SAM2), 1))
+
+
 def config(folder, **changes):
-    """Sizes at which a program compiles in seconds; prompts and tokenizer lie in `folder`."""
+    """Sizes at which a program compiles in seconds; weights and prompts lie in `folder`."""
+    if not (folder / "thinker").is_dir():
+        weights(folder)
     c = settings.defaults()
     c.name = "small"
-    c.thinker.tokenizer = qwen_oracle.save_tokenizer(folder / "tokenizer")
-    c.thinker.sizes = dict(
-        text=dict(
-            hidden_size=48, intermediate_size=64, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=16,
-            rope_theta=1e4, mrope_section=(2, 3, 3),
-        ),
-        vision=dict(
-            depth=2, hidden_size=32, intermediate_size=48, num_heads=2, out_hidden_size=48,
-            full_attention_blocks=(1,), patch_size=8, window_size=64,
-        ),
-        audio=dict(num_mel_bins=16, d_model=24, num_layers=1, num_heads=2, ffn_dim=32, output_dim=48, n_window=10),
-    )  # fmt: skip
+    c.thinker.path = str(folder / "thinker")
     c.thinker.dtype = c.thinker.param_dtype = "float32"
     c.thinker.remat = "none"
-    c.sam2.sizes = dict(
-        hiera=dict(
-            dims=(8, 16, 32, 64), heads=(1, 1, 2, 4), blocks=(1, 1, 2, 1), windows=(8, 4, 4, 2), global_blocks=(3,)
-        ),
-        width=64, decoder_mlp=64, decoder_heads=2, iou_width=32, attention_layers=1, attention_mlp=32, fuser_mlp=32,
-    )  # fmt: skip
+    c.sam2.path = str(folder / "sam2")
     c.sam2.side = 64
     c.sam2.frame_chunk = 8
     c.sam2.dtype = c.sam2.memory_dtype = "float32"
@@ -54,31 +85,32 @@ def config(folder, **changes):
     c.pixels.sharp = (24 * CELL, 48 * CELL)
     frames = dict(synthetic=dict(family="vos", clips=4, config="toy"))
     c.data = dict(vos=settings.task(datasets=settings.datasets(**frames), frames=8))
+    c.loader.threads = 1
     c.step.max_tokens = 24
     c.step.grounding_tokens = 12
     c.step.completion_bytes = 512
     c.step.grounding_bytes = 256
     c.step.description_tokens = 64
     for name, value in changes.items():
-        with c.unlocked():
-            section, _, key = name.partition("_")
-            c[section][key] = value
+        section, _, key = name.partition("_")
+        c[section][key] = value
     return c
 
 
 def workdir(folder, c, steps=(3,)):
-    """A work directory whose state of each step is other noise; returns it with the newest state's parameters."""
+    """A work directory whose state of each step is other noise; returns it with the parameters of each step."""
     folder.mkdir(parents=True, exist_ok=True)
-    loaded = models.load(c, models.sizes(c))
-    rng = np.random.default_rng(0)
-    noise = lambda leaf: leaf + 0.3 * np.asarray(leaf).std() * rng.standard_normal(leaf.shape) + 0.05 * (leaf.ndim < 2)
+    loaded = models.load(c, models.sizes(c)._replace(sam2=None))
+    drawn = jax.tree.map(np.asarray, models.trainable(c, loaded))
+    rng, made = np.random.default_rng(0), {}
+
+    def changed(leaf):
+        spread = 0.3 * leaf.std() + 0.05 * (leaf.ndim < 2) + 0.1 * bool(c.lora.rank)
+        return jnp.asarray(leaf + spread * rng.standard_normal(leaf.shape), jnp.float32)
+
     with checkpoints.manager(folder, 2) as manager:
         for step in steps:
-            trainable = jax.tree.map(lambda leaf: noise(leaf).astype(leaf.dtype), models.trainable(c, loaded))
-            if c.lora.rank:
-                trainable = jax.tree.map(lambda leaf: leaf + 0.1 * rng.standard_normal(leaf.shape), trainable)
-            trainable = jax.tree.map(lambda leaf: jax.numpy.asarray(leaf, "float32"), trainable)
-            state = learn.init(trainable, optax.sgd(0.1))
-            checkpoints.save(manager, step, state, {}, settings.plain(c), wait=True)
+            made[step] = jax.tree.map(changed, drawn)
+            checkpoints.save(manager, step, learn.init(made[step], optax.sgd(0.1)), {}, settings.plain(c), wait=True)
     (folder / "config.json").write_text(json.dumps(settings.plain(c)))
-    return folder, trainable
+    return folder, made
