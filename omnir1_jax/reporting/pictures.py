@@ -32,7 +32,7 @@ def draw(example: Example) -> UInt8[np.ndarray, "h w 3"]:
         rows.append(_grid([_keyframe(clip, keyframe, most) for keyframe in keyframes], per_row))
     if len(clip.frames) > 1 or not keyframes:
         rows.append(_strip(clip, {keyframe.frame for keyframe in keyframes}, inner))
-    rows.append(_legend(clip, keyframes, inner))
+    rows += _legend(clip, keyframes, inner)
     if example.rewards or example.reward is not None:
         rows.append(fonts.block(_rewards(example), inner, 12, colour=GREY))
     page = _stack(rows, inner, GAP)
@@ -130,11 +130,12 @@ def _facts(example: Example, inner: int) -> Image:
 def _rewards(example: Example) -> str:
     said = [] if example.reward is None else [f"reward {example.reward:.3g}"]
     said += [] if example.advantage is None else [f"advantage {example.advantage:+.3g}"]
-    return "  ·  ".join(said + [f"{name} {value:.3g}" for name, value in example.rewards.items()])
+    # Adding 0.0 turns -0.0 into 0.
+    return "  ·  ".join(said + [f"{name} {value + 0.0:.3g}" for name, value in example.rewards.items()])
 
 
-def _legend(clip: Clip, keyframes: list[Keyframe], inner: int) -> Image:
-    """Only what the picture has."""
+def _legend(clip: Clip, keyframes: list[Keyframe], inner: int) -> list[Image]:
+    """Only what the picture has; nothing for a picture without marks."""
     entries = []
     if clip.predicted is not None:
         entries.append(("predicted mask", marks.PREDICTED, True))
@@ -151,7 +152,7 @@ def _legend(clip: Clip, keyframes: list[Keyframe], inner: int) -> Image:
         label = fonts.block(words, round(fonts.length(words, 12)) + 4, 12, colour=GREY)[:18]
         row[1 : 1 + len(label), x + 20 : x + 20 + label.shape[1]] = label[: len(row) - 1]
         x += 20 + label.shape[1] + 20
-    return row
+    return [row] if entries else []
 
 
 def _stack(rows: list[Image], width: int, gap: int) -> Image:
