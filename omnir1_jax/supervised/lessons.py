@@ -55,7 +55,7 @@ def asked(words: str, answer: str) -> Target:
     return Target(answer, f"{words}{TURN}")
 
 
-def looks(clip: DecodedClip, shapes: Sequence[int]) -> str:
+def looks(clip: DecodedClip, shapes: Sequence[int] | np.ndarray) -> str:
     """ "red circle, blue star": in the order of the world's colours."""
     names = [clip.ref.extra["looks"][n] for n in shapes]
     return ", ".join(sorted(names, key=lambda name: list(COLOURS).index(name.split()[0])))
@@ -66,7 +66,7 @@ def seen(clip: DecodedClip) -> Bool[np.ndarray, "n t"]:
     return clip.masks.sum(axis=(2, 3)) >= CLEAR
 
 
-def draw(rng: np.random.Generator, options: Sequence[Any]) -> Any:
+def draw(rng: np.random.Generator, options: Sequence[Any] | np.ndarray) -> Any:
     return options[int(rng.integers(len(options)))]
 
 

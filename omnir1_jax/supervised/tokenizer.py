@@ -1,13 +1,14 @@
-"""A small tokenizer of the Qwen2 family for toy models, trained on what they are to say.
+"""A small tokenizer of the Qwen2 family for toy models: `python -m omnir1_jax.supervised.tokenizer DIRECTORY`.
 
-Byte-level BPE with Qwen2's own pre-tokeniser and the added tokens of Qwen2.5-Omni in their real spelling. The fixed
-parts of answers are further added tokens, so that a plan of four moments takes about seventy tokens; digits stay
-tokens of their own, as in the real one.
+Trained on what such models are to say. Byte-level BPE with Qwen2's own pre-tokeniser and the added tokens of
+Qwen2.5-Omni in their real spelling. The fixed parts of answers are further added tokens, so that a plan of four
+moments takes about seventy tokens; digits stay tokens of their own, as in the real one.
 """
 
 import itertools
 import json
 import pathlib
+import sys
 from collections.abc import Iterator
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -91,3 +92,7 @@ def save(path: pathlib.Path, **options: int) -> PreTrainedTokenizerBase:
     built = build(**options)
     built.save_pretrained(str(path))
     return built
+
+
+if __name__ == "__main__":
+    save(pathlib.Path(sys.argv[1]))

@@ -1,0 +1,127 @@
+"""The toy's weights from nothing but the synthetic world, on two CPU cores.
+
+`configs/toy_pretrain.py:thinker` is a cold start: it sees, hears and grounds well and answers in System 1's format,
+but does not know yet what to choose. What a run leaves in WORKDIR/weights is what configs/toy_weights/ holds.
+"""
+
+import pathlib
+
+from omnir1_jax.settings import datasets, defaults, task
+
+WEIGHTS = pathlib.Path(__file__).parent / "toy_weights"
+CELL = 16 * 16  # pixels of a visual token
+
+
+def get_config(part="thinker"):
+    return {"thinker": thinker, "sam2_images": sam2_images, "sam2": sam2}[part]()
+
+
+def thinker():
+    c = defaults()
+    c.name = "toy_thinker"
+    c.objective = "sft"
+    c.steps = 6000
+    c.sft.towers = True
+
+    c.thinker.tokenizer = str(WEIGHTS / "thinker")  # made by omnir1_jax.supervised.tokenizer
+    c.thinker.sizes = dict(
+        text=dict(
+            hidden_size=96, intermediate_size=256, num_layers=3, num_heads=4, num_kv_heads=2, head_dim=24,
+            rope_theta=5.0, mrope_section=(4, 4, 4), tie_word_embeddings=True,
+        ),
+        vision=dict(
+            depth=3, hidden_size=64, intermediate_size=128, num_heads=4, out_hidden_size=96,
+            full_attention_blocks=(1, 2), patch_size=8, window_size=32, rope_theta=100.0,
+        ),
+        audio=dict(num_mel_bins=20, d_model=32, num_layers=1, num_heads=2, ffn_dim=64, output_dim=96, n_window=50),
+        position_id_per_second=4,
+    )  # fmt: skip
+    c.thinker.dtype = c.thinker.param_dtype = "float32"
+    c.thinker.remat = "none"
+    prompts(c)
+
+    world = dict(config="toy", clips=100_000, lessons=True)
+    video = dict(datasets=datasets(synthetic=world | dict(family="vos")), family="vos", frames=8)
+    c.data = dict(
+        grounding=task(example="lessons_grounding", batch_size=4, weight=0.5, targets=4, target_tokens=26, **video),
+        questions=task(example="lessons_questions", batch_size=8, weight=0.25, targets=6, target_tokens=28, **video),
+        plans=task(example="lessons_plans", batch_size=8, weight=0.1, targets=2, target_tokens=76, **video),
+        sounds=task(
+            datasets=datasets(synthetic=world | dict(family="refavs")), family="refavs", example="lessons_sounds",
+            batch_size=8, weight=0.15, targets=6, target_tokens=30,
+            frames=1, sampling="first", sound="required", audio_seconds=3.0,
+        ),
+    )  # fmt: skip
+    c.loader.threads = 1
+
+    c.optimizer.learning_rate = 3e-3
+    c.optimizer.warmup_steps = 100
+    c.optimizer.final_share = 0.03
+    c.optimizer.b2 = 0.98
+    c.optimizer.clip_norm = 1.0
+    c.checkpoint.every = 500
+    c.log.tensorboard = False
+    return c
+
+
+def prompts(c):
+    """Short prompts and small frames: 12 visual tokens of a frame pair for System 1, 24 of a frame for System 2."""
+    c.prompts.system = "toy_system"
+    c.prompts.vos = "toy_vos"
+    c.prompts.refavs = "toy_refavs"
+    c.prompts.grounding = "toy_grounding"
+    c.prompts.text_tokens = 40
+    c.prompts.max_aspect = 1.6
+    c.pixels.policy_video = (8 * CELL, 12 * CELL)
+    c.pixels.policy_image = (12 * CELL, 24 * CELL)
+    c.pixels.sharp = (12 * CELL, 24 * CELL)
+
+
+def sam2_images():
+    """The first half of the segmenter's training: boxes to masks on single frames, from random weights."""
+    c = defaults()
+    c.name = "toy_sam2_images"
+    c.objective = "masks"
+    c.steps = 800
+    c.masks.piece = 1
+    c.masks.focus, c.masks.mask = 0.0, 5.0
+    c.masks.remat = False
+
+    c.sam2.sizes = dict(
+        hiera=dict(
+            dims=(16, 32, 64, 96), heads=(1, 1, 2, 2), blocks=(1, 1, 2, 1), windows=(8, 4, 4, 4), global_blocks=(2, 3),
+            patch_kernel=4, patch_padding=0, mlp_ratio=2.0, activation="relu",
+        ),
+        width=64, decoder_heads=4, decoder_mlp=128, iou_width=64,
+        memories=4, memory_channels=16, pointers=8, attention_layers=1, attention_mlp=128, attention_downsample=2,
+        mask_stride=4, mask_layers=2, fuser_layers=1, fuser_mlp=128, fuser_kernel=3, fuser_padding=1,
+    )  # fmt: skip
+    c.sam2.side = 128
+    c.sam2.object_chunk = c.sam2.frame_chunk = 64
+    c.sam2.dtype = c.sam2.memory_dtype = "float32"
+
+    shapes = lambda world: dict(name="synthetic", family="vos", config=world, clips=50_000, lessons=True)
+    worlds = datasets(toy=shapes("toy"), default=shapes("default"))
+    c.data = dict(vos=task(datasets=worlds, frames=8, objects=3, batch_size=2, target="some_frame"))
+    c.loader.threads = 1
+
+    c.optimizer.learning_rate = 2e-3
+    c.optimizer.warmup_steps = 40
+    c.optimizer.final_share = 0.1
+    c.optimizer.b2 = 0.98
+    c.optimizer.clip_norm = 1.0
+    c.optimizer.freeze = ("image_positional", "prompt_encoder/positional")  # random features of places
+    c.checkpoint.every = 200
+    c.log.tensorboard = False
+    return c
+
+
+def sam2():
+    """The second half: the same boxes followed through whole clips. `sam2.path` is the first half's WORKDIR/weights."""
+    c = sam2_images()
+    c.name = "toy_sam2"
+    c.steps = 500
+    c.masks.piece = 0
+    c.sam2.path = "runs/toy_sam2_images/weights"
+    c.optimizer.learning_rate = 1.5e-3
+    return c
