@@ -239,7 +239,11 @@ def _read(path: epath.Path, trees: Mapping[str, Any], check: Callable, same_dtyp
     check(path, run)
     for name, tree in trees.items():
         _refuse_other_shapes(path, name, _agreed(_shapes, path / name), tree, same_dtype)
-    return run, _agreed(_arrays, path, trees, run["checksums"])
+    read = _agreed(_arrays, path, trees)
+    # The sums are made by all processes together, so only of arrays that all could read.
+    sums = _checksums(read)
+    _agreed(_refuse_other_sums, path, trees, sums, run["checksums"])
+    return run, read
 
 
 def _agreed(read: Callable, *args: Any) -> Any:
@@ -283,18 +287,22 @@ def _shapes(path: epath.Path) -> dict[str, jax.ShapeDtypeStruct]:
 
 
 @no_type_check
-def _arrays(path: epath.Path, trees: Mapping[str, Any], checksums: Mapping[str, int]) -> Any:
+def _arrays(path: epath.Path, trees: Mapping[str, Any]) -> Any:
     # The handler by itself: the manager's restore would let the other processes wait where one fails.
     handler = ocp.StandardCheckpointHandler()
     read = {name: handler.restore(path / name, args=ocp.args.StandardRestore(tree)) for name, tree in trees.items()}
     handler.close()
-    # What was cast on the way can no longer be compared.
-    cast = any(x.dtype != _shapes(path / name)[key].dtype for name in trees for key, x in _flat(trees[name]).items())
-    if not cast:
-        for key, value in _checksums(read).items():
-            if value != checksums[key]:
-                raise ValueError(f"{key} is not what was saved")
     return read
+
+
+@no_type_check
+def _refuse_other_sums(path: epath.Path, trees: Mapping[str, Any], sums: Mapping[str, int], saved: Mapping) -> None:
+    for name, tree in trees.items():
+        stored = _shapes(path / name)
+        for key, leaf in _flat(tree).items():
+            # What was cast on the way can no longer be compared.
+            if leaf.dtype == stored[key].dtype and sums[f"{name}/{key}"] != saved[f"{name}/{key}"]:
+                raise ValueError(f"{name}/{key} is not what was saved")
 
 
 @jax.jit

@@ -1,0 +1,106 @@
+"""The smallest run of the training command: questions over two small frames, the real step without a segmenter.
+
+As a config file: `--config tests/tiny.py:TOKENIZER_DIRECTORY`. As a program it forks runs of the command, as lines on
+stdin ask for them, so that the imports are paid once: {"flags": [...], "log": path} is answered with the process's id,
+{"wait": id} with its exit status, 128 + n after signal n.
+"""
+
+import gc
+import json
+import os
+import pathlib
+import resource
+import sys
+import traceback
+
+import jax
+
+from omnir1_jax import cli, settings, train
+from omnir1_jax.settings import datasets, defaults, task
+
+STEPS = 200
+
+
+def get_config(tokenizer: str):
+    c = defaults()
+    c.name = "tiny"
+    c.steps = STEPS
+    c.thinker.tokenizer = tokenizer
+    c.thinker.sizes = dict(
+        text=dict(
+            hidden_size=32, intermediate_size=48, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=16,
+            rope_theta=1e4, mrope_section=(2, 3, 3),
+        ),
+        vision=dict(
+            depth=1, hidden_size=32, intermediate_size=48, num_heads=2, out_hidden_size=32,
+            full_attention_blocks=(0,), patch_size=8, window_size=64,
+        ),
+        audio=dict(num_mel_bins=16, d_model=16, num_layers=1, num_heads=2, ffn_dim=32, output_dim=32, n_window=10),
+    )  # fmt: skip
+    c.thinker.dtype = c.thinker.param_dtype = "float32"
+    c.thinker.remat = "none"
+    cell = 16 * 16
+    c.pixels.policy_image = c.pixels.policy_video = c.pixels.sharp = (cell, 6 * cell)
+    c.prompts.text_tokens = 1024
+    c.prompts.max_aspect = 2.0
+    clips = datasets(synthetic=dict(family="qa", clips=8))
+    c.data = dict(qa=task(datasets=clips, batch_size=1, frames=2, sampling="uniform"))
+    c.loader.threads = 1
+    c.step.group = 2
+    c.step.max_tokens = 8
+    c.step.completion_bytes = 64
+    c.reward.bonus_range = (2, 6)
+    c.optimizer.learning_rate = 1e-2
+    c.checkpoint.every = 5
+    c.log.tensorboard = False
+    c.log.pictures_every = 2 * STEPS
+    return c
+
+
+def memory(stream) -> dict[str, float]:
+    """Bytes of this process and of all arrays on its devices, every tenth step."""
+    if stream.get_state()["next_batch"] % 10:
+        return {}
+    gc.collect()
+    pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
+    return {
+        "memory/host": pages * resource.getpagesize(),
+        "memory/device": sum(x.nbytes for x in jax.live_arrays()),
+    }
+
+
+def run(flags: list[str]) -> None:
+    """The command, with what it holds in memory among its metrics."""
+    numbers = train.data_metrics
+    train.data_metrics = lambda stream, waited: numbers(stream, waited) | memory(stream)
+    sys.argv = ["train", *flags]
+    cli.run(train.main, settings.parse)
+
+
+def serve() -> None:
+    for line in sys.stdin:
+        order = json.loads(line)
+        if "wait" in order:
+            status = os.waitstatus_to_exitcode(os.waitpid(order["wait"], 0)[1])
+            print(status if status >= 0 else 128 - status, flush=True)
+        elif child := os.fork():
+            print(child, flush=True)
+        else:
+            out = os.open(order["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            os.dup2(out, 1)
+            os.dup2(out, 2)
+            code = 1
+            try:
+                run(order["flags"])
+            except SystemExit as end:
+                code = end.code or 0
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(code)
+
+
+if __name__ == "__main__":
+    serve()
