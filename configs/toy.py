@@ -1,6 +1,11 @@
 """Everything at the size of two CPU cores: the synthetic world, small models of the same code, both video families."""
 
+import pathlib
+
 from omnir1_jax.settings import datasets, defaults, task
+
+WEIGHTS = pathlib.Path(__file__).parent / "toy_weights"
+CELL = 16 * 16  # pixels of a visual token
 
 
 def get_config():
@@ -8,56 +13,65 @@ def get_config():
     c.name = "toy"
     c.steps = 200
 
+    c.thinker.tokenizer = str(WEIGHTS / "thinker")
     c.thinker.sizes = dict(
         text=dict(
-            hidden_size=64, intermediate_size=128, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=16,
-            rope_theta=1e4, mrope_section=(2, 3, 3),
+            hidden_size=96, intermediate_size=256, num_layers=3, num_heads=4, num_kv_heads=2, head_dim=24,
+            rope_theta=5.0, mrope_section=(4, 4, 4), tie_word_embeddings=True,
         ),
         vision=dict(
-            depth=2, hidden_size=32, intermediate_size=64, num_heads=2, out_hidden_size=64,
-            full_attention_blocks=(1,), patch_size=8, window_size=64,
+            depth=3, hidden_size=64, intermediate_size=128, num_heads=4, out_hidden_size=96,
+            full_attention_blocks=(1, 2), patch_size=8, window_size=32, rope_theta=100.0,
         ),
-        audio=dict(num_mel_bins=16, d_model=32, num_layers=1, num_heads=2, ffn_dim=64, output_dim=64, n_window=10),
+        audio=dict(num_mel_bins=20, d_model=32, num_layers=1, num_heads=2, ffn_dim=64, output_dim=96, n_window=50),
+        position_id_per_second=4,
     )  # fmt: skip
     c.thinker.dtype = c.thinker.param_dtype = "float32"
     c.thinker.remat = "none"
     c.sam2.sizes = dict(
         hiera=dict(
-            dims=(8, 16, 32, 64), heads=(1, 1, 2, 4), blocks=(1, 1, 2, 1), windows=(8, 4, 4, 2), global_blocks=(3,)
+            dims=(16, 32, 64, 96), heads=(1, 1, 2, 2), blocks=(1, 1, 2, 1), windows=(8, 4, 4, 4), global_blocks=(2, 3),
+            patch_kernel=4, patch_padding=0, mlp_ratio=2.0, activation="relu",
         ),
-        width=64, decoder_mlp=64, decoder_heads=2, iou_width=32, attention_layers=1, attention_mlp=32, fuser_mlp=32,
+        width=64, decoder_heads=4, decoder_mlp=128, iou_width=64,
+        memories=4, memory_channels=16, pointers=8, attention_layers=1, attention_mlp=128, attention_downsample=2,
+        mask_stride=4, mask_layers=2, fuser_layers=1, fuser_mlp=128, fuser_kernel=3, fuser_padding=1,
     )  # fmt: skip
-    c.sam2.side = 64
-    c.sam2.object_chunk = 16
-    c.sam2.frame_chunk = 8
+    c.sam2.side = 128
+    c.sam2.object_chunk = c.sam2.frame_chunk = 64
     c.sam2.dtype = c.sam2.memory_dtype = "float32"
 
-    cell = 16 * 16
-    c.pixels.policy_image = c.pixels.policy_video = (cell, 24 * cell)
-    c.pixels.sharp = (24 * cell, 48 * cell)
-    c.prompts.text_tokens = 1024
-    c.prompts.max_aspect = 2.0
+    # Short prompts and small frames: 12 visual tokens of a frame pair for System 1, 24 of a frame for System 2.
+    for name in ("system", "vos", "refavs", "grounding"):
+        c.prompts[name] = f"toy_{name}"
+    c.prompts.text_tokens = 64
+    c.prompts.max_aspect = 1.6
+    c.pixels.policy_video = (8 * CELL, 12 * CELL)
+    c.pixels.policy_image = c.pixels.sharp = (12 * CELL, 24 * CELL)
 
+    world = dict(config="toy", clips=2000)
     c.data = dict(
         vos=task(
-            datasets=datasets(synthetic=dict(family="vos", clips=64)), batch_size=2, frames=8, target="some_frame"
+            datasets=datasets(synthetic=world | dict(family="vos")), batch_size=2, frames=8, target="some_frame"
         ),
         refavs=task(
-            datasets=datasets(synthetic=dict(family="refavs", clips=64)), batch_size=2,
-            frames=1, sampling="first", sound="required", audio_seconds=6.0, target="first_frame",
+            datasets=datasets(synthetic=world | dict(family="refavs")), batch_size=4,
+            frames=1, sampling="first", sound="required", audio_seconds=3.0, target="first_frame",
         ),
     )  # fmt: skip
     c.loader.threads = 1
 
-    c.step.group = 4
-    c.step.max_tokens = 64
-    c.step.grounding_tokens = 24
-    c.step.completion_bytes = 512
+    c.step.group = 8
+    c.step.max_tokens = 96
+    c.step.grounding_tokens = 32
+    c.step.completion_bytes = 640
     c.step.grounding_bytes = 256
-    c.step.description_tokens = 64
-    c.reward.bonus_range = (16, 60)
+    c.step.description_bytes = 64
+    c.step.description_tokens = 32
+    c.reward.bonus_range = (24, 90)
 
     c.optimizer.learning_rate = 1e-3
+    c.mesh.fsdp = c.mesh.data = 1
     c.checkpoint.every = 20
     c.log.pictures_every = 20
     return c
