@@ -5,14 +5,17 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import optax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 Rules = Sequence[tuple[str, str | tuple[str, ...] | None]]
 
 # Weights: the model axis goes over `fsdp`, the wide axis (heads, ffn, vocabulary) over `tensor`.
-# Activations: batch over `data` and `fsdp`. A name that is absent here is replicated.
+# Activations: batch over `data` and `fsdp`; "rows" is the batch where the weights are in the decoding layout.
+# A name that is absent here is replicated.
 DEFAULT_RULES: Rules = (
     ("batch", ("data", "fsdp")),
+    ("rows", "data"),
     ("layers", None),
     ("embed", "fsdp"),
     ("vocab", "tensor"),
@@ -21,6 +24,16 @@ DEFAULT_RULES: Rules = (
     ("head_dim", None),
     ("mlp", "tensor"),
     ("rank", None),
+)
+
+# For decoding every weight is cut along its wide axis over `fsdp` too, so that a token moves activations and not
+# weights between devices. Where the heads do not divide, their channels are cut.
+DECODING_RULES: Rules = (
+    ("vocab", ("fsdp", "tensor")),
+    ("heads", ("fsdp", "tensor")),
+    ("kv_heads", ("fsdp", "tensor")),
+    ("head_dim", ("fsdp", "tensor")),
+    ("mlp", ("fsdp", "tensor")),
 )
 
 
@@ -60,3 +73,34 @@ def tree_shardings(mesh: Mesh, boxed: Any, rules: Rules = DEFAULT_RULES) -> Any:
         return NamedSharding(mesh, PartitionSpec())
 
     return jax.tree.map(one, boxed, is_leaf=lambda leaf: isinstance(leaf, nn.LogicallyPartitioned))
+
+
+def state_shardings(
+    mesh: Mesh, boxed: Any, optimizer: optax.GradientTransformation, rules: Rules = DEFAULT_RULES
+) -> Any:
+    """Of `optimizer`'s state for parameters `boxed`: moments lie as their parameters do, the rest is whole."""
+    state = jax.eval_shape(optimizer.init, nn.unbox(boxed))
+    whole = NamedSharding(mesh, PartitionSpec())
+    return optax.tree.map_params(
+        optimizer,
+        lambda _, sharding: sharding,
+        state,
+        tree_shardings(mesh, boxed, rules),
+        transform_non_params=lambda _: whole,
+    )
+
+
+def constrain(x: jax.Array, names: Sequence[str | None], rules: Rules = DEFAULT_RULES) -> jax.Array:
+    """Lays an activation out by the logical names of its axes, on the mesh of `jax.set_mesh`; without one, nothing."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.are_all_axes_manual:
+        return x
+    return jax.lax.with_sharding_constraint(x, named_sharding(mesh, names, x.shape, rules))
+
+
+def constrain_tree(tree: Any, boxed: Any, rules: Rules = DEFAULT_RULES) -> Any:
+    """`constrain` for parameters, whose names stand in `boxed` (leaves without names are replicated)."""
+    names = lambda leaf: leaf.names if isinstance(leaf, nn.LogicallyPartitioned) else (None,) * leaf.ndim
+    flat, form = jax.tree.flatten(boxed, is_leaf=lambda leaf: isinstance(leaf, nn.LogicallyPartitioned))
+    leaves = form.flatten_up_to(tree)
+    return form.unflatten([constrain(x, names(leaf), rules) for x, leaf in zip(leaves, flat, strict=True)])

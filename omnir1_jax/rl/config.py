@@ -34,6 +34,8 @@ class StepConfig:
       bonus_range: lengths in tokens that earn the length bonus.
       updates: optimiser updates on each rollout.
       score_chunk: tokens whose logits exist at a time.
+      score_lengths: lengths beside `sampling.max_tokens` that learning is compiled for; the shortest that holds all
+        completions of a step is taken. Each costs compile time.
       grounder, segmenter: names in `systems.detail`.
       lora: train an adapter instead of the decoder.
     """
@@ -51,6 +53,7 @@ class StepConfig:
     bonus_range: tuple[int, int] = (320, 750)
     updates: int = 1
     score_chunk: int = 256
+    score_lengths: tuple[int, ...] = ()
     grounder: str = "qwen_omni"
     segmenter: str = "sam2"
     lora: LoraConfig | None = None

@@ -1,5 +1,6 @@
 """Policies as variables of the decoder, and the update: scores, loss, optimiser."""
 
+import functools
 from collections.abc import Mapping
 from typing import Any, NamedTuple, no_type_check
 
@@ -92,34 +93,45 @@ def learn(
 ) -> tuple[TrainState, Learned]:
     """`config.updates` updates on one rollout. The prompt is read once for all completions of a group."""
     decoder = thinker.decoder()
-    real = jnp.arange(completions.tokens.shape[-1]) < completions.lengths[..., None]
+    most = completions.tokens.shape[-1]
+    real = jnp.arange(most) < completions.lengths[..., None]
+    sizes = (*sorted(size for size in set(config.score_lengths) if size < most), most)
+    chosen = jnp.searchsorted(jnp.asarray(sizes), jnp.max(completions.lengths))
 
-    def scores(variables):
-        return score(
+    def scores(variables, size):
+        """Of the first `size` tokens of each completion, which are all that there are."""
+        found = score(
             decoder,
             variables,
             reasoner.prompt(thinker, variables, inputs, media),
-            completions.tokens,
+            completions.tokens[..., :size],
             completions.lengths,
             temperature=config.sampling.temperature or 1.0,
             entropy=True,
             chunk=config.score_chunk,
         )
+        return jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, most - size))), found)
 
-    def objective(trainable, old, reference):
-        mine = scores(policy(trainable, frozen, config))
+    def objective(trainable, old, reference, size):
+        mine = scores(policy(trainable, frozen, config), size)
         before = jax.lax.stop_gradient(mine.logprobs) if old is None else old
         base = jax.lax.stop_gradient(mine.logprobs) if reference is None else reference
         loss, metrics = grpo.loss(mine.logprobs, before, base, real, rewards, config.grpo)
         return loss, (mine, metrics)
 
+    def shortest(function, *operands):
+        """`function` on as many tokens as the longest completion needs."""
+        return jax.lax.switch(chosen, [functools.partial(function, size=size) for size in sizes], *operands)
+
     reference = None
     if config.grpo.beta > 0:
         with jax.named_scope("reference"):
-            reference = jax.lax.stop_gradient(scores({"params": frozen.reference}).logprobs)
+            reference = jax.lax.stop_gradient(shortest(scores, {"params": frozen.reference}).logprobs)
     old, gap, made = None, None, []
     for _ in range(config.updates):
-        (loss, (mine, metrics)), grads = jax.value_and_grad(objective, has_aux=True)(state.trainable, old, reference)
+        (loss, (mine, metrics)), grads = shortest(
+            jax.value_and_grad(objective, has_aux=True), state.trainable, old, reference
+        )
         if old is None:
             old = jax.lax.stop_gradient(mine.logprobs)
             gap = jnp.max(jnp.where(real, jnp.abs(old - completions.logprobs), 0.0))

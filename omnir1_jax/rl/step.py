@@ -39,6 +39,7 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     config: StepConfig,
     mode: str = "fused",
+    shardings: TrainState | None = None,
 ) -> TrainStep:
     """The step `(state, frozen, batch, key) -> (state, metrics, rollout)`; `state` is donated.
 
@@ -46,6 +47,7 @@ def make_train_step(
       optimizer: sees the gradients of `state.trainable`.
       mode: "fused" compiles the step as one program; "staged" compiles each stage by itself, for debugging, profiling
         and small memory. Both give the same numbers.
+      shardings: of the state, which it keeps from step to step; default what the compiler chooses.
     """
     if mode not in ("fused", "staged"):
         raise InputError(f"step.mode: {mode!r} is neither 'fused' nor 'staged'")
@@ -98,7 +100,8 @@ def make_train_step(
             Rollout(completions, reading, found, masks, rewards),
         )
 
-    return jax.jit(train_step, donate_argnums=0) if mode == "fused" else train_step
+    out = None if shardings is None else (shardings, None, None)
+    return jax.jit(train_step, donate_argnums=0, out_shardings=out) if mode == "fused" else train_step
 
 
 def summary(completions: Completions, rewards: Rewards, learned: Learned, state: TrainState) -> dict[str, Array]:

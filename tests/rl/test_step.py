@@ -105,6 +105,18 @@ def test_wrong_choices_are_refused_by_name(scripted):
         jax.eval_shape(train_step, small.state(), small.frozen(), (), jax.random.key(0))
 
 
+def test_learning_on_as_many_tokens_as_the_longest_completion_has_changes_nothing(scripted):
+    """Three compiled lengths: the first is one token too short, so the second is taken."""
+    batch, longest = small.batches("vos", 2)[0], int(small.spoken([PLANS], 192).lengths.max())
+    assert 40 < longest < 180
+    _, whole, metrics = run(scripted, "staged", batch, steps=1)
+    lengths = dataclasses.replace(scripted, score_lengths=(longest + 5, longest - 1))
+    _, short, others = run(lengths, "staged", batch, steps=1)
+    for name in ("loss", "grad_norm", "entropy", "kl", "sampler_gap"):
+        np.testing.assert_allclose(others[0][0][f"learn/{name}"], metrics[0][0][f"learn/{name}"], rtol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=5e-5), short.trainable, whole.trainable)
+
+
 def test_several_updates_move_the_ratio_away_from_one(scripted):
     config = dataclasses.replace(scripted, updates=2, grpo=grpo.GrpoConfig(beta=0.0))
     _, _, seen = run(config, "staged", small.batches("vos", 2)[0], steps=1)

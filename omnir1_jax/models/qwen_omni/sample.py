@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -10,8 +10,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from omnir1_jax.errors import InputError
-from omnir1_jax.models.qwen_omni.cache import PromptCache, empty_tail
+from omnir1_jax.models.qwen_omni.cache import PromptCache, TailCache, empty_tail
 from omnir1_jax.models.qwen_omni.decoder import Decoder, last_real
+
+TAIL_PIECE = 32  # tokens of the tails that are read at a time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,6 +108,26 @@ def draw(
     return tokens.astype(jnp.int32), chosen - jax.nn.logsumexp(logits, axis=-1)
 
 
+def _read_tails(
+    apply: Callable, prompt: PromptCache, tails: Tails, tail: TailCache, last: Float[Array, "b g e"]
+) -> tuple[TailCache, Float[Array, "b g e"]]:
+    """Extends an empty tail by the tails' tokens, a piece at a time up to the last real one. Also the last hidden
+    state of each."""
+    spare = -tails.tokens.shape[2] % TAIL_PIECE
+    tokens, mask = (jnp.pad(x, ((0, 0), (0, 0), (0, spare))) for x in tails)
+    end = jnp.max(jnp.where(mask, jnp.arange(1, mask.shape[2] + 1), 0))
+
+    def read(state):
+        tail, last = state
+        cut = lambda x: jax.lax.dynamic_slice_in_dim(x, tail.used, TAIL_PIECE, axis=2)
+        embeddings, real = apply(cut(tokens), method="embed"), cut(mask)
+        hidden, tail = apply(embeddings, real, prompt, tail, method="extend")
+        return tail, jnp.where(real.any(-1, keepdims=True), last_real(hidden, real), last)
+
+    with jax.named_scope("tails"):
+        return jax.lax.while_loop(lambda state: state[0].used < end, read, (tail, last))
+
+
 def generate(
     decoder: Decoder,
     variables: Mapping[str, Any],
@@ -136,13 +158,11 @@ def generate(
     fold = jnp.vectorize(jax.random.fold_in)
     keys = fold(fold(key, row_ids[:, None]), jnp.arange(group))
 
-    own = 0 if tails is None else tails.tokens.shape[2]
+    own = 0 if tails is None else -(-tails.tokens.shape[2] // TAIL_PIECE) * TAIL_PIECE
     tail = empty_tail(decoder.config, rows, group, max(own + length - 1, 1), decoder.dtype)
     last = jnp.broadcast_to(prompt.last[:, None], (rows, group, prompt.last.shape[-1]))
     if tails is not None:
-        embeddings = apply(tails.tokens, method="embed")
-        hidden, tail = apply(embeddings, tails.mask, prompt, tail, method="extend")
-        last = jnp.where(tails.mask.any(-1, keepdims=True), last_real(hidden, tails.mask), last)
+        tail, last = _read_tails(apply, prompt, tails, tail, last)
 
     def write(i, logits, done, out: Completions) -> tuple[Array, Completions]:
         tokens, logprobs = draw(fold(keys, i), logits, settings)

@@ -1,0 +1,130 @@
+"""Operations of the GRPO step by phase, and those of the same step as it is usually written."""
+
+import math
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from ml_collections import ConfigDict
+
+from omnir1_jax.models.qwen_omni.sample import TAIL_PIECE
+from omnir1_jax.planning import operations
+from omnir1_jax.planning.abstract import Program
+from omnir1_jax.planning.hlo import Module
+from omnir1_jax.planning.operations import Assumptions
+from omnir1_jax.settings import CELL, datasets, defaults, task
+
+# Stages of the step, the finer ones first: an operation counts for the first whose scopes it lies in.
+PHASES = (
+    "encode",
+    "sample/decode",
+    "sample",
+    "read",
+    "ground/frames",
+    "ground/tails",
+    "ground/decode",
+    "ground",
+    "segment/objects",
+    "segment",
+    "reward",
+    "update/reference",
+    "update/recompute",
+    "update/backward",
+    "update",
+)
+STAGES = ("encode", "sample", "read", "ground", "segment", "reward", "update", "other")
+
+# TFLOP a prompt at the paper's sizes with `generate` and a vision tower for every rollout, reference and policy on
+# group x (prompt + completion) tokens, full rematerialisation, each of group x keyframes requests read by itself.
+USUAL = {"encode": 8.0, "sample": 73.0, "ground": 672.0, "segment": 177.0, "update": 247.0 + 988.0}
+BUDGET = 0.45  # of the usual sum
+
+
+class Rollout(NamedTuple):
+    """How far the loops of a step go that end by the data.
+
+    Attributes:
+      completion: tokens of the longest completion. answer: of System 2's longest answer.
+      tail: tokens of System 2's longest prompt after the frame.
+      frames: distinct keyframes of a prompt's group, at most group x keyframes and the clip's length.
+      objects: tracked objects of a prompt's group, those of all completions together.
+    """
+
+    completion: int
+    answer: int
+    tail: int
+    frames: int
+    objects: int
+
+
+def longest(program: Program) -> Rollout:
+    """Every loop to its limit."""
+    step, batch = program.step, next(iter(program.batches.values()))
+    frames = batch.sharp.cells.shape[1] if hasattr(batch, "sharp") else 0
+    objects = batch.boxes.shape[1] if hasattr(batch, "boxes") else 0
+    return Rollout(
+        step.sampling.max_tokens,
+        step.grounding.max_tokens,
+        step.description_tokens + program.frozen.grounding.suffix.shape[0],
+        min(frames, step.group * step.keyframes),
+        step.group * objects,
+    )
+
+
+def assumptions(program: Program, rollout: Rollout) -> Assumptions:
+    """The trips and branches that a rollout stands for."""
+    step, vision = program.step, program.models.thinker.config.vision
+    most = step.sampling.max_tokens
+    lengths = [size for size in sorted(set(step.score_lengths)) if size < most] + [most]
+    taken = next(i for i, size in enumerate(lengths) if size >= min(rollout.completion, most))
+    whole = len(vision.full_attention_blocks) / vision.depth
+    sam2 = program.models.sam2
+    chunk = 1 if sam2 is None else min(sam2.config.object_chunk, max(rollout.objects, 1))
+    return Assumptions(
+        trips={
+            r"sample/.*decode": rollout.completion - 1,
+            r"ground/.*decode": rollout.answer - 1,
+            r"ground/.*tails": math.ceil(rollout.tail / TAIL_PIECE),
+            r"ground/frames": rollout.frames,
+            r"segment/objects": math.ceil(rollout.objects / chunk),
+        },
+        shares={
+            r"blocks/cond": (1 - whole, whole),
+            r"update/(reference/)?cond": [float(i == taken) for i in range(len(lengths))],
+        },
+    )
+
+
+def by_phase(module: Module, assumed: Assumptions) -> dict[str, float]:
+    """Operations of each of `PHASES` and of what lies in none ("other")."""
+    return operations.by_phase(operations.by_path(module, assumed), PHASES)
+
+
+def by_stage(phases: Mapping[str, float]) -> dict[str, float]:
+    """The finer phases added up."""
+    found = dict.fromkeys(STAGES, 0.0)
+    for name, amount in phases.items():
+        found[name.split("/")[0]] += amount
+    return found
+
+
+def paper_config() -> ConfigDict:
+    """One prompt at the paper's sizes: 7B, 24 frames of 128 tokens, a prompt of 1,850, SAM 2.1 large, one object."""
+    c = defaults()
+    c.thinker.path = "Qwen2.5-Omni-7B"
+    c.sam2.path = "sam2.1-hiera-large"
+    c.pixels.policy_video = (4 * CELL, 128 * CELL)
+    c.pixels.sharp = (64 * CELL, 900 * CELL)
+    c.prompts.text_tokens = 314
+    c.prompts.max_aspect = 2.0
+    c.data = dict(vos=task(datasets=datasets(revos={}), batch_size=1, frames=24, objects=1, target="some_frame"))
+    c.step.group = 8
+    c.step.keyframes = 4
+    c.step.max_tokens = 768
+    c.step.score_lengths = (416, 576)
+    c.step.grounding_tokens = 256
+    return c
+
+
+def paper_rollout(frames: int) -> Rollout:
+    """What the usual count takes: completions of 400 tokens, answers of 100; descriptions of some 40."""
+    return Rollout(completion=400, answer=100, tail=90, frames=frames, objects=8)
