@@ -15,6 +15,7 @@ FIELDS = {
     "refcocog": ("query",),
     "qa": ("query", "options"),
     "qa_thinking": ("query", "options"),
+    "question": ("query",),
     "yes_no": ("query",),
     "yes_no_thinking": ("query",),
     "grounding": ("system", "description"),

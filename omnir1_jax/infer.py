@@ -1,0 +1,124 @@
+"""One video, one query: `python -m omnir1_jax.infer --checkpoint K --video FILE --query TEXT --out DIR`.
+
+OUT gets `plan.json` (reasoning, keyframes, descriptions, boxes, and what failed), `masks/`, `overlay.mp4` and
+`contact_sheet.png`. With --question the answer is text: `answer.json`. The video may be a file, an image, or a folder
+of frames. With --serve a page on this machine asks for video and query instead.
+"""
+
+import pathlib
+
+import jax
+from absl import flags, logging
+from ml_collections import ConfigDict
+
+from omnir1_jax import cli, settings, trained
+from omnir1_jax.errors import InputError
+from omnir1_jax.inference import load, outputs
+from omnir1_jax.inference.infer import FAMILIES, Ask, answer
+from omnir1_jax.setup.run import mesh_of
+
+CACHE = pathlib.Path("~/.cache/omnir1_jax/jax")
+
+
+def systems(
+    checkpoint: str, config: ConfigDict | None = None, *, temperature: float = 0.0, max_tokens: int = 0
+) -> load.Systems:
+    """Reads the weights; the checkpoint is System 1 and System 2 at once.
+
+    Args:
+      checkpoint: see `omnir1_jax.trained`.
+      config: None takes the checkpoint's own.
+
+    Raises:
+      InputError: a checkpoint that is not there, or one of a segmenter alone.
+    """
+    chosen = trained.config_of(checkpoint, config)
+    if chosen.objective == "masks":
+        raise InputError(f"--checkpoint: {checkpoint} trained a segmenter; name its weights with --config.sam2.path")
+    mesh = mesh_of(chosen)
+    policy = trained.in_place(trained.load(checkpoint, chosen, mesh))
+    return load.systems(chosen, policy, None, mesh, temperature=temperature, max_tokens=max_tokens)
+
+
+_CONFIG = settings.define(required=False)
+_CHECKPOINT = flags.DEFINE_string(
+    "checkpoint", None, "Work directory of a run, directory of weights, or toy for the weights of configs/toy.py."
+)
+_VIDEO = flags.DEFINE_string("video", None, "Video file, image, or folder of frames.")
+_AUDIO = flags.DEFINE_string("audio", "", "Sound file in place of the video's own track.")
+_QUERY = flags.DEFINE_string("query", None, "What to find, or the question.")
+_OUT = flags.DEFINE_string("out", None, "Directory to write; an earlier answer there is replaced.")
+_QUESTION = flags.DEFINE_bool("question", False, "Answer in text; the same as --task=qa.")
+_TASK = flags.DEFINE_enum("task", "vos", FAMILIES, "vos: by sight; refavs: by sound and first frame; qa: in text.")
+_OPTIONS = flags.DEFINE_multi_string("option", [], "Of a question, to choose from; once for each.")
+_START = flags.DEFINE_float("start", None, "Seconds; where the part of a video file begins.", lower_bound=0.0)
+_END = flags.DEFINE_float("end", None, "Seconds; where it ends.", lower_bound=0.0)
+_FRAMES = flags.DEFINE_integer("frames", 0, "Most frames that System 1 sees; 0: as in training.", lower_bound=0)
+_SECONDS = flags.DEFINE_float("audio_seconds", -1.0, "Most sound that is heard; 0: none, -1: as in training.")
+_MOST = flags.DEFINE_integer("most_frames", 1000, "A longer video is refused.", lower_bound=1)
+_OBJECTS = flags.DEFINE_integer("objects", 8, "Most objects of an answer.", lower_bound=1)
+_SEED = flags.DEFINE_integer("seed", 0, "Of sampling.")
+_TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "Of System 1; 0 is greedy.", lower_bound=0.0)
+_MAX_TOKENS = flags.DEFINE_integer("max_tokens", 0, "Of System 1's answer; 0: the config's.", lower_bound=0)
+_SERVE = flags.DEFINE_bool("serve", False, "Open a page instead; needs pip install omnir1_jax[serve].")
+_HOST = flags.DEFINE_string("host", "127.0.0.1", "Address of the page; others than this machine only if you say so.")
+_PORT = flags.DEFINE_integer("port", 7860, "Of the page; 0 takes a free one.", lower_bound=0, upper_bound=65535)
+_MEGABYTES = flags.DEFINE_integer("max_megabytes", 200, "Largest upload of the page.", lower_bound=1)
+_CLIP = flags.DEFINE_float("max_seconds", 60.0, "Longest clip of the page.", lower_bound=0.1)
+
+
+def asked() -> Ask:
+    if _QUESTION.value and _TASK.present and _TASK.value != "qa":
+        raise InputError(f"--question: goes with --task=qa, not with --task={_TASK.value}")
+    if _OPTIONS.value and not (_QUESTION.value or _TASK.value == "qa"):
+        raise InputError("--option: only a question has options; add --question")
+    return Ask(
+        video=_VIDEO.value,
+        query=_QUERY.value,
+        family="qa" if _QUESTION.value else _TASK.value,
+        audio=_AUDIO.value,
+        options=tuple(_OPTIONS.value),
+        start=_START.value,
+        end=_END.value,
+        frames=_FRAMES.value,
+        audio_seconds=_SECONDS.value,
+        most_frames=_MOST.value,
+        objects=_OBJECTS.value,
+    )
+
+
+def printable(text: str) -> str:
+    """What a model said on one line, without what a terminal would obey."""
+    return "".join(char if char.isprintable() else " " for char in text)
+
+
+def main(_) -> None:
+    needed = [("checkpoint", _CHECKPOINT)]
+    if not _SERVE.value:
+        needed += [("video", _VIDEO), ("query", _QUERY), ("out", _OUT)]
+    for name, flag in needed:
+        if not flag.value and not (name == "query" and flag.value is not None):
+            raise InputError(f"--{name}: is needed; see --help")
+    logging.set_verbosity(logging.ERROR)
+    if not jax.config.jax_compilation_cache_dir:
+        jax.config.update("jax_compilation_cache_dir", str(CACHE.expanduser()))
+    decoding = dict(temperature=_TEMPERATURE.value, max_tokens=_MAX_TOKENS.value)
+    if _SERVE.value:
+        from omnir1_jax import serve  # optional at import
+
+        page = serve.require()
+        made = systems(_CHECKPOINT.value, _CONFIG.value, **decoding)
+        limits = serve.Limits(_MEGABYTES.value, _CLIP.value, _MOST.value)
+        serve.launch(page, made, limits, host=_HOST.value, port=_PORT.value)
+        return
+    ask, out = asked(), pathlib.Path(_OUT.value)
+    outputs.check_target(out)
+    result = answer(systems(_CHECKPOINT.value, _CONFIG.value, **decoding), ask, _SEED.value)
+    files = outputs.write(result, out)
+    said = outputs.told(result)
+    print(printable(f"{said['result']}: {said['answer']}" if ask.family == "qa" else said["result"]))
+    print(f"{out}: " + ", ".join(path.name for path in files if path is not None))
+
+
+if __name__ == "__main__":
+    cli.run(main, settings.parse)

@@ -1,0 +1,300 @@
+"""One video and one query of one's own: from files to what both systems say and find."""
+
+import dataclasses
+import pathlib
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Bool, Float
+from ml_collections import ConfigDict
+
+from omnir1_jax import settings
+from omnir1_jax.data import audio, media
+from omnir1_jax.data.audio import SAMPLE_RATE
+from omnir1_jax.data.clips import DecodeConfig, choose_frames
+from omnir1_jax.data.preprocess import tokens
+from omnir1_jax.data.samples import AudioFile, BadSample, ClipRef, ImageFiles, VideoAudio, VideoFile
+from omnir1_jax.errors import InputError
+from omnir1_jax.inference import records, run, samples
+from omnir1_jax.inference.answer import How
+from omnir1_jax.inference.load import Systems
+from omnir1_jax.inference.samples import Task
+from omnir1_jax.setup import data
+from omnir1_jax.systems import prompts
+
+FAMILIES = ("vos", "refavs", "qa")
+IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+FRAMES = 24
+SECONDS = (5.0, 10.0, 20.0, 30.0)  # of sound that is heard where the config has no length; few, so few programs
+EXAMPLE = "00:00.00"
+
+
+@dataclasses.dataclass(frozen=True)
+class Ask:
+    """What is asked about which video.
+
+    Attributes:
+      video: a video file, an image, or a folder of images in the order of their names.
+      family: "vos": find and segment what the query names; "refavs": the same by the whole sound and the first frame;
+        "qa": answer a question in text.
+      audio: a sound file in place of the video's own track.
+      options: of a question, to choose from.
+      start, end: seconds of a video file.
+      frames: most frames that System 1 sees; 0 for the config's own.
+      audio_seconds: most sound that is heard. -1: as the config has it for this family; where it has none, a
+        question hears the sound that there is, and a query hears a sound file that is named.
+      most_frames: a longer video is refused.
+      objects: most objects of an answer.
+    """
+
+    video: str
+    query: str
+    family: str = "vos"
+    audio: str = ""
+    options: tuple[str, ...] = ()
+    start: float | None = None
+    end: float | None = None
+    frames: int = 0
+    audio_seconds: float = -1.0
+    most_frames: int = 1000
+    objects: int = 8
+
+
+class Sound(NamedTuple):
+    """The clip's sound and what became of it.
+
+    Attributes:
+      samples: at 16 kHz; None without a readable track.
+      heard: seconds that System 1 heard.
+      note: in words.
+    """
+
+    samples: Float[np.ndarray, " n"] | None
+    heard: float
+    note: str
+
+
+class Result(NamedTuple):
+    """Everything that was said and found.
+
+    Attributes:
+      count: frames of the clip. size: their height and width. fps: None for a folder of images.
+      seen: the clip's frames that System 1 saw.
+      line: as `records.record` makes it.
+      masks: of all frames at their own size; None where no box was found, and for questions.
+    """
+
+    ask: Ask
+    ref: ClipRef
+    count: int
+    size: tuple[int, int]
+    fps: float | None
+    seen: tuple[int, ...]
+    sound: Sound
+    line: Mapping[str, Any]
+    masks: Bool[np.ndarray, "t h w"] | None
+
+
+def answer(systems: Systems, ask: Ask, seed: int = 0) -> Result:
+    """Runs both systems and the segmenter. Compiles once for each family and shape.
+
+    Args:
+      seed: of sampling, where it is not greedy.
+
+    Raises:
+      InputError: a file that cannot be used, a query that does not fit; one line that says which and why.
+    """
+    if ask.family not in FAMILIES:
+        raise InputError(f"--task: {ask.family!r} is none of {', '.join(FAMILIES)}")
+    ref = clip_ref(ask)
+    try:
+        count, fps = media.frame_count(ref.frames, ref.sample_id), media.frame_rate(ref.frames, ref.sample_id)
+    except BadSample as error:
+        raise InputError(f"--video: {error.reason}") from error
+    if count > ask.most_frames:
+        raise InputError(
+            f"--video: {ask.video} has {count} frames and {ask.most_frames} are taken at most; "
+            "choose a part with --start and --end, or raise --most_frames"
+        )
+    entry = _entry(systems.config, ask.family)
+    sound, entry.audio_seconds = _sound(ask, ref, entry.audio_seconds)
+    task = _task(systems, ask, entry, ref, sound)
+    check_query(ask, task, systems)
+    sample = samples.read(task, 0)
+    if sample.fault is not None:
+        raise InputError(f"{ask.video}: {sample.fault}")
+    parts = 1 if systems.mesh is None else systems.mesh.shape["data"] * systems.mesh.shape["fsdp"]
+    batch = samples.collate([sample], parts)
+    done = run.launch(systems, How(ask.family, objects=ask.objects), batch, seed)
+    found, masks = jax.device_get((done.found, done.masks))
+    line = records.record(sample, found, 0, ask.family, systems.tokenizer, systems.step.sampling.eos)
+    kept = None
+    if masks is not None and any(keyframe["boxes"] for keyframe in line["keyframes"]):
+        height, width = sample.size
+        kept = masks[0, : len(sample.clip), :height, :width]
+    seen = tuple(int(t) for t in choose_frames(ref, count, task.decode, np.random.default_rng(0)))
+    return Result(ask, ref, count, sample.size, fps, seen, sound, line, kept)
+
+
+def clip_ref(ask: Ask) -> ClipRef:
+    """Where the frames and the sound are.
+
+    Raises:
+      InputError: nothing there, or a folder that is none of frames.
+    """
+    path = pathlib.Path(ask.video)
+    if not path.exists():
+        raise InputError(f"--video: {ask.video} is not there")
+    if path.is_dir():
+        frames = _folder(path)
+    elif path.suffix.lower() in IMAGES:
+        frames = ImageFiles((str(path),), (path.stem,))
+    else:
+        frames = VideoFile(str(path), ask.start, ask.end)
+    if not isinstance(frames, VideoFile) and (ask.start is not None or ask.end is not None):
+        raise InputError("--start, --end: only a video file has times; name fewer images")
+    sound = None
+    if ask.audio:
+        if not pathlib.Path(ask.audio).is_file():
+            raise InputError(f"--audio: {ask.audio} is not there")
+        sound = AudioFile(ask.audio)
+    elif isinstance(frames, VideoFile):
+        sound = VideoAudio(frames.path, ask.start, ask.end, required=False)
+    extra = {"options": ask.options} if ask.options else {}
+    return ClipRef("infer", path.name, ask.family, ask.query, frames, sound, extra=extra)
+
+
+def check_query(ask: Ask, task: Task, systems: Systems) -> None:
+    """InputError for a query that is empty, holds control tokens, or does not fit its prompt."""
+    flag, words = "--query", systems.tokenizer
+    if not ask.query.strip():
+        raise InputError(f"{flag}: is empty; say what to {'answer' if ask.family == 'qa' else 'find'}")
+    for text in (ask.query, *ask.options):
+        held = sorted(token for token in words.get_added_vocab() if token.strip() and token in text)
+        if held:
+            raise InputError(f"{flag}: holds {held[0]}, a control token of the model; write it in another way")
+    if len(ask.options) == 1:
+        raise InputError("--options: one option leaves nothing to choose; give two or more, or none")
+    own = task.example
+    text = prompts.render(
+        own.template, query=ask.query, options="\n".join(f"A. {option}" for option in ask.options),
+        duration="00", fps="0", example=f"{EXAMPLE} {EXAMPLE} {EXAMPLE} {EXAMPLE}" + " description" * 8,
+    )  # fmt: skip
+    messages = [{"role": "system", "content": own.system}, {"role": "user", "content": text}]
+    taken = len(words(tokens.chat_text(messages), add_special_tokens=False)["input_ids"])
+    if taken + 8 > own.text_tokens:
+        alone = len(words(ask.query, add_special_tokens=False)["input_ids"])
+        room = max(own.text_tokens - 8 - (taken - alone), 0)
+        raise InputError(
+            f"{flag}: {len(ask.query)} characters come to {alone} tokens and about {room} fit; shorten it, or raise "
+            "--config.prompts.text_tokens"
+        )
+
+
+def sections(completion: str) -> tuple[str, str]:
+    """What a completion says between its think tags, and between its answer tags (all of it where there are none)."""
+    between = lambda tag: re.search(rf"<{tag}>(.*?)(</{tag}>|$)", completion, re.DOTALL)
+    thought, said = between("think"), between("answer")
+    return thought[1].strip() if thought else "", (said[1] if said else completion).strip()
+
+
+def _folder(path: pathlib.Path) -> ImageFiles:
+    found = sorted((file for file in path.iterdir() if file.suffix.lower() in IMAGES), key=lambda file: _natural(file))
+    if not found:
+        raise InputError(
+            f"--video: {path} holds no image ({', '.join(IMAGES)}); name a video file or a folder of frames"
+        )
+    names = [file.stem for file in found]
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise InputError(f"--video: {path} holds two images named {twice}; keep one")
+    return ImageFiles(tuple(map(str, found)), tuple(names))
+
+
+def _natural(file: pathlib.Path) -> list[Any]:
+    """2 before 10."""
+    return [(not part.isdigit(), int(part) if part.isdigit() else 0, part) for part in re.split(r"(\d+)", file.stem)]
+
+
+def _entry(config: ConfigDict, family: str) -> ConfigDict:
+    """How the config shows clips of a family."""
+    for name, entry in config.data.items():
+        if (entry.family or name) == family:
+            return settings.task(**entry.to_dict())
+    if family == "refavs":
+        return settings.task(frames=1, sampling="first", audio_seconds=10.0)
+    return settings.task(frames=FRAMES)
+
+
+def _sound(ask: Ask, ref: ClipRef, own: float) -> tuple[Sound, float]:
+    """The sound, and the seconds that the prompt has room for."""
+    if ref.audio is None:
+        if ask.family == "refavs":
+            raise InputError("--audio: this task needs sound, and images have none; name a sound file")
+        return Sound(None, 0.0, "no sound was given"), 0.0
+    asked = ask.audio_seconds > 0 or (ask.audio_seconds < 0 and (own > 0 or bool(ask.audio) or ask.family == "qa"))
+    source = ask.audio or ask.video
+    try:
+        wave = audio.load_audio(ref.audio, sample_id=ref.sample_id)
+    except BadSample as error:
+        if asked:
+            raise InputError(f"{'--audio' if ask.audio else '--video'}: {error.reason}") from error
+        return Sound(None, 0.0, f"not heard; it cannot be read: {error.reason}"), 0.0
+    if wave is None:
+        if ask.family == "refavs":
+            raise InputError(f"--video: {source} has no audio track, which this task needs; name one with --audio")
+        return Sound(None, 0.0, "the video has no audio track"), 0.0
+    length = len(wave) / SAMPLE_RATE
+    if not asked:
+        return Sound(wave, 0.0, "not heard: this query goes by sight; see --audio_seconds"), 0.0
+    room = ask.audio_seconds if ask.audio_seconds > 0 else own
+    if room <= 0:
+        room = next((size for size in SECONDS if size >= length), SECONDS[-1])
+    heard = min(length, room)
+    note = "heard whole" if heard == length else f"heard for the first {heard:g} of {length:.1f} seconds"
+    return Sound(wave, heard, note), float(room)
+
+
+def _task(systems: Systems, ask: Ask, entry: ConfigDict, ref: ClipRef, sound: Sound) -> Task:
+    entry.family = ask.family
+    if ask.family == "refavs":
+        entry.frames, sampling = 1, "first"
+    else:
+        entry.frames = ask.frames or entry.frames
+        sampling = "uniform" if ask.family == "vos" else "video"
+    config = systems.config.copy_and_resolve_references()
+    with config.unlocked():
+        config.data = ConfigDict({ask.family: entry})
+    example = data.example_config(config, ask.family, systems.tokenizer, systems.thinker)
+    if ask.family == "qa" and not ask.options:
+        example = dataclasses.replace(example, template=prompts.load("question"))
+    side = 0
+    if ask.family != "qa":
+        if systems.models.sam2 is None:
+            raise InputError("sam2.path: masks need a segmenter; give --config.sam2.path, or ask with --question")
+        side = systems.models.sam2.config.side
+    decode = DecodeConfig(frames=entry.frames, sampling=sampling, sound="optional" if sound.heard else "ignore")
+    return Task("infer", ask.family, _One(ref), example, decode, ask.objects, side)
+
+
+class _One:
+    """A reader of a single clip."""
+
+    name, split = "infer", "own"
+
+    def __init__(self, ref: ClipRef):
+        self._ref = ref
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, position: int) -> ClipRef:
+        if position:
+            raise IndexError(position)
+        return self._ref
+
+    def clips(self) -> Sequence[Sequence[int]]:
+        return [[0]]

@@ -1,0 +1,175 @@
+"""The directory of one answered query: what was said as JSON, masks, a video and a picture to look at."""
+
+import json
+import pathlib
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+from jaxtyping import UInt8
+
+from omnir1_jax import cli
+from omnir1_jax.data import media
+from omnir1_jax.data.audio import SAMPLE_RATE
+from omnir1_jax.data.samples import BadSample, VideoFile
+from omnir1_jax.errors import InputError
+from omnir1_jax.inference.infer import Result, sections
+from omnir1_jax.reporting import pictures, video
+from omnir1_jax.reporting.example import Clip, Example, Keyframe, finite
+
+PLAN, ANSWER, SHEET, OVERLAY, MASKS = "plan.json", "answer.json", "contact_sheet.png", "overlay.mp4", "masks"
+FILM_PIXELS, SMALL_PIXELS = 1280 * 720, 320 * 240  # most of a frame in the video; in the picture of a question
+FOLDER_FPS = 6.0  # of images that do not say
+
+WORDS = {
+    "completion/unended": "the answer was cut off at its greatest length",
+    "plan/no_answer": "the model gave no <answer>",
+    "plan/no_piece": "the answer holds no moment of the form {start_time, end_time, description}",
+    "answer/no_answer": "the model gave no <answer>",
+    "answer/empty": "the model's description is empty",
+    "description/too_long": "a description is too long for System 2's prompt",
+    "box/no_group": "System 2 answered without any box",
+    "box/none": "System 2 gave no box that could be used",
+}
+
+
+class Files(NamedTuple):
+    """What was written; None where there is no such thing."""
+
+    said: pathlib.Path
+    sheet: pathlib.Path
+    overlay: pathlib.Path | None
+    masks: pathlib.Path | None
+
+
+def write(result: Result, out: str | pathlib.Path) -> Files:
+    """Writes the directory, whole or not at all; an earlier answer there is replaced.
+
+    Raises:
+      InputError: `out` is something else.
+    """
+    out = pathlib.Path(out)
+    check_target(out)
+    frames = _frames(result)
+    said = ANSWER if result.ask.family == "qa" else PLAN
+    with cli.atomic_path(out) as scratch:
+        scratch = pathlib.Path(scratch)
+        scratch.mkdir(parents=True)
+        (scratch / said).write_text(json.dumps(finite(told(result)), indent=2, ensure_ascii=False) + "\n", "utf-8")
+        (scratch / SHEET).write_bytes(pictures.png(pictures.draw(example(result, frames))))
+        if result.masks is not None:
+            _masks(result, scratch / MASKS)
+            _film(result, frames, scratch / OVERLAY)
+    found = result.masks is not None
+    return Files(out / said, out / SHEET, out / OVERLAY if found else None, out / MASKS if found else None)
+
+
+def check_target(out: pathlib.Path) -> None:
+    """InputError where writing would replace anything but an earlier answer."""
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise InputError(f"--out: {out} is a file; name a directory")
+    if any(out.iterdir()) and not any((out / name).is_file() for name in (PLAN, ANSWER)):
+        raise InputError(f"--out: {out} holds something else than an earlier answer; name another directory")
+
+
+def told(result: Result) -> dict[str, Any]:
+    """What `plan.json` or `answer.json` holds."""
+    line, family = result.line, result.ask.family
+    reasoning, answer = sections(line["completion"])
+    common = {
+        "query": result.ask.query,
+        "task": family,
+        "result": outcome(result),
+        "reasoning": reasoning,
+        "answer": answer,
+        "failures": list(line["failures"]),
+        "video": {
+            "path": result.ask.video,
+            "frames": result.count,
+            "fps": result.fps,
+            "width": result.size[1],
+            "height": result.size[0],
+        },
+        "sound": {"file": result.ask.audio or None, "seconds_heard": result.sound.heard, "note": result.sound.note},
+        "frames_seen": list(result.seen),
+        "completion": line["completion"],
+    }
+    if family == "qa":
+        return common | {"options": list(result.ask.options)}
+    pieces = []
+    for piece in line["plan"]:
+        ends = piece["frames"] and [result.seen[min(t, len(result.seen) - 1)] for t in piece["frames"]]
+        times = ends and result.fps and [ends[0] / result.fps, (ends[1] + 1) / result.fps]
+        pieces.append(piece | {"frames": ends, "seconds_in_video": times})
+    keyframes = [one | {"seconds": result.fps and one["frame"] / result.fps} for one in line["keyframes"]]
+    masks = None
+    if result.masks is not None:
+        masks = {"folder": MASKS, "frames_with_object": int(result.masks.any(axis=(1, 2)).sum())}
+    return common | {"plan": pieces, "keyframes": keyframes, "masks": masks}
+
+
+def outcome(result: Result) -> str:
+    """The result in one sentence."""
+    line, failures = result.line, result.line["failures"]
+    if result.ask.family == "qa":
+        _, answer = sections(line["completion"])
+        if not answer:
+            return "no answer: the model said nothing between its answer tags"
+        return "answered; " + WORDS["completion/unended"] if failures else "answered"
+    if result.masks is None:
+        words = [WORDS.get(kind, kind.replace("_", " ").replace("/", ": ")) for kind in failures]
+        return "nothing was found: " + ("; ".join(words) or "no box")
+    seen = int(result.masks.any(axis=(1, 2)).sum())
+    return f"found in {seen} of {result.count} frames"
+
+
+def example(result: Result, frames: UInt8[np.ndarray, "t h w 3"]) -> Example:
+    """The answer as a picture shows it."""
+    line = result.line
+    keyframes = tuple(
+        Keyframe(one["frame"], one["description"], one["answer"], tuple(tuple(box) for box in one["boxes"]))
+        for one in line["keyframes"]
+    )
+    times = None if result.fps is None else tuple(round(t / result.fps, 2) for t in range(len(frames)))
+    clip = Clip(frames, result.size[::-1], None, result.masks, seconds=times)
+    answer = None if result.ask.family == "vos" else sections(line["completion"])[1]
+    name = pathlib.Path(result.ask.video).name
+    return Example(
+        f"{name}: {outcome(result)}",
+        result.ask.query,
+        line["completion"],
+        result.ask.family,
+        keyframes=keyframes,
+        answer=answer,
+        failures=tuple(line["failures"]),
+        clip=clip,
+    )
+
+
+def _frames(result: Result) -> UInt8[np.ndarray, "t h w 3"]:
+    """All frames at the size of the video that will be shown."""
+    most = SMALL_PIXELS if result.ask.family == "qa" else FILM_PIXELS
+    try:
+        return media.load_frames(result.ref.frames, range(result.count), size=media.within(most), sample_id="infer")
+    except BadSample as error:
+        raise InputError(f"--video: {error.reason}") from error
+
+
+def _masks(result: Result, folder: pathlib.Path) -> None:
+    """A PNG of 0 and 255 for each frame, named as the folder's images are, or by number."""
+    source = result.ref.frames
+    names = [f"{t:05d}" for t in range(result.count)] if isinstance(source, VideoFile) else source.names
+    folder.mkdir()
+    for name, mask in zip(names, result.masks, strict=True):
+        encoded = cv2.imencode(".png", mask.astype(np.uint8) * np.uint8(255))[1]
+        (folder / f"{name}.png").write_bytes(encoded.tobytes())
+
+
+def _film(result: Result, frames: np.ndarray, target: pathlib.Path) -> None:
+    fps = result.fps or FOLDER_FPS
+    wave = result.sound.samples
+    if wave is not None:
+        wave = wave[: round(result.count / fps * SAMPLE_RATE)]
+    video.write(target, video.overlay(frames, result.masks), fps, wave, SAMPLE_RATE)
