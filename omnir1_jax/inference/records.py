@@ -15,7 +15,7 @@ from omnir1_jax.text.strings import Buffer
 
 def decode(words: PreTrainedTokenizerBase, tokens: np.ndarray, length: int) -> str:
     """The text of a completion."""
-    return words.decode([int(token) for token in tokens[: int(length)]], skip_special_tokens=True)
+    return words.decode(tokens[:length].tolist(), skip_special_tokens=True)
 
 
 def _text(buffer: Any) -> str:
@@ -103,7 +103,7 @@ def _keyframe(mine: Found, k: int, describe: Any, words: PreTrainedTokenizerBase
     if not mine.asked[k]:
         failures.append("description/too_long")
         return Keyframe(frame, description, "", ())
-    said = decode(words, mine.grounded.tokens[0, k], mine.grounded.lengths[0, k])
+    said = decode(words, mine.grounded.tokens[0, k], int(mine.grounded.lengths[0, k]))
     count = min(int(mine.boxes.count[k]), mine.boxes.failure.shape[1])
     if not count:
         failures.append("box/no_group")

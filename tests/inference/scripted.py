@@ -1,0 +1,62 @@
+"""Both systems with answers put into their mouths, and a segmenter that fills boxes: an evaluation without models."""
+
+import dataclasses
+
+import jax.numpy as jnp
+
+from omnir1_jax.inference import load, segment
+from omnir1_jax.models.sam2.model import NO_OBJECT
+from omnir1_jax.setup import models
+from omnir1_jax.systems import detail, reasoner
+from tests.rl import small as rl_small
+
+PLANS = [
+    '<think>a</think><answer>{"start_time": "00:00.00", "end_time": "00:00.20", "description": "the red one"}'
+    '{"start_time": "00:01.50", "end_time": "00:02.00", "description": "left"}</answer>',
+    '<think>b</think><answer>{"start_time": "00:01.00", "end_time": "00:01.00", "description": "Star "}{}</answer>',
+    "no answer",
+]
+DESCRIPTIONS = ["<answer>the loud star</answer>", "<answer> </answer>", "<answer>a ring</answer>"]
+BOXES = [
+    '[{"bbox_2d": [10, 10, 60, 50], "label": "x"}, {"bbox_2d": [70, 30, 90, 60]}]',
+    '{"bbox_2d": [1, 2, 3]} {"bbox_2d": [40, 5, 80, 55]}',
+    "none",
+]
+
+
+def systems(config) -> load.Systems:
+    """Random weights that nobody asks, on one device."""
+    made = load.systems(config, models.load(config, models.sizes(config)))
+    return made._replace(step=dataclasses.replace(made.step, grounder="scripted", segmenter="boxes"))
+
+
+def install(monkeypatch, answers: list[str], boxes: list[str] = BOXES) -> None:
+    """Row i of every batch hears answers[i % n], frame i of a clip boxes[i % n]."""
+
+    def sample(thinker, variables, inputs, media, key, sampling, group):
+        rows = len(inputs.tokens)
+        return rl_small.spoken([[answers[i % len(answers)]] for i in range(rows)], 192)
+
+    monkeypatch.setattr(reasoner, "sample", sample)
+    monkeypatch.setattr(reasoner, "encode", lambda *_: reasoner.Media(None, None))
+    monkeypatch.setitem(detail.GROUNDERS, "scripted", rl_small.scripted(boxes))
+    monkeypatch.setitem(segment.SEGMENTERS, "boxes", filled)
+
+
+def filled(model, params, clips, frame_valid, original, prompts):
+    """Each slot's box, from its frame on until the next one's."""
+    side, t = model.config.mask_side, clips.shape[1]
+    at = (jnp.arange(side) + 0.5) / side
+    x, y = (at * original[:, axis, None] - 0.5 for axis in (0, 1))  # [b side]: in pixels of the video
+    box = prompts.boxes[..., None]
+    inside = lambda low, high, where: (
+        (box[..., low, :] <= where[:, None, None]) & (where[:, None, None] <= box[..., high, :])
+    )
+    drawn = inside(1, 3, y)[..., :, None] & inside(0, 2, x)[..., None, :]  # [b k n y x]
+    passed = prompts.used & (prompts.frames[..., None] <= jnp.arange(t)[:, None, None, None])  # [t b k n]
+    k = jnp.arange(prompts.frames.shape[1])[:, None]
+    last = jnp.max(jnp.where(passed, k, -1), axis=2)
+    pick = jnp.take_along_axis(drawn[None], jnp.maximum(last, 0)[:, :, None, :, None, None], axis=2)[:, :, 0]
+    pick = jnp.moveaxis(pick & (last >= 0)[..., None, None], 0, 2)
+    known = prompts.used.any(axis=1)[:, :, None, None, None] & frame_valid[:, None, :, None, None]
+    return jnp.where(known, jnp.where(pick, 1.0, -1.0), NO_OBJECT)

@@ -1,0 +1,131 @@
+"""Evaluations of trees on disk: the numbers are those of the PNGs, bad items count, archives are whole."""
+
+import json
+import shutil
+import zipfile
+
+import numpy as np
+import pytest
+
+from omnir1_jax import evaluate
+from omnir1_jax.data.synthetic import writers
+from omnir1_jax.data.synthetic.world import PRESETS
+from omnir1_jax.errors import InputError
+from omnir1_jax.inference import run, tasks
+from omnir1_jax.inference.tasks import Options
+from tests.inference import scoring, scripted, small
+
+
+@pytest.fixture(scope="module")
+def trees(tmp_path_factory):
+    root = tmp_path_factory.mktemp("trees")
+    for name in ("revos", "mevis", "refavs"):
+        writers.LAYOUTS[name](root / name, PRESETS["toy"], 10, 0)
+    return root
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    return scripted.systems(small.config(tmp_path_factory.mktemp("config")))
+
+
+def evaluated(made, out, root, **changes):
+    options = Options(**{"batch_size": 6, "root": str(root), **changes})
+    (results,) = evaluate.evaluate(made, options, out, quiet=True).values()
+    assert json.loads((out / "results.json").read_text()) == results
+    return results
+
+
+def same(table, wanted):
+    for key, value in wanted.items():
+        if isinstance(value, dict):
+            same(table[key], value)
+        else:
+            np.testing.assert_allclose(table[key], value, rtol=1e-6, err_msg=key)
+
+
+def test_numbers_of_revos_and_mevis_are_those_of_the_pngs(made, trees, tmp_path, monkeypatch):
+    scripted.install(monkeypatch, scripted.PLANS)
+    found = evaluated(made, tmp_path / "revos", trees / "revos", benchmark="revos")
+    wanted = scoring.revos(trees / "revos", tmp_path / "revos" / "predictions")
+    assert wanted["overall"]["J"] > 5 and wanted["overall"]["R"] < 99
+    same(found["table"], wanted)
+    assert found["failures"].keys() >= {"plan/no_answer", "plan/missing_field", "box/bad_list", "box/no_group"}
+    assert found["bad"] == [] and found["items"] == found["table"]["count"]["referring"] * 2
+
+    found = evaluated(made, tmp_path / "mevis", trees / "mevis", benchmark="mevis")
+    same(found["table"], scoring.mevis(trees / "mevis", tmp_path / "mevis" / "predictions"))
+    page = (tmp_path / "mevis" / "report.html").read_text()
+    assert page.count("data:image/") >= 6 and "http" not in page.split("</style>")[1]
+
+    # True boxes in spread frames against boxes that mean nothing.
+    best = evaluated(made, tmp_path / "best", trees / "mevis", benchmark="mevis", system2="oracle", keyframes="uniform")
+    assert best["table"]["J&F"] > found["table"]["J&F"] + 20
+    assert "box/none" not in best["failures"]
+
+
+def test_numbers_of_refavs_are_those_of_the_pngs(made, trees, tmp_path, monkeypatch):
+    scripted.install(monkeypatch, scripted.DESCRIPTIONS)
+    found = evaluated(made, tmp_path / "out", trees / "refavs", benchmark="refavs", split="val")
+    wanted = scoring.refavs(trees / "refavs", "val", tmp_path / "out" / "predictions")
+    assert wanted["S"] > 0.1 and wanted["videos"] > 6
+    same(found["table"], wanted)
+    assert found["failures"]["answer/empty"] > 1
+    lines = [json.loads(row) for row in (tmp_path / "out" / "results.jsonl").read_text().splitlines()]
+    assert lines[0]["answer"] == "the loud star" and lines[0]["keyframes"][0]["frame"] == 0
+
+
+def test_items_that_cannot_be_read_are_predictions_of_nothing(made, trees, tmp_path, monkeypatch):
+    scripted.install(monkeypatch, scripted.PLANS)
+    broken = tmp_path / "mevis"
+    shutil.copytree(trees / "mevis", broken)
+    first, second = sorted((broken / "valid_u" / "JPEGImages").iterdir())
+    image = sorted(first.iterdir())[2]
+    image.write_bytes(image.read_bytes()[:-40])
+    sorted(second.iterdir())[0].unlink()
+    found = evaluated(made, tmp_path / "out", broken, benchmark="mevis")
+    assert len(found["bad"]) == found["items"] == found["failures"]["sample/bad"]
+    reasons = " ".join(bad["reason"] for bad in found["bad"])
+    assert "is cut short" in reasons and "is missing" in reasons
+    drawn = list((tmp_path / "out" / "predictions" / first.name).rglob("*.png"))
+    assert drawn and not any(scoring.cv2.imread(str(path)).any() for path in drawn)
+    assert not (tmp_path / "out" / "predictions" / second.name).exists()
+    assert found["table"]["missing"] == sum("is missing" in bad["reason"] for bad in found["bad"])
+
+
+def test_splits_whose_truth_a_server_keeps_become_an_archive(made, trees, tmp_path, monkeypatch):
+    scripted.install(monkeypatch, scripted.PLANS)
+    found = evaluated(made, tmp_path / "out", trees / "mevis", benchmark="mevis", split="valid", limit=3)
+    assert found["table"] == {"unscored": 3}
+    videos = json.loads((trees / "mevis" / "valid" / "meta_expressions.json").read_text())["videos"]
+    with zipfile.ZipFile(tmp_path / "out" / found["archive"]["file"]) as archive:
+        names = archive.namelist()
+    video = next(iter(videos))
+    assert names == [f"{video}/{i}/{frame}.png" for i in range(3) for frame in videos[video]["frames"]]
+
+
+def test_an_evaluation_is_not_mixed_with_another(made, trees, tmp_path, monkeypatch):
+    scripted.install(monkeypatch, scripted.PLANS)
+    monkeypatch.setattr(run, "launch", lambda *_: pytest.fail("nothing is left to compute"))
+    options = Options("mevis", root=str(trees / "mevis"), limit=1)
+    (task,) = tasks.tasks(made, options)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "run.json").write_text('{"options": {"benchmark": "revos"}}')
+    with pytest.raises(InputError, match="--out: .*holds another evaluation"):
+        run.evaluate(made, task, options, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        (dict(benchmark="revos"), "--root"),
+        (dict(benchmark="revos", root="nowhere"), "nowhere"),
+        (dict(benchmark="coco"), "--benchmark"),
+        (dict(benchmark="synthetic", tasks=("qa",)), "--tasks"),
+        (dict(benchmark="synthetic", sound="loud"), "--sound"),
+        (dict(benchmark="refavs", root=".", frames=4), "--frames"),
+    ],
+)
+def test_wrong_choices_are_one_line_that_names_the_flag(made, changes, named):
+    with pytest.raises(InputError, match=named):
+        list(tasks.tasks(made, Options(**changes)))
