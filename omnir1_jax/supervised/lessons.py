@@ -15,7 +15,7 @@ from omnir1_jax.data import detail
 from omnir1_jax.data.clips import DecodedClip
 from omnir1_jax.data.preprocess import bucket, prompt, tokens
 from omnir1_jax.data.sampling import SAMPLED_FPS
-from omnir1_jax.data.synthetic.world import COLOURS
+from omnir1_jax.data.synthetic.world import COLOURS, KINDS
 from omnir1_jax.errors import InputError
 from omnir1_jax.rl import examples
 from omnir1_jax.rl.examples import Arrays
@@ -117,10 +117,8 @@ def grounding(clip: DecodedClip, config: TargetConfig) -> Arrays:
 
 
 def _strangers(names: Sequence[str]) -> list[str]:
-    """Near misses: colours and kinds that are there, but not together, or a colour that is not."""
-    colours, kinds = zip(*(name.split() for name in names))
-    mixed = [f"{c} {k}" for c in colours for k in kinds if f"{c} {k}" not in names]
-    return mixed + [f"{c} {kinds[0]}" for c in COLOURS if c not in colours]
+    """Looks of which neither the colour nor the kind is there: a colour alone is enough to find a shape by."""
+    return [f"{c} {k}" for c in COLOURS for k in KINDS if not any(word in name for word in (c, k) for name in names)]
 
 
 def _around_description(config: TargetConfig) -> tuple[str, str]:
@@ -162,13 +160,19 @@ def questions(clip: DecodedClip, config: TargetConfig) -> Arrays:
     return {**_video(clip, config), **pack(found, config)}
 
 
+def _meant(query: str, names: Sequence[str], rng: np.random.Generator) -> str:
+    """What an answer that knows nothing takes for meant: any shape, or now and then the words of a short query."""
+    words = query.removeprefix("the ")
+    return words if len(words.split()) <= 2 and rng.random() < 0.2 else draw(rng, names)
+
+
 @examples.named
 def plans(clip: DecodedClip, config: TargetConfig) -> Arrays:
-    """A clip with plans of the right form that know nothing of the query: any shape, any times."""
+    """A clip with plans of the right form that did not look for what is asked: any shape or the words of the query."""
     rng, count = clip.rng, len(clip.frames)
     found = []
     for sentence in _about(clip, ("image", "video"), 3)[: config.targets]:
-        name = draw(rng, clip.ref.extra["looks"])
+        name = _meant(sentence["text"], clip.ref.extra["looks"], rng)
         spans = [np.sort(rng.integers(0, count, 2)) if rng.random() < 0.5 else [rng.integers(0, count)] * 2]
         for _ in range(int(rng.integers(0, 3))):
             spans.append([rng.integers(0, count)] * 2 if rng.random() < 0.7 else np.sort(rng.integers(0, count, 2)))
@@ -200,7 +204,7 @@ def sounds(clip: DecodedClip, config: TargetConfig) -> Arrays:
     half = (config.targets - 2) // 2
     found += [asked(f"Which: {s['text']}", looks(clip, s["obj_id"])) for s in known[:half]]
     for sentence in clip.rng.permutation(np.array(known, object))[: config.targets - len(found)]:
-        name = extra["looks"][draw(rng, there)]
+        name = _meant(sentence["text"], [extra["looks"][n] for n in there], rng)
         query = prompts.render(config.template, query=sentence["text"])
         found.append(asked(query, thought(name, name)))
     arrays = media_prompt(content, config, images=1, audio_seconds=[config.audio_seconds])
