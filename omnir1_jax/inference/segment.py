@@ -30,31 +30,26 @@ def sam2_logits(
     Args:
       clips: frames stretched to any square; `original` is the width and height that the boxes refer to.
     """
-    slots = prompts.used.shape[2]
-    chunk = min(model.config.object_chunk, slots)
-    chunks = -(-slots // chunk)
-    side, t = model.config.mask_side, clips.shape[1]
+    (b, _, slots), side, t = prompts.used.shape, model.config.mask_side, clips.shape[1]
+    features = jax.vmap(lambda clip: sam2.encode_frames(model, params, clip))(clips)
 
-    def one(clip, frame_valid, original, boxes, used, frames):
-        features = sam2.encode_frames(model, params, clip)
-        room = ((0, chunks * chunk - slots), (0, 0))
-        boxes, used = jnp.pad(boxes.swapaxes(0, 1), (*room, (0, 0))), jnp.pad(used.T, room)
-        at = jnp.broadcast_to(frames, used.shape)
+    def track(features, frame_valid, original, boxes, used, frames):
+        found = sam2.track(
+            model, params, features, boxes[None], frames[None], used[None], frame_valid=frame_valid, size=original[::-1]
+        )
+        return found.logits[0].astype(jnp.float32)
 
-        def body(state):
-            turn, out = state
-            own = lambda x: jax.lax.dynamic_slice_in_dim(x, turn * chunk, chunk)
-            tracks = sam2.track(
-                model, params, features, own(boxes), own(at), own(used), frame_valid=frame_valid, size=original[::-1]
-            )
-            return turn + 1, jax.lax.dynamic_update_slice_in_dim(out, tracks.logits, turn * chunk, 0)
+    def body(state):
+        slot, out = state
+        own = lambda x: jax.lax.dynamic_index_in_dim(x, slot, axis=2, keepdims=False)
+        boxes, used = own(prompts.boxes), own(prompts.used)
+        logits = jax.vmap(track)(features, frame_valid, original, boxes, used, prompts.frames)
+        return slot + 1, jax.lax.dynamic_update_index_in_dim(out, logits, slot, axis=1)
 
-        last = jnp.max(jnp.where(used.any(axis=1), jnp.arange(1, chunks * chunk + 1), 0))
-        blank = jnp.full((chunks * chunk, t, side, side), NO_OBJECT)
-        more = lambda state: state[0] * chunk < last
-        return jax.lax.while_loop(more, body, (jnp.zeros((), jnp.int32), blank))[1][:slots]
-
-    return jax.vmap(one)(clips, frame_valid, original, prompts.boxes, prompts.used, prompts.frames)
+    # One slot after another up to the last that any clip uses: most answers are of one object.
+    last = jnp.max(jnp.where(prompts.used.any(axis=(0, 1)), jnp.arange(1, slots + 1), 0))
+    blank = jnp.full((b, slots, t, side, side), NO_OBJECT)
+    return jax.lax.while_loop(lambda state: state[0] < last, body, (jnp.zeros((), jnp.int32), blank))[1]
 
 
 SEGMENTERS: dict[str, Callable[..., Float[Array, "b n t y x"]]] = {"sam2": sam2_logits}
