@@ -82,7 +82,7 @@ def sam2_images():
     c = defaults()
     c.name = "toy_sam2_images"
     c.objective = "masks"
-    c.steps = 800
+    c.steps = 1500
     c.masks.piece = 1
     c.masks.focus, c.masks.mask = 0.0, 5.0
     c.masks.remat = False
@@ -92,17 +92,18 @@ def sam2_images():
             dims=(16, 32, 64, 96), heads=(1, 1, 2, 2), blocks=(1, 1, 2, 1), windows=(8, 4, 4, 4), global_blocks=(2, 3),
             patch_kernel=4, patch_padding=0, mlp_ratio=2.0, activation="relu",
         ),
-        width=64, decoder_heads=4, decoder_mlp=128, iou_width=64,
+        width=64, decoder_heads=2, decoder_downsample=1, decoder_mlp=128, iou_width=64,
         memories=4, memory_channels=16, pointers=8, attention_layers=1, attention_mlp=128, attention_downsample=2,
         mask_stride=4, mask_layers=2, fuser_layers=1, fuser_mlp=128, fuser_kernel=3, fuser_padding=1,
+        dynamic_multimask=False, multimask_tracking=False,  # a box or a memory leaves nothing open here
     )  # fmt: skip
-    c.sam2.side = 128
+    c.sam2.side = 64
     c.sam2.object_chunk = c.sam2.frame_chunk = 64
     c.sam2.dtype = c.sam2.memory_dtype = "float32"
 
     shapes = lambda world: dict(name="synthetic", family="vos", config=world, clips=50_000, lessons=True)
     worlds = datasets(toy=shapes("toy"), default=shapes("default"))
-    c.data = dict(vos=task(datasets=worlds, frames=8, objects=3, batch_size=2, target="some_frame"))
+    c.data = dict(vos=task(datasets=worlds, frames=8, objects=3, batch_size=3, target="some_frame"))
     c.loader.threads = 1
 
     c.optimizer.learning_rate = 2e-3

@@ -86,6 +86,7 @@ def defaults() -> ConfigDict:
     c.step.description_tokens = 160
     c.step.updates = 1  # on each rollout
     c.step.score_chunk = 256  # tokens whose logits exist at a time
+    c.step.score_lengths = ()  # shorter completions that learning is compiled for too; each costs compile time
     c.step.grounder = "qwen_omni"
     c.step.segmenter = "sam2"
 
@@ -130,6 +131,9 @@ def defaults() -> ConfigDict:
     c.masks.prompts = 4  # most boxed frames of an object
     c.masks.jitter = 0.1  # noise on boxes, as a share of their sides
     c.masks.piece = 0  # frames tracked in one go; 0: whole clips, 1: images
+    c.masks.focus = 2.0  # exponent of the focal loss; 0 is plain cross-entropy
+    c.masks.mask = 20.0  # weight of the focal loss; those of dice, quality and visibility are 1
+    c.masks.remat = True  # recompute instead of keeping what the backward pass needs
 
     c.mesh = ConfigDict()  # devices along each axis; -1 takes what is left
     c.mesh.data = 1

@@ -31,6 +31,9 @@ from omnir1_jax.text.prompt import template
 from omnir1_jax.text.rules import Limits
 from omnir1_jax.text.vocab import byte_vocab
 
+# SAM 2's random features of places (one matrix, held twice) and its tokens, which have to differ from the start.
+PLACES = ("positional", "image_positional")
+TOKENS = ("object_token", "iou_token", "mask_tokens", "point", "not_a_point", "no_mask")
 TRY = "to see everything run without weights of your own, try configs/toy.py"
 
 
@@ -136,13 +139,14 @@ def draw(boxed: Any, key: Key[Array, ""], dtype: Any, mesh: Mesh | None = None) 
         fan = 1
         for size in stacked:
             fan *= size
-        deviation = 0.02 if path[-1] != "kernel" else fan**-0.5
+        deviation = 1.0 if path[-1] in PLACES + TOKENS else fan**-0.5 if path[-1] == "kernel" else 0.02
         return (deviation * jax.random.normal(key, shape.shape)).astype(dtype)
 
     def make():
-        return {
-            path: one(path, shape, jax.random.fold_in(key, n)) for n, (path, shape) in enumerate(sorted(shapes.items()))
-        }
+        paths = sorted(shapes)
+        places = min((n for n, path in enumerate(paths) if path[-1] in PLACES), default=0)
+        own = lambda n, path: jax.random.fold_in(key, places if path[-1] in PLACES else n)
+        return {path: one(path, shapes[path], own(n, path)) for n, path in enumerate(paths)}
 
     return unflatten_dict(jax.jit(make, out_shardings=shardings or None)())
 
@@ -211,6 +215,7 @@ def step_config(config: ConfigDict, ids: TokenIds) -> StepConfig:
         bonus_range=tuple(config.reward.bonus_range),
         updates=own.updates,
         score_chunk=own.score_chunk,
+        score_lengths=tuple(own.score_lengths),
         grounder=own.grounder,
         segmenter=own.segmenter,
         lora=lora_config(config),

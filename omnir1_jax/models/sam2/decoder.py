@@ -100,7 +100,7 @@ class MaskDecoder(nn.Module):
         config, dtype, width = self.config, self.config.dtype, self.config.width
         b, h, w, _ = image.shape
         many = config.multimasks + 1
-        init = partitioned(nn.initializers.normal(0.02), None, "embed")
+        init = partitioned(nn.initializers.normal(1.0), None, "embed")
         own = [
             self.param("object_token", init, (1, width)),
             self.param("iou_token", init, (1, width)),
