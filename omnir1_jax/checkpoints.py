@@ -70,6 +70,8 @@ def manager(workdir: epath.PathLike, keep: int) -> ocp.CheckpointManager:
     if keep < 1:
         raise InputError(f"checkpoint.keep: {keep} keeps nothing to resume from; give 1 or more")
     folder = _absolute(workdir) / FOLDER
+    if folder.parent.exists() and not folder.parent.is_dir():
+        raise InputError(f"--workdir: {workdir} is a file; name a directory for the run")
     good = {str(step) for step in ocp.utils.checkpoint_steps(folder)} if folder.exists() else set()
     for path in sorted(folder.iterdir()) if folder.exists() else ():
         if path.name.split(".")[0].isdigit() and path.name not in good:

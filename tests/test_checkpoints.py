@@ -18,6 +18,9 @@ from omnir1_jax.errors import InputError
 from omnir1_jax.parallel import make_mesh
 from omnir1_jax.rl import learn
 
+# What orbax leaves behind of a read that failed.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
 SETTINGS = {"seed": 3, "optimizer": {"learning_rate": 1e-3, "freeze": ("embed/*",)}, "log": {"pictures": 2}}
 OPTIMIZER = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(optax.linear_schedule(1e-2, 0.0, 50)))
 
@@ -98,6 +101,9 @@ def test_nothing_there_is_a_fresh_start_and_only_the_newest_stay(tmp_path):
     assert folders == ["4", "5"]
     with pytest.raises(InputError, match=r"checkpoint.keep: 0"):
         checkpoints.manager(tmp_path, 0)
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"--workdir: .*file is a file"):
+        checkpoints.manager(tmp_path / "file", 1)
 
 
 def test_a_step_is_left_out_while_the_one_before_is_being_written(tmp_path, warned):

@@ -18,13 +18,11 @@ import jax
 from omnir1_jax import cli, settings, train
 from omnir1_jax.settings import datasets, defaults, task
 
-STEPS = 200
-
 
 def get_config(tokenizer: str):
     c = defaults()
     c.name = "tiny"
-    c.steps = STEPS
+    c.steps = 200
     c.thinker.tokenizer = tokenizer
     c.thinker.sizes = dict(
         text=dict(
@@ -53,7 +51,7 @@ def get_config(tokenizer: str):
     c.optimizer.learning_rate = 1e-2
     c.checkpoint.every = 5
     c.log.tensorboard = False
-    c.log.pictures_every = 2 * STEPS
+    c.log.pictures_every = 10**6
     return c
 
 

@@ -1,0 +1,59 @@
+"""Runs of the training command in processes of their own."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import time
+
+ROOT = pathlib.Path(__file__).parent.parent
+# Compiles fast what then runs slowly: the steps are tiny.
+QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+
+
+class Runs:
+    """Runs of the command, forked from one process that has imported everything."""
+
+    def __init__(self, tokenizer: str):
+        self.tokenizer = tokenizer
+        env = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": QUICK}
+        pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self._server = subprocess.Popen([sys.executable, "-m", "tests.tiny"], cwd=ROOT, env=env, **pipes)
+
+    def _ask(self, **order) -> int:
+        print(json.dumps(order), file=self._server.stdin, flush=True)
+        return int(self._server.stdout.readline())
+
+    def start(self, workdir: pathlib.Path, *flags: str) -> int:
+        flags = [f"--config=tests/tiny.py:{self.tokenizer}", f"--workdir={workdir}", *flags]
+        return self._ask(flags=flags, log=f"{workdir}.log")
+
+    def wait(self, run: int) -> int:
+        return self._ask(wait=run)
+
+    def close(self) -> None:
+        self._server.stdin.close()
+        self._server.wait()
+        self._server.stdout.close()
+
+
+def printed(workdir: pathlib.Path) -> str:
+    return pathlib.Path(f"{workdir}.log").read_text()
+
+
+def rows(workdir: pathlib.Path) -> list[dict]:
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def until(condition, seconds: float = 900.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "the run does not get there"
+        time.sleep(0.005)
+
+
+def done(workdir: pathlib.Path) -> int:
+    """Steps in the log: a line each."""
+    path = workdir / "metrics.jsonl"
+    return path.read_bytes().count(b"\n") if path.exists() else 0
