@@ -59,7 +59,10 @@ def told(family: str, clips: int = 0):
         shape = (2, small.GROUP, *batch.truth.shape[1:])
         masks = detail.Masks(jax.random.bernoulli(jax.random.key(0), 0.2, shape), jnp.zeros(()))
 
-    @jax.jit
+    # Compiled for the moment, not for speed.
+    @functools.partial(
+        jax.jit, compiler_options={"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+    )
     def judge():
         reading = module.read(frozen, config, batch, said)
         found = module.ground(models, frozen, config, batch, reading)
