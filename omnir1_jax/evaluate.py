@@ -27,7 +27,7 @@ from omnir1_jax.inference.tasks import Options
 from omnir1_jax.setup import models
 from omnir1_jax.setup.run import mesh_of
 
-SYSTEM2 = ("self", "frozen", "oracle")
+SYSTEM2 = ("self", "frozen", "oracle", "file")
 
 
 def systems(
@@ -44,7 +44,7 @@ def systems(
       checkpoint: see `omnir1_jax.trained`.
       config: None takes the checkpoint's own.
       system2: "self": the checkpoint grounds too; "frozen": the weights from before training (of a run), or those that
-        the config names; "oracle": true boxes, so nothing more is loaded.
+        the config names; "oracle" and "file": true boxes, or another model's, so nothing more is loaded.
     """
     if system2 not in SYSTEM2:
         raise InputError(f"--system2: {system2!r} is none of {', '.join(SYSTEM2)}")
@@ -126,6 +126,7 @@ _KEYFRAMES = flags.DEFINE_list("keyframes", ["plan"], f"One or several of {', '.
 _SYSTEM2 = flags.DEFINE_enum(
     "system2", "self", SYSTEM2, "Who finds boxes: the checkpoint, the weights before it, the truth."
 )
+_BOXES = flags.DEFINE_string("boxes", "", "With --system2=file: boxes by sample and frame that another model found.")
 _BATCH = flags.DEFINE_integer("batch_size", 4, "Items at a time, over all devices.", lower_bound=1)
 _FRAMES = flags.DEFINE_integer("frames", 0, "Frames System 1 sees; 0: as in training.", lower_bound=0)
 _SAMPLING = flags.DEFINE_enum("sampling", "", ["", "uniform", "video"], "Over the whole clip, or 2 a second.")
@@ -155,6 +156,7 @@ def options() -> Options:
         sound=_SOUND.value,
         keyframes=_KEYFRAMES.value[0] if _KEYFRAMES.value else "",
         system2=_SYSTEM2.value,
+        boxes=_BOXES.value,
         objects=_OBJECTS.value,
         hole_area=_HOLES.value,
         batch_size=_BATCH.value,

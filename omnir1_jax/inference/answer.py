@@ -39,7 +39,8 @@ class How:
       family: vos, refavs or qa.
       keyframes: "plan": those of System 1; otherwise the first description of its plan in frames spread evenly,
         drawn at random, or in the first one. As many as a plan may have, whatever it had.
-      oracle: true boxes in place of System 2's. With frames that are not the plan's they need no plan either.
+      oracle: given boxes (the true ones, or another model's) in place of System 2's. With frames that are not the
+        plan's they need no plan either.
       objects: slots for objects.
     """
 
@@ -66,7 +67,7 @@ class Asked:
       policy: System 1's prompts.
       sharp: the seen frames for System 2.
       frame_valid: which of them are real. frame_index: their places in the video.
-      boxes: true ones in pixels of the video, -1 where there is none.
+      boxes: given ones in pixels of the video, -1 where there is none.
       original: width and height of the video.
       number: of the item in its benchmark.
     """

@@ -1,6 +1,7 @@
 """One evaluation: every batch through both systems and the segmenter, every item written and scored, then the table."""
 
 import functools
+import hashlib
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -72,7 +73,7 @@ def evaluate(
     """
     if jax.process_count() > 1:
         raise InputError("evaluate: one process only; it uses all of its devices")
-    how = How(task.family, options.keyframes, options.system2 == "oracle", options.objects)
+    how = How(task.family, options.keyframes, options.system2 in ("oracle", "file"), options.objects)
     parts = 1 if systems.mesh is None else systems.mesh.shape["data"] * systems.mesh.shape["fsdp"]
     room = -(-max(options.batch_size, 1) // parts) * parts
     chosen = positions(task, options)
@@ -81,6 +82,7 @@ def evaluate(
         "options": settings.plain(vars(options)) | {"batch_size": room},
         "task": task.name,
         "weights": fingerprint(systems),
+        "boxes": None if task.found is None else hashlib.sha256(repr(sorted(task.found.items())).encode()).hexdigest(),
         "temperature": systems.step.sampling.temperature,
         "config": {key: value for key, value in settings.plain(systems.config).items() if key not in _IDLE},
     }

@@ -7,7 +7,9 @@ the same numbers. Long or short, a batch's clips are padded to one of a few leng
 import collections
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import json
+import pathlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent import futures
 from typing import Any, NamedTuple
 
@@ -24,6 +26,7 @@ from omnir1_jax.rl.examples import Arrays, ExampleConfig
 from omnir1_jax.systems import prompts
 
 SOUNDS = ("own", "muted", "swapped")
+Boxes = tuple[tuple[float, ...], ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +39,7 @@ class Task:
       side: of the segmenter's frames; 0 where nothing is segmented.
       sound: "own"; "muted": silence; "swapped": that of another clip.
       letters: whether a question's options are listed with letters.
+      found: boxes of another System 2 by sample id and frame of the video, in place of the true ones.
     """
 
     name: str
@@ -48,6 +52,7 @@ class Task:
     seed: int = 0
     sound: str = "own"
     letters: bool = True
+    found: Mapping[str, Mapping[int, Boxes]] | None = dataclasses.field(default=None, repr=False)
 
 
 class Sample(NamedTuple):
@@ -129,18 +134,49 @@ def _frames(clip: DecodedClip, task: Task) -> Arrays:
     return {
         "frame_index": index,
         "frame_valid": np.arange(room) < count,
-        "boxes": _true_boxes(clip, task.objects, room),
+        "boxes": _boxes(clip, task, room),
         "original": np.array(clip.size[::-1], np.int32),
     }
 
 
-def _true_boxes(clip: DecodedClip, objects: int, room: int) -> Float[np.ndarray, "n t 4"]:
-    out = np.full((objects, room, 4), detail_data.ABSENT, np.float32)
-    if clip.masks is not None and len(clip.masks):
+def _boxes(clip: DecodedClip, task: Task, room: int) -> Float[np.ndarray, "n t 4"]:
+    """True boxes in the seen frames, or those that another System 2 found."""
+    out = np.full((task.objects, room, 4), detail_data.ABSENT, np.float32)
+    if task.found is not None:
+        own = task.found.get(clip.ref.sample_id, {})
+        for t, frame in enumerate(clip.frame_indices):
+            for slot, box in enumerate(own.get(int(frame), ())[: task.objects]):
+                out[slot, t] = box
+    elif clip.masks is not None and len(clip.masks):
         areas = np.count_nonzero(clip.masks, axis=(1, 2, 3))
-        kept = np.sort(np.argsort(-areas, kind="stable")[:objects])
+        kept = np.sort(np.argsort(-areas, kind="stable")[: task.objects])
         found = detail_data.boxes(clip.masks[kept])
         out[: len(kept), : found.shape[1]] = found
+    return out
+
+
+def read_boxes(path: str) -> dict[str, dict[int, Boxes]]:
+    """Boxes of another System 2: lines {"sample_id": ..., "boxes": {"<frame of the video>": [[x0, y0, x1, y1], ...]}}.
+
+    Raises:
+      InputError: naming the line.
+    """
+    out: dict[str, dict[int, Boxes]] = {}
+    try:
+        rows = pathlib.Path(path).read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"--boxes: {path} cannot be read ({error})") from error
+    for number, row in enumerate(rows, 1):
+        try:
+            line = json.loads(row)
+            frames = {int(frame): np.asarray(boxes, np.float32) for frame, boxes in line["boxes"].items()}
+            out[line["sample_id"]] = {
+                frame: tuple(map(tuple, b.reshape(-1, 4).tolist())) for frame, b in frames.items()
+            }
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(
+                f'--boxes: {path} line {number}: expected {{"sample_id": ..., "boxes": {{"3": [[x0, y0, x1, y1]]}}}}'
+            ) from error
     return out
 
 

@@ -11,7 +11,7 @@ from omnir1_jax.data.clips import DecodeConfig
 from omnir1_jax.data.preprocess.settings import PixelBudget
 from omnir1_jax.errors import InputError
 from omnir1_jax.inference.load import Systems
-from omnir1_jax.inference.samples import SOUNDS, Task
+from omnir1_jax.inference.samples import SOUNDS, Task, read_boxes
 from omnir1_jax.setup import data
 from omnir1_jax.systems import prompts
 
@@ -45,6 +45,7 @@ class Options:
       prompt: of questions: "thinking" or "direct".
       audio_seconds: of sound that is heard with questions; -1 for the benchmark's own.
       sound: "own", "muted" or "swapped".
+      boxes: file of another System 2's boxes (with system2 "file").
       objects: slots for objects. hole_area: holes of masks up to this many pixels are filled.
     """
 
@@ -61,6 +62,7 @@ class Options:
     sound: str = "own"
     keyframes: str = "plan"
     system2: str = "self"
+    boxes: str = ""
     objects: int = 8
     hole_area: int = 0
     batch_size: int = 4
@@ -77,6 +79,8 @@ def tasks(systems: Systems, options: Options) -> Iterator[Task]:
         raise InputError(f"--sound: {options.sound!r} is none of {', '.join(SOUNDS)}")
     if options.sampling not in ("", "uniform", "video"):
         raise InputError(f"--sampling: {options.sampling!r} is none of uniform, video")
+    if (options.system2 == "file") != bool(options.boxes):
+        raise InputError("--boxes: a file of boxes goes with --system2=file, and only with it")
     if options.benchmark == SYNTHETIC:
         yield from _held_out(systems, options)
         return
@@ -174,7 +178,7 @@ def _task(systems: Systems, options: Options, family: str, name: str, entry: Con
         raise InputError("sam2.path: masks need a segmenter; name its directory, or sam2.sizes for random weights")
     return Task(
         name, family, reader, example, decode, options.objects, side, options.seed, options.sound,
-        letters=options.benchmark != "avhbench",
+        letters=options.benchmark != "avhbench", found=read_boxes(options.boxes) if options.boxes else None,
     )  # fmt: skip
 
 

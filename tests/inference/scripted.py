@@ -24,9 +24,9 @@ BOXES = [
 ]
 
 
-def systems(config) -> load.Systems:
-    """Random weights that nobody asks, on one device."""
-    made = load.systems(config, models.load(config, models.sizes(config)))
+def systems(config, mesh=None) -> load.Systems:
+    """Random weights that nobody asks."""
+    made = load.systems(config, models.load(config, models.sizes(config), mesh), mesh=mesh)
     return made._replace(step=dataclasses.replace(made.step, grounder="scripted", segmenter="boxes"))
 
 
