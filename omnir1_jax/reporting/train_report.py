@@ -147,7 +147,8 @@ def _curves(steps: Sequence[Mapping[str, Any]]) -> list[Html]:
     order = [name for name in GROUPS if name in groups] + sorted(groups.keys() - set(GROUPS))
     out = [html.heading("Curves"), tag("p", "Over steps. Pale: each step; strong: the moving mean.", class_="soft")]
     for group in order:
-        drawn = [charts.curve(key, *series[key]) for key in groups[group]]
+        names = sorted(groups[group], key=lambda key: not key.endswith("/total"))  # what matters most comes first
+        drawn = [charts.curve(key, *series[key]) for key in names]
         out += [tag("h3", group), tag("div", *drawn, class_="grid")]
     return out
 
