@@ -52,7 +52,11 @@ def train(config: ConfigDict, workdir: epath.PathLike, *, quiet: bool = False) -
         if jax.process_index() == 0:
             with cli.atomic_path(folder / "config.json") as scratch:
                 scratch.write_text(json.dumps(plain, indent=2) + "\n")
-        log = RunLog(folder, config.steps, done, quiet=quiet) if jax.process_index() == 0 else None
+        log = (
+            RunLog(folder, config.steps, done, tensorboard=config.log.tensorboard, quiet=quiet)
+            if jax.process_index() == 0
+            else None
+        )
         saved = done
         for step in range(done + 1, config.steps + 1):
             started = time.perf_counter()
