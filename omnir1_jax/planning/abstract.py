@@ -80,14 +80,13 @@ def program(config: ConfigDict) -> Program:
         sam2=None if segmenter is None else _cast(sam2.abstract_params(segmenter), segmenter.dtype),
         **_tables(config, words),
     )
-    entries = config.data.items()
     return Program(
         models,
         setup_models.step_config(config, thinker.tokens),
         setup_optimizer.make(config, nn.unbox(trainable)),
         trainable,
         frozen,
-        {name: _batch(config, name, entry, thinker, words) for name, entry in entries},
+        {name: batch_of(config, name, thinker, _prefix(config, name, thinker, words)) for name in config.data},
     )
 
 
@@ -165,9 +164,23 @@ def _tables(config: ConfigDict, words: Any) -> dict[str, Any]:
     )
 
 
-def _batch(config: ConfigDict, name: str, entry: ConfigDict, thinker: ThinkerConfig, words: Any) -> Any:
-    """Shapes of a task's batch, as the pipeline makes them."""
+def _prefix(config: ConfigDict, name: str, thinker: ThinkerConfig, words: Any) -> int:
+    """Tokens of System 2's prompt up to and with the frame's end, the frame as one."""
+    if words is None:
+        return PREFIX
+    return len(examples.grounding_prefix(setup_data.example_config(config, name, words, thinker)))
+
+
+def batch_of(config: ConfigDict, name: str, thinker: ThinkerConfig, prefix: int) -> Any:
+    """Shapes of a task's batch, as the pipeline makes them.
+
+    Args:
+      prefix: tokens of System 2's prompt up to and with the frame's end, the frame as one.
+    """
+    entry = config.data[name]
     family, b = entry.example or name, entry.batch_size
+    if family not in examples.EXAMPLES:
+        raise InputError(f"data.{name}: {family!r} cannot be planned; there are {', '.join(examples.EXAMPLES)}")
     sizes, pixels = Sizes.of(thinker), config.pixels
     budget = PixelBudget(*pixels.policy_image, *pixels.policy_video)
     sharp = PixelBudget(*pixels.sharp, *pixels.sharp)
@@ -185,12 +198,8 @@ def _batch(config: ConfigDict, name: str, entry: ConfigDict, thinker: ThinkerCon
     arrays = {f"policy/{key}": value for key, value in _prompt(room, sizes, heard).items()}
     if family in ("vos", "refavs"):
         frames = entry.frames if family == "vos" else 1
-        own = None if words is None else setup_data.example_config(config, name, words, thinker)
-        prefix = PREFIX if own is None else len(examples.grounding_prefix(own))
         arrays |= {f"sharp/{key}": value for key, value in _sharp(frames, sharp, sizes, aspect, prefix).items()}
     arrays |= _truth(family, entry, config.sam2.side)
-    if family not in examples.EXAMPLES:
-        raise InputError(f"data.{name}: {family!r} cannot be planned; there are {', '.join(examples.EXAMPLES)}")
     batched = {key: ShapeDtypeStruct((b, *shape), dtype) for key, (shape, dtype) in arrays.items()}
     return examples.to_batch(family, batched)
 

@@ -56,5 +56,6 @@ def lower(program: Program, task: str, mesh: Mesh | None = None) -> jax.stages.L
     if mesh is None:
         return make_train_step(program.models, program.optimizer, program.step).lower(*arguments(program, task))
     step = make_train_step(program.models, program.optimizer, program.step, shardings=train_shardings(program, mesh))
+    given = arguments(program, task, mesh)
     with jax.set_mesh(mesh):
-        return step.lower(*arguments(program, task, mesh))
+        return step.lower(*given)

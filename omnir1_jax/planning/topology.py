@@ -1,0 +1,60 @@
+"""TPU topologies without a TPU: their devices for the compiler, and the peak rates of their chips."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+from jax.experimental import topologies
+
+from omnir1_jax.errors import InputError
+
+GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """Of one chip: bfloat16 operations, bytes of memory and of its links a second, bytes of memory.
+
+    From Google's system architecture pages (cloud.google.com/tpu/docs); links are those of a chip together.
+    """
+
+    operations: float
+    memory_rate: float
+    link_rate: float
+    memory: int
+
+
+CHIPS = {
+    "v4": Chip(275e12, 1228e9, 300e9, 32 * GIB),
+    "v5e": Chip(197e12, 819e9, 200e9, 16 * GIB),
+    "v5p": Chip(459e12, 2765e9, 600e9, 95 * GIB),
+    "v6e": Chip(918e12, 1640e9, 448e9, 32 * GIB),
+}
+
+
+def chip_of(topology: str) -> Chip:
+    """Rates of a topology's chips, such as "v5p:2x2x1"."""
+    kind = topology.split(":")[0]
+    if kind not in CHIPS:
+        raise InputError(f"--topology: {topology!r} is of no known chip; there are {', '.join(CHIPS)}, as in v5p:2x2x1")
+    return CHIPS[kind]
+
+
+def devices_of(topology: str) -> Sequence[jax.Device]:
+    """Devices to compile for.
+
+    Raises:
+      InputError: no such topology.
+    """
+    chip_of(topology)
+    _, _, shape = topology.partition(":")
+    if not shape or not all(part.isdigit() and int(part) > 0 for part in shape.split("x")):
+        raise InputError(f"--topology: {topology!r} is not a chip and its counts, as in v5e:2x4 or v5p:2x2x1")
+    alone = all(part == "1" for part in shape.split("x"))
+    how = {"chips_per_host_bounds": (1, 1, 1)} if alone else {}
+    try:
+        found = topologies.get_topology_desc(platform="tpu", topology_name=topology, **how)
+    except (jax.errors.JaxRuntimeError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise InputError(f"--topology: the TPU compiler knows no {topology!r} ({reason})") from error
+    return found.devices

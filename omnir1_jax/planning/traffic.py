@@ -1,0 +1,97 @@
+"""Bytes that a compiled program moves: between memory and compute, and between devices. Estimates, by phase.
+
+A fusion reads its operands and writes its result once. What is cut out of or put into a large buffer counts with the
+size of the piece, as it happens in place.
+"""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from omnir1_jax.planning.hlo import Computation, Instruction, Module
+from omnir1_jax.planning.operations import Assumptions, Executed, executed, phase_of
+
+# How often a device's share of the result passes its links, on a ring of many.
+COLLECTIVES = {
+    "all-gather": 1.0,
+    "all-reduce": 2.0,
+    "reduce-scatter": 1.0,
+    "all-to-all": 1.0,
+    "ragged-all-to-all": 1.0,
+    "collective-permute": 1.0,
+    "collective-broadcast": 1.0,
+}
+_FREE = {
+    "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "after-all",
+    "partition-id", "replica-id", "opt-barrier", "async-start", "async-update", "async-done", "copy-start",
+    "copy-done", "iota", "domain", "add-dependency",
+}  # fmt: skip
+
+
+class Traffic(NamedTuple):
+    """Bytes of one device by phase."""
+
+    memory: dict[str, float]
+    links: dict[str, float]
+
+
+def by_phase(module: Module, assumptions: Assumptions, phases: Sequence[str]) -> Traffic:
+    """Both kinds of traffic of a compiled program; "other" takes what belongs to no phase."""
+    memory: dict[str, float] = defaultdict(float)
+    links: dict[str, float] = defaultdict(float)
+    for run in executed(module, assumptions, fused=False):
+        one = run.instruction
+        kind = one.opcode.removesuffix("-start")
+        if one.opcode.endswith("-done") or one.opcode in _FREE:
+            continue
+        phase = phase_of(run.path, phases)
+        if kind in COLLECTIVES:
+            links[phase] += run.times * COLLECTIVES[kind] * _moved(kind, run)
+        memory[phase] += run.times * _touched(run)
+    every = (*phases, "other")
+    return Traffic({name: memory[name] for name in every}, {name: links[name] for name in every})
+
+
+def _moved(kind: str, run: Executed) -> int:
+    """The larger of what goes in and what comes out; of a reduction what comes in."""
+    inputs = [run.computation.instructions[name].bytes for name in run.instruction.operands]
+    if kind in ("all-reduce", "reduce-scatter"):
+        return sum(inputs)
+    return max(sum(inputs), max((shape.bytes for shape in run.instruction.shapes), default=0))
+
+
+def _touched(run: Executed) -> int:
+    one, here = run.instruction, run.computation.instructions
+    size = lambda at: here[one.operands[at]].bytes
+    if one.opcode in ("dynamic-slice", "gather", "slice", "broadcast"):
+        return 2 * one.bytes
+    if one.opcode == "dynamic-update-slice":
+        return 2 * size(1)
+    if one.opcode == "scatter":
+        return 2 * size(len(one.operands) - 1)
+    if one.opcode == "fusion":
+        return _fusion(run.module.computations[one.called()[0]], one)
+    return one.bytes + sum(here[name].bytes for name in one.operands)
+
+
+def _fusion(inside: Computation, one: Instruction) -> int:
+    """Result and operands, in-place updates and cut-out operands with the size of the piece."""
+    users: dict[str, list[Instruction]] = defaultdict(list)
+    for each in inside:
+        for name in each.operands:
+            users[name].append(each)
+    read, written = 0, one.bytes
+    for each in inside:
+        if each.opcode == "dynamic-update-slice" and each.bytes <= written:
+            written += 2 * inside.instructions[each.operands[1]].bytes - each.bytes
+    for each in inside:
+        if each.opcode != "parameter":
+            continue
+        uses = users[each.name]
+        if uses and all(use.opcode in ("dynamic-slice", "gather") and use.operands[0] == each.name for use in uses):
+            read += sum(use.bytes for use in uses)
+        elif uses and all(use.opcode == "dynamic-update-slice" and use.operands[0] == each.name for use in uses):
+            continue
+        else:
+            read += each.bytes
+    return read + max(written, 0)

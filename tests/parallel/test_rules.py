@@ -1,0 +1,55 @@
+"""Layouts: for training, for decoding, of an optimiser's state."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from omnir1_jax import parallel
+from omnir1_jax.models.qwen_omni.decoding import axes, decoding_copy
+from omnir1_jax.models.qwen_omni.thinker import Thinker
+from tests.rl import small
+
+
+def box(shape, *names):
+    return nn.LogicallyPartitioned(jax.ShapeDtypeStruct(shape, jnp.float32), names)
+
+
+def test_moments_lie_as_their_parameters_do():
+    mesh = parallel.make_mesh({"fsdp": 4, "tensor": 2})
+    boxed = {"a": box((8, 6), "embed", "mlp"), "b": box((3,), "norm")}
+    rule = optax.MultiSteps(optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(optax.constant_schedule(1e-3))), 2)
+    found = parallel.state_shardings(mesh, boxed, rule.gradient_transformation())
+    state = jax.eval_shape(rule.init, nn.unbox(boxed))
+    assert jax.tree.structure(found) == jax.tree.structure(state)
+    shapes, shardings = jax.tree.leaves(state), jax.tree.leaves(found)
+    by_shape = {x.shape: sharding.spec for x, sharding in zip(shapes, shardings, strict=True)}
+    assert by_shape == {(8, 6): jax.P("fsdp", "tensor"), (3,): jax.P(None), (): jax.P()}
+
+
+def test_decoding_cuts_the_wide_axes_and_heads_that_do_not_divide_by_their_channels():
+    mesh = parallel.make_mesh({"fsdp": 4, "tensor": 2})
+    spec = lambda shape, *names: parallel.named_sharding(mesh, names, shape, parallel.DECODING_RULES).spec
+    assert spec((48, 64), "embed", "mlp") == jax.P(None, ("fsdp", "tensor"))
+    assert spec((48, 8, 16), "embed", "heads", "head_dim") == jax.P(None, ("fsdp", "tensor"), None)
+    assert spec((48, 2, 16), "embed", "kv_heads", "head_dim") == jax.P(None, None, ("fsdp", "tensor"))
+
+
+def test_the_copy_for_decoding_is_the_cast_weights_laid_out_anew():
+    decoder = Thinker(small.thinker_config(dtype=jnp.bfloat16)).decoder()
+    params = small.thinker_params()["text"]
+    mesh = parallel.make_mesh({"fsdp": 4, "tensor": 2})
+    placed = jax.device_put(params, parallel.tree_shardings(mesh, axes(decoder)))
+    with jax.set_mesh(mesh):
+        copy = jax.jit(lambda tree: decoding_copy(decoder, {"params": tree}))(placed)["params"]
+    assert copy["layers"]["gate"]["kernel"].addressable_shards[0].data.shape == (2, 48, 8)
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b.astype(jnp.bfloat16)), copy, params)
+
+
+def test_an_activation_is_left_alone_without_a_mesh():
+    x = jnp.ones((4, 3))
+    assert parallel.constrain(x, ("batch", None)) is x
+    with jax.set_mesh(parallel.make_mesh({"data": 2, "fsdp": 4})):
+        placed = jax.jit(lambda x: parallel.constrain(x, ("rows", None)))(x)
+    assert placed.addressable_shards[0].data.shape == (2, 3)

@@ -1,0 +1,166 @@
+"""Plans: what they refuse, what they find of memory, and (slow) whole compilations for a TPU."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from omnir1_jax.errors import InputError
+from omnir1_jax.parallel import make_mesh
+from omnir1_jax.planning import abstract, hlo, lowering, operations, report, search, step, topology, traffic
+from omnir1_jax.planning.operations import Assumptions
+from omnir1_jax.settings import CELL, datasets, defaults, task
+from tests.rl import small
+
+
+def released(**changes):
+    """The paper's run as shapes, smaller where a test has no use for size."""
+    c = step.paper_config()
+    c.data.vos.batch_size = 8
+    c.step.score_lengths = ()
+    c.update_from_flattened_dict(changes)
+    return c
+
+
+def test_shapes_of_a_video_batch_are_those_of_the_pipeline():
+    """A config with the small run's sizes gives its batch, array by array."""
+    config = small.example_config("vos")
+    thinker = small.thinker_config()
+    c = defaults()
+    c.data = dict(vos=task(datasets=datasets(synthetic={}), batch_size=2, frames=small.FRAMES, objects=config.objects))
+    c.prompts.text_tokens, c.prompts.max_aspect = config.text_tokens, config.max_aspect
+    budget, sharp = config.policy_budget, config.sharp_budget
+    c.pixels.policy_image = (budget.image_min, budget.image_max)
+    c.pixels.policy_video = (budget.video_min, budget.video_max)
+    c.pixels.sharp = (sharp.image_min, sharp.image_max)
+    c.sam2.side = small.SIDE
+    made = abstract.batch_of(c, "vos", thinker, abstract.PREFIX)
+    real = small.batches("vos", 2)[0]
+    prefix = real.sharp.tokens.shape[1] - made.sharp.tokens.shape[1]
+    made = abstract.batch_of(c, "vos", thinker, abstract.PREFIX + prefix)
+    shape = lambda x: (x.shape, np.dtype(x.dtype))
+    assert jax.tree.map(shape, made) == jax.tree.map(shape, real)
+
+
+def test_the_released_sizes():
+    """7B has 7,615,616,512 parameters in the decoder, head and embedding apart."""
+    program = abstract.program(released())
+    sizes = jax.tree.map(lambda x: int(np.prod(x.shape)), abstract.nn.unbox(program.trainable))
+    assert sum(jax.tree.leaves(sizes)) == 7_615_616_512
+    assert program.models.sam2.config.hiera.dims == (144, 288, 576, 1152)
+
+
+def test_memory_of_the_arguments_by_hand():
+    """Full fine-tuning over 8 devices: four bytes a weight, eight of moments, an eighth each, but for the norms."""
+    config = released()
+    program = abstract.program(config)
+    parts = report.resident(program, "vos", make_mesh({"fsdp": 8}))
+    weights = 4 * 7_615_616_512 / 8
+    assert abs(parts["weights trained"] - weights) < 0.01 * weights
+    assert abs(parts["optimiser"] - 2 * weights) < 0.01 * weights
+    assert abs(parts["SAM 2.1 weights"] - 2 * 224.4e6 / 8) < 0.1 * 2 * 224.4e6
+    kept = report.transient(program, config, "vos", make_mesh({"fsdp": 8}))
+    assert kept["cache of rollouts"] == 2 * 28 * 4 * 128 * 2 * (1850 + 8 * 768)
+
+
+@pytest.mark.parametrize("name, words", [("v7:2x2", "v4, v5e"), ("v5e", "counts"), ("v5e:3x5x7x9", "no 'v5e:3x5x7x9'")])
+def test_topologies_that_do_not_exist_are_refused(name, words):
+    with pytest.raises(InputError, match=words):
+        topology.devices_of(name)
+
+
+def test_a_batch_that_does_not_divide_names_the_number():
+    config = released()
+    config.data.vos.batch_size = 6
+    with pytest.raises(InputError, match=r"data.vos.batch_size: 6 .* = 4; take 8"):
+        report.plan(config, "v5p:2x2x1")
+    config.data.vos.batch_size, config.mesh.tensor = 8, 3
+    with pytest.raises(InputError, match="3"):
+        report.plan(config, "v5p:2x2x1")
+    config.thinker.path = "weights/of-mine"
+    config.mesh.tensor = 1
+    with pytest.raises(InputError, match="thinker.path: 'weights/of-mine'"):
+        report.plan(config, "v5p:2x2x1")
+
+
+def test_what_to_shrink_is_the_largest_part():
+    config = released()
+    parts = {"weights trained": 9, "optimiser": 20, "cache of rollouts": 3}
+    assert "lora.rank" in report.shrink(config, parts, 32)
+    assert "step.max_tokens" in report.shrink(config, {"cache of rollouts": 3}, 32)
+    config.thinker.remat = "dots"
+    assert "remat" in report.shrink(config, {"cache of rollouts": 3}, 32)
+
+
+def test_candidates_go_from_few_operations_to_little_memory_on_meshes_that_divide():
+    config = released()
+    config.data.vos.batch_size = 4
+    found = list(search.candidates(config, 8))
+    assert found[0]["remat"] == "dots_no_batch" and found[-1] == found[-1] | {"remat": "full", "score_chunk": 64}
+    assert {tuple(one["mesh"].values()) for one in found} >= {(1, 4, 2), (2, 2, 2), (4, 1, 2), (1, 2, 4)}
+    assert all(one["mesh"]["data"] * one["mesh"]["fsdp"] in (1, 2, 4) for one in found)
+    changed = search.changed(config, found[0])
+    assert changed.thinker.remat == "dots_no_batch" and config.thinker.remat == "full"
+
+
+def test_traffic_of_a_loop_over_a_sharded_product():
+    """Each trip gathers w and reads it: bytes over links and of memory by hand."""
+    mesh = make_mesh({"fsdp": 8})
+    place = lambda *axes: jax.sharding.NamedSharding(mesh, jax.P(*axes))
+
+    def loop(x, w):
+        with jax.named_scope("turn"):
+            step = lambda x, _: (jnp.tanh(x @ w), None)
+            return jax.lax.scan(step, x, None, length=5)[0]
+
+    shapes = jax.ShapeDtypeStruct((64, 256), jnp.float32), jax.ShapeDtypeStruct((256, 256), jnp.float32)
+    program = jax.jit(loop, in_shardings=(place("fsdp"), place()), out_shardings=place("fsdp")).lower(*shapes)
+    module = hlo.parse(program.compile().as_text())
+    moved = traffic.by_phase(module, Assumptions(), ("turn",))
+    assert moved.links == {"turn": 0, "other": 0}
+    w, x = 4 * 256 * 256, 4 * 8 * 256
+    assert 5 * (w + 2 * x) <= moved.memory["turn"] <= 5 * (w + 8 * x)
+    reduced = jax.jit(lambda x: x.sum(0), in_shardings=place("fsdp"), out_shardings=place()).lower(shapes[1])
+    moved = traffic.by_phase(hlo.parse(reduced.compile().as_text()), Assumptions(), ())
+    assert moved.links["other"] == 2 * 4 * 256
+
+
+def tiny(**changes):
+    """Questions about short clips: the smallest program with sampling and learning in it."""
+    c = defaults()
+    c.thinker.path, c.sam2.path = "Qwen2.5-Omni-3B", ""
+    c.lora.rank = 8
+    c.pixels.policy_video = (4 * CELL, 8 * CELL)
+    c.data = dict(qa=task(datasets=datasets(videor1={}), batch_size=4, frames=4))
+    c.prompts.text_tokens, c.step.max_tokens, c.step.group = 64, 32, 2
+    c.update_from_flattened_dict(changes)
+    return c
+
+
+def test_operations_of_a_released_model_by_formula():
+    """3B on short prompts: passes over the decoder's weights, phase by phase, within 3 percent."""
+    program = abstract.program(tiny(**{"thinker.attention": "xla"}))
+    module = hlo.parse(lowering.lower(program, "qa").as_text("hlo", debug_info=True))
+    rollout = step.longest(program)
+    found = step.by_phase(module, step.assumptions(program, rollout))
+    text = program.models.thinker.config.text
+    linear = 36 * (2 * 2048 * 2048 + 2 * 2048 * 256 + 3 * 2048 * 11008)
+    head, prompt = 2048 * 151936, program.batches["qa"].policy.tokens.shape[1]
+    assert text.num_layers == 36 and prompt == 82
+    tokens = 4 * (prompt + 2 * 32)
+    assert found["sample/decode"] == pytest.approx(2 * 4 * 2 * 31 * (linear + head), rel=0.03)
+    assert found["update/reference"] == pytest.approx(2 * (tokens * linear + 4 * 64 * head), rel=0.03)
+    assert found["update"] == pytest.approx(2 * (tokens * linear + 4 * 64 * head), rel=0.03)  # and a small adapter
+    assert found["other"] == 0 and operations.total(module, step.assumptions(program, rollout)) > 0
+
+
+@pytest.mark.slow
+def test_a_plan_for_four_chips_and_one_that_does_not_fit(tmp_path):
+    found = report.plan(tiny(**{"mesh.fsdp": 4}), "v5e:2x2")
+    assert found["fits"] and 0 < found["hbm_bytes_per_chip"]["total"] < 16 * topology.GIB
+    assert found["operations"]["total"] > 0 and found["seconds_estimate"]["total"] > 0
+    assert found["collective_bytes"]["total"] > 0
+    json.dumps(found)
+    assert not report.plan(tiny(**{"mesh.fsdp": 4}), "v5e:2x2", hbm=0.5)["fits"]
