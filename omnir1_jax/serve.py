@@ -35,7 +35,7 @@ WAITING = 16  # requests in the queue; one runs at a time
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 # Scripts and styles of the page itself and nothing from elsewhere, whatever a component may ask for.
 POLICY = (
-    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
+    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; style-src 'self' 'unsafe-inline'; "
     "img-src 'self' data: blob:; media-src 'self' data: blob:; font-src 'self' data:; connect-src 'self' blob:; "
     "worker-src 'self' blob:; object-src 'none'; base-uri 'self'; form-action 'self'; frame-ancestors 'none'"
 )
@@ -143,7 +143,7 @@ def plan(said: dict[str, Any]) -> str:
             f"{piece['start']:g} to {piece['end']:g} s",
             "" if piece["frames"] is None else "{} to {}".format(*piece["frames"]),
             piece["description"],
-            piece["failure"] or "",
+            piece["failure"] or "none",
         )
         for piece in said["plan"]
     ]
@@ -152,9 +152,11 @@ def plan(said: dict[str, Any]) -> str:
     ]
     parts = []
     if pieces:
-        parts.append(markup.table(("plan", "frames", "description", "failure"), pieces))
+        parts.append(markup.tag("h4", "Plan"))
+        parts.append(markup.table(("said", "frames", "description", "failure"), pieces))
     if frames:
-        parts.append(markup.table(("keyframe", "at", "asked for", "boxes (pixels)"), frames))
+        parts.append(markup.tag("h4", "Keyframes"))
+        parts.append(markup.table(("frame", "at", "asked for", "boxes (pixels)"), frames))
     if said["failures"]:
         parts.append(markup.tag("p", "failures: " + ", ".join(said["failures"])))
     return str(markup.join(parts))
@@ -186,8 +188,13 @@ def page(gradio: Any, run: Callable[..., Shown], limits: Limits) -> Any:
                 button = gradio.Button("Run", variant="primary", elem_id="run")
             with gradio.Column(scale=2):
                 found = gradio.Textbox(label="Result", lines=2, interactive=False, elem_id="result")
-                overlay = gradio.Video(label="Overlay", interactive=False, include_audio=True, elem_id="overlay")
-                sheet = gradio.Image(label="Contact sheet", type="filepath", interactive=False, elem_id="sheet")
+                overlay = gradio.Video(
+                    label="Overlay", interactive=False, include_audio=True, buttons=["download"], elem_id="overlay"
+                )
+                sheet = gradio.Image(
+                    type="filepath", interactive=False, show_label=False, buttons=["download", "fullscreen"],
+                    elem_id="sheet",
+                )  # fmt: skip
                 reasoning = gradio.Textbox(label="Reasoning", lines=3, interactive=False, elem_id="reasoning")
                 table = gradio.HTML(elem_id="plan")
                 files = gradio.File(label="Files", file_count="multiple", interactive=False)

@@ -1,6 +1,8 @@
 """A run's state exported: transformers loads it and says, word for word, what the JAX model says."""
 
 import dataclasses
+import pathlib
+import runpy
 import shutil
 
 import jax
@@ -13,7 +15,7 @@ from transformers import Qwen2_5OmniThinkerForConditionalGeneration
 from omnir1_jax import checkpoints, convert, trained
 from omnir1_jax.data import sampling
 from omnir1_jax.data.clips import decode
-from omnir1_jax.data.preprocess import tokens
+from omnir1_jax.data.preprocess import pixels, tokens
 from omnir1_jax.errors import InputError
 from omnir1_jax.models.qwen_omni.thinker import Thinker
 from omnir1_jax.rl import examples
@@ -23,6 +25,7 @@ from tests.data import qwen_oracle
 from tests.inference import small
 
 torch.set_num_threads(1)
+CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
 
 
 def export(*args):
@@ -50,7 +53,7 @@ def clips(config, count):
         rng = sampling.generator(0, 0, n)
         clip = decode(reader[group[0]], data.decode_config(config.data.vos), rng)
         wave = 0.2 * rng.standard_normal(16000 + 4000 * (n % 3)).astype(np.float32)
-        found.append(dataclasses.replace(clip, audio=wave if n % 2 else None))
+        found.append(dataclasses.replace(clip, audio=wave if n % 2 and config.data.vos.audio_seconds else None))
     return found
 
 
@@ -77,21 +80,23 @@ def ours(config, found, workdir):
 
 
 def theirs(config, found, folder):
-    """Greedy answers of the exported model by transformers alone."""
+    """Greedy answers of the exported model by transformers alone; frames are resized before, where they have to be."""
+    templates = models.prompt_texts(config)
     processor = qwen_oracle.load_processor(folder)
     model = Qwen2_5OmniThinkerForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
     low, high = config.pixels.policy_video
+    height, width = pixels.smart_resize(*found[0].size, min_pixels=low, max_pixels=high, factor=16)
     texts = []
     for clip in found:
-        words = prompts.render(small.TEXTS["vos"], query=clip.ref.query)
+        words = prompts.render(templates["vos"], query=clip.ref.query)
         content = [{"type": "video"}, {"type": "text", "text": words}]
-        messages = [{"role": "system", "content": small.TEXTS["system"]}, {"role": "user", "content": content}]
+        messages = [{"role": "system", "content": templates["system"]}, {"role": "user", "content": content}]
         text = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         heard = clip.audio is not None
         sound = dict(load_audio_from_video=True, audio_from_video_indices=[0]) if heard else {}
         inputs = processor(
             text=[text],
-            videos=[clip.frames],
+            videos=[np.stack([pixels.resize(frame, height, width) for frame in clip.frames])],
             audio=[clip.audio] if heard else None,
             return_tensors="pt",
             videos_kwargs=dict(size={"shortest_edge": low, "longest_edge": high}, fps=2.0),
@@ -122,6 +127,17 @@ def test_says_the_same(run):
 def test_says_the_same_on_fifty_clips(run):
     config, workdir, _, folder = run
     assert len(agree(config, workdir, folder, 50)) == 50
+
+
+@pytest.mark.slow
+def test_toy_plans_the_same_on_fifty_clips(tmp_path):
+    """With weights that have learned to plan."""
+    config = runpy.run_path(str(CONFIGS / "toy.py"))["get_config"]()
+    thinker = CONFIGS / "toy_weights" / "thinker"
+    config = trained.config_of(str(thinker), config)
+    export(thinker, tmp_path / "hf", "--dtype", "float32")
+    plans = agree(config, thinker, tmp_path / "hf", 50)
+    assert sum("<answer>{" in plan for plan in plans) > 40 and len(set(plans)) > 20
 
 
 def test_processor_fits_the_model(run):

@@ -249,7 +249,7 @@ def _sound(ask: Ask, ref: ClipRef, own: float) -> tuple[Sound, float]:
         return Sound(None, 0.0, "the video has no audio track"), 0.0
     length = len(wave) / SAMPLE_RATE
     if not asked:
-        return Sound(wave, 0.0, "not heard: this query goes by sight; see --audio_seconds"), 0.0
+        return Sound(wave, 0.0, "not heard: this query goes by sight"), 0.0
     room = ask.audio_seconds if ask.audio_seconds > 0 else own
     if room <= 0:
         room = next((size for size in SECONDS if size >= length), SECONDS[-1])
