@@ -1,6 +1,7 @@
 """Splash attention on TPU behind `attention.attend`: masks by blocks, padding by segments, one shard a device."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -80,8 +81,10 @@ def attend(
         )
         every_head = masks.MultiHeadMask([one] * q.shape[2])
         run = kernel.make_splash_mha_single_device(every_head, block_sizes=blocks, interpret=interpret)
+        # So that a count of the program's operations can know what the kernel leaves out.
+        run = jax.named_scope(f"pairs_{_pairs(one, query_block, key_block)}")(jax.vmap(run))
         by_head = (jnp.swapaxes(_pad(x, n), 1, 2) for x, n in ((q * scale, rows), (k, columns), (v, columns)))
-        out = jax.vmap(run)(*by_head, segments)
+        out = run(*by_head, segments)
         return jnp.swapaxes(out, 1, 2)[:, :s].astype(q.dtype)
 
     mesh = jax.sharding.get_abstract_mesh()
@@ -96,3 +99,16 @@ def attend(
 
 def _pad(x: Array, size: int) -> Array:
     return jnp.pad(x, [(0, 0), (0, size - x.shape[1])] + [(0, 0)] * (x.ndim - 2))
+
+
+@functools.lru_cache(maxsize=64)
+def _pairs(mask: masks.Mask, query_block: int, key_block: int) -> int:
+    """Query-key pairs of one head in the blocks that the kernel visits."""
+    rows, columns = mask.shape
+    cut = lambda i, size: slice(i, i + size)
+    blocks = [
+        (cut(i, query_block), cut(j, key_block))
+        for i in range(0, rows, query_block)
+        for j in range(0, columns, key_block)
+    ]
+    return sum(bool(np.any(mask[block])) for block in blocks) * query_block * key_block

@@ -103,7 +103,7 @@ class Module:
 def parse(text: str) -> Module:
     """Reads a whole module. InputError names the line that is not understood."""
     computations, entry, name, lines = {}, None, None, {}
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in _whole_lines(text):
         if name is None:
             header = _HEADER.match(line)
             if header:
@@ -119,6 +119,23 @@ def parse(text: str) -> Module:
     if entry is None:
         raise InputError("HLO text: there is no ENTRY computation")
     return Module(computations, entry)
+
+
+def _whole_lines(text: str) -> Iterator[tuple[int, str]]:
+    """Numbered lines; an instruction whose attributes go over several, as those of kernels do, is one."""
+    start, parts, depth = 0, [], 0
+    for number, line in enumerate(text.splitlines(), 1):
+        if not parts and not _LINE.match(line):
+            yield number, line
+            continue
+        start = start if parts else number
+        parts.append(line)
+        if line.count("{") != line.count("}") or depth:
+            bare = re.sub(r'"(?:[^"\\]|\\.)*"', "", line)
+            depth += bare.count("{") - bare.count("}")
+        if depth <= 0:
+            yield start, " ".join(parts)
+            parts, depth = [], 0
 
 
 def _instruction(name: str, text: str, root: bool, number: int) -> Instruction:

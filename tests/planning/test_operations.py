@@ -100,7 +100,9 @@ def test_sizes_of_types():
     text = """HloModule m
 ENTRY %main (p: (bf16[2,3], pred[4])) -> s4[8] {
   %p = (bf16[2,3]{1,0:T(8,128)(2,1)S(1)}, pred[4]{0}, /*index=2*/f8e4m3fn[5]{0}) parameter(0)
-  ROOT %x = s4[8]{0} custom-call(%p), custom_call_target="f", metadata={op_name="a (b) c"}
+  ROOT %x = s4[8]{0} custom-call(%p), custom_call_target="f", frontend_attributes={kernel_metadata={
+"block":"{\\"q\\": 5}"
+}}, metadata={op_name="a (b) c"}
 }
 """
     module = hlo.parse(text)

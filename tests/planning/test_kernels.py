@@ -1,0 +1,31 @@
+"""Attention kernels of a program compiled for a TPU, counted on the pairs that they compute."""
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import SingleDeviceSharding
+
+from omnir1_jax.models import splash
+from omnir1_jax.models.attention import Mask, Tree
+from omnir1_jax.planning import hlo, operations
+from omnir1_jax.planning.topology import devices_of
+
+
+def test_splash_counts_the_blocks_that_its_mask_leaves():
+    """A tree of a prompt of one block and four completions of one each: 1 + 4 x 2 blocks of 25, both ways."""
+    size, heads, width = 128, 2, 128
+    here = SingleDeviceSharding(devices_of("v5e:1x1")[0])
+    shape = jax.ShapeDtypeStruct((1, 5 * size, heads, width), jnp.bfloat16, sharding=here)
+    tree = Mask(tree=Tree(size, 4, size))
+
+    def loss(q, k, v):
+        return splash.attend(q, k, v, mask=tree, scale=1.0).astype(jnp.float32).sum()
+
+    with jax.default_matmul_precision("default"):
+        text = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(shape, shape, shape).compile().as_text()
+    module = hlo.parse(text)
+    block = splash._pairs(splash._TreeMask(tree.tree, 5 * size), 5 * size, 5 * size)
+    assert block == 25 * size * size  # one block of 640 has them all
+    assert splash._pairs(splash._TreeMask(tree.tree, 5 * size), size, size) == 9 * size * size
+    pairs = next(int(operations.KERNEL_PAIRS.search(path)[1]) for path in operations.by_path(module))
+    forward, backward = 2 * 2, 2 * (3 + 4)
+    assert operations.total(module) == (forward + backward) * heads * width * pairs
