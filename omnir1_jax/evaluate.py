@@ -53,9 +53,9 @@ def systems(
     found = trained.load(checkpoint, chosen, mesh)
     policy, grounder = trained.in_place(found), None
     if system2 == "frozen":
-        grounder = found.loaded
-        if found.trainable is None and config is not None and config.thinker.path != chosen.thinker.path:
-            grounder = models.load(config, models.sizes(config), mesh)
+        base = chosen if trained.is_run(checkpoint) else config
+        same = found.trainable is not None or base is None or base.thinker.path == found.config.thinker.path
+        grounder = found.loaded if same else models.load(base, models.sizes(base), mesh)
     return load.systems(chosen, policy, grounder, mesh, temperature=temperature, max_tokens=max_tokens)
 
 

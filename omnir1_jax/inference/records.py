@@ -52,7 +52,8 @@ def record(
     if family == "vos":
         pieces = _pieces(mine.plan)
         failures += _plan_failures(mine.plan, pieces)
-        describe = lambda piece: pieces[piece].description
+        # True boxes need no description, so there may be keyframes without one.
+        describe = lambda piece: pieces[piece].description if mine.plan.valid[piece] else ""
     else:
         line["answer"] = _text(mine.plan.description)
         pieces = []
@@ -97,9 +98,9 @@ def _keyframe(mine: Found, k: int, describe: Any, words: PreTrainedTokenizerBase
     """A frame of the video with what System 2 made of it; what went wrong is added to `failures`."""
     frame, used = int(mine.prompts.frames[k]), mine.prompts.used[k]
     boxes = tuple(tuple(float(x) for x in box) for box in mine.prompts.boxes[k][used])
-    if mine.grounded is None:
-        return Keyframe(frame, "", "", boxes)
     description = describe(int(mine.chosen.piece[k]))
+    if mine.grounded is None:
+        return Keyframe(frame, description, "", boxes)
     if not mine.asked[k]:
         failures.append("description/too_long")
         return Keyframe(frame, description, "", ())

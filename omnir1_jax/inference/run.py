@@ -80,7 +80,7 @@ def evaluate(
     groups = [chosen[i : i + room] for i in range(0, len(chosen), room)]
     identity = {
         "options": settings.plain(vars(options)) | {"batch_size": room},
-        "task": task.name,
+        "task": [task.name, task.example.frames, task.example.audio_seconds],
         "weights": fingerprint(systems),
         "boxes": None if task.found is None else hashlib.sha256(repr(sorted(task.found.items())).encode()).hexdigest(),
         "temperature": systems.step.sampling.temperature,
@@ -163,10 +163,7 @@ def summary(
         "failures": dict(sorted(failures.items())),
         "bad": bad,
     }
-    if task.family != "qa" and all(line["scores"] is None for line in lines):
+    if task.family != "qa" and scores.served(task.reader, lines):
         target = store.folder / f"{task.name}_{task.reader.split}.zip"
-        out["archive"] = {
-            "file": target.name,
-            "pngs": scores.archive(task.reader, lines, store.predictions, str(target)),
-        }
+        out["archive"] = {"file": target.name, **scores.archive(task.reader, lines, store.predictions, str(target))}
     return out

@@ -10,7 +10,7 @@ from jaxtyping import Bool
 from omnir1_jax.data.masks import decode_masks
 from omnir1_jax.data.samples import BadSample, ClipRef, Reader
 from omnir1_jax.errors import InputError
-from omnir1_jax.evaluation import mevis, predictions, refytvos, revos, score_answers, score_masks
+from omnir1_jax.evaluation import mevis, predictions, revos, score_answers, score_masks
 
 Line = Mapping[str, Any]
 
@@ -100,7 +100,7 @@ def table(reader: Reader, family: str, lines: Iterable[Line], root: str, dataset
         answered = Subset(reader, tuple(line["position"] for line in lines))
         return score_answers.score(answered, {line["sample_id"]: line["completion"] for line in lines})
     known = [line for line in lines if line["scores"] is not None]
-    if not known:
+    if not known or served(reader, lines):
         return {"unscored": len(lines)}
     if family == "refavs":
         subset = Subset(reader, tuple(line["position"] for line in known if line["predicted"]))
@@ -124,9 +124,14 @@ def _unsupervised(reader: Reader, root: str, dataset_root: str) -> dict[str, Any
         return {"unscored": str(error)}  # a copy without the label maps, or an item without a prediction
 
 
-def archive(reader: Reader, lines: Iterable[Line], root: str, target: str) -> int:
-    """The archive for a benchmark's server; returns its number of PNGs."""
-    if reader.name == "refytvos":
-        positions = tuple(line["position"] for line in lines)
-        return refytvos.write_submission(root, target, score_masks.expected(Subset(reader, positions)))
-    return predictions.write_zip(root, target)
+def served(reader: Reader, lines: Iterable[Line]) -> bool:
+    """Whether a server keeps the truth of this split."""
+    written = next((line["position"] for line in lines if line["predicted"]), None)
+    return written is not None and reader[written].masks is None
+
+
+def archive(reader: Reader, lines: Iterable[Line], root: str, target: str) -> dict[str, int]:
+    """Writes the archive for a benchmark's server: how many PNGs are in it, how many items are not."""
+    prefix = predictions.REFYTVOS_PREFIX if reader.name == "refytvos" else ""
+    missing = sum(not line["predicted"] for line in lines)
+    return {"pngs": predictions.write_zip(root, target, prefix), "missing": missing}

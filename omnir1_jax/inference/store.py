@@ -9,6 +9,7 @@ results.json   the tables, at the end
 import json
 import os
 import pathlib
+import shutil
 from collections.abc import Mapping
 from typing import Any
 
@@ -39,6 +40,8 @@ class Store:
                 raise InputError(f"--out: {folder} holds another evaluation ({found}); name another directory")
         else:
             write_json(run, mine)
+        for left in sorted(self.folder.rglob(".*.part*")):  # what a killed run was writing
+            shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
         self._path = self.folder / LINES
         self.lines = _lines(self._path)
         self._file = self._path.open("ab")

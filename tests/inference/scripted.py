@@ -1,10 +1,12 @@
 """Both systems with answers put into their mouths, and a segmenter that fills boxes: an evaluation without models."""
 
 import dataclasses
+import functools
 
+import jax
 import jax.numpy as jnp
 
-from omnir1_jax.inference import load, segment
+from omnir1_jax.inference import answer, load, run, segment
 from omnir1_jax.models.sam2.model import NO_OBJECT
 from omnir1_jax.setup import models
 from omnir1_jax.systems import detail, reasoner
@@ -22,6 +24,13 @@ BOXES = [
     '{"bbox_2d": [1, 2, 3]} {"bbox_2d": [40, 5, 80, 55]}',
     "none",
 ]
+
+# Compiled for the moment, not for speed.
+quick = functools.partial(
+    jax.jit, compiler_options={"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+)
+ANSWER = quick(answer.answer, static_argnums=(0, 1, 2))
+SEGMENT = quick(lambda name, *args: segment.segmenter(name)(*args), static_argnums=(0, 1))
 
 
 def systems(config, mesh=None) -> load.Systems:
@@ -41,6 +50,8 @@ def install(monkeypatch, answers: list[str], boxes: list[str] = BOXES) -> None:
     monkeypatch.setattr(reasoner, "encode", lambda *_: reasoner.Media(None, None))
     monkeypatch.setitem(detail.GROUNDERS, "scripted", rl_small.scripted(boxes))
     monkeypatch.setitem(segment.SEGMENTERS, "boxes", filled)
+    monkeypatch.setattr(run, "ANSWER", ANSWER)
+    monkeypatch.setattr(run, "SEGMENT", SEGMENT)
 
 
 def filled(model, params, clips, frame_valid, original, prompts):
