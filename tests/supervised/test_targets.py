@@ -235,3 +235,12 @@ def test_the_tokenizer_is_taken_by_the_graph_and_loses_nothing():
 def test_lessons_are_of_video_or_sound():
     with pytest.raises(InputError, match="synthetic.lessons"):
         reader.open(family="qa", lessons=True)
+
+
+def test_plain_queries_are_about_one_shape_and_need_no_motion():
+    source = reader.open(family="vos", clips=12, config="toy", plain=True)
+    topics = {source[n].extra["topic"] for n in range(len(source))}
+    assert topics <= {"look", "largest", "smallest", "same_colour", "odd_one"} and "look" in topics
+    assert all(len(source[n].extra["obj_id"]) == 1 for n in range(len(source)))
+    with pytest.raises(InputError, match="synthetic.plain"):
+        reader.open(family="refavs", plain=True)

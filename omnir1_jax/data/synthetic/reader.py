@@ -23,11 +23,13 @@ def open(
     config: WorldConfig | str = "default",
     per_clip: int = 4,
     lessons: bool = False,
+    plain: bool = False,
 ) -> TableReader:
     """A reader of `clips` clips with `per_clip` items each, of one family. `root` is not used. Raises `InputError`.
 
     vos: sentences about one or more shapes, to be seen. refavs: about one shape or, one in eight, about nothing, with
     sound. refcocog: still images. qa: which shape it is that does something, with sound.
+    plain (vos): only sentences about one shape that any of its frames explains, such as "the red shape".
     lessons (vos and refavs): one item a clip instead, with masks of every shape and no query; what there is to teach
     about it is in `extra`: looks ("red circle") and sounds of the shapes, and all true sentences.
     `extra` of vos: type_id, obj_id; of refavs: fid, null; of refcocog and qa: as those readers have it.
@@ -58,7 +60,12 @@ def open(
         for k in range(clips)
         for j in range(per_clip)
     )
-    return make_reader("synthetic", split, items, functools.partial(_MAKERS[family], config), "synthetic")
+    make = functools.partial(_MAKERS[family], config)
+    if plain:
+        if family != "vos":
+            raise InputError(f"synthetic.plain: a choice of vos alone, not of '{family}'")
+        make = functools.partial(_vos, config, plain=True)
+    return make_reader("synthetic", split, items, make, "synthetic")
 
 
 @functools.lru_cache(maxsize=8)
@@ -82,9 +89,11 @@ def _nth(chosen: tuple[Any, ...], number: int, sample_id: str) -> Any:
     return chosen[number % len(chosen)]
 
 
-def _vos(config: WorldConfig, sample_id: str, row: tuple[int, int]) -> ClipRef:
+def _vos(config: WorldConfig, sample_id: str, row: tuple[int, int], plain: bool = False) -> ClipRef:
     clip = _clip(config, row[0])
-    e: Expression = _nth(writers.pick(clip, 1 + row[1], writers.SEEN), row[1], sample_id)
+    count = 1 + row[1]
+    chosen = writers.single(clip, count, ("image",)) if plain else writers.pick(clip, count, writers.SEEN)
+    e: Expression = _nth(chosen, row[1], sample_id)
     extra = {"type_id": e.type_id, "obj_id": list(e.targets), "topic": e.topic}
     size = (config.height, config.width)
     masks = _masks(clip, e.targets)
