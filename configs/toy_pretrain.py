@@ -82,7 +82,7 @@ def sam2_images():
     c = defaults()
     c.name = "toy_sam2_images"
     c.objective = "masks"
-    c.steps = 1500
+    c.steps = 1800
     c.masks.piece = 1
     c.masks.focus, c.masks.mask = 0.0, 5.0
     c.masks.remat = False
@@ -101,13 +101,13 @@ def sam2_images():
     c.sam2.object_chunk = c.sam2.frame_chunk = 64
     c.sam2.dtype = c.sam2.memory_dtype = "float32"
 
-    shapes = lambda world: dict(name="synthetic", family="vos", config=world, clips=50_000, lessons=True)
-    worlds = datasets(toy=shapes("toy"), default=shapes("default"))
+    shapes = lambda world, clips: dict(name="synthetic", family="vos", config=world, clips=clips, lessons=True)
+    worlds = datasets(toy=shapes("toy", 80_000), default=shapes("default", 20_000))
     c.data = dict(vos=task(datasets=worlds, frames=8, objects=3, batch_size=3, target="some_frame"))
     c.loader.threads = 1
 
-    c.optimizer.learning_rate = 2e-3
-    c.optimizer.warmup_steps = 40
+    c.optimizer.learning_rate = 8e-4
+    c.optimizer.warmup_steps = 100
     c.optimizer.final_share = 0.1
     c.optimizer.b2 = 0.98
     c.optimizer.clip_norm = 1.0
@@ -121,8 +121,8 @@ def sam2():
     """The second half: the same boxes followed through whole clips. `sam2.path` is the first half's WORKDIR/weights."""
     c = sam2_images()
     c.name = "toy_sam2"
-    c.steps = 500
+    c.steps = 1200
     c.masks.piece = 0
     c.sam2.path = "runs/toy_sam2_images/weights"
-    c.optimizer.learning_rate = 1.5e-3
+    c.optimizer.learning_rate = 5e-4
     return c

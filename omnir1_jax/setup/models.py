@@ -31,9 +31,17 @@ from omnir1_jax.text.prompt import template
 from omnir1_jax.text.rules import Limits
 from omnir1_jax.text.vocab import byte_vocab
 
-# SAM 2's random features of places (one matrix, held twice) and its tokens, which have to differ from the start.
-PLACES = ("positional", "image_positional")
-TOKENS = ("object_token", "iou_token", "mask_tokens", "point", "not_a_point", "no_mask")
+# SAM 2's random features of places, and its tokens, which have to differ from the start.
+BROAD = (
+    "positional",
+    "image_positional",
+    "object_token",
+    "iou_token",
+    "mask_tokens",
+    "point",
+    "not_a_point",
+    "no_mask",
+)
 TRY = "to see everything run without weights of your own, try configs/toy.py"
 
 
@@ -121,7 +129,7 @@ def load(config: ConfigDict, found: Sizes, mesh: Mesh | None = None) -> Loaded:
         if config.sam2.path:
             _, sam2_params = sam2.load(config.sam2.path, dtype=dtype, mesh=mesh, side=found.sam2.side)
         else:
-            sam2_params = draw(sam2.abstract_params(found.sam2), jax.random.fold_in(key, 2), dtype, mesh)
+            sam2_params = sam2.place(draw(sam2.abstract_params(found.sam2), jax.random.fold_in(key, 2), dtype, mesh))
     return Loaded(Models(thinker, segmenter), params, sam2_params, found.tokenizer)
 
 
@@ -139,14 +147,13 @@ def draw(boxed: Any, key: Key[Array, ""], dtype: Any, mesh: Mesh | None = None) 
         fan = 1
         for size in stacked:
             fan *= size
-        deviation = 1.0 if path[-1] in PLACES + TOKENS else fan**-0.5 if path[-1] == "kernel" else 0.02
+        deviation = 1.0 if path[-1] in BROAD else fan**-0.5 if path[-1] == "kernel" else 0.02
         return (deviation * jax.random.normal(key, shape.shape)).astype(dtype)
 
     def make():
-        paths = sorted(shapes)
-        places = min((n for n, path in enumerate(paths) if path[-1] in PLACES), default=0)
-        own = lambda n, path: jax.random.fold_in(key, places if path[-1] in PLACES else n)
-        return {path: one(path, shapes[path], own(n, path)) for n, path in enumerate(paths)}
+        return {
+            path: one(path, shape, jax.random.fold_in(key, n)) for n, (path, shape) in enumerate(sorted(shapes.items()))
+        }
 
     return unflatten_dict(jax.jit(make, out_shardings=shardings or None)())
 

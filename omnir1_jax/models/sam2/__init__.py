@@ -12,6 +12,7 @@ from omnir1_jax.models.sam2.image import segment_image as segment_image
 from omnir1_jax.models.sam2.model import Sam2 as Sam2
 from omnir1_jax.models.sam2.model import abstract_params as abstract_params
 from omnir1_jax.models.sam2.model import init as init
+from omnir1_jax.models.sam2.model import place as place
 from omnir1_jax.models.sam2.pixels import fill_holes as fill_holes
 from omnir1_jax.models.sam2.pixels import lift_masks as lift_masks
 from omnir1_jax.models.sam2.pixels import preprocess as preprocess
