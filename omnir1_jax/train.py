@@ -43,10 +43,14 @@ def train(config: ConfigDict, workdir: epath.PathLike, *, quiet: bool = False) -
     run = build(config)
     stream = batches(run)
     with checkpoints.manager(folder, config.checkpoint.keep) as manager, signals.stop_flag() as stop:
-        found = checkpoints.restore(manager, run.state, plain)
-        state, done = (run.state, 0) if found is None else (found.state, found.step)
+        target = checkpoints.like(run.state)
+        # Committed to its devices as a restored one is: the program that was compiled for one serves the other.
+        state, done = jax.device_put(run.state, jax.tree.map(lambda x: x.sharding, target)), 0
         run = run._replace(state=None)  # donated by the first step, or replaced
-        if found is not None:
+        if manager.all_steps():
+            del state  # there is room for one
+            found = checkpoints.restore(manager, target, plain)
+            state, done = found.state, found.step
             stream.set_state(found.stream)
             logging.info("going on after step %d", done)
         if jax.process_index() == 0:

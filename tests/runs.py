@@ -15,9 +15,10 @@ QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=
 class Runs:
     """Runs of the command, forked from one process that has imported everything."""
 
-    def __init__(self, tokenizer: str):
-        self.tokenizer = tokenizer
-        env = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": QUICK}
+    def __init__(self, tokenizer: str, cache: pathlib.Path):
+        self.tokenizer, self.cache = tokenizer, cache
+        # What a cached program is found by includes the cache's own path, so all runs share one.
+        env = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": QUICK, "JAX_COMPILATION_CACHE_DIR": str(cache)}
         pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self._server = subprocess.Popen([sys.executable, "-m", "tests.tiny"], cwd=ROOT, env=env, **pipes)
 

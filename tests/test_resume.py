@@ -5,7 +5,6 @@ import json
 import os
 import pathlib
 import random
-import shutil
 import signal
 import time
 
@@ -19,7 +18,8 @@ STEPS = 40
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    with contextlib.closing(Runs(qwen_oracle.save_tokenizer(tmp_path_factory.mktemp("tokenizer")))) as made:
+    tokenizer = qwen_oracle.save_tokenizer(tmp_path_factory.mktemp("tokenizer"))
+    with contextlib.closing(Runs(tokenizer, tmp_path_factory.mktemp("cache"))) as made:
         yield made
 
 
@@ -37,12 +37,6 @@ def start(runs: Runs, workdir: pathlib.Path, steps: int) -> int:
 
 def finish(runs: Runs, workdir: pathlib.Path, steps: int) -> None:
     assert runs.wait(start(runs, workdir, steps)) == 0, printed(workdir)
-
-
-def fresh(whole: pathlib.Path, workdir: pathlib.Path) -> pathlib.Path:
-    """A work directory that has only the compiled programs of an earlier run."""
-    shutil.copytree(whole / "cache", workdir / "cache")
-    return workdir
 
 
 def result(workdir: pathlib.Path, steps: int):
@@ -85,7 +79,7 @@ def kill(runs: Runs, workdir: pathlib.Path, steps: int, moment: str, rng: random
 
 
 def test_killed_and_stopped_it_ends_the_same(runs, whole, tmp_path):
-    workdir, rng = fresh(whole, tmp_path / "run"), random.Random(1)
+    workdir, rng = tmp_path / "run", random.Random(1)
     for moment in ("writing", "starting", "stepping"):
         kill(runs, workdir, STEPS, moment, rng)
     before = done(workdir)
@@ -99,6 +93,7 @@ def test_killed_and_stopped_it_ends_the_same(runs, whole, tmp_path):
     assert (workdir / "checkpoints" / str(stopped)).is_dir()
     finish(runs, workdir, STEPS)
     assert result(workdir, STEPS) == result(whole, STEPS)
+    assert len(list(runs.cache.glob("jit_train_step-*-cache"))) == 1  # none of them compiled it anew
 
 
 def test_a_work_directory_of_another_config_is_refused(runs, whole):
@@ -112,7 +107,7 @@ def test_a_work_directory_of_another_config_is_refused(runs, whole):
 def test_twenty_kills(runs, tmp_path):
     steps, rng = 200, random.Random(2)
     finish(runs, tmp_path / "whole", steps)
-    workdir = fresh(tmp_path / "whole", tmp_path / "run")
+    workdir = tmp_path / "run"
     moments = ["starting"] * 5 + ["stepping"] * 5 + ["writing"] * 10
     rng.shuffle(moments)
     cut = sum(kill(runs, workdir, steps, moment, rng) for moment in moments)
