@@ -20,7 +20,7 @@ def thinker():
     c = defaults()
     c.name = "toy_thinker"
     c.objective = "sft"
-    c.steps = 6000
+    c.steps = 33_000  # an hour of one core
     c.sft.towers = True
 
     c.thinker.tokenizer = str(WEIGHTS / "thinker")  # made by omnir1_jax.supervised.tokenizer
@@ -43,18 +43,18 @@ def thinker():
     world = dict(config="toy", clips=100_000, lessons=True)
     video = dict(datasets=datasets(synthetic=world | dict(family="vos")), family="vos", frames=8)
     c.data = dict(
-        grounding=task(example="lessons_grounding", batch_size=4, weight=0.5, targets=4, target_tokens=26, **video),
-        questions=task(example="lessons_questions", batch_size=8, weight=0.25, targets=6, target_tokens=28, **video),
-        plans=task(example="lessons_plans", batch_size=8, weight=0.1, targets=2, target_tokens=76, **video),
+        grounding=task(example="lessons_grounding", batch_size=2, weight=0.6, targets=4, target_tokens=26, **video),
+        questions=task(example="lessons_questions", batch_size=4, weight=0.18, targets=6, target_tokens=28, **video),
+        plans=task(example="lessons_plans", batch_size=4, weight=0.06, targets=2, target_tokens=76, **video),
         sounds=task(
             datasets=datasets(synthetic=world | dict(family="refavs")), family="refavs", example="lessons_sounds",
-            batch_size=8, weight=0.15, targets=6, target_tokens=30,
+            batch_size=4, weight=0.16, targets=6, target_tokens=30,
             frames=1, sampling="first", sound="required", audio_seconds=3.0,
         ),
     )  # fmt: skip
     c.loader.threads = 1
 
-    c.optimizer.learning_rate = 3e-3
+    c.optimizer.learning_rate = 2e-3
     c.optimizer.warmup_steps = 100
     c.optimizer.final_share = 0.03
     c.optimizer.b2 = 0.98
