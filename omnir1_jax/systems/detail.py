@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from omnir1_jax.models import sam2
 from omnir1_jax.models.qwen_omni.cache import Prompt, PromptCache
+from omnir1_jax.models.qwen_omni.decoding import decoding_copy
 from omnir1_jax.models.qwen_omni.inputs import VisionInputs
 from omnir1_jax.models.qwen_omni.sample import Sampling, Tails, generate
 from omnir1_jax.models.qwen_omni.thinker import Thinker, place
@@ -85,7 +86,8 @@ def qwen_omni(
     """
     b, g, k, n = requests.tokens.shape
     t = frames.cells.shape[1]
-    decoder, text = thinker.decoder(), {"params": params["text"]}
+    decoder = thinker.decoder()
+    text = decoding_copy(decoder, {"params": params["text"]})
     wanted = jnp.any((requests.frame[..., None] == jnp.arange(t)) & requests.valid[..., None], axis=(1, 2))
     order = jnp.argsort(~wanted, axis=1, stable=True)  # distinct frames first, in time order
     count = jnp.sum(wanted, axis=1)

@@ -7,6 +7,7 @@ import jax
 from jaxtyping import Array, Float, Key
 
 from omnir1_jax.models.qwen_omni.cache import Prompt
+from omnir1_jax.models.qwen_omni.decoding import decoding_copy
 from omnir1_jax.models.qwen_omni.inputs import ThinkerInputs
 from omnir1_jax.models.qwen_omni.sample import Completions, Sampling, generate
 from omnir1_jax.models.qwen_omni.thinker import Thinker, place
@@ -55,6 +56,7 @@ def sample(
 ) -> Completions:
     """`group` completions of each prompt, which is read once."""
     decoder = thinker.decoder()
+    variables = decoding_copy(decoder, variables)
     cache = decoder.apply(variables, prompt(thinker, variables, inputs, media), method="prefill")
     return generate(decoder, variables, cache, key, settings, group=group)
 

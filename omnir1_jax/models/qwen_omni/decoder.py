@@ -14,6 +14,7 @@ from omnir1_jax.models.qwen_omni.cache import Prompt, PromptCache, TailCache
 from omnir1_jax.models.qwen_omni.config import TextConfig
 from omnir1_jax.models.qwen_omni.rope import Rotary, rotary, rotate
 from omnir1_jax.models.remat import ATTENTION_OUTPUT, remat
+from omnir1_jax.parallel import constrain
 
 
 @flax.struct.dataclass
@@ -50,15 +51,20 @@ class Block(nn.Module):
         """
         x, tail = carry
         c = self.config
+        training = isinstance(view, Sequence) and not view.keep
+        stream = ("batch" if training else "rows", *(None,) * (x.ndim - 1))
+        x = constrain(x, stream)
         y = RMSNorm(c.hidden_size, c.rms_norm_eps, self.dtype, name="attention_norm")(x)
 
         def heads(name: str, count: int, axis: str):
             shapes = (c.hidden_size,), (count, c.head_dim), ("embed",), (axis, "head_dim")
             return Linear(*shapes, use_bias=True, dtype=self.dtype, name=name)(y)
 
-        q = rotate(heads("q", c.num_heads, "heads"), angles)
-        k = rotate(heads("k", c.num_kv_heads, "kv_heads"), angles)
-        v = heads("v", c.num_kv_heads, "kv_heads")
+        # Attention is local to a prompt and its heads, whatever the layout of the weights.
+        local = lambda t, axis: constrain(t, ("batch", *(None,) * (t.ndim - 3), axis, None))
+        q = local(rotate(heads("q", c.num_heads, "heads"), angles), "heads")
+        k = local(rotate(heads("k", c.num_kv_heads, "kv_heads"), angles), "kv_heads")
+        v = local(heads("v", c.num_kv_heads, "kv_heads"), "kv_heads")
         kept = None
         if isinstance(view, Sequence):
             y = attend(q, k, v, mask=view.mask, implementation=self.attention)
@@ -74,7 +80,7 @@ class Block(nn.Module):
             y = attend_shared(q, prompt_k, prompt_v, view.prompt_mask, own_k, own_v, view.tail_mask)
         y = checkpoint_name(y, ATTENTION_OUTPUT)
         shapes = (c.num_heads, c.head_dim), (c.hidden_size,), ("heads", "head_dim"), ("embed",)
-        x = x + Linear(*shapes, dtype=self.dtype, name="o")(y)
+        x = constrain(x + Linear(*shapes, dtype=self.dtype, name="o")(y), stream)
 
         y = RMSNorm(c.hidden_size, c.rms_norm_eps, self.dtype, name="mlp_norm")(x)
         shapes = (c.hidden_size,), (c.intermediate_size,), ("embed",), ("mlp",)
