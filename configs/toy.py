@@ -16,15 +16,7 @@ def get_config():
     c.thinker.path = str(WEIGHTS / "thinker")  # the cold start of configs/toy_pretrain.py
     c.thinker.dtype = c.thinker.param_dtype = "float32"
     c.thinker.remat = "none"
-    c.sam2.sizes = dict(
-        hiera=dict(
-            dims=(16, 32, 64, 96), heads=(1, 1, 2, 2), blocks=(1, 1, 2, 1), windows=(8, 4, 4, 4), global_blocks=(2, 3),
-            patch_kernel=4, patch_padding=0, mlp_ratio=2.0, activation="relu",
-        ),
-        width=64, decoder_heads=4, decoder_mlp=128, iou_width=64,
-        memories=4, memory_channels=16, pointers=8, attention_layers=1, attention_mlp=128, attention_downsample=2,
-        mask_stride=4, mask_layers=2, fuser_layers=1, fuser_mlp=128, fuser_kernel=3, fuser_padding=1,
-    )  # fmt: skip
+    c.sam2.path = str(WEIGHTS / "sam2")
     c.sam2.side = 128
     c.sam2.object_chunk = c.sam2.frame_chunk = 64
     c.sam2.dtype = c.sam2.memory_dtype = "float32"
@@ -65,7 +57,6 @@ def get_config():
 
     c.optimizer.learning_rate = 1e-3
     c.optimizer.clip_norm = 1.0
-    c.mesh.fsdp = c.mesh.data = 1
     c.checkpoint.every = 20
     c.log.pictures_every = 20
     return c

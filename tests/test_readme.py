@@ -14,7 +14,10 @@ from tests.models import thinker_oracle
 
 ROOT = pathlib.Path(__file__).parent.parent
 BLOCKS = re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
-SHORTER = {"omnir1_jax.train": ["--config.steps=2"]}
+SHORTER = {
+    "omnir1_jax.train": ["--config.steps=2", "--config.step.group=2", "--config.step.max_tokens=16"],
+    "omnir1_jax.evaluate": ["--limit=2"],
+}
 COMMANDS = [line for block in BLOCKS for line in block.splitlines()]
 
 
