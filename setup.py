@@ -52,6 +52,6 @@ setup(
             "ruff>=0.9",
             "torch==2.13.0",
         ],
-        "serve": ["gradio>=5"],
+        "serve": ["gradio>=6"],
     },
 )
