@@ -17,7 +17,7 @@ def get_config():
     c.thinker.dtype = c.thinker.param_dtype = "float32"
     c.thinker.remat = "none"
     c.sam2.path = str(WEIGHTS / "sam2")
-    c.sam2.side = 128
+    c.sam2.side = 64
     c.sam2.object_chunk = c.sam2.frame_chunk = 64
     c.sam2.dtype = c.sam2.memory_dtype = "float32"
 
