@@ -38,7 +38,7 @@ def masks(clip: DecodedClip, config: MaskExampleConfig) -> Arrays:
         raise BadSample(
             clip.ref.sample_id, f"{t} frames with {count} masks; a batch takes 1 to {config.frames}, at least one mask"
         )
-    order = clip.rng.permutation(count)
+    order = clip.rng.permutation(count) if count > config.objects else np.arange(count)
     if config.repeat:
         order = np.resize(order, max(count, config.objects))
     chosen = clip.masks[order[: config.objects]]
