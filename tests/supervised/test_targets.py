@@ -39,11 +39,11 @@ def words():
 
 
 @functools.cache
-def config(family="vos", count=1, tokens=160, template=None):
+def config(family="vos", count=1, tokens=160, tokenizer=None):
     text = {name: prompts.load(name, str(prompts.FOLDER / f"toy_{name}.txt")) for name in ("system", "grounding")}
     named = {"vos": "toy_vos", "refavs": "toy_refavs"}
     return targets.TargetConfig(
-        tokenizer=words(),
+        tokenizer=tokenizer or words(),
         sizes=Sizes(CELL, 2, 2, 50, 20, 4),
         system=text["system"],
         template=prompts.load(family, str(prompts.FOLDER / f"{named.get(family, family)}.txt")),

@@ -1,19 +1,26 @@
 """The supervised step: its loss is plain cross entropy, and it goes down."""
 
 import functools
+import pathlib
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from omnir1_jax.data.preprocess.tokens import load_tokenizer
 from omnir1_jax.errors import InputError
 from omnir1_jax.models import lora
+from omnir1_jax.models.qwen_omni import pretrained
 from omnir1_jax.models.qwen_omni.inputs import ThinkerInputs
+from omnir1_jax.models.qwen_omni.sample import Sampling, Tails, generate
 from omnir1_jax.rl import learn
-from omnir1_jax.supervised import text
-from tests.rl import small
+from omnir1_jax.supervised import lessons, text
+from omnir1_jax.text import host
+from tests.rl import reward_oracle, small
+from tests.supervised import test_targets as small_lessons
 
+WEIGHTS = pathlib.Path(__file__).parents[2] / "configs" / "toy_weights" / "thinker"
 LORA = lora.LoraConfig(4, 8.0, ("*",))
 
 
@@ -107,6 +114,36 @@ def test_steps_reduce_the_loss_and_train_what_they_should(kind):
     state, metrics, _ = step(state, frozen, poor, jax.random.key(0))
     assert float(metrics["learn/skipped"]) == 1 and int(state.step) == 9
     jax.tree.map(np.testing.assert_array_equal, (state.trainable, state.opt_state), kept)
+
+
+def test_the_toy_s_cold_start_grounds():
+    """The shipped weights on frames of clips that they were not trained on, as System 2 is asked."""
+    model, params = pretrained.load(WEIGHTS)
+    words = load_tokenizer(WEIGHTS)
+    asked = functools.partial(lessons.grounding, config=small_lessons.config("vos", 4, 26, words))
+    clips = small_lessons.decoded("vos", 12, lessons=True, split="valid")
+    arrays = [asked(clip) for clip in clips]
+    made = text.to_batch("grounding", {key: jnp.asarray(np.stack([a[key] for a in arrays])) for key in arrays[0]})
+    questions = (made.weights == 0) & (jnp.arange(26) < made.lengths[..., None])
+    ids = model.config.tokens
+    settings = Sampling(16, ids.eos, ids.pad, temperature=0.0)
+
+    @jax.jit
+    def answer(policy, tails):
+        decoder, variables = model.decoder(), {"params": params["text"]}
+        prompt = model.apply({"params": params}, policy, method="prompt")
+        cache = decoder.apply(variables, prompt, method="prefill")
+        return generate(decoder, variables, cache, jax.random.key(0), settings, tails=tails)
+
+    said = answer(made.policy, Tails(made.tokens, questions))
+    found = []
+    for at in np.ndindex(made.lengths.shape):
+        length, own = int(made.lengths[at]), int(questions[at].sum())
+        count, truth = host.read_boxes(words.decode(made.tokens[at][own:length]), 1)
+        if count and "Box" in words.decode(made.tokens[at][:own]):
+            count, boxes = host.read_boxes(words.decode(said.tokens[at][: said.lengths[at]]), 1)
+            found.append(reward_oracle.box_iou(boxes[0].box, truth[0].box) if count else 0.0)
+    assert len(found) > 60 and np.mean(found) > 0.4, np.mean(found)
 
 
 def test_towers_and_an_adapter_exclude_each_other():
