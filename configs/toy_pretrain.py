@@ -1,7 +1,8 @@
 """The toy's weights from nothing but the synthetic world, on two CPU cores.
 
 `configs/toy_pretrain.py:thinker` is a cold start: it sees, hears and grounds well and answers in System 1's format,
-but does not know yet what to choose. What a run leaves in WORKDIR/weights is what configs/toy_weights/ holds.
+but does not know yet what to choose. What a run leaves in WORKDIR/weights goes into configs/toy_weights/. The
+thinker there had as many steps on the same lessons, with the learning rate raised again four times.
 """
 
 import pathlib

@@ -203,7 +203,9 @@ def difference(old: Any, new: Any, prefix: str = "") -> str | None:
 
 def define(required: bool = True) -> flags.FlagHolder:
     """The flag `--config FILE[:argument]` with `--config.section.key=value` for single settings."""
-    holder = config_flags.DEFINE_config_file("config", None, "Experiment: a file such as configs/toy.py.")
+    holder = config_flags.DEFINE_config_file(
+        "config", None, "Experiment: a file such as configs/toy.py.", allow_override=True
+    )
     if required:
         flags.mark_flag_as_required("config")
     return holder

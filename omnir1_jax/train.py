@@ -142,7 +142,9 @@ def summary(config: ConfigDict, rows: list[Mapping[str, Any]]) -> dict[str, Any]
 
 
 _CONFIG = settings.define()
-_WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run; an earlier run's there is gone on with.")
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Directory of the run; an earlier run's there is gone on with.", allow_override=True
+)
 
 
 def main(_) -> None:

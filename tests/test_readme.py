@@ -42,6 +42,7 @@ def test_the_commands_run(tmp_path):
     made = {path.name for path in tmp_path.iterdir()}
     assert made - {"configs"} == {
         "RUN",
+        "RESULTS",
         "HF_DIRECTORY",
         "ORBAX_DIRECTORY",
         "NEW_HF_DIRECTORY",

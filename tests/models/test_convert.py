@@ -92,7 +92,6 @@ def test_bad_input_is_one_line_and_leaves_nothing(source, tmp_path):
     for args, complaint in (
         (("import", broken, tmp_path / "out"), "cut short"),
         (("import", tmp_path / "orbax", tmp_path / "out"), "import reads"),
-        (("export", source, tmp_path / "out"), "export reads"),
         (("import", source, tmp_path / "orbax"), "exists already"),
         (("import", source, tmp_path / "out", "--mesh", "fsdp"), "axis=size"),
         (("import", source, tmp_path / "out", "--mesh", "fsdp=3"), "mesh"),
