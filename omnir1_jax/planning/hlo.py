@@ -148,7 +148,7 @@ def _instruction(name: str, text: str, root: bool, number: int) -> Instruction:
     found = _OP_NAME.search(attributes)
     shapes = tuple(Shape(dtype, _dims(dims)) for dtype, dims in _TYPE.findall(kind))
     if opcode in ("parameter", "constant", "iota"):
-        names, attributes = (), f"value={operands}{attributes}" if opcode == "constant" else attributes
+        names, attributes = (), f"value={operands}{attributes}"
     else:
         names = tuple(part.split()[-1].lstrip("%") for part in _commas(operands) if part.strip())
     return Instruction(name, opcode.strip(), shapes, names, attributes, found[1] if found else "", root)

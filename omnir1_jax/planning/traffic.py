@@ -70,28 +70,41 @@ def _touched(run: Executed) -> int:
     if one.opcode == "scatter":
         return 2 * size(len(one.operands) - 1)
     if one.opcode == "fusion":
-        return _fusion(run.module.computations[one.called()[0]], one)
+        return _fusion(run.module, one)
     return one.bytes + sum(here[name].bytes for name in one.operands)
 
 
-def _fusion(inside: Computation, one: Instruction) -> int:
-    """Result and operands, in-place updates and cut-out operands with the size of the piece."""
-    users: dict[str, list[Instruction]] = defaultdict(list)
-    for each in inside:
-        for name in each.operands:
-            users[name].append(each)
-    read, written = 0, one.bytes
+def _fusion(module: Module, one: Instruction) -> int:
+    """Result and operands of a fusion, in-place updates and cut-out operands with the size of the piece."""
+    inside = module.computations[one.called()[0]]
+    written = one.bytes
     for each in inside:
         if each.opcode == "dynamic-update-slice" and each.bytes <= written:
             written += 2 * inside.instructions[each.operands[1]].bytes - each.bytes
-    for each in inside:
-        if each.opcode != "parameter":
+    return written + sum(_read(module, inside, each) for each in inside if each.opcode == "parameter")
+
+
+def _read(module: Module, inside: Computation, source: Instruction) -> int:
+    """Bytes that a fused computation reads of a value: all of it, or the pieces that its users cut out."""
+    total = 0
+    for use in inside:
+        places = [i for i, name in enumerate(use.operands) if name == source.name]
+        if not places:
             continue
-        uses = users[each.name]
-        if uses and all(use.opcode in ("dynamic-slice", "gather") and use.operands[0] == each.name for use in uses):
-            read += sum(use.bytes for use in uses)
-        elif uses and all(use.opcode == "dynamic-update-slice" and use.operands[0] == each.name for use in uses):
+        if use.opcode in ("dynamic-slice", "gather", "slice") and places == [0]:
+            total += use.bytes
+        elif use.opcode == "dynamic-update-slice" and places == [0]:
             continue
+        elif use.opcode in ("bitcast", "reshape", "transpose", "convert", "copy"):
+            total += _read(module, inside, use)
+        elif use.opcode == "fusion":
+            called = module.computations[use.called()[0]]
+            at = {each.attribute("value"): each for each in called if each.opcode == "parameter"}
+            total += sum(_read(module, called, at[str(place)]) for place in places)
         else:
-            read += each.bytes
-    return read + max(written, 0)
+            return source.bytes
+    return min(total, source.bytes) if total or _used(inside, source) else source.bytes
+
+
+def _used(inside: Computation, source: Instruction) -> bool:
+    return any(source.name in each.operands for each in inside)

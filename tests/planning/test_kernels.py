@@ -6,7 +6,7 @@ from jax.sharding import SingleDeviceSharding
 
 from omnir1_jax.models import splash
 from omnir1_jax.models.attention import Mask, Tree
-from omnir1_jax.planning import hlo, operations
+from omnir1_jax.planning import hlo, operations, traffic
 from omnir1_jax.planning.topology import devices_of
 
 
@@ -29,3 +29,20 @@ def test_splash_counts_the_blocks_that_its_mask_leaves():
     pairs = next(int(operations.KERNEL_PAIRS.search(path)[1]) for path in operations.by_path(module))
     forward, backward = 2 * 2, 2 * (3 + 4)
     assert operations.total(module) == (forward + backward) * heads * width * pairs
+
+
+def test_a_scan_reads_each_layer_s_weights_once():
+    """Forward over 8 stacked layers on a TPU: the stack is read once a pass, not once a layer."""
+    here = SingleDeviceSharding(devices_of("v5e:1x1")[0])
+    shape = lambda *dims: jax.ShapeDtypeStruct(dims, jnp.bfloat16, sharding=here)
+
+    def forward(x, w):
+        layer = lambda x, w: (jax.nn.silu(x @ w[0]) @ w[1], None)
+        return jax.lax.scan(layer, x, w)[0]
+
+    with jax.default_matmul_precision("default"):
+        text = jax.jit(forward).lower(shape(8, 1024), (shape(8, 1024, 4096), shape(8, 4096, 1024))).compile().as_text()
+    module = hlo.parse(text)
+    weights = 2 * 2 * 8 * 1024 * 4096
+    moved = traffic.by_phase(module, operations.Assumptions(), ()).memory["other"]
+    assert weights <= moved < 1.5 * weights

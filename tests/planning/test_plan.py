@@ -1,6 +1,10 @@
 """Plans: what they refuse, what they find of memory, and (slow) whole compilations for a TPU."""
 
 import json
+import pathlib
+import re
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +15,11 @@ from omnir1_jax.errors import InputError
 from omnir1_jax.parallel import make_mesh
 from omnir1_jax.planning import abstract, hlo, lowering, operations, report, search, step, topology, traffic
 from omnir1_jax.planning.operations import Assumptions
+from omnir1_jax.planning.table import table
 from omnir1_jax.settings import CELL, datasets, defaults, task
 from tests.rl import small
+
+ROOT = pathlib.Path(__file__).parent.parent.parent
 
 
 def released(**changes):
@@ -154,6 +161,30 @@ def test_operations_of_a_released_model_by_formula():
     assert found["update/reference"] == pytest.approx(2 * (tokens * linear + 4 * 64 * head), rel=0.03)
     assert found["update"] == pytest.approx(2 * (tokens * linear + 4 * 64 * head), rel=0.03)  # and a small adapter
     assert found["other"] == 0 and operations.total(module, step.assumptions(program, rollout)) > 0
+
+
+def test_the_command_refuses_in_one_line():
+    command = [sys.executable, "-m", "omnir1_jax.plan", "--config", "configs/revos.py", "--topology", "v7:2x2"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stdout == ""
+    assert [line for line in done.stderr.splitlines() if line][-1].startswith("error: --topology: 'v7:2x2' is of no")
+
+
+def test_the_table_says_what_the_plan_holds():
+    plan = {
+        "topology": "v5e:1x1", "chips": 1, "mesh": {"data": 1}, "batch_size": 1, "remat": "full",
+        "parameters": 5_000_000,
+        "hbm_bytes_per_chip": {"total": 3 * topology.GIB, "capacity": 16 * topology.GIB}, "fits": True,
+        "operations": {"total": 2e12, "encode": 2e12}, "bytes": {"total": 5e9, "encode": 5e9},
+        "collective_bytes": {"total": 0.0, "encode": 0.0}, "seconds_estimate": {"total": 0.5, "encode": 0.5},
+        "collective_share": 0.25, "rollout": {"completion": 7},
+    }  # fmt: skip
+    text = table(plan)
+    assert "5.0 M parameters" in text and text.endswith("fits") and "links are 25%" in text
+    assert re.search(r"encode +2.00 +5.0 +0.00 +0.500", text) and re.search(r"total +3.00\n", text)
+    unknown = plan | {"fits": False, "shrink": "x", "hbm_bytes_per_chip": {"total": None}}
+    unknown.pop("operations")
+    assert table(unknown).endswith("does not fit; shrink x") and "?" in table(unknown)
 
 
 @pytest.mark.slow
