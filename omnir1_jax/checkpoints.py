@@ -27,6 +27,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 from jaxtyping import Array, UInt32
 
+from omnir1_jax import cli
 from omnir1_jax.errors import InputError
 
 FOLDER = "checkpoints"
@@ -69,7 +70,7 @@ def manager(workdir: epath.PathLike, keep: int) -> ocp.CheckpointManager:
     """
     if keep < 1:
         raise InputError(f"checkpoint.keep: {keep} keeps nothing to resume from; give 1 or more")
-    folder = _absolute(workdir) / FOLDER
+    folder = cli.absolute(workdir) / FOLDER
     if folder.parent.exists() and not folder.parent.is_dir():
         raise InputError(f"--workdir: {workdir} is a file; name a directory for the run")
     good = {str(step) for step in ocp.utils.checkpoint_steps(folder)} if folder.exists() else set()
@@ -187,7 +188,7 @@ def load_trainable(path: epath.PathLike, trainable: Any, step: int | None = None
     Raises:
       InputError: nothing (good) there, or parameters of other shapes.
     """
-    path = _absolute(path)
+    path = cli.absolute(path)
     if (path / "trainable").is_dir():
         folder, steps = path.parent, [path.name]
     else:
@@ -392,9 +393,3 @@ def _filled(tree: Any, named: Mapping[str, Any]) -> Any:
 def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
     """As JSON gives it back: tuples are lists."""
     return json.loads(json.dumps(settings))
-
-
-def _absolute(path: epath.PathLike) -> epath.Path:
-    """Orbax takes nothing else; `gs://` is absolute already."""
-    path = epath.Path(path)
-    return path if "://" in str(path) else path.absolute()

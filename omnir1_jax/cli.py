@@ -7,7 +7,7 @@ import sys
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 
-from absl import app
+from absl import app, flags
 from etils import epath
 
 from omnir1_jax.errors import InputError
@@ -28,6 +28,19 @@ def run(main: Callable, flags_parser: Callable[[Sequence[str]], object] | None =
         return inner
 
     app.run(guarded(main), flags_parser=guarded(flags_parser)) if flags_parser else app.run(guarded(main))
+
+
+def need(**holders: flags.FlagHolder) -> None:
+    """Refuses a command without these flags; absl's own required flags would hold for every parser of the process."""
+    for name, holder in holders.items():
+        if holder.value in (None, ""):
+            raise InputError(f"--{name}: is needed; see --help")
+
+
+def absolute(path: epath.PathLike) -> epath.Path:
+    """Orbax takes nothing else; `gs://` is absolute already."""
+    path = epath.Path(path)
+    return path if "://" in str(path) else path.absolute()
 
 
 @contextlib.contextmanager

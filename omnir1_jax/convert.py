@@ -26,7 +26,6 @@ from omnir1_jax.parallel import make_mesh
 from omnir1_jax.setup import weights
 
 DTYPES = {"stored": None, "float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
-TEXT_FILES = (".json", ".txt", ".jinja", ".model")  # tokenizer, processor, generation settings; never pickles
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -66,15 +65,6 @@ def read_mesh(text: str) -> Mesh | None:
     return make_mesh(shape)
 
 
-def text_files(folder: epath.Path) -> dict[str, bytes]:
-    """Small files that belong to the model beside its weights and its config."""
-    return {
-        file.name: file.read_bytes()
-        for file in sorted(folder.iterdir())
-        if file.suffix in TEXT_FILES and file.name != "config.json" and not file.name.endswith(".index.json")
-    }
-
-
 def main(args: argparse.Namespace) -> None:
     source, target = epath.Path(args.source), epath.Path(args.target)
     if trained.is_run(source) and not (source / checkpoints.FOLDER).is_dir():
@@ -98,9 +88,9 @@ def main(args: argparse.Namespace) -> None:
     config = pretrained.read_config(source)
     params = pretrained.read_params(source, config, dtype=DTYPES[args.dtype], mesh=mesh)
     if args.command == "import":
-        store.save_store(target, config, params, base=base, files=text_files(source))
+        store.save_store(target, config, params, base=base, files=store.text_files(source))
     else:
-        files = text_files(source / "files" if store.is_store(source) else source)
+        files = store.text_files(source)
         pretrained.save(
             target,
             Thinker(config),

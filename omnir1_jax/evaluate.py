@@ -12,7 +12,6 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 from absl import flags, logging
 from etils import epath
 from ml_collections import ConfigDict
@@ -25,7 +24,7 @@ from omnir1_jax.inference.samples import SOUNDS
 from omnir1_jax.inference.store import RESULTS, write_json
 from omnir1_jax.inference.tasks import Options
 from omnir1_jax.setup import models
-from omnir1_jax.setup.run import mesh_of
+from omnir1_jax.setup.run import keep_compiled, mesh_of
 
 SYSTEM2 = ("self", "frozen", "oracle", "file")
 
@@ -107,7 +106,7 @@ def show(results: Mapping[str, Mapping[str, Any]]) -> str:
     )
 
 
-_CONFIG = settings.define(required=False)
+_CONFIG = settings.define()
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint",
     None,
@@ -193,13 +192,10 @@ def options() -> Options:
 
 
 def main(_) -> None:
-    for name, flag in (("checkpoint", _CHECKPOINT), ("benchmark", _BENCHMARK), ("out", _OUT)):
-        if not flag.value:
-            raise InputError(f"--{name}: is needed; see --help")
+    cli.need(checkpoint=_CHECKPOINT, benchmark=_BENCHMARK, out=_OUT)
     logging.set_verbosity(logging.ERROR)  # bad items are named in results.json
     out = pathlib.Path(_OUT.value)
-    if not jax.config.jax_compilation_cache_dir:
-        jax.config.update("jax_compilation_cache_dir", str(out / "cache"))
+    keep_compiled(out / "cache")
     made = systems(
         _CHECKPOINT.value,
         _CONFIG.value,

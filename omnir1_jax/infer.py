@@ -7,7 +7,6 @@ of frames. With --serve a page on this machine asks for video and query instead.
 
 import pathlib
 
-import jax
 from absl import flags, logging
 from ml_collections import ConfigDict
 
@@ -15,7 +14,7 @@ from omnir1_jax import cli, settings, trained
 from omnir1_jax.errors import InputError
 from omnir1_jax.inference import load, outputs
 from omnir1_jax.inference.infer import FAMILIES, Ask, answer
-from omnir1_jax.setup.run import mesh_of
+from omnir1_jax.setup.run import keep_compiled, mesh_of
 
 CACHE = pathlib.Path("~/.cache/omnir1_jax/jax")
 
@@ -40,7 +39,7 @@ def systems(
     return load.systems(chosen, policy, None, mesh, temperature=temperature, max_tokens=max_tokens)
 
 
-_CONFIG = settings.define(required=False)
+_CONFIG = settings.define()
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint",
     None,
@@ -114,15 +113,11 @@ def printable(text: str) -> str:
 
 
 def main(_) -> None:
-    needed = [("checkpoint", _CHECKPOINT)]
+    cli.need(checkpoint=_CHECKPOINT)
     if not _SERVE.value:
-        needed += [("video", _VIDEO), ("query", _QUERY), ("out", _OUT)]
-    for name, flag in needed:
-        if not flag.value and not (name == "query" and flag.value is not None):
-            raise InputError(f"--{name}: is needed; see --help")
+        cli.need(video=_VIDEO, query=_QUERY, out=_OUT)
     logging.set_verbosity(logging.ERROR)
-    if not jax.config.jax_compilation_cache_dir:
-        jax.config.update("jax_compilation_cache_dir", str(CACHE.expanduser()))
+    keep_compiled(CACHE.expanduser())
     decoding = dict(temperature=_TEMPERATURE.value, max_tokens=_MAX_TOKENS.value)
     if _SERVE.value:
         from omnir1_jax import serve  # optional at import

@@ -40,6 +40,7 @@ _FRAMES = flags.DEFINE_integer(
 
 
 def main(_: Any) -> int:
+    cli.need(config=_CONFIG)
     expected = report.Expected(_COMPLETION.value, _ANSWER.value, _FRAMES.value)
     if _COMPLETION.value is not None and _COMPLETION.value < 1:
         raise InputError("--completion: must be at least 1")

@@ -201,14 +201,11 @@ def difference(old: Any, new: Any, prefix: str = "") -> str | None:
     return None if old == new else f"{prefix}: {json.dumps(old)} -> {json.dumps(new)}"
 
 
-def define(required: bool = True) -> flags.FlagHolder:
+def define() -> flags.FlagHolder:
     """The flag `--config FILE[:argument]` with `--config.section.key=value` for single settings."""
-    holder = config_flags.DEFINE_config_file(
+    return config_flags.DEFINE_config_file(
         "config", None, "Experiment: a file such as configs/toy.py.", allow_override=True
     )
-    if required:
-        flags.mark_flag_as_required("config")
-    return holder
 
 
 def parse(argv: Sequence[str]) -> Sequence[str]:

@@ -17,12 +17,11 @@ from ml_collections import ConfigDict
 from omnir1_jax import checkpoints, cli, rollouts, settings, signals
 from omnir1_jax.data.batching import Batch
 from omnir1_jax.data.stream import Prefetch
-from omnir1_jax.errors import InputError
 from omnir1_jax.reporting.log import RunLog
 from omnir1_jax.reporting.train_report import write_report
 from omnir1_jax.rl.learn import TrainState
 from omnir1_jax.setup import models, weights
-from omnir1_jax.setup.run import Run, batches, build, step_key
+from omnir1_jax.setup.run import Run, batches, build, keep_compiled, step_key
 
 
 def train(config: ConfigDict, workdir: epath.PathLike, *, quiet: bool = False) -> TrainState | None:
@@ -38,8 +37,7 @@ def train(config: ConfigDict, workdir: epath.PathLike, *, quiet: bool = False) -
       InputError: a setting that will not do, or a work directory of other settings.
     """
     folder, plain = epath.Path(workdir), settings.plain(config)
-    if not jax.config.jax_compilation_cache_dir:
-        jax.config.update("jax_compilation_cache_dir", str(folder / "cache"))  # a resumed run does not compile again
+    keep_compiled(folder / "cache")  # a resumed run does not compile again
     run = build(config)
     stream = batches(run)
     with checkpoints.manager(folder, config.checkpoint.keep) as manager, signals.stop_flag() as stop:
@@ -61,13 +59,13 @@ def train(config: ConfigDict, workdir: epath.PathLike, *, quiet: bool = False) -
             if jax.process_index() == 0
             else None
         )
-        saved = done
+        saved, key = done, step_key(config)
         for step in range(done + 1, config.steps + 1):
             started = time.perf_counter()
             batch = next(stream)
             waited = time.perf_counter() - started
             made = run.to_batch(batch.family, batch.arrays)
-            state, metrics, rollout = run.step(state, run.frozen, made, step_key(config))
+            state, metrics, rollout = run.step(state, run.frozen, made, key)
             metrics = {**jax.device_get(metrics), **data_metrics(stream, waited)}
             if log is not None:
                 log.step(step, metrics, time.perf_counter() - started)
@@ -148,8 +146,7 @@ _WORKDIR = flags.DEFINE_string(
 
 
 def main(_) -> None:
-    if not _WORKDIR.value:
-        raise InputError("--workdir: name a directory for the run")
+    cli.need(config=_CONFIG, workdir=_WORKDIR)
     logging.set_verbosity(logging.WARNING)  # orbax tells of every step
     train(_CONFIG.value, _WORKDIR.value)
 

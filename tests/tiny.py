@@ -11,12 +11,12 @@ import os
 import pathlib
 import resource
 import sys
-import traceback
 
 import jax
 
 from omnir1_jax import cli, settings, train
 from omnir1_jax.settings import datasets, defaults, task
+from tests import forked
 
 
 def get_config(tokenizer: str):
@@ -84,20 +84,7 @@ def serve() -> None:
         elif child := os.fork():
             print(child, flush=True)
         else:
-            out = os.open(order["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-            os.dup2(out, 1)
-            os.dup2(out, 2)
-            code = 1
-            try:
-                run(order["flags"])
-            except SystemExit as end:
-                code = end.code or 0
-            except BaseException:
-                traceback.print_exc()
-            finally:
-                sys.stdout.flush()
-                sys.stderr.flush()
-                os._exit(code)
+            forked.finish(order["log"], run, order["flags"])
 
 
 if __name__ == "__main__":

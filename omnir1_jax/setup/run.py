@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from etils import epath
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Key
 from ml_collections import ConfigDict
@@ -46,6 +47,12 @@ class Run(NamedTuple):
 def mesh_of(config: ConfigDict) -> Mesh | None:
     """The mesh that the config asks for; None on a single device."""
     return make_mesh(config.mesh.to_dict()) if jax.device_count() > 1 else None
+
+
+def keep_compiled(folder: epath.PathLike) -> None:
+    """Compiled programs lie in `folder` from now on, unless a place for them was chosen already."""
+    if not jax.config.jax_compilation_cache_dir:
+        jax.config.update("jax_compilation_cache_dir", str(folder))
 
 
 def build(config: ConfigDict) -> Run:

@@ -1,6 +1,5 @@
 """The trained weights of a run as a directory that transformers and this package load."""
 
-import pathlib
 import tempfile
 from typing import Any
 
@@ -12,9 +11,6 @@ from omnir1_jax.errors import InputError
 from omnir1_jax.models import lora, sam2
 from omnir1_jax.models.qwen_omni import hf_config, hf_processor, pretrained, store
 from omnir1_jax.setup.models import Loaded, lora_config
-
-# Of the directory that the weights came from: tokenizer, processor, generation settings; never pickles.
-TEXT_FILES = (".json", ".txt", ".jinja", ".model")
 
 
 def merged(config: Any, loaded: Loaded, trainable: Any) -> dict[str, Any]:
@@ -60,16 +56,7 @@ def save(path: epath.PathLike, config: Any, loaded: Loaded, trainable: Any, **la
 def text_files(source: epath.Path | None, words: PreTrainedTokenizerBase) -> dict[str, bytes]:
     """Small files that belong beside the weights, by name: those of their source, or the tokenizer's own."""
     if source is not None:
-        folder = source / "files" if store.is_store(source) else source
-        return _read(folder)
+        return store.text_files(source)
     with tempfile.TemporaryDirectory() as scratch:
         words.save_pretrained(scratch)
-        return _read(epath.Path(scratch))
-
-
-def _read(folder: epath.Path) -> dict[str, bytes]:
-    return {
-        pathlib.PurePath(file.name).name: file.read_bytes()
-        for file in sorted(folder.iterdir())
-        if file.suffix in TEXT_FILES and file.name != "config.json" and not file.name.endswith(".index.json")
-    }
+        return store.text_files(scratch)

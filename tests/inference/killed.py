@@ -9,10 +9,10 @@ import os
 import pathlib
 import signal
 import sys
-import traceback
 
 from omnir1_jax import cli, evaluate, settings
 from omnir1_jax.inference.store import Store
+from tests import forked
 from tests.inference import small
 
 
@@ -42,20 +42,7 @@ def serve() -> None:
             status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
             print(status, flush=True)
             continue
-        out = os.open(order["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        os.dup2(out, 1)
-        os.dup2(out, 2)
-        code = 1
-        try:
-            run(order["flags"], order["after"])
-        except SystemExit as end:
-            code = end.code or 0
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(code)
+        forked.finish(order["log"], run, order["flags"], order["after"])
 
 
 if __name__ == "__main__":

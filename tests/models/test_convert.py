@@ -88,10 +88,12 @@ def test_bad_input_is_one_line_and_leaves_nothing(source, tmp_path):
     broken.mkdir()
     (broken / "config.json").write_text((source / "config.json").read_text())
     (broken / "model.safetensors").write_bytes((source / "model.safetensors").read_bytes()[:-7])
+    (tmp_path / "empty").mkdir()
     before = sorted(tmp_path.iterdir())
     for args, complaint in (
         (("import", broken, tmp_path / "out"), "cut short"),
         (("import", tmp_path / "orbax", tmp_path / "out"), "import reads"),
+        (("export", tmp_path / "empty", tmp_path / "out"), "export reads"),
         (("import", source, tmp_path / "orbax"), "exists already"),
         (("import", source, tmp_path / "out", "--mesh", "fsdp"), "axis=size"),
         (("import", source, tmp_path / "out", "--mesh", "fsdp=3"), "mesh"),

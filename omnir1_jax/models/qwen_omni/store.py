@@ -15,22 +15,28 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
-from omnir1_jax.cli import atomic_path
+from omnir1_jax.cli import absolute, atomic_path
 from omnir1_jax.errors import InputError
 from omnir1_jax.models.qwen_omni import hf_config
 from omnir1_jax.models.qwen_omni.config import ThinkerConfig
 from omnir1_jax.models.qwen_omni.thinker import abstract_params
 from omnir1_jax.parallel import DEFAULT_RULES, Rules, tree_shardings
 
+TEXT_FILES = (".json", ".txt", ".jinja", ".model")  # tokenizer, processor, generation settings; never pickles
+
 
 def is_store(path: epath.PathLike) -> bool:
     return (epath.Path(path) / "params").is_dir()
 
 
-def _absolute(path: epath.PathLike) -> epath.Path:
-    """Orbax takes nothing else; `gs://` is absolute already."""
-    path = epath.Path(path)
-    return path if "://" in str(path) else path.absolute()
+def text_files(path: epath.PathLike) -> dict[str, bytes]:
+    """Small files that a store or a Hugging Face directory has beside weights and config."""
+    folder = epath.Path(path) / "files" if is_store(path) else epath.Path(path)
+    return {
+        file.name: file.read_bytes()
+        for file in sorted(folder.iterdir())
+        if file.suffix in TEXT_FILES and file.name != "config.json" and not file.name.endswith(".index.json")
+    }
 
 
 def save_store(
@@ -47,7 +53,7 @@ def save_store(
       base, files: as for `pretrained.save`.
     """
     text = json.dumps(hf_config.to_json(config, base=base), indent=2, sort_keys=True) + "\n"
-    with atomic_path(_absolute(path)) as scratch:
+    with atomic_path(absolute(path)) as scratch:
         (scratch / "files").mkdir(parents=True)
         (scratch / "config.json").write_text(text)
         for name, content in (files or {}).items():
@@ -73,7 +79,7 @@ def load_store(
     Raises:
       InputError: not such a directory, one cut short, or parameters that do not fit its config.
     """
-    folder = _absolute(path) / "params"
+    folder = absolute(path) / "params"
     boxed = abstract_params(config)
     shapes = flatten_dict(nn.unbox(boxed))
     if mesh is None:
