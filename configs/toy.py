@@ -21,13 +21,12 @@ def get_config():
     c.sam2.object_chunk = c.sam2.frame_chunk = 64
     c.sam2.dtype = c.sam2.memory_dtype = "float32"
 
-    # Short prompts and small frames: 12 visual tokens of a frame pair for System 1, 24 of a frame for System 2.
+    # Short prompts and small frames: 24 visual tokens of a frame for System 2, of a pair of frames for System 1.
     for name in ("system", "vos", "refavs", "grounding"):
         c.prompts[name] = f"toy_{name}"
     c.prompts.text_tokens = 64
     c.prompts.max_aspect = 1.6
-    c.pixels.policy_video = (8 * CELL, 12 * CELL)
-    c.pixels.policy_image = c.pixels.sharp = (12 * CELL, 24 * CELL)
+    c.pixels.policy_video = c.pixels.policy_image = c.pixels.sharp = (12 * CELL, 24 * CELL)
 
     # Plain queries name one shape by its looks; what is left to learn is which shape that is and when it can be seen.
     world = dict(config="toy", clips=2000)

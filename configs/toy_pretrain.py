@@ -44,12 +44,12 @@ def thinker():
     world = dict(config="toy", clips=100_000, lessons=True)
     video = dict(datasets=datasets(synthetic=world | dict(family="vos")), family="vos", frames=8)
     c.data = dict(
-        grounding=task(example="lessons_grounding", batch_size=2, weight=0.6, targets=4, target_tokens=26, **video),
-        questions=task(example="lessons_questions", batch_size=4, weight=0.18, targets=6, target_tokens=28, **video),
+        grounding=task(example="lessons_grounding", batch_size=2, weight=0.5, targets=4, target_tokens=26, **video),
+        questions=task(example="lessons_questions", batch_size=4, weight=0.3, targets=6, target_tokens=28, **video),
         plans=task(example="lessons_plans", batch_size=4, weight=0.06, targets=2, target_tokens=76, **video),
         sounds=task(
             datasets=datasets(synthetic=world | dict(family="refavs")), family="refavs", example="lessons_sounds",
-            batch_size=4, weight=0.16, targets=6, target_tokens=30,
+            batch_size=4, weight=0.14, targets=6, target_tokens=30,
             frames=1, sampling="first", sound="required", audio_seconds=3.0,
         ),
     )  # fmt: skip
@@ -66,16 +66,14 @@ def thinker():
 
 
 def prompts(c):
-    """Short prompts and small frames: 12 visual tokens of a frame pair for System 1, 24 of a frame for System 2."""
+    """Short prompts and small frames: 24 visual tokens of a frame for System 2, of a pair of frames for System 1."""
     c.prompts.system = "toy_system"
     c.prompts.vos = "toy_vos"
     c.prompts.refavs = "toy_refavs"
     c.prompts.grounding = "toy_grounding"
     c.prompts.text_tokens = 40
     c.prompts.max_aspect = 1.6
-    c.pixels.policy_video = (8 * CELL, 12 * CELL)
-    c.pixels.policy_image = (12 * CELL, 24 * CELL)
-    c.pixels.sharp = (12 * CELL, 24 * CELL)
+    c.pixels.policy_video = c.pixels.policy_image = c.pixels.sharp = (12 * CELL, 24 * CELL)
 
 
 def sam2_images():

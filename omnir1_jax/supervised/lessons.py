@@ -71,10 +71,10 @@ def draw(rng: np.random.Generator, options: Sequence[Any] | np.ndarray) -> Any:
 
 
 def wording(name: str, rng: np.random.Generator) -> str:
-    """A description of a shape that has no like: its looks, or a part of them."""
+    """A description of a shape that has no like: its looks, or one of them."""
     colour, kind = name.split()
-    forms = (name, name, name, name, f"the {name}", f"the {name}", kind, f"the {kind}", f"the {colour} shape")
-    return draw(rng, forms)
+    form = draw(rng, (name, kind, f"{colour} shape"))
+    return form if rng.random() < 0.5 else f"the {form}"
 
 
 @examples.named
@@ -154,7 +154,7 @@ def questions(clip: DecodedClip, config: TargetConfig) -> Arrays:
         times = np.flatnonzero(clear[n])
         if len(times):
             name = clip.ref.extra["looks"][n]
-            found.append(asked(f"When: {name}", piece(int(times[0]), int(times[-1]), name)))
+            found.append(asked(f"When: {wording(name, rng)}", piece(int(times[0]), int(times[-1]), name)))
     for sentence in _about(clip, ("image", "video"), 2)[: config.targets - len(found)]:
         found.append(asked(f"Which: {sentence['text']}", looks(clip, sentence["obj_id"])))
     return {**_video(clip, config), **pack(found, config)}
