@@ -54,7 +54,7 @@ def systems(
     if system2 == "frozen":
         base = chosen if trained.is_run(checkpoint) else config
         same = found.trainable is not None or base is None or base.thinker.path == found.config.thinker.path
-        grounder = found.loaded if same else models.load(base, models.sizes(base), mesh)
+        grounder = found.loaded if same else models.load(base, models.sizes(base)._replace(sam2=None), mesh)
     return load.systems(chosen, policy, grounder, mesh, temperature=temperature, max_tokens=max_tokens)
 
 

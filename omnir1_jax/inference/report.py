@@ -74,7 +74,7 @@ def _picture(folder: pathlib.Path, task: Task, line: Mapping[str, Any]) -> bytes
         for one in line["keyframes"]
     )
     size = predicted.shape[2], predicted.shape[1]
-    clip = Clip(frames, size, None if truth is None else truth.any(0), predicted > 0)
+    clip = Clip(frames, size, None if truth is None else truth.any(0), predicted > 0, numbers=tuple(shown))
     example = Example(
         line["sample_id"],
         line["query"],
@@ -89,6 +89,7 @@ def _picture(folder: pathlib.Path, task: Task, line: Mapping[str, Any]) -> bytes
 
 
 def _shown(count: int, keyframes: Sequence[int]) -> list[int]:
+    """All frames, or so many spread over a long video and the keyframes."""
     if count <= MOST_FRAMES:
         return list(range(count))
     spread = np.linspace(0, count - 1, MOST_FRAMES).round().astype(int).tolist()

@@ -34,7 +34,7 @@ class Task:
     """How the items of one benchmark are asked.
 
     Attributes:
-      name: of the benchmark. family: vos, refavs or qa.
+      name: of the benchmark. family: vos, refavs or qa. root: where the dataset lies, if on disk.
       objects: slots for objects; true boxes beyond them (the smallest) are left out.
       side: of the segmenter's frames; 0 where nothing is segmented.
       sound: "own"; "muted": silence; "swapped": that of another clip.
@@ -52,6 +52,7 @@ class Task:
     seed: int = 0
     sound: str = "own"
     letters: bool = True
+    root: str = ""
     found: Mapping[str, Mapping[int, Boxes]] | None = dataclasses.field(default=None, repr=False)
 
 

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
+from etils import epath
 from ml_collections import ConfigDict
 
 from omnir1_jax import settings
@@ -178,8 +179,16 @@ def _task(systems: Systems, options: Options, family: str, name: str, entry: Con
         raise InputError("sam2.path: masks need a segmenter; name its directory, or sam2.sizes for random weights")
     return Task(
         name, family, reader, example, decode, options.objects, side, options.seed, options.sound,
-        letters=options.benchmark != "avhbench", found=read_boxes(options.boxes) if options.boxes else None,
+        letters=options.benchmark != "avhbench", root=_where(config, family),
+        found=read_boxes(options.boxes) if options.boxes else None,
     )  # fmt: skip
+
+
+def _where(config: ConfigDict, family: str) -> str:
+    """The directory of the task's only dataset; "" where it is made as it is read."""
+    (entry,) = config.data[family].datasets.values()
+    root = entry.root
+    return root if not root or "://" in root else str(epath.Path(config.data_root) / root)
 
 
 def _question_prompt(chosen: str, kind: str) -> str:

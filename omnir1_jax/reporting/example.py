@@ -41,7 +41,8 @@ class Clip(NamedTuple):
 
     frames: at any size, in the aspect of `size`. size: width and height that all boxes refer to. truth, predicted:
     masks of all objects together at any size, stretched over the frame. boxes: true ones of n objects, -1 where an
-    object is not in the frame. seconds: when each frame is seen.
+    object is not in the frame. seconds: when each frame is seen. numbers: of the frames in their video, where these
+    are not all of it from the first on.
     """
 
     frames: UInt8[np.ndarray, "t h w 3"]
@@ -50,6 +51,7 @@ class Clip(NamedTuple):
     predicted: Bool[np.ndarray, "t yp xp"] | None = None
     boxes: Float[np.ndarray, "n t 4"] | None = None
     seconds: tuple[float, ...] | None = None
+    numbers: tuple[int, ...] | None = None
 
 
 class Example(NamedTuple):

@@ -113,7 +113,8 @@ def _strip(clip: Clip, keyframes: set[int], inner: int) -> Image:
 
 
 def _when(clip: Clip, at: int) -> str:
-    return f"frame {at}" if clip.seconds is None else f"frame {at}, {clip.seconds[at]:g} s"
+    number = at if clip.numbers is None else clip.numbers[at]
+    return f"frame {number}" if clip.seconds is None else f"frame {number}, {clip.seconds[at]:g} s"
 
 
 def _facts(example: Example, inner: int) -> Image:

@@ -1,11 +1,13 @@
 """The benchmarks' numbers once more, from the PNGs on disk and the trees' own files."""
 
 import csv
+import itertools
 import json
 import math
 
 import cv2
 import numpy as np
+from PIL import Image
 from pycocotools import mask as coco
 from scipy import ndimage
 
@@ -120,3 +122,54 @@ def refavs(root, split, predicted, batch=4):
         scores.append((np.mean(j), max(beta(truth, found), beta(truth, np.ones_like(found))), math.sqrt(found.mean())))
     j, f, s = np.mean(scores, axis=0)
     return {"J": 100 * j, "F": 100 * f, "S": s, "videos": len(rows)}
+
+
+def indices(path):
+    """A label map: the indices of a palette PNG, whatever its colours."""
+    return np.asarray(Image.open(path))
+
+
+def mean_of(rows):
+    j, f = 100 * np.mean(rows, axis=0)
+    return {"J": j, "F": f, "J&F": (j + f) / 2}
+
+
+def refytvos(root, predicted):
+    """The train split, whose label maps are there."""
+    rows = []
+    videos = json.loads((root / "meta_expressions/train/meta_expressions.json").read_text())["videos"]
+    for video, record in videos.items():
+        maps = np.stack([indices(root / "train/Annotations" / video / f"{n}.png") for n in record["frames"]])
+        for name, expression in record["expressions"].items():
+            found = pngs(predicted / video / name, record["frames"])
+            truth = maps == int(expression["obj_id"])
+            rows.append((region(truth, found), contour(truth, found)))
+    return mean_of(rows) | {"count": len(rows)}
+
+
+def refdavis(root, predicted):
+    """By expression, and as four submissions to DAVIS' unsupervised evaluation, objects matched by trying all ways."""
+    videos = json.loads((root / "meta_expressions/valid/meta_expressions.json").read_text())["videos"]
+    single, submissions = [], [[], [], [], []]
+    for video, record in videos.items():
+        names = record["frames"]
+        maps = np.stack([indices(root / "Annotations_unsupervised/480p" / video / f"{n}.png") for n in names])
+        known = maps != 255
+        found = {int(e): pngs(predicted / video / e, names) for e in record["expressions"]}
+        for number, mask in found.items():
+            truth = maps == number // 4 + 1
+            single.append((region(truth, mask), contour(truth, mask)))
+        truths = [maps == n for n in range(1, maps[0][known[0]].max() + 1)]
+        for annotator, rows in enumerate(submissions):
+            left, drawn = known.copy(), []  # of objects over each other the first is seen
+            for number in range(annotator, len(found), 4):
+                drawn.append(found[number] & left)
+                left &= ~found[number]
+            pairs = [[(region(truth, mask), contour(truth, mask)) for mask in drawn] for truth in truths]
+            ways = itertools.permutations(range(len(drawn)), len(truths))
+            best = max(ways, key=lambda way: sum(sum(pairs[n][m]) for n, m in enumerate(way)))
+            rows += [pairs[n][m] for n, m in enumerate(best)]
+    each = [mean_of(rows) for rows in submissions]
+    average = {key: np.mean([one[key] for one in each]) for key in each[0]}
+    assert len({one["J"] for one in each}) > 1
+    return mean_of(single) | {"count": len(single), "unsupervised": average | {"submissions": 4}}

@@ -4,16 +4,18 @@ import json
 import shutil
 import zipfile
 
+import cv2
 import numpy as np
 import pytest
 
-from omnir1_jax import evaluate
+from omnir1_jax import evaluate, settings
 from omnir1_jax.data.synthetic import writers
 from omnir1_jax.data.synthetic.world import PRESETS
 from omnir1_jax.errors import InputError
 from omnir1_jax.inference import run, tasks
 from omnir1_jax.inference.tasks import Options
 from omnir1_jax.parallel import make_mesh
+from tests.data import trees as own_trees
 from tests.inference import scoring, scripted, small
 
 
@@ -22,6 +24,8 @@ def trees(tmp_path_factory):
     root = tmp_path_factory.mktemp("trees")
     for name in ("revos", "mevis", "refavs"):
         writers.LAYOUTS[name](root / name, PRESETS["toy"], 10, 0)
+    own_trees.davis(root / "refdavis")
+    own_trees.ytvos(root / "refytvos")
     return root
 
 
@@ -98,6 +102,44 @@ def test_numbers_of_refavs_are_those_of_the_pngs(made, trees, tmp_path, monkeypa
     assert found["failures"]["answer/empty"] > 1
     first = lines(tmp_path / "out")[0]
     assert first["answer"] == "the loud star" and first["keyframes"][0]["frame"] == 0
+
+
+def test_numbers_of_refdavis_are_those_of_the_pngs(made, trees, tmp_path, monkeypatch):
+    """By expression and by four annotators; with the mask file, and as DAVIS ships its masks; wherever it is named."""
+    scripted.install(monkeypatch, scripted.PLANS)
+    asked = dict(benchmark="refdavis", system2="oracle", batch_size=5, sampling="video")
+    found = evaluated(made, tmp_path / "file", trees / "refdavis", **asked)
+    wanted = scoring.refdavis(trees / "refdavis", tmp_path / "file" / "predictions")
+    assert wanted["unsupervised"]["J"] > 10 and wanted["J"] > 10
+    same(found["table"], wanted)
+
+    shutil.copytree(trees / "refdavis", tmp_path / "data" / "davis")
+    (tmp_path / "data" / "davis" / "valid" / "mask_dict.json").unlink()
+    config = made.config.copy_and_resolve_references()
+    config.data_root = str(tmp_path / "data")
+    config.data.vos.datasets = settings.datasets(refdavis=dict(root="davis", split="valid"))
+    maps = evaluated(made._replace(config=config), tmp_path / "maps", "", **asked)
+    assert maps["table"] == found["table"]
+
+
+def test_refytvos_is_an_archive_for_its_server_or_scored_by_its_own_masks(made, trees, tmp_path, monkeypatch):
+    scripted.install(monkeypatch, scripted.PLANS)
+    found = evaluated(made, tmp_path / "valid", trees / "refytvos", benchmark="refytvos")
+    assert found["table"] == {"unscored": 3} and found["archive"]["missing"] == 0
+    with zipfile.ZipFile(tmp_path / "valid" / found["archive"]["file"]) as archive:
+        names = archive.namelist()
+        shown = [cv2.imdecode(np.frombuffer(archive.read(name), np.uint8), -1) for name in names]
+    # Videos of the test split, which the file of valid also lists, are not the server's.
+    assert names == [f"Annotations/v_valid/{e}/{5 * t:05d}.png" for e in range(3) for t in range(6)]
+    assert {image.shape for image in shown} == {(48, 64)} and set(np.unique(shown)) == {0, 255}
+
+    found = evaluated(
+        made, tmp_path / "train", trees / "refytvos", benchmark="refytvos", split="train", system2="oracle",
+        keyframes="uniform",
+    )  # fmt: skip
+    wanted = scoring.refytvos(trees / "refytvos", tmp_path / "train" / "predictions")
+    assert wanted["J"] > 20
+    same(found["table"], wanted)
 
 
 def test_items_that_cannot_be_read_are_predictions_of_nothing(made, trees, tmp_path, monkeypatch):
