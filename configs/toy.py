@@ -36,8 +36,8 @@ def get_config():
             frames=8, target="some_frame",
         ),
         refavs=task(
-            datasets=datasets(synthetic=world | dict(family="refavs")), batch_size=8, weight=0.3,
-            frames=1, sampling="first", sound="required", audio_seconds=3.0, target="first_frame",
+            datasets=datasets(synthetic=world | dict(family="refavs", heard=True)), batch_size=8, weight=0.3,
+            frames=1, sampling="first", sound="required", audio_seconds=4.0, target="first_frame",
         ),
     )  # fmt: skip
     c.loader.threads = 1

@@ -50,7 +50,7 @@ def thinker():
         sounds=task(
             datasets=datasets(synthetic=world | dict(family="refavs")), family="refavs", example="lessons_sounds",
             batch_size=4, weight=0.14, targets=6, target_tokens=30,
-            frames=1, sampling="first", sound="required", audio_seconds=3.0,
+            frames=1, sampling="first", sound="required", audio_seconds=4.0,
         ),
     )  # fmt: skip
     c.loader.threads = 1

@@ -24,12 +24,14 @@ def open(
     per_clip: int = 4,
     lessons: bool = False,
     plain: bool = False,
+    heard: bool = False,
 ) -> TableReader:
     """A reader of `clips` clips with `per_clip` items each, of one family. `root` is not used. Raises `InputError`.
 
     vos: sentences about one or more shapes, to be seen. refavs: about one shape or, one in eight, about nothing, with
     sound. refcocog: still images. qa: which shape it is that does something, with sound.
     plain (vos): only sentences about one shape that any of its frames explains, such as "the red shape".
+    heard (refavs): only sentences about a shape of the first frame that take the sound to understand.
     lessons (vos and refavs): one item a clip instead, with masks of every shape and no query; what there is to teach
     about it is in `extra`: looks ("red circle") and sounds of the shapes, and all true sentences.
     `extra` of vos: type_id, obj_id; of refavs: fid, null; of refcocog and qa: as those readers have it.
@@ -44,7 +46,8 @@ def open(
     if clips < 1 or per_clip < 1:
         raise InputError(f"synthetic: at least one clip and one item a clip, not {clips} and {per_clip}")
     if family == "refavs":
-        config = writers.refavs_config(config)
+        frames, fps = config.recording
+        config = replace(config, frames=frames, fps=fps)
     if family == "refcocog":
         config = writers.refcocog_config(config)
     if family == "qa":
@@ -61,10 +64,11 @@ def open(
         for j in range(per_clip)
     )
     make = functools.partial(_MAKERS[family], config)
-    if plain:
-        if family != "vos":
-            raise InputError(f"synthetic.plain: a choice of vos alone, not of '{family}'")
-        make = functools.partial(_vos, config, plain=True)
+    for name, own, chosen in (("plain", "vos", plain), ("heard", "refavs", heard)):
+        if chosen and family != own:
+            raise InputError(f"synthetic.{name}: a choice of {own} alone, not of '{family}'")
+        if chosen:
+            make = functools.partial(make, **{name: True})
     return make_reader("synthetic", split, items, make, "synthetic")
 
 
@@ -100,13 +104,16 @@ def _vos(config: WorldConfig, sample_id: str, row: tuple[int, int], plain: bool 
     return ClipRef("synthetic", sample_id, "vos", e.text, _frames(clip), None, masks, None, size, extra)
 
 
-def _refavs(config: WorldConfig, sample_id: str, row: tuple[int, int]) -> ClipRef:
+def _refavs(config: WorldConfig, sample_id: str, row: tuple[int, int], heard: bool = False) -> ClipRef:
     clip = _clip(config, row[0])
-    null = (row[0] + row[1]) % 8 == 7
-    chosen = (
-        [e for e in clip.expressions if not e.targets] if null else writers.single(clip, 1 + row[1], writers.SEEN_HEARD)
-    )
-    e: Expression = _nth(tuple(chosen), row[1], sample_id)
+    null = not heard and (row[0] + row[1]) % 8 == 7
+    if heard:
+        clip, chosen = _heard(config, *row)
+    elif null:
+        chosen = tuple(e for e in clip.expressions if not e.targets)
+    else:
+        chosen = writers.single(clip, 1 + row[1], writers.SEEN_HEARD)
+    e: Expression = _nth(chosen, row[1], sample_id)
     size = (config.height, config.width)
     empty = RleMasks(((None,) * config.frames,), size)
     return ClipRef(
@@ -120,6 +127,17 @@ def _refavs(config: WorldConfig, sample_id: str, row: tuple[int, int]) -> ClipRe
         size=size,
         extra={"fid": 0 if null else e.targets[0] + 1, "null": null, "topic": e.topic},
     )
+
+
+def _heard(config: WorldConfig, seed: int, number: int) -> tuple[Clip, tuple[Expression, ...]]:
+    """A clip, or the first of others in its place, with sentences that take the sound, about what the start shows."""
+    for step in range(16):
+        clip = _clip(config, seed + step * 10**12)
+        chosen = writers.single(clip, 1 + number, ("sound",))
+        chosen = tuple(e for e in chosen if clip.masks[e.targets[0], 0].any())
+        if chosen:
+            break
+    return clip, chosen
 
 
 def _lesson(family: str, config: WorldConfig, sample_id: str, seed: int) -> ClipRef:

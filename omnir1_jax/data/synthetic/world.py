@@ -22,6 +22,7 @@ COLOURS = {
     "cyan": (70, 208, 220),
 }
 TONES = {"low": 220.0, "middle": 550.0, "high": 1320.0}  # Hz
+VOICES = {colour: list(TONES)[n % len(TONES)] for n, colour in enumerate(COLOURS)}  # where tones go by looks
 GRID = 64  # positions and radii are multiples of 1/64 pixel
 
 
@@ -42,6 +43,8 @@ class WorldConfig:
     growth: float = 0.35  # how often it grows or shrinks
     presence: float = 0.45  # how often it enters late or leaves early
     sounding: tuple[int, int] = (1, 2)  # how many shapes sound, at most 3
+    recording: tuple[int, float] = (10, 1.0)  # frames and frames a second where there is sound; files have ten of both
+    voices: bool = False  # whether each colour has a tone of its own, so that one can hear which shape sounds
 
     def __post_init__(self):
         for name, least in (("height", 32), ("width", 32), ("frames", 1)):
@@ -79,6 +82,8 @@ PRESETS = {
         radius=(0.17, 0.25),
         growth=0.4,
         presence=0.6,
+        recording=(8, 2.0),
+        voices=True,
     ),
 }
 
@@ -233,6 +238,8 @@ def _give_tones(scene: Scene, rng: np.random.Generator) -> Scene | None:
     order = [int(i) for i in rng.permutation(len(scene.shapes))[:count]]
     names = {1: [_pick(rng, list(TONES))], 2: ["low", "high"], 3: list(TONES)}[count]
     names = [names[i] for i in rng.permutation(count)]
+    if config.voices:
+        names = [VOICES[scene.shapes[i].colour] for i in order]
     shapes, taken = list(scene.shapes), []
     for index, tone in zip(order, names):
         first, last = shapes[index].present
