@@ -3,6 +3,7 @@
 import os
 import pathlib
 import shutil
+import signal
 import subprocess
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
@@ -50,7 +51,11 @@ class Machine:
     def run(self, *command: str, cwd: pathlib.Path | None = None, **environment: str) -> tuple[int, str, str]:
         """Status, stdout and stderr."""
         process = self.start(*command, cwd=cwd, **environment)
-        said = process.communicate(timeout=60)
+        try:
+            said = process.communicate(timeout=60)
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
         return process.returncode, *said
 
     def refusal(self, *command: str, **options) -> str:

@@ -1,0 +1,96 @@
+# shellcheck shell=bash
+# shellcheck disable=SC2034  # what is read here is used by the scripts
+# Sourced by the scripts that reach a cloud: options, the checkout as a bundle, commands that a dry run only prints.
+# shellcheck source=launch/environment.sh
+. "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+
+name='' zone='' project='' type='' slices=1 provision='' workdir='' inputs='' dry_run=''
+arguments=()
+
+usage() { sed -n '2,/^set/s/^# \{0,1\}//p' "$0"; }
+
+# Reads the options of `"$@"`; what is behind -- becomes `arguments`. A script's own options are read by its
+# `own_option NAME VALUE`, which returns 1 for a name that it does not know.
+read_options() {
+  local option value
+  while [ $# -gt 0 ]; do
+    option=$1
+    case $option in
+      --) shift; arguments=("$@"); return ;;
+      -h | --help) usage; exit ;;
+      --dry-run) dry_run=yes; shift; continue ;;
+      --spot | --reserved) provision=$option; shift; continue ;;
+      --*=*) value=${option#*=} option=${option%%=*}; shift ;;
+      --*)
+        case ${2-} in '' | --*) fail "$option: needs a value; see --help" ;; esac
+        value=$2; shift 2 ;;
+      *) fail "$option: is no option; options of the training stand behind --" ;;
+    esac
+    case $option in
+      --name) name=$value ;;
+      --zone) zone=$value ;;
+      --project) project=$value ;;
+      --type) type=$value ;;
+      --slices) slices=$value ;;
+      --workdir) workdir=$value ;;
+      --inputs) inputs=$value ;;
+      *) own_option "$option" "$value" || fail "$option: is no option; see --help" ;;
+    esac
+  done
+}
+
+# need OPTION VALUE EXAMPLE
+need() { [ -n "$2" ] || fail "$1: is needed, such as $1 $3"; }
+
+check_place() {
+  need --name "$name" revos
+  case $name in *[!a-z0-9-]* | [!a-z]* | *-) fail "--name: '$name' has to be of a-z, 0-9 and -, from a letter on" ;; esac
+  need --zone "$zone" us-east5-b
+  case $slices in '' | 0* | *[!0-9]*) fail "--slices: '$slices' has to be a whole number from 1 on" ;; esac
+}
+
+check_training() {
+  need --workdir "$workdir" gs://BUCKET/RUN
+  case $workdir in gs://?*) ;; *) fail "--workdir: $workdir has to be gs://BUCKET/..., since the disks end with the TPU" ;; esac
+  case $inputs in '' | gs://?*) ;; *) fail "--inputs: $inputs has to be gs://BUCKET/..., which every host can read" ;; esac
+  case " ${arguments[*]-} " in
+    *" --config="* | *" --config "*) ;;
+    *) fail "the training needs its config behind --, such as -- --config=configs/revos.py" ;;
+  esac
+}
+
+# The arguments as a line for a shell; only what needs it is quoted.
+quoted() {
+  local word line='' mark="'\\''"
+  for word in "$@"; do
+    case $word in '' | *[!A-Za-z0-9_./:=,@%+~-]*) word="'${word//\'/$mark}'" ;; esac
+    line+="${line:+ }$word"
+  done
+  printf '%s\n' "$line"
+}
+
+# Runs a command that reaches the cloud; a dry run prints it.
+cloud() {
+  if [ -n "$dry_run" ]; then quoted "$@"; else "$@"; fi
+}
+
+need_program() {
+  [ -n "$dry_run" ] || command -v "$1" >/dev/null || fail "$1 is not installed; $2"
+}
+
+# What every host runs, as a line for its shell.
+worker_line() {
+  local words=("$1")
+  [ -z "$inputs" ] || words+=(--inputs "$inputs")
+  words+=("--workdir=$workdir" "${arguments[@]}")
+  [ "$slices" = 1 ] || words+=("--config.mesh.slice=$slices")
+  quoted "${words[@]}"
+}
+
+# The committed checkout as FILE.
+bundle() {
+  [ -z "$dry_run" ] || return 0
+  git -C "$root" archive --format=tar.gz --output "$1" HEAD ||
+    fail "$root: the hosts get what git has committed here; make it a git checkout"
+  git -C "$root" diff --quiet HEAD || echo "$script: changes that are not committed stay here" >&2
+}

@@ -1,0 +1,164 @@
+#!/usr/bin/env bash
+# Training on Cloud TPU VMs, one slice or several: every host gets this checkout and runs launch/worker.sh.
+#
+# Usage: launch/tpu_vm.sh COMMAND --name NAME --zone ZONE [options] [-- options of python -m omnir1_jax.train]
+#   create   ask for the TPU and wait for it          setup    send the checkout, make the environment on all hosts
+#   run      train on all hosts                       resume   all of these, again after every preemption, to the end
+#   status   of the request and its nodes             delete   end it
+# Options:
+#   --project PROJECT            default: that of gcloud's configuration
+#   --type TYPE                  v4-32, v5litepod-16, v5p-8, v6e-8: the slice
+#   --slices N                   so many slices, joined by the data centre's network (default 1)
+#   --spot, --reserved           cheaper and preemptible; from a reservation
+#   --runtime-version VERSION    default: that of the type
+#   --workdir gs://BUCKET/RUN    the run's work directory; training goes on from what is there
+#   --inputs gs://BUCKET/FOLDER  weights/ and data/, copied to every host once
+#   --attempts N                 failures on a whole TPU that end resume (default 3)
+#   --poll SECONDS               between looks at the request's state (default 30)
+#   --dry-run                    print what would reach the cloud, do nothing
+# With several hosts gcloud wants its key in the agent: ssh-add ~/.ssh/google_compute_engine
+set -euo pipefail
+# shellcheck source=launch/cloud.sh
+. "$(dirname "${BASH_SOURCE[0]}")/cloud.sh"
+version='' attempts=3 poll=30 now=''
+
+own_option() {
+  case $1 in
+    --runtime-version) version=$2 ;;
+    --attempts) attempts=$2 ;;
+    --poll) poll=$2 ;;
+    *) return 1 ;;
+  esac
+}
+
+# tpus GROUP VERB ARGUMENTS: gcloud's command with its place.
+tpus() {
+  local group=$1 verb=$2
+  shift 2
+  local call=(gcloud compute tpus "$group" "$verb" "$@" "--zone=$zone")
+  [ -z "$project" ] || call+=("--project=$project")
+  cloud "${call[@]}" --quiet
+}
+
+# The state of the request, LOST where one of its nodes was taken away, empty where there is none.
+state() {
+  local found nodes
+  found=$(tpus queued-resources list "--filter=name~/$name\$" "--format=value(state.state)") ||
+    fail "gcloud could not say how $name is"
+  if [ "$found" = ACTIVE ]; then
+    nodes=$(tpus tpu-vm list "--filter=name~/$name(-[0-9]+)?\$" "--format=value(state)") ||
+      fail "gcloud could not say how the nodes of $name are"
+    case $nodes in *PREEMPTED* | *TERMINATED* | *STOPPED*) found=LOST ;; esac
+  fi
+  echo "$found"
+}
+
+runtime_version() {
+  case $type in
+    v6e-*) echo v2-alpha-tpuv6e ;;
+    v5p-*) echo v2-alpha-tpuv5 ;;
+    v5litepod-*) echo v2-alpha-tpuv5-lite ;;
+    v4-* | v3-* | v2-*) echo tpu-ubuntu2204-base ;;
+    *) fail "--type: $type is none of v4-*, v5litepod-*, v5p-*, v6e-*; name its --runtime-version, or use xpk.sh for newer TPUs" ;;
+  esac
+}
+
+create() {
+  local request=("--accelerator-type=$type" "--runtime-version=$version")
+  if [ "$slices" = 1 ]; then
+    request+=("--node-id=$name")
+  else
+    request+=("--node-count=$slices" "--node-prefix=$name")
+  fi
+  tpus queued-resources create "$name" "${request[@]}" ${provision:+"$provision"} ||
+    fail "gcloud could not ask for $name; the lines above say why"
+  await
+}
+
+# Waits while the request is on its way from one state to another; its state is then `now`.
+await() {
+  local before=''
+  [ -z "$dry_run" ] || return 0
+  while :; do
+    now=$(state) || exit 1
+    [ "$now" = "$before" ] || echo "$script: $name is ${now:-not there}" >&2
+    before=$now
+    case $now in ACTIVE | LOST | FAILED | SUSPENDED | '') return ;; esac
+    sleep "$poll"
+  done
+}
+
+setup() {
+  local file=${TMPDIR:-/tmp}/omnir1_jax-$name.tar.gz
+  bundle "$file"
+  tpus queued-resources scp "$file" "$name:omnir1_jax.tar.gz" --node=all --worker=all || return
+  on_all "mkdir -p omnir1_jax && tar -xzf omnir1_jax.tar.gz -C omnir1_jax && omnir1_jax/launch/worker.sh --install"
+}
+
+# A connection to a host that was taken away ends after five minutes.
+on_all() {
+  local alive=(--ssh-flag=-oServerAliveInterval=30 --ssh-flag=-oServerAliveCountMax=10)
+  tpus queued-resources ssh "$name" --node=all --worker=all "${alive[@]}" "--command=$1"
+}
+
+run() { on_all "$(worker_line omnir1_jax/launch/worker.sh)"; }
+
+delete() { tpus queued-resources delete "$name" --force; }
+
+# A round for every TPU that is taken away, until the training says that it is at its end.
+resume() {
+  local failures=0 result
+  if [ -n "$dry_run" ]; then # as after a preemption
+    delete
+    create
+    setup
+    run
+    return
+  fi
+  while :; do
+    await
+    result=0
+    case $now in
+      ACTIVE)
+        { setup && run; } || result=$?
+        if [ "$result" -eq 0 ]; then
+          echo "$script: the training is at its end, and $name still costs; end it with: $script delete" >&2
+          return
+        fi
+        await
+        [ "$now" = ACTIVE ] || continue
+        [ "$result" -ne 2 ] || fail "the training refuses a setting; the lines above say which" ;;
+      '') create; continue ;;
+      LOST | SUSPENDED) delete; create; continue ;;
+      FAILED) delete; create ;;
+    esac
+    failures=$((failures + 1))
+    [ "$failures" -lt "$attempts" ] ||
+      fail "failed $failures times without a preemption; the lines above say why, and $name may still cost: $script delete"
+    sleep "$poll"
+  done
+}
+
+[ $# -gt 0 ] || fail "say what to do: create, setup, run, resume, status or delete; see --help"
+verb=$1
+shift
+case $verb in
+  create | setup | run | resume | status | delete) ;;
+  -h | --help) usage; exit ;;
+  *) fail "$verb: is none of create, setup, run, resume, status, delete" ;;
+esac
+read_options "$@"
+check_place
+case $attempts$poll in *[!0-9]*) fail "--attempts and --poll: have to be whole numbers" ;; esac
+case $verb in create | resume) need --type "$type" v6e-8; version=${version:-$(runtime_version)} ;; esac
+case $verb in run | resume) check_training ;; esac
+need_program gcloud "see https://cloud.google.com/sdk/docs/install"
+case $verb in
+  status)
+    tpus queued-resources describe "$name"
+    tpus tpu-vm list "--filter=name~/$name(-[0-9]+)?\$" ;;
+  create)
+    create
+    [ -n "$dry_run" ] || [ "$now" = ACTIVE ] || fail "$name is ${now:-not there}; see: $script status" ;;
+  *) "$verb" ;;
+esac

@@ -1,0 +1,91 @@
+#!/usr/bin/env bash
+# Training on TPUs of Google Kubernetes Engine through XPK (pip install xpk), one slice or several: this checkout goes
+# onto a base image, and every pod runs launch/worker.sh. A preempted or failed job restarts by itself.
+#
+# Usage: launch/xpk.sh COMMAND --cluster CLUSTER --name NAME --zone ZONE [options] [-- options of omnir1_jax.train]
+#   cluster  make a cluster with its TPUs             run      submit the training
+#   status   of the workload                          resume   submit it again after its restarts are used up
+#   delete   end the workload                         delete-cluster
+# Options:
+#   --project PROJECT            default: that of gcloud's configuration
+#   --type TYPE                  v4-32, v5litepod-16, v5p-8, v6e-16: the slice
+#   --slices N                   so many slices, joined by the data centre's network (default 1)
+#   --spot, --reserved           of the cluster: cheaper and preemptible; from --reservation
+#   --reservation NAME           that --reserved is to take
+#   --workdir gs://BUCKET/RUN    the run's work directory; training goes on from what is there
+#   --inputs gs://BUCKET/FOLDER  weights/ and data/, copied into every pod
+#   --image IMAGE                that the checkout goes onto (default python:3.12)
+#   --restarts N                 most restarts of the workload (default 20)
+#   --dry-run                    print what would reach the cloud, do nothing
+set -euo pipefail
+# shellcheck source=launch/cloud.sh
+. "$(dirname "${BASH_SOURCE[0]}")/cloud.sh"
+cluster='' reservation='' image=python:3.12 restarts=20
+
+own_option() {
+  case $1 in
+    --cluster) cluster=$2 ;;
+    --reservation) reservation=$2 ;;
+    --image) image=$2 ;;
+    --restarts) restarts=$2 ;;
+    *) return 1 ;;
+  esac
+}
+
+# xpk_at GROUP VERB ARGUMENTS: xpk's command with its place.
+xpk_at() {
+  local group=$1 verb=$2
+  shift 2
+  local call=(xpk "$group" "$verb" "--cluster=$cluster" "--zone=$zone")
+  [ -z "$project" ] || call+=("--project=$project")
+  cloud "${call[@]}" "$@"
+}
+
+create_cluster() {
+  local capacity=--on-demand
+  case $provision in
+    --spot) capacity=--spot ;;
+    --reserved) capacity=--reservation=$reservation ;;
+  esac
+  xpk_at cluster create "--tpu-type=$type" "--num-slices=$slices" "$capacity"
+}
+
+run() {
+  local folder=${TMPDIR:-/tmp}/omnir1_jax-$name
+  if [ -z "$dry_run" ]; then
+    rm -rf "$folder"
+    mkdir -p "$folder"
+    bundle "$folder.tar.gz"
+    tar -xzf "$folder.tar.gz" -C "$folder"
+  fi
+  xpk_at workload create "--workload=$name" "--tpu-type=$type" "--num-slices=$slices" \
+    "--base-docker-image=$image" "--script-dir=$folder" "--max-restarts=$restarts" \
+    "--command=bash $(worker_line launch/worker.sh)"
+}
+
+delete() { xpk_at workload delete "--workload=$name" --force; }
+
+[ $# -gt 0 ] || fail "say what to do: cluster, run, resume, status, delete or delete-cluster; see --help"
+verb=$1
+shift
+case $verb in
+  cluster | run | resume | status | delete | delete-cluster) ;;
+  -h | --help) usage; exit ;;
+  *) fail "$verb: is none of cluster, run, resume, status, delete, delete-cluster" ;;
+esac
+read_options "$@"
+need --cluster "$cluster" omnir1
+case $verb in cluster | delete-cluster) name=${name:-$cluster} ;; esac
+check_place
+case $restarts in '' | *[!0-9]*) fail "--restarts: '$restarts' has to be a whole number" ;; esac
+case $verb in cluster | run | resume) need --type "$type" v6e-16 ;; esac
+case $verb in run | resume) check_training ;; esac
+if [ "$provision" = --reserved ]; then need --reservation "$reservation" NAME; fi
+need_program xpk "pip install xpk"
+case $verb in
+  cluster) create_cluster ;;
+  delete-cluster) xpk_at cluster delete --force ;;
+  status) xpk_at workload list "--filter-by-job=$name" ;;
+  resume) delete; run ;;
+  *) "$verb" ;;
+esac
