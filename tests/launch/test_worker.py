@@ -50,15 +50,14 @@ def test_how_it_ends(machine, training, status):
     assert machine.run("worker.sh", *TRAINING)[0] == status
 
 
-def test_a_preemption_notice_reaches_the_training(machine):
-    machine.says(
-        "train", "trap 'sleep 0.3; echo stopped after step 3; exit 0' TERM\necho step; while :; do sleep 0.05; done"
-    )
+@pytest.mark.parametrize("last, status", [("stopped after step 3", AGAIN), ("summary.json, report.html", 0)])
+def test_a_preemption_notice_reaches_the_training(machine, last, status):
+    machine.says("train", f"trap 'sleep 0.3; echo {last}; exit 0' TERM\necho step; while :; do sleep 0.05; done")
     process = machine.start("worker.sh", *TRAINING)
     assert process.stdout.readline() == "step\n"
     os.kill(process.pid, signal.SIGTERM)  # as a pod's first process gets it; the training does not
     out, _ = process.communicate(timeout=30)
-    assert (process.returncode, out) == (AGAIN, "stopped after step 3\n")
+    assert (process.returncode, out) == (status, f"{last}\n")
 
 
 def test_one_run_at_a_time_holds_the_machine(machine):
