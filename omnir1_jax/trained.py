@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 from etils import epath
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from omnir1_jax import checkpoints, settings
@@ -65,7 +65,7 @@ def config_of(checkpoint: str, config: ConfigDict | None = None) -> ConfigDict:
         return _mixed(settings.read(path / "config.json"), config)
     if config is None and path.name == "weights" and is_run(path.parent):
         config = settings.read(path.parent / "config.json")
-    chosen = settings.defaults() if config is None else ConfigDict(config)
+    chosen = settings.defaults() if config is None else config.copy_and_resolve_references()
     with chosen.unlocked():
         chosen.thinker.path, chosen.thinker.tokenizer, chosen.lora.rank = checkpoint, "", 0
     return chosen
@@ -84,7 +84,7 @@ def load(checkpoint: str, config: ConfigDict, mesh: Mesh | None = None, *, segme
     path = epath.Path(checkpoint)
     state = is_run(path) and (path / checkpoints.FOLDER).is_dir()
     if is_run(path) and not state:
-        config = ConfigDict(config)
+        config = config.copy_and_resolve_references()
         with config.unlocked():
             config.thinker.path, config.thinker.tokenizer, config.lora.rank = str(path / "weights"), "", 0
     found = models.sizes(config)
@@ -96,7 +96,10 @@ def load(checkpoint: str, config: ConfigDict, mesh: Mesh | None = None, *, segme
     like = (
         jax.eval_shape(lambda: models.trainable(config, loaded)) if mesh is None else models.trainable(config, loaded)
     )
-    return Trained(config, loaded, checkpoints.load_trainable(path, like))
+    trainable = checkpoints.load_trainable(path, like)
+    if mesh is not None and config.lora.rank:  # drawn for one device, beside weights that are spread
+        trainable = jax.device_put(trainable, NamedSharding(mesh, PartitionSpec()))
+    return Trained(config, loaded, trainable)
 
 
 def in_place(trained: Trained) -> Loaded:
@@ -113,7 +116,7 @@ def _mixed(own: ConfigDict, chosen: ConfigDict | None) -> ConfigDict:
     """The run's config, or another one about the run's models."""
     if chosen is None:
         return own
-    mixed = ConfigDict(chosen)
+    mixed = chosen.copy_and_resolve_references()
     with mixed.unlocked():
         for name in OF_THE_RUN:
             mixed[name] = own[name]

@@ -29,8 +29,13 @@ BOXES = [
 quick = functools.partial(
     jax.jit, compiler_options={"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 )
-ANSWER = quick(answer.answer, static_argnums=(0, 1, 2))
 SEGMENT = quick(lambda name, *args: segment.segmenter(name)(*args), static_argnums=(0, 1))
+
+
+@functools.cache
+def program(*words: str):
+    """`answer` compiled, once for each set of `words` put into mouths: what is traced has them in it."""
+    return quick(lambda *args: answer.answer(*args), static_argnums=(0, 1, 2))
 
 
 def systems(config, mesh=None) -> load.Systems:
@@ -50,7 +55,7 @@ def install(monkeypatch, answers: list[str], boxes: list[str] = BOXES) -> None:
     monkeypatch.setattr(reasoner, "encode", lambda *_: reasoner.Media(None, None))
     monkeypatch.setitem(detail.GROUNDERS, "scripted", rl_small.scripted(boxes))
     monkeypatch.setitem(segment.SEGMENTERS, "boxes", filled)
-    monkeypatch.setattr(run, "ANSWER", ANSWER)
+    monkeypatch.setattr(run, "ANSWER", program(*answers, *boxes))
     monkeypatch.setattr(run, "SEGMENT", SEGMENT)
 
 

@@ -1,10 +1,13 @@
 """Evaluations of trees on disk: the numbers are those of the PNGs, bad items count, archives are whole."""
 
+import dataclasses
 import json
 import shutil
 import zipfile
 
 import cv2
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -12,7 +15,7 @@ from omnir1_jax import evaluate, settings
 from omnir1_jax.data.synthetic import writers
 from omnir1_jax.data.synthetic.world import PRESETS
 from omnir1_jax.errors import InputError
-from omnir1_jax.inference import run, tasks
+from omnir1_jax.inference import run, segment, tasks
 from omnir1_jax.inference.tasks import Options
 from omnir1_jax.parallel import make_mesh
 from tests.data import trees as own_trees
@@ -102,6 +105,29 @@ def test_numbers_of_refavs_are_those_of_the_pngs(made, trees, tmp_path, monkeypa
     assert found["failures"]["answer/empty"] > 1
     first = lines(tmp_path / "out")[0]
     assert first["answer"] == "the loud star" and first["keyframes"][0]["frame"] == 0
+
+
+def pierced(*args):
+    """`scripted.filled` with every fourth pixel within a box missing."""
+    logits = scripted.filled(*args)
+    least = jax.lax.reduce_window(logits, jnp.inf, jax.lax.min, (1, 1, 1, 3, 3), (1,) * 5, "SAME")
+    every = jnp.arange(logits.shape[-1]) % 2 == 0
+    return jnp.where((least > 0) & every & every[:, None], -1.0, logits)
+
+
+def test_holes_are_filled_where_asked(made, trees, tmp_path, monkeypatch):
+    scripted.install(monkeypatch, scripted.PLANS)
+    monkeypatch.setitem(segment.SEGMENTERS, "pierced", pierced)
+    other = made._replace(step=dataclasses.replace(made.step, segmenter="pierced"))
+    masks = {}
+    for name, systems, area in (("whole", made, 0), ("pierced", other, 0), ("filled", other, 1)):
+        evaluated(
+            systems, tmp_path / name, trees / "mevis", benchmark="mevis", system2="oracle", keyframes="uniform",
+            limit=6, hole_area=area,
+        )  # fmt: skip
+        masks[name] = [cv2.imread(str(p), -1) for p in sorted((tmp_path / name / "predictions").rglob("*.png"))]
+    assert np.array_equal(masks["filled"], masks["whole"])
+    assert np.mean(np.array(masks["pierced"]) > 0) < 0.98 * np.mean(np.array(masks["whole"]) > 0)
 
 
 def test_numbers_of_refdavis_are_those_of_the_pngs(made, trees, tmp_path, monkeypatch):

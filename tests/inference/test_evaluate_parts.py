@@ -2,19 +2,25 @@
 
 import dataclasses
 import json
+from unittest import mock
 
+import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from omnir1_jax import evaluate
+from omnir1_jax import convert, evaluate
+from omnir1_jax.data.samples import ClipRef, ImageFiles
 from omnir1_jax.errors import InputError
-from omnir1_jax.inference import samples, segment
+from omnir1_jax.evaluation import predictions
+from omnir1_jax.inference import report, samples, segment
 from omnir1_jax.inference.answer import Asked, How, choose
 from omnir1_jax.inference.store import Store
 from omnir1_jax.models import sam2
+from omnir1_jax.reporting import pictures
 from omnir1_jax.text import readers
+from tests.inference import small
 
 
 def chosen(rule, counts, valid=(False, True), oracle=False, room=24, count=4):
@@ -92,6 +98,43 @@ def test_a_log_cut_short_loses_its_last_line_alone(tmp_path):
     (tmp_path / "results.jsonl").write_text("{}\n")
     with pytest.raises(InputError, match="line 1 is damaged"):
         Store(tmp_path, {"a": 1, "b": {"c": [1, 2]}})
+
+
+def test_pictures_of_long_videos_tell_the_frames_own_numbers(tmp_path, monkeypatch):
+    image = np.full((24, 32, 3), 90, np.uint8)
+    names = [f"{t:05d}" for t in range(150)]
+    for name in names:
+        cv2.imwrite(str(tmp_path / f"{name}.jpg"), image)
+    predictions.write(str(tmp_path / "predictions"), "v", "0", names, np.zeros((150, 24, 32), bool))
+    frames = ImageFiles(tuple(str(tmp_path / f"{name}.jpg") for name in names), tuple(names))
+    ref = ClipRef("mevis", "mevis/valid/v/0", "vos", "it", frames, extra={"video": "v", "exp_id": "0"})
+    line = dict(position=0, sample_id="v/0", query="it", completion="", failures=[], fault=None, predicted=True)
+    line["keyframes"] = [dict(frame=t, description="it", answer="", boxes=[]) for t in (3, 148)]
+    drawn = []
+    monkeypatch.setattr(report.pictures, "draw", lambda example: drawn.append(example) or image)
+    assert report._picture(tmp_path, mock.Mock(spec=samples.Task, reader=[ref], family="vos"), line)
+    (example,) = drawn
+    assert 64 <= len(example.clip.frames) <= 66 and example.clip.numbers[-1] == 149
+    told = [pictures._when(example.clip, keyframe.frame) for keyframe in example.keyframes]
+    assert told == ["frame 3", "frame 148"]
+
+
+def test_frozen_weights_ground_beside_trained_ones(tmp_path):
+    """The weights before training, of a run; those that the config names, of a directory of weights."""
+    config = small.config(tmp_path / "base", lora_rank=4)
+    workdir, _ = small.workdir(tmp_path / "run", config)
+    kernel = lambda tree: np.asarray(tree["layers"]["up"]["kernel"])
+    base = kernel(evaluate.systems("toy", config).policy["text"])
+    own, two = evaluate.systems(str(workdir)), evaluate.systems(str(workdir), system2="frozen")
+    np.testing.assert_array_equal(kernel(two.policy["text"]), kernel(own.policy["text"]))
+    np.testing.assert_array_equal(kernel(two.frozen.reference), base)
+    np.testing.assert_array_equal(kernel(own.frozen.reference), kernel(own.policy["text"]))
+    assert np.abs(kernel(own.policy["text"]) - base).max() > 0.01
+    convert.main(convert.parse(["convert", "export", str(workdir), str(tmp_path / "weights")]))
+    again = evaluate.systems(str(tmp_path / "weights"), config, "frozen")
+    np.testing.assert_allclose(kernel(again.policy["text"]), kernel(own.policy["text"]), atol=1e-6)
+    np.testing.assert_array_equal(kernel(again.frozen.reference), base)
+    assert config.thinker.path == str(tmp_path / "base" / "thinker")
 
 
 def test_tables_are_shown_side_by_side():

@@ -1,13 +1,16 @@
 """Questions: what is asked, with which sound and how many pixels, and the benchmarks' tables."""
 
 import json
+import re
 
+import jax
 import numpy as np
 import pytest
 
 from omnir1_jax import evaluate
+from omnir1_jax.data import mvbench
 from omnir1_jax.errors import InputError
-from omnir1_jax.inference import samples, tasks
+from omnir1_jax.inference import run, samples, tasks
 from omnir1_jax.inference.tasks import Options
 from tests.data import trees as qa_trees
 from tests.inference import scripted, small
@@ -18,8 +21,8 @@ ANSWERS = ["<think>x</think><answer>B</answer>", "B. Two.", "I cannot say"]
 @pytest.fixture(scope="module")
 def trees(tmp_path_factory):
     root = tmp_path_factory.mktemp("trees")
-    for name in ("omnibench", "videomme", "avhbench"):
-        getattr(qa_trees, name)(root / name)
+    for name in ("omnibench", "videomme", "mvbench", "avhbench"):
+        qa_trees.BUILD[name](root / name)
     return root
 
 
@@ -28,6 +31,18 @@ def made(tmp_path_factory):
     config = small.config(tmp_path_factory.mktemp("config"))
     config.prompts.text_tokens = 320
     return scripted.systems(config)
+
+
+def evaluated(made, out, root, benchmark, **changes):
+    options = Options(benchmark, root=str(root), **{"frames": 2, "batch_size": 5, **changes})
+    (found,) = evaluate.evaluate(made, options, out, quiet=True).values()
+    rows = [json.loads(row) for row in (out / "results.jsonl").read_text().splitlines()]
+    assert found["items"] == len(rows) and found["bad"] == []
+    return found["table"], [row["completion"] for row in rows]
+
+
+def share(hits):
+    return pytest.approx(100 * sum(hits) / len(hits))
 
 
 def asked(made, trees, benchmark, position=0, **changes):
@@ -74,6 +89,72 @@ def test_the_table_is_the_benchmark_s(made, trees, tmp_path, monkeypatch):
     lines = [json.loads(row) for row in (tmp_path / "out" / "results.jsonl").read_text().splitlines()]
     assert [line["completion"] for line in lines] == ANSWERS * 2
     assert (tmp_path / "out" / "report.html").exists() and not (tmp_path / "out" / "predictions").exists()
+
+
+def test_numbers_of_omnibench_and_mvbench_are_those_of_their_files(made, trees, tmp_path, monkeypatch):
+    says = ["<think>not C</think><answer>a red shape</answer>", "D", "(B) that", "I cannot say", "C"]
+    scripted.install(monkeypatch, says)
+    table, _ = evaluated(made, tmp_path / "omni", trees / "omnibench", "omnibench", audio_seconds=1.0)
+    rows = [json.loads(row) for row in (trees / "omnibench/dataset").glob("*.jsonl").__next__().open()]
+    right = [row["options"].index(row["answer"].strip()) == picked for row, picked in zip(rows, [0, 3, 1])]
+    assert right == [True, True, False] and table["accuracy"] == share(right) and table["count"] == 3
+    for row, hit in zip(rows, right):
+        assert table["audio_type"][row["audio type"].lower()] == {"accuracy": 100 * hit, "count": 1}
+
+    table, _ = evaluated(made, tmp_path / "mv", trees / "mvbench", "mvbench", prompt="thinking")
+    picks, hits = [None, None, 1, None, 2], {}
+    for file in mvbench.FOLDERS:  # the tasks in their order, two questions each
+        for row in json.loads((trees / "mvbench" / "json" / f"{file}.json").read_text()):
+            picked = picks[sum(map(len, hits.values())) % 5]
+            hits.setdefault(file, []).append(picked is not None and row["candidates"][picked] == row["answer"])
+    every = [hit for task in hits.values() for hit in task]
+    assert 0 < sum(every) < len(every) == table["count"] == 40 and table["accuracy"] == share(every)
+    assert {task: own["accuracy"] for task, own in table["task"].items()} == {t: share(h) for t, h in hits.items()}
+
+
+def test_numbers_of_avhbench_are_those_of_its_file(made, trees, tmp_path, monkeypatch):
+    scripted.install(monkeypatch, ["Yes", "<think>no</think><answer>yes.</answer>", "Noise, no doubt"])
+    table, _ = evaluated(made, tmp_path / "out", trees / "avhbench", "avhbench", audio_seconds=1.0)
+    rows = json.loads((trees / "avhbench" / "QA.json").read_text())
+    pairs = [(row["label"], said) for row, said in zip(rows, ("Yes", "Yes", "No"))]  # captioning is not judged
+    both = sum(gold == said == "Yes" for gold, said in pairs)
+    precision, recall = both / sum(said == "Yes" for _, said in pairs), both / sum(gold == "Yes" for gold, _ in pairs)
+    wanted = {
+        "accuracy": share([gold == said for gold, said in pairs]),
+        "precision": 100 * precision,
+        "recall": 100 * recall,
+        "F1": 100 * 2 * precision * recall / (precision + recall),
+        "yes_rate": share([said == "Yes" for _, said in pairs]),
+    }
+    assert {key: table["all"][key] for key in wanted} == wanted
+    assert [table[row["task"]]["accuracy"] for row in rows[:3]] == [100 * (gold == said) for gold, said in pairs]
+
+
+def test_a_model_is_asked_with_both_prompts_and_budgets_and_hears_what_is_chosen(made, trees, tmp_path, monkeypatch):
+    """Random weights, nothing scripted: each choice reaches the model, and the numbers are those of its words."""
+    monkeypatch.setattr(run, "ANSWER", scripted.program())
+    # Louder than small.noise made it, so that what was seen and heard outweighs the last word.
+    made = made._replace(policy=jax.tree.map(lambda x: 3 * x if x.ndim > 1 else x, made.policy))
+    letters = [row["answer"] for row in json.loads((trees / "videomme/videomme/test.json").read_text())]
+    said = {}
+    for name, changes in {
+        "base": dict(prompt="thinking", tokens=6),
+        "direct": dict(prompt="direct", tokens=6),
+        "sharp": dict(prompt="thinking", tokens=12),
+        "muted": dict(prompt="thinking", tokens=6, sound="muted"),
+        "swapped": dict(prompt="thinking", tokens=6, sound="swapped"),
+    }.items():
+        table, said[name] = evaluated(
+            made, tmp_path / name, trees / "videomme", "videomme", audio_seconds=1.0, batch_size=6, **changes
+        )
+        picked = [re.search("[ABCD]", text) for text in said[name]]
+        right = [found is not None and found[0] == letter for found, letter in zip(picked, letters)]
+        assert table["accuracy"] == share(right) and table["count"] == 6
+        assert {key: own["accuracy"] for key, own in table["duration"].items()} == {
+            key: share(right[2 * n : 2 * n + 2]) for n, key in enumerate(("short", "medium", "long"))
+        }
+        assert table["unanswered"] == sum(found is None for found in picked)
+    assert len({tuple(texts) for texts in said.values()}) == len(said)
 
 
 def test_questions_have_no_keyframes(made, trees, tmp_path):
