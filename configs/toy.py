@@ -11,7 +11,7 @@ CELL = 16 * 16  # pixels of a visual token
 def get_config():
     c = defaults()
     c.name = "toy"
-    c.steps = 200
+    c.steps = 150
 
     c.thinker.path = str(WEIGHTS / "thinker")  # the cold start of configs/toy_pretrain.py
     c.thinker.dtype = c.thinker.param_dtype = "float32"
@@ -56,6 +56,6 @@ def get_config():
 
     c.optimizer.learning_rate = 1e-3
     c.optimizer.clip_norm = 1.0
-    c.checkpoint.every = 20
-    c.log.pictures_every = 20
+    c.checkpoint.every = 25
+    c.log.pictures_every = 15
     return c

@@ -1,0 +1,132 @@
+"""What the toy learnt: tables, curves of the runs, and the page that shows both with clips."""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+from etils import epath
+
+from omnir1_jax.cli import atomic_path
+from omnir1_jax.reporting import charts, html, lines
+from omnir1_jax.reporting.html import tag
+from omnir1_jax.reporting.log import METRICS
+from omnir1_jax.reporting.train_report import shrink
+
+Table = tuple[str, tuple[str, ...], list[tuple[Any, ...]]]  # caption, header, rows
+BASELINES = {"uniform": "uniform frames", "random": "random frames", "first": "the first frame"}
+TITLES = {"all": "RK + RA + RG", "rk_ra": "RK + RA", "rk_rg": "RK + RG", "rk": "RK"}
+CURVES = {
+    "reward, segmentation clips": (True, "reward/total"),
+    "J of sampled answers": (True, "reward/segmentation"),
+    "box IoU, clips with sound": (False, "reward/accuracy"),
+}
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean and sample deviation."""
+    if len(values) < 2:
+        return f"{values[0]:.1f}"
+    return f"{statistics.fmean(values):.1f} ± {statistics.stdev(values):.1f}"
+
+
+def tables(found: Mapping[str, Any]) -> list[Table]:
+    """The measured tables; those of the main reward, then the ablation if there is one."""
+    cold, runs = found["before"], found["runs"]
+    main = [run for run in runs.values() if run["reward"] == "all"]
+    clips = f"{found['clips']} held-out clips"
+    out: list[Table] = []
+    if main:
+        rows = [("cold start, its own plan", f"{cold['vos']['plan']:.1f}")]
+        rows += [(f"its description in {said}", f"{cold['vos'][rule]:.1f}") for rule, said in BASELINES.items()]
+        rows += [("trained, its own plan", spread([run["vos"]["plan"] for run in main]))]
+        gains = [run["vos"]["plan"] - cold["vos"]["plan"] for run in main]
+        rows += [("gain over the cold start", spread(gains))]
+        out.append((f"Segmentation, {clips}, {found['steps']} steps, {_seeds(main)}", ("", "J&F"), rows))
+        sounds = list(cold["refavs"])
+        rows = [("cold start", *(f"{cold['refavs'][sound]:.1f}" for sound in sounds))]
+        rows += [("trained", *(spread([run["refavs"][sound] for run in main]) for sound in sounds))]
+        header = ("J&F", *(f"{sound} sound" for sound in sounds))
+        out.append((f"Sounding shapes, {clips}", header, rows))
+        rows = []
+        for name in main[0]["learnt"]:
+            ends = [[run["learnt"][name][end] for run in main if name in run["learnt"]] for end in ("first", "last")]
+            rows.append((name, *(f"{statistics.fmean(values):.3f}" for values in ends)))
+        out.append(("Sampled answers while training", ("", "first fifth", "last fifth"), rows))
+    if len({run["reward"] for run in runs.values()}) > 1:
+        rows = []
+        for reward, title in TITLES.items():
+            own = [run for run in runs.values() if run["reward"] == reward]
+            if own:
+                learnt = [100 * run["learnt"]["vos box IoU"]["last"] for run in own]
+                rows.append((title, spread([run["vos"]["plan"] for run in own]), spread(learnt), len(own)))
+        out.append(("Rewards, segmentation", ("reward", "J&F", "box IoU, sampled", "seeds"), rows))
+    return out
+
+
+def _seeds(runs: Sequence[Any]) -> str:
+    return f"{len(runs)} seeds" if len(runs) > 1 else f"seed {runs[0]['seed']}"
+
+
+def markdown(found: Sequence[Table]) -> str:
+    """The tables as text."""
+    parts = []
+    for caption, header, rows in found:
+        table = [header, ["---"] * len(header), *rows]
+        parts.append(f"{caption}\n\n" + "\n".join("| " + " | ".join(map(str, row)) + " |" for row in table) + "\n")
+    return "\n".join(parts)
+
+
+def curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], target: epath.Path) -> None:
+    """One panel a metric with a line for each run, as PNG."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context({"font.family": "DejaVu Sans"}):
+        figure = Figure(figsize=(12, 3.4), layout="constrained")
+        for place, (title, (segmented, key)) in enumerate(CURVES.items(), 1):
+            axes = figure.add_subplot(1, len(CURVES), place, title=title, xlabel="step")
+            for name, rows in runs.items():
+                own = [row for row in rows if ("reward/segmentation" in row) == segmented and row.get(key) is not None]
+                steps, values = (np.array([row[what] for row in own], np.float64) for what in ("step", key))
+                axes.plot(steps, charts.smooth(values, max(len(values) // 8, 3)), label=name)
+            axes.grid(alpha=0.3)
+            axes.spines[["top", "right"]].set_visible(False)
+        figure.axes[0].legend(frameon=False, fontsize="small")
+        FigureCanvasAgg(figure)
+        with atomic_path(target) as scratch, scratch.open("wb") as file:
+            figure.savefig(file, format="png", dpi=110)
+
+
+def write(out: epath.PathLike, found: Mapping[str, Any]) -> str:
+    """Writes `table.md`, `curves.png` and `report.html` from a summary and the runs beside it; the tables as text."""
+    out = epath.Path(out)
+    made = tables(found)
+    runs = {}
+    for name in found["runs"]:
+        path = out / "runs" / name / METRICS
+        runs[name] = list(lines.read(path.read_bytes(), str(path)))
+    text = markdown(made)
+    with atomic_path(out / "table.md") as scratch:
+        scratch.write_text(text)
+    curves(runs, out / "curves.png")
+    folders = sorted((out / "runs" / next(iter(runs)) / "pictures").glob("*"), key=lambda path: int(path.name))
+    shown = []
+    for folder in folders[-2:]:  # one of each family
+        for path in sorted(folder.glob("*.png")):
+            said = f"step {folder.name}, {path.stem}"
+            shown.append(html.picture(shrink(path.read_bytes(), str(path)), "A clip", said))
+    total = sum(found["seconds"].values())
+    sections = [
+        tag("h1", "Omni-R1 at toy size"),
+        tag("p", f"System 1 trained by GRPO in the synthetic world, {total / 60:.0f} minutes in all.", class_="soft"),
+        html.heading("What was learnt"),
+        *(html.table(header, rows, caption) for caption, header, rows in made),
+        html.picture((out / "curves.png").read_bytes(), "Curves of the runs"),
+        *([html.heading("Clips after training"), *shown] if shown else []),
+        html.heading("Seconds"),
+        html.table((), list(found["seconds"].items())),
+    ]
+    html.write(out / "report.html", html.page("Omni-R1 at toy size", *sections))
+    return text

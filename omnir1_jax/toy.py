@@ -1,0 +1,187 @@
+"""`python -m omnir1_jax.toy --out DIR`: the toy's main job with what it taught, measured on clips it never saw.
+
+    before/         the cold start on held-out clips, beside baselines
+    runs/<name>/    the work directory of a training run for each reward and seed
+    after/<name>/   the same clips after it, with System 2 as it was
+    summary.json, table.md, curves.png, report.html
+
+Everything that is whole is kept: the same command goes on where it was stopped, and further seeds or rewards are added.
+"""
+
+import functools
+import json
+import pathlib
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from absl import flags, logging
+from ml_collections import ConfigDict
+
+from omnir1_jax import cli, evaluate, settings, train
+from omnir1_jax.errors import InputError
+from omnir1_jax.inference.answer import KEYFRAMES
+from omnir1_jax.inference.load import Systems
+from omnir1_jax.inference.samples import SOUNDS
+from omnir1_jax.inference.store import write_json
+from omnir1_jax.inference.tasks import Options
+from omnir1_jax.reporting import lines, toy_report
+from omnir1_jax.setup.run import keep_compiled
+
+# The paper's ablation: what is left of the reward of segmentation.
+REWARDS: dict[str, dict[str, float]] = {
+    "all": {},
+    "rk_ra": {"segmentation": 0.0},
+    "rk_rg": {"alignment": 0.0},
+    "rk": {"alignment": 0.0, "segmentation": 0.0},
+}
+METRICS = {  # of each family, by the names they have in the summary
+    "vos": {"reward": "reward/total", "J": "reward/segmentation", "box IoU": "reward/alignment"},
+    "refavs": {"reward": "reward/total", "box IoU": "reward/accuracy"},
+}
+BATCH = 16
+
+
+def score(made: Systems, folder: pathlib.Path, task: str, clips: int, label: str, **choices: Any) -> float:
+    """J&F in percent of one task's held-out clips; what was measured before is read."""
+    options = Options(benchmark="synthetic", tasks=(task,), limit=clips, batch_size=BATCH, **choices)
+    return evaluate.evaluate(made, options, folder / label)[""]["table"]["J&F"]
+
+
+def before(config: ConfigDict, folder: pathlib.Path, clips: int) -> dict[str, Any]:
+    """The cold start: its own plans, its first description in other frames, and its answers to what it hears."""
+    made = evaluate.systems("toy", config)
+    return {
+        "vos": {rule: score(made, folder, "vos", clips, rule, keyframes=rule) for rule in KEYFRAMES},
+        "refavs": {sound: score(made, folder, "refavs", clips, sound, sound=sound) for sound in SOUNDS},
+    }
+
+
+def after(run: pathlib.Path, folder: pathlib.Path, clips: int) -> dict[str, Any]:
+    """A trained System 1 with the frozen System 2 it was trained with."""
+    made = evaluate.systems(str(run), None, "frozen")
+    choices = dict(system2="frozen")
+    return {
+        "vos": {"plan": score(made, folder, "vos", clips, "plan", **choices)},
+        "refavs": {sound: score(made, folder, "refavs", clips, sound, sound=sound, **choices) for sound in SOUNDS},
+    }
+
+
+def learnt(run: pathlib.Path) -> dict[str, Any]:
+    """Means of a run's sampled answers over the first and the last fifth of each family's steps.
+
+    No clip comes twice in a run of the toy, so that these are rewards on clips it had not trained on.
+    """
+    path = run / "metrics.jsonl"
+    rows = list(lines.read(path.read_bytes(), str(path)))
+    out = {}
+    for family, names in METRICS.items():
+        own = [row for row in rows if ("reward/segmentation" in row) == (family == "vos")]
+        fifth = max(len(own) // 5, 1)
+        mean = lambda part, key: statistics.fmean(row[key] for row in part if row.get(key) is not None)
+        for name, key in names.items():
+            if own:
+                out[f"{family} {name}"] = {"first": mean(own[:fifth], key), "last": mean(own[-fifth:], key)}
+    return out
+
+
+def trained(config: ConfigDict, run: pathlib.Path) -> dict[str, Any] | None:
+    """A whole training run and what it learnt; None where it was stopped."""
+    return None if train.train(config, run) is None else learnt(run)
+
+
+def experiment(config: ConfigDict, reward: str, seed: int) -> ConfigDict:
+    """The run's config."""
+    own = config.copy_and_resolve_references()
+    own.seed = seed
+    with own.unlocked():
+        own.reward.terms.update(REWARDS[reward])
+    return own
+
+
+def measure(
+    config: ConfigDict, out: pathlib.Path, rewards: Sequence[str], seeds: Sequence[int], clips: int
+) -> dict[str, Any] | None:
+    """Every phase that is not whole yet. None where a run was stopped: the same call goes on from there."""
+    _same(out / "toy.json", {"config": settings.plain(config), "clips": clips})
+    timed = _timer(out / "phases")
+    cold = timed("before", lambda: before(config, out / "before", clips))
+    runs = {}
+    for reward, seed in [(reward, seed) for reward in rewards for seed in seeds]:
+        name = f"{reward}_{seed}"
+        run = out / "runs" / name
+        own = experiment(config, reward, seed)
+        found = timed(f"train_{name}", functools.partial(trained, own, run))
+        if found is None:
+            return None
+        runs[name] = {"reward": reward, "seed": seed, "learnt": found["result"]}
+        measured = functools.partial(after, run, out / "after" / name, clips)
+        runs[name] |= timed(f"after_{name}", measured)["result"]
+    seconds = {path.stem: json.loads(path.read_text())["seconds"] for path in sorted((out / "phases").glob("*.json"))}
+    return {"clips": clips, "steps": config.steps, "before": cold["result"], "runs": runs, "seconds": seconds}
+
+
+def _timer(folder: pathlib.Path) -> Callable[[str, Callable[[], Any]], dict[str, Any] | None]:
+    """`timed(name, phase)`: the phase's result and seconds, kept in a file; None of a phase that was stopped."""
+
+    def timed(name: str, phase: Callable[[], Any]) -> dict[str, Any] | None:
+        path = folder / f"{name}.json"
+        if path.exists():
+            return json.loads(path.read_text())
+        print(f"== {name}", flush=True)
+        started = time.perf_counter()
+        result = phase()
+        if result is None:
+            return None
+        write_json(path, {"seconds": round(time.perf_counter() - started, 1), "result": result})
+        return json.loads(path.read_text())
+
+    return timed
+
+
+def _same(path: pathlib.Path, mine: Mapping[str, Any]) -> None:
+    """InputError where the directory holds results of other settings."""
+    mine = json.loads(json.dumps(mine))
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, mine)
+    elif found := settings.difference(json.loads(path.read_text()), mine):
+        raise InputError(f"--out: {path.parent} holds results of other settings ({found}); name another directory")
+
+
+_CONFIG = settings.define()
+_OUT = flags.DEFINE_string(
+    "out", None, "Directory of all results; an earlier one is gone on with.", allow_override=True
+)
+_SEEDS = flags.DEFINE_list("seeds", ["0"], "Seeds to train with, one or several.", allow_override=True)
+_REWARDS = flags.DEFINE_list("rewards", ["all"], f"Rewards: of {', '.join(REWARDS)}.", allow_override=True)
+_CLIPS = flags.DEFINE_integer("clips", 64, "Held-out clips of each family.", lower_bound=2, allow_override=True)
+_INSTALL = flags.DEFINE_float(
+    "install_seconds", None, "What the installation took, for the summary.", allow_override=True
+)
+
+
+def main(_) -> None:
+    cli.need(out=_OUT)
+    for name in _REWARDS.value:
+        if name not in REWARDS:
+            raise InputError(f"--rewards: {name!r} is none of {', '.join(REWARDS)}")
+    if not all(seed.isdecimal() for seed in _SEEDS.value) or not _SEEDS.value:
+        raise InputError(f"--seeds: {','.join(_SEEDS.value)!r} is not a list of numbers such as 0,1,2")
+    logging.set_verbosity(logging.ERROR)
+    config = _CONFIG.value if _CONFIG.value is not None else evaluate.trained.config_of("toy")
+    out = pathlib.Path(_OUT.value)
+    keep_compiled(out / "cache")
+    found = measure(config, out, _REWARDS.value, [int(seed) for seed in _SEEDS.value], _CLIPS.value)
+    if found is None:
+        return
+    if _INSTALL.value is not None:
+        found["seconds"] = {"install": _INSTALL.value} | found["seconds"]
+    write_json(out / "summary.json", found)
+    print(toy_report.write(out, found))
+    print(f"{out}: summary.json, table.md, curves.png, report.html")
+
+
+if __name__ == "__main__":
+    cli.run(main, settings.parse)

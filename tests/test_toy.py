@@ -1,0 +1,84 @@
+"""The toy's main job: what is measured once is kept, a stopped run is gone on with, tables say what was measured."""
+
+import json
+import re
+
+import pytest
+
+from omnir1_jax import settings, toy
+from omnir1_jax.errors import InputError
+from omnir1_jax.inference.answer import KEYFRAMES
+from omnir1_jax.inference.samples import SOUNDS
+from omnir1_jax.reporting import toy_report
+
+GAINS = {0: 6.0, 1: 8.0}
+
+
+@pytest.fixture
+def world(monkeypatch):
+    """Phases that take no time; counts of their calls, and runs that stop the first time."""
+    calls = {"before": 0, "train": [], "after": 0, "stop": set()}
+
+    def train(config, run):
+        calls["train"].append((run.name, config.seed, dict(config.reward.terms)))
+        run.mkdir(parents=True, exist_ok=True)
+        if run.name in calls["stop"]:
+            calls["stop"].remove(run.name)
+            return None
+        rows = []
+        for step in range(1, 21):
+            row = {"step": step, "reward/total": step / 10, "reward/accuracy": step / 20}
+            rows.append(row | ({"reward/segmentation": step / 40, "reward/alignment": step / 80} if step % 2 else {}))
+        (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return "state"
+
+    def before(config, folder, clips):
+        calls["before"] += 1
+        return {"vos": {rule: 40.0 + n for n, rule in enumerate(KEYFRAMES)}, "refavs": dict.fromkeys(SOUNDS, 30.0)}
+
+    def after(run, folder, clips):
+        calls["after"] += 1
+        plan = 40.0 + GAINS[int(run.name.split("_")[-1])]
+        return {"vos": {"plan": plan}, "refavs": {"own": 50.0, "muted": 31.0, "swapped": 29.0}}
+
+    monkeypatch.setattr(toy.train, "train", train)
+    monkeypatch.setattr(toy, "before", before)
+    monkeypatch.setattr(toy, "after", after)
+    return calls
+
+
+@pytest.fixture
+def config():
+    config = settings.defaults()
+    config.steps = 20
+    with config.unlocked():
+        config.reward.terms.update(alignment=4.0, segmentation=4.0)
+    return config
+
+
+def test_goes_on_where_it_was_stopped(world, config, tmp_path):
+    world["stop"] = {"all_1"}
+    assert toy.measure(config, tmp_path, ["all"], [0, 1], 8) is None
+    found = toy.measure(config, tmp_path, ["all"], [0, 1], 8)
+    assert (world["before"], world["after"]) == (1, 2)
+    assert [name for name, *_ in world["train"]] == ["all_0", "all_1", "all_1"]
+    assert [run["vos"]["plan"] for run in found["runs"].values()] == [46.0, 48.0]
+    # Odd steps are of segmentation: 1, 3 and 17, 19 of 20 are the first and the last fifth.
+    assert found["runs"]["all_0"]["learnt"]["vos reward"] == pytest.approx({"first": 0.2, "last": 1.8})
+    assert found["runs"]["all_0"]["learnt"]["refavs box IoU"] == pytest.approx({"first": 0.15, "last": 0.95})
+    with pytest.raises(InputError, match="clips: 8 -> 9"):
+        toy.measure(config, tmp_path, ["all"], [0], 9)
+
+
+def test_tables_and_page(world, config, tmp_path):
+    found = toy.measure(config, tmp_path, ["all", "rk"], [0, 1], 8)
+    assert [terms for _, _, terms in world["train"]][2] == {"alignment": 0.0, "segmentation": 0.0}
+    text = toy_report.write(tmp_path, found)
+    assert text == (tmp_path / "table.md").read_text()
+    assert "| its description in random frames | 42.0 |" in text
+    assert "| trained, its own plan | 47.0 ± 1.4 |" in text and "| gain over the cold start | 7.0 ± 1.4 |" in text
+    assert "| trained | 50.0 ± 0.0 | 31.0 ± 0.0 | 29.0 ± 0.0 |" in text
+    assert "| RK | 47.0 ± 1.4 | 22.5 ± 0.0 | 2 |" in text
+    page = (tmp_path / "report.html").read_text()
+    assert "47.0 ± 1.4" in page and not re.search(r'(src|href)="(?!data:|#)', page)
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
