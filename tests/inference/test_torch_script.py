@@ -1,0 +1,48 @@
+"""The README's script in PyTorch says of an exported checkpoint what the JAX models say."""
+
+import pathlib
+import re
+import runpy
+import sys
+
+import transformers
+
+from omnir1_jax import convert, trained
+from omnir1_jax.data import sampling
+from omnir1_jax.data.clips import DecodeConfig, decode
+from omnir1_jax.inference import infer
+from omnir1_jax.reporting import video
+from omnir1_jax.text import host
+from tests import test_convert_training as exported
+from tests.data import qwen_oracle
+
+ROOT = pathlib.Path(__file__).parent.parent.parent
+SCRIPT = pathlib.Path(__file__).parent / "torch_script.py"
+
+
+def test_the_readme_shows_this_script():
+    for shown in re.findall(r"<!-- torch-script -->\n```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S):
+        assert shown == SCRIPT.read_text()
+
+
+def test_the_script_s_plan_is_ours(tmp_path, monkeypatch, capsys):
+    config = runpy.run_path(str(ROOT / "configs" / "toy.py"))["get_config"]()
+    config = trained.config_of(config.thinker.path, config)
+    convert.main(convert.parse(["convert", "export", config.thinker.path, str(tmp_path / "hf"), "--dtype", "float32"]))
+    (clip,) = exported.clips(config, 1)
+    film = str(video.write(tmp_path / "clip.mp4", clip.frames, 4))
+    query = clip.ref.query
+
+    # The whole processor wants torchvision, which is not among the tests' packages: its parts are put together.
+    monkeypatch.setattr(transformers.Qwen2_5OmniProcessor, "from_pretrained", qwen_oracle.load_processor)
+    monkeypatch.setattr(sys, "argv", ["script", str(tmp_path / "hf"), film, query, "toy_"])
+    monkeypatch.chdir(ROOT)
+    capsys.readouterr()
+    runpy.run_path(str(SCRIPT))
+    said = capsys.readouterr().out.strip()
+
+    ref = infer.clip_ref(infer.Ask(film, query))
+    shown = decode(ref, DecodeConfig(frames=config.data.vos.frames, sampling="uniform"), sampling.generator(0, 0, 0))
+    (ours,) = exported.ours(config, [shown], config.thinker.path)
+    assert said == ours.removesuffix("<|im_end|>")
+    assert any(piece.valid for piece in host.read_plan(said, len(shown.frames)).pieces)
