@@ -154,8 +154,8 @@ def restore(
       may_differ: settings that are not compared.
 
     Raises:
-      InputError: checkpoints are there and none is good; or the newest good one is of other settings, shapes, types or
-        number of processes (the first difference is named).
+      InputError: checkpoints are there and none is good; or the newest good one is of other settings, shapes or types
+        (the first difference is named).
     """
     folder, steps = manager.directory, manager.all_steps()
     if not steps:
@@ -164,11 +164,6 @@ def restore(
 
     def check(path, run):
         _refuse_other_settings(path, run["settings"], _plain(settings), may_differ)
-        if run["processes"] != jax.process_count():
-            raise InputError(
-                f"{path}: saved by {run['processes']} processes, this run has {jax.process_count()}: the data of each "
-                "would go on elsewhere; start as many, or take another --workdir"
-            )
 
     step, (run, read) = _newest(folder, steps, lambda path: _read(path, trees, check, same_dtype=True))
     for newer in (s for s in steps if s > step):
@@ -271,7 +266,10 @@ def _any_process(flag: bool) -> bool:
 
 
 def _record(path: epath.Path) -> dict[str, Any]:
-    """This process's record; those of the others are read too, so that all processes judge alike."""
+    """This process's record; those of the others are read too, so that all processes judge alike.
+
+    A process more than there were goes on with the first one's: the stream stands at the same batch in all of them.
+    """
     first = json.loads((path / "run" / _record_name(0)).read_text())
     runs = [json.loads((path / "run" / _record_name(i)).read_text()) for i in range(first["processes"])]
     return runs[jax.process_index()] if jax.process_index() < len(runs) else first

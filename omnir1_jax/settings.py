@@ -135,10 +135,11 @@ def defaults() -> ConfigDict:
     c.masks.mask = 20.0  # weight of the focal loss; those of dice, quality and visibility are 1
     c.masks.remat = True  # recompute instead of keeping what the backward pass needs
 
-    c.mesh = ConfigDict()  # devices along each axis; -1 takes what is left
-    c.mesh.data = 1
-    c.mesh.fsdp = -1
-    c.mesh.tensor = 1
+    c.mesh = ConfigDict()  # devices along each axis; -1 takes what is left. The batch is cut over the first three
+    c.mesh.slice = 1  # TPU slices, joined by the data centre's network; each has whole weights
+    c.mesh.data = 1  # copies of the weights within a slice
+    c.mesh.fsdp = -1  # weights, moments and batch are cut
+    c.mesh.tensor = 1  # heads and widths are cut
 
     c.checkpoint = ConfigDict()
     c.checkpoint.every = 50

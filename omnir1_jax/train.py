@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 from omnir1_jax import checkpoints, cli, rollouts, settings, signals
 from omnir1_jax.data.batching import Batch
 from omnir1_jax.data.stream import Prefetch
+from omnir1_jax.parallel import start
 from omnir1_jax.reporting.log import RunLog
 from omnir1_jax.reporting.train_report import write_report
 from omnir1_jax.rl.learn import TrainState
@@ -59,7 +60,7 @@ def train(config: ConfigDict, workdir: epath.PathLike, *, quiet: bool = False) -
             if jax.process_index() == 0
             else None
         )
-        saved, key = done, step_key(config)
+        saved, key = done, step_key(config, run.mesh)
         for step in range(done + 1, config.steps + 1):
             started = time.perf_counter()
             batch = next(stream)
@@ -82,10 +83,10 @@ def train(config: ConfigDict, workdir: epath.PathLike, *, quiet: bool = False) -
     if log is not None:
         log.close()
     if saved < config.steps:
-        print(f"stopped after step {saved}; the same command goes on from there")
+        if jax.process_index() == 0:
+            print(f"stopped after step {saved}; the same command goes on from there")
         return None
-    if jax.process_index() == 0:
-        finish(folder, run, state)
+    finish(folder, run, state)
     return state
 
 
@@ -111,8 +112,10 @@ def tell(log: RunLog, run: Run, step: int, batch: Batch, made: Any, rollout: Any
 
 
 def finish(folder: epath.Path, run: Run, state: TrainState) -> None:
-    """The trained weights, the summary and the report."""
+    """The trained weights, the summary and the report. Called by every process, written by the first."""
     weights.save(folder / "weights", run.config, run.loaded, state.trainable)
+    if jax.process_index():
+        return
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     with cli.atomic_path(folder / "summary.json") as scratch:
         scratch.write_text(json.dumps(summary(run.config, rows), indent=2) + "\n")
@@ -145,10 +148,28 @@ _WORKDIR = flags.DEFINE_string(
 )
 
 
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator",
+    "",
+    "Joins the processes of one run: 'auto' on TPU pods, GKE, Slurm and MPI; elsewhere HOST:PORT of process 0, with "
+    "--processes and --process.",
+    allow_override=True,
+)
+_PROCESSES = flags.DEFINE_integer(
+    "processes", 0, "How many processes the run has, with --coordinator=HOST:PORT.", allow_override=True
+)
+_PROCESS = flags.DEFINE_integer(
+    "process", -1, "Which of them this is, from 0, with --coordinator=HOST:PORT.", allow_override=True
+)
+
+
 def main(_) -> None:
     cli.need(config=_CONFIG, workdir=_WORKDIR)
     logging.set_verbosity(logging.WARNING)  # orbax tells of every step
-    train(_CONFIG.value, _WORKDIR.value)
+    start.start(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+    with start.ends_alone():
+        start.check()
+        train(_CONFIG.value, _WORKDIR.value)
 
 
 if __name__ == "__main__":

@@ -60,6 +60,8 @@ class PipelineConfig:
 
     A run stops when more than max_bad_share of at least min_samples samples were bad, or max_attempts in a row.
     shard_index, shard_count: which host this is, by default jax.process_index() and jax.process_count().
+    parts: in training, which of the `shard_count` equal parts of every batch this host loads, by default the one of its
+    index.
     """
 
     seed: int = 0
@@ -71,24 +73,25 @@ class PipelineConfig:
     max_attempts: int = 20
     shard_index: int | None = None
     shard_count: int | None = None
+    parts: tuple[int, ...] | None = None
 
 
 def training_dataset(families: Sequence[Family], config: PipelineConfig) -> grain.MapDataset:
     """The endless mixture of batches of this host, random access by number.
 
-    An epoch of a family goes once through all its items in a new order, spread over the hosts. Families alternate by
-    weight in the same order on every host.
+    An epoch of a family goes once through all its items in a new order. A batch is cut into parts, of which every host
+    loads its own: put together they are the batch that a single host would load. Families alternate by weight in the
+    same order on every host.
     """
     _check(families, config)
-    index, count = shard(config)
-    parts = []
+    mixture = []
     for family in families:
         load = _Loader(family, items(family), config.seed, config.max_attempts)
         draw = functools.partial(_draw, (config.seed, zlib.crc32(family.name.encode())), len(load.items))
-        draws = grain.MapDataset.range(_ENDLESS).map(draw)
-        loaded = draws[index::count].map(load)
-        parts.append(loaded.batch(family.batch_size, batch_fn=functools.partial(batching.collate, family.name)))
-    mixed = grain.MapDataset.mix(parts, [f.weight for f in families]) if len(parts) > 1 else parts[0]
+        place = functools.partial(_place, *_parts(config), family.batch_size)
+        loaded = grain.MapDataset.range(_ENDLESS).map(place).map(draw).map(load)
+        mixture.append(loaded.batch(family.batch_size, batch_fn=functools.partial(batching.collate, family.name)))
+    mixed = grain.MapDataset.mix(mixture, [f.weight for f in families]) if len(mixture) > 1 else mixture[0]
     return mixed.map_with_index(_number)
 
 
@@ -112,6 +115,19 @@ def shard(config: PipelineConfig) -> tuple[int, int]:
 
         return jax.process_index(), jax.process_count()
     return config.shard_index, config.shard_count
+
+
+def _parts(config: PipelineConfig) -> tuple[tuple[int, ...], int]:
+    """Which parts of a batch this host loads, and how many there are."""
+    index, count = shard(config)
+    return config.parts or (index,), count
+
+
+def _place(parts: tuple[int, ...], count: int, rows: int, index: int) -> int:
+    """Number among all draws of this host's draw `index`, where it has `rows` rows of every batch."""
+    size = rows // len(parts)
+    batch, row = divmod(int(index), rows)
+    return (batch * count + parts[row // size]) * size + row % size
 
 
 def items(family: Family) -> tuple[tuple[int, tuple[int, ...]], ...]:
@@ -140,6 +156,9 @@ def _check(families: Sequence[Family], config: PipelineConfig) -> None:
             raise InputError(f"data: family {family.name}: batch_size and weight have to be positive")
         if not any(len(reader) for reader in family.readers):
             raise InputError(f"data: family {family.name} has no items")
+        parts, _ = _parts(config)
+        if family.batch_size % len(parts) or not all(0 <= part < count for part in parts):
+            raise InputError(f"data: family {family.name}: {family.batch_size} rows are not parts {parts} of {count}")
 
 
 def _draw(seed: tuple[int, ...], n: int, index: int) -> Draw:
@@ -220,11 +239,12 @@ class _EvaluationLoader:
 
 
 def fingerprint(families: Sequence[Family], config: PipelineConfig) -> dict[str, Any]:
-    """What a saved state must agree with to be the same stream. Workers and this host's index do not matter."""
+    """What a saved state must agree with to be the same stream. Neither workers nor hosts matter."""
+    parts, count = _parts(config)
+    whole = lambda family: family.batch_size // len(parts) * count
     return {
         "seed": config.seed,
-        "shards": shard(config)[1],
-        "families": {f.name: [len(items(f)), f.batch_size, f.weight, f.one_per_clip] for f in families},
+        "families": {f.name: [len(items(f)), whole(f), f.weight, f.one_per_clip] for f in families},
     }
 
 

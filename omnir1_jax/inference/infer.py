@@ -22,6 +22,7 @@ from omnir1_jax.inference import records, run, samples
 from omnir1_jax.inference.answer import How
 from omnir1_jax.inference.load import Systems
 from omnir1_jax.inference.samples import Task
+from omnir1_jax.parallel import batch_parts
 from omnir1_jax.setup import data
 from omnir1_jax.systems import prompts
 
@@ -126,7 +127,7 @@ def answer(systems: Systems, ask: Ask, seed: int = 0) -> Result:
     sample = samples.read(task, 0)
     if sample.fault is not None:
         raise InputError(f"{ask.video}: {sample.fault}")
-    parts = 1 if systems.mesh is None else systems.mesh.shape["data"] * systems.mesh.shape["fsdp"]
+    parts = 1 if systems.mesh is None else batch_parts(systems.mesh)
     batch = samples.collate([sample], parts)
     done = run.launch(systems, How(ask.family, objects=ask.objects), batch, seed)
     found, masks = jax.device_get((done.found, done.masks))

@@ -1,25 +1,36 @@
-"""Meshes and logical-axis rules: how a parameter's named axes fall on the devices."""
+"""Meshes, logical-axis rules and several processes: how a run falls on the devices of many machines."""
 
-from omnir1_jax.parallel.mesh import make_mesh
+from omnir1_jax.parallel.mesh import AXES, BATCH, batch_parts, batch_sharding, make_mesh, parts_here
 from omnir1_jax.parallel.rules import (
     DECODING_RULES,
     DEFAULT_RULES,
     Rules,
     constrain,
+    constrain_rows,
     constrain_tree,
     named_sharding,
+    replicate,
     state_shardings,
     tree_shardings,
+    whole,
 )
 
 __all__ = [
+    "AXES",
+    "BATCH",
     "DECODING_RULES",
     "DEFAULT_RULES",
     "Rules",
+    "batch_parts",
+    "batch_sharding",
     "constrain",
+    "constrain_rows",
     "constrain_tree",
     "make_mesh",
     "named_sharding",
+    "parts_here",
+    "replicate",
     "state_shardings",
     "tree_shardings",
+    "whole",
 ]

@@ -1,38 +1,100 @@
-"""Device meshes with the axes `data`, `fsdp` and `tensor`."""
+"""Device meshes with the axes `slice`, `data`, `fsdp` and `tensor`."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
+from jax.experimental import mesh_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from omnir1_jax.errors import InputError
 
-AXES = ("data", "fsdp", "tensor")
+# From the slowest network to the fastest: between slices, within one. Weights are whole in every slice.
+AXES = ("slice", "data", "fsdp", "tensor")
+BATCH = ("slice", "data", "fsdp")  # prompts are spread over all of these
 
 
 def make_mesh(shape: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A mesh over `devices` (default: all) with the axes `data`, `fsdp`, `tensor`.
+    """A mesh over `devices` (default: all) with the axes `AXES`, neighbours in it being neighbours in the network.
 
     Args:
       shape: size of each axis; an absent axis has size 1, and at most one may be -1 (what is left).
-      devices: their order is the mesh's order.
+      devices: of TPU slices, each slice gets a place of its own along `slice`; other devices are cut in their order.
 
     Raises:
-      InputError: an unknown axis, a size below 1, or a product that is not the number of devices.
+      InputError: an unknown axis, a size below 1, a product that is not the number of devices, or another number of
+        slices than the devices are of.
     """
     devices = list(jax.devices() if devices is None else devices)
+    sizes = _sizes(shape, len(devices))
+    groups = _slices(devices, sizes[0])
+    within = [_arranged(group, sizes[1:]) for group in groups]
+    return Mesh(np.stack(within), AXES)
+
+
+def _sizes(shape: Mapping[str, int], count: int) -> list[int]:
     unknown = set(shape) - set(AXES)
     if unknown:
         raise InputError(f"mesh: unknown axis {', '.join(sorted(unknown))}; the axes are {', '.join(AXES)}")
-    sizes = [shape.get(axis, 1) for axis in AXES]
-    if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
-        raise InputError(f"mesh: sizes must be positive and at most one may be -1, got {dict(zip(AXES, sizes))}")
-    if -1 in sizes:
-        known = int(np.prod([size for size in sizes if size != -1]))
-        sizes[sizes.index(-1)] = len(devices) // known
-    if int(np.prod(sizes)) != len(devices):
+    sizes = {axis: shape.get(axis, 1) for axis in AXES}
+    for axis, size in sizes.items():
+        if size < 1 and size != -1:
+            raise InputError(f"mesh.{axis}: {size} is not positive; -1 takes the devices that are left")
+    free = [axis for axis, size in sizes.items() if size == -1]
+    if len(free) > 1:
+        raise InputError(f"mesh.{free[0]}: only one axis may be -1, and mesh.{free[1]} is too")
+    left = count
+    for axis, size in sizes.items():
+        if size == -1:
+            continue
+        if left % size:
+            of = f"{count} devices" if left == count else f"{left} devices that the axes before it leave of {count}"
+            raise InputError(f"mesh.{axis}: {size} does not divide the {of}")
+        left //= size
+    if free:
+        sizes[free[0]] = left
+    elif left > 1:
+        product = " x ".join(f"{axis} {size}" for axis, size in sizes.items())
         raise InputError(
-            f"mesh: {' x '.join(map(str, sizes))} ({' x '.join(AXES)}) does not make {len(devices)} devices"
+            f"mesh.fsdp: the mesh {product} leaves devices idle, there are {count} devices; "
+            f"set it to {sizes['fsdp'] * left}, or to -1 for what is left"
         )
-    return Mesh(np.array(devices).reshape(sizes), AXES)
+    return list(sizes.values())
+
+
+def _slices(devices: Sequence[jax.Device], count: int) -> list[list[jax.Device]]:
+    """The devices of each slice; where the hardware has none, equal parts."""
+    found: dict[int, list[jax.Device]] = {}
+    for device in devices:
+        number = device.slice_index if device.platform == "tpu" and hasattr(device, "slice_index") else 0
+        found.setdefault(number, []).append(device)
+    if len(found) > 1:
+        if len(found) != count:
+            raise InputError(f"mesh.slice: {count}, but the devices are of {len(found)} slices; set it to {len(found)}")
+        return [found[number] for number in sorted(found)]
+    size = len(devices) // count
+    return [list(devices[at : at + size]) for at in range(0, len(devices), size)]
+
+
+def _arranged(devices: Sequence[jax.Device], sizes: Sequence[int]) -> np.ndarray:
+    if math.prod(sizes) == 1:
+        return np.array(devices).reshape(sizes)
+    return mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Of every array of a batch, along its first axis."""
+    return NamedSharding(mesh, PartitionSpec(BATCH))
+
+
+def batch_parts(mesh: Mesh) -> int:
+    """In how many parts a batch is cut."""
+    return math.prod(mesh.shape[axis] for axis in BATCH)
+
+
+def parts_here(mesh: Mesh) -> tuple[int, ...]:
+    """Which of a batch's equal parts the devices of this process hold, in order."""
+    count = batch_parts(mesh)
+    held = batch_sharding(mesh).addressable_devices_indices_map((count,)).values()
+    return tuple(sorted({(index[0].start or 0) for index in held}))

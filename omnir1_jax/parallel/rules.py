@@ -5,17 +5,20 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import numpy as np
 import optax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
+
+from omnir1_jax.parallel.mesh import BATCH
 
 Rules = Sequence[tuple[str, str | tuple[str, ...] | None]]
 
 # Weights: the model axis goes over `fsdp`, the wide axis (heads, ffn, vocabulary) over `tensor`.
-# Activations: batch over `data` and `fsdp`; "rows" is the batch where the weights are in the decoding layout.
+# Activations: batch over `slice`, `data` and `fsdp`; "rows" is the batch where the weights are in the decoding layout.
 # A name that is absent here is replicated.
 DEFAULT_RULES: Rules = (
-    ("batch", ("data", "fsdp")),
-    ("rows", "data"),
+    ("batch", BATCH),
+    ("rows", ("slice", "data")),
     ("layers", None),
     ("embed", "fsdp"),
     ("vocab", "tensor"),
@@ -80,13 +83,14 @@ def state_shardings(
 ) -> Any:
     """Of `optimizer`'s state for parameters `boxed`: moments lie as their parameters do, the rest is whole."""
     state = jax.eval_shape(optimizer.init, nn.unbox(boxed))
-    whole = NamedSharding(mesh, PartitionSpec())
+    left_out = lambda leaf: isinstance(leaf, optax.MaskedNode)  # of a frozen parameter there is no moment
     return optax.tree.map_params(
         optimizer,
-        lambda _, sharding: sharding,
+        lambda leaf, sharding: leaf if left_out(leaf) else sharding,
         state,
         tree_shardings(mesh, boxed, rules),
-        transform_non_params=lambda _: whole,
+        transform_non_params=lambda _: whole(mesh),
+        is_leaf=left_out,
     )
 
 
@@ -104,3 +108,24 @@ def constrain_tree(tree: Any, boxed: Any, rules: Rules = DEFAULT_RULES) -> Any:
     flat, form = jax.tree.flatten(boxed, is_leaf=lambda leaf: isinstance(leaf, nn.LogicallyPartitioned))
     leaves = form.flatten_up_to(tree)
     return form.unflatten([constrain(x, names(leaf), rules) for x, leaf in zip(leaves, flat, strict=True)])
+
+
+def constrain_rows(tree: Any, rows: int) -> Any:
+    """Arrays of `rows` rows laid out as a batch is, all others whole: so every process has its own rows at hand."""
+    name = lambda x: "batch" if x.ndim and x.shape[0] == rows else None
+    return jax.tree.map(lambda x: constrain(x, (name(x), *(None,) * (x.ndim - 1))[: x.ndim]), tree)
+
+
+def whole(mesh: Mesh) -> NamedSharding:
+    """On every device all of it."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def replicate(tree: Any, mesh: Mesh) -> Any:
+    """Arrays of which every process has all, on all devices of the mesh."""
+
+    def one(x):
+        host = np.asarray(x)
+        return jax.make_array_from_callback(host.shape, whole(mesh), lambda index: host[index])
+
+    return jax.tree.map(one, tree)

@@ -2,10 +2,10 @@
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
-import jax
 from etils import epath
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from transformers import PreTrainedTokenizerBase
 
@@ -16,11 +16,27 @@ from omnir1_jax.data.registry import open_dataset
 from omnir1_jax.data.samples import Reader
 from omnir1_jax.errors import InputError
 from omnir1_jax.models.qwen_omni.config import ThinkerConfig
+from omnir1_jax.parallel import batch_parts, parts_here
 from omnir1_jax.rl.examples import EXAMPLES, ExampleConfig
 from omnir1_jax.setup.models import prompt_texts
 
 TRY = "to see everything run without data of your own, try configs/toy.py"
 ROOTLESS = ("synthetic",)
+
+
+class Share(NamedTuple):
+    """What one process loads of every batch: which of its `count` equal parts."""
+
+    parts: tuple[int, ...]
+    count: int
+
+
+ALL = Share((0,), 1)
+
+
+def share_of(mesh: Mesh | None) -> Share:
+    """The parts that the devices of this process hold."""
+    return ALL if mesh is None else Share(parts_here(mesh), batch_parts(mesh))
 
 
 def readers(config: ConfigDict, name: str) -> tuple[Reader, ...]:
@@ -88,12 +104,16 @@ def families(
     thinker: ThinkerConfig | None,
     examples: Mapping[str, Callable] = EXAMPLES,
     describe: Callable[..., Any] = example_config,
+    share: Share = ALL,
 ) -> list[Family]:
     """The tasks of the mixture, their datasets opened.
 
+    Args:
+      share: of every batch, which this process loads.
+
     Raises:
-      InputError: a dataset that is not there, naming the setting; an unknown task; a batch that the devices and
-        processes cannot share.
+      InputError: a dataset that is not there, naming the setting; an unknown task; a batch without prompts, or one that
+        cannot be cut into its parts.
     """
     if not config.data:
         raise InputError("data: names no task; see settings.task")
@@ -103,16 +123,18 @@ def families(
         if kind not in examples:
             raise InputError(f"data.{name}: {kind!r} is no example of this objective; there are {', '.join(examples)}")
         transform = functools.partial(examples[kind], config=describe(config, name, words, thinker))
-        size, rest = divmod(entry.batch_size, jax.process_count())
+        size, rest = divmod(entry.batch_size, share.count)
         if rest or not size:
+            near = sorted({size * share.count, (size + 1) * share.count} - {0})
             raise InputError(
-                f"data.{name}.batch_size: {entry.batch_size} prompts do not divide over {jax.process_count()} processes"
+                f"data.{name}.batch_size: {entry.batch_size} prompts do not divide over mesh.slice x mesh.data x "
+                f"mesh.fsdp = {share.count}; take {' or '.join(map(str, near))}, or more of mesh.tensor"
             )
         made.append(
             Family(
                 name,
                 readers(config, name),
-                size,
+                size * len(share.parts),
                 decode_config(entry),
                 transform,
                 entry.weight,
@@ -123,6 +145,14 @@ def families(
     return made
 
 
-def pipeline_config(config: ConfigDict) -> PipelineConfig:
+def pipeline_config(config: ConfigDict, share: Share = ALL) -> PipelineConfig:
     own = config.loader
-    return PipelineConfig(seed=config.seed, workers=own.workers, threads=own.threads, max_bad_share=own.max_bad_share)
+    return PipelineConfig(
+        seed=config.seed,
+        workers=own.workers,
+        threads=own.threads,
+        max_bad_share=own.max_bad_share,
+        shard_index=share.parts[0],
+        shard_count=share.count,
+        parts=share.parts,
+    )

@@ -21,7 +21,7 @@ from omnir1_jax.models.qwen_omni import pretrained, store
 from omnir1_jax.models.qwen_omni.config import AudioConfig, TextConfig, ThinkerConfig, TokenIds, VisionConfig
 from omnir1_jax.models.qwen_omni.sample import Sampling
 from omnir1_jax.models.qwen_omni.thinker import Thinker, abstract_params
-from omnir1_jax.parallel import tree_shardings
+from omnir1_jax.parallel import replicate, tree_shardings
 from omnir1_jax.rl.config import Frozen, Models, StepConfig
 from omnir1_jax.rl.grpo import GrpoConfig
 from omnir1_jax.rl.rewards import preset
@@ -174,6 +174,20 @@ def trainable(config: ConfigDict, loaded: Loaded) -> Any:
     return master(loaded.params["text"])
 
 
+def trained_axes(config: ConfigDict, found: Sizes) -> Any:
+    """Shapes of what `trainable` gives, boxed with their logical axes."""
+    if config.objective == "masks":
+        if found.sam2 is None:
+            raise InputError("sam2.sizes: objective 'masks' trains a segmenter; name its path or its sizes")
+        return sam2.abstract_params(found.sam2)
+    boxed = abstract_params(found.thinker)
+    if config.objective == "sft" and config.sft.towers:
+        return boxed
+    if config.lora.rank:
+        return jax.eval_shape(lambda: lora.init(jax.random.key(0), boxed["text"], lora_config(config)))
+    return boxed["text"]
+
+
 def lora_config(config: ConfigDict) -> lora.LoraConfig | None:
     own = config.lora
     return lora.LoraConfig(own.rank, own.alpha, tuple(own.layers)) if own.rank else None
@@ -190,18 +204,24 @@ def prompt_texts(config: ConfigDict) -> dict[str, str]:
     return found
 
 
-def frozen(config: ConfigDict, loaded: Loaded) -> Frozen | None:
-    """Everything that the step reads and does not change; nothing where SAM 2 itself is trained."""
+def frozen(config: ConfigDict, loaded: Loaded, mesh: Mesh | None = None) -> Frozen | None:
+    """Everything that the step reads and does not change; nothing where SAM 2 itself is trained.
+
+    Args:
+      mesh: that of the parameters, on whose devices the tables are put too.
+    """
     words = loaded.tokenizer
     if words is None:
         return None
+    tables = byte_vocab(words), bpe_tables(words), template(words, prompt_texts(config)["grounding"])
+    vocab, bpe, grounding = tables if mesh is None else replicate(tables, mesh)
     return Frozen(
         towers={"vision": loaded.params["vision"], "audio": loaded.params["audio"]},
         reference=loaded.params["text"],
         sam2=loaded.sam2_params,
-        vocab=byte_vocab(words),
-        bpe=bpe_tables(words),
-        grounding=template(words, prompt_texts(config)["grounding"]),
+        vocab=vocab,
+        bpe=bpe,
+        grounding=grounding,
     )
 
 

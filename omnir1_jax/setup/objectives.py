@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from omnir1_jax.models.qwen_omni.config import ThinkerConfig
 from omnir1_jax.rl import examples
+from omnir1_jax.rl.learn import TrainState
 from omnir1_jax.rl.step import make_train_step
 from omnir1_jax.setup.data import example_config
 from omnir1_jax.setup.models import Loaded, lora_config, step_config
@@ -23,19 +24,21 @@ class Objective(NamedTuple):
     Attributes:
       examples: transforms of a decoded clip, by `task.example`.
       example_config: what they need: (config, task, tokenizer, thinker's sizes) -> config.
-      make_step: (config, models and parameters, optimizer) -> step.
+      make_step: (config, models and parameters, optimizer, shardings of the state or None) -> step.
       to_batch: (config, task, the pipeline's arrays) -> the step's batch.
     """
 
     examples: Mapping[str, Callable]
     example_config: Callable[[ConfigDict, str, PreTrainedTokenizerBase, ThinkerConfig], Any]
-    make_step: Callable[[ConfigDict, Loaded, optax.GradientTransformation], Callable]
+    make_step: Callable[[ConfigDict, Loaded, optax.GradientTransformation, TrainState | None], Callable]
     to_batch: Callable[[ConfigDict, str, Mapping[str, Any]], Any]
 
 
-def _grpo_step(config: ConfigDict, loaded: Loaded, rule: optax.GradientTransformation) -> Callable:
+def _grpo_step(
+    config: ConfigDict, loaded: Loaded, rule: optax.GradientTransformation, shardings: TrainState | None
+) -> Callable:
     choices = step_config(config, loaded.models.thinker.config.tokens)
-    return make_train_step(loaded.models, rule, choices, config.step.mode)
+    return make_train_step(loaded.models, rule, choices, config.step.mode, shardings)
 
 
 def _grpo_batch(config: ConfigDict, task: str, arrays: Mapping[str, Any]) -> Any:
@@ -54,9 +57,11 @@ def _sft_config(
     )
 
 
-def _sft_step(config: ConfigDict, loaded: Loaded, rule: optax.GradientTransformation) -> Callable:
+def _sft_step(
+    config: ConfigDict, loaded: Loaded, rule: optax.GradientTransformation, shardings: TrainState | None
+) -> Callable:
     choices = text.SftConfig(config.sft.towers, lora_config(config), config.step.score_chunk)
-    return text.make_sft_step(loaded.models, rule, choices)
+    return text.make_sft_step(loaded.models, rule, choices, shardings)
 
 
 def _mask_config(config: ConfigDict, task: str, *_: Any) -> mask_examples.MaskExampleConfig:
@@ -64,8 +69,10 @@ def _mask_config(config: ConfigDict, task: str, *_: Any) -> mask_examples.MaskEx
     return mask_examples.MaskExampleConfig(config.sam2.side, entry.frames, entry.objects)
 
 
-def _mask_step(config: ConfigDict, loaded: Loaded, rule: optax.GradientTransformation) -> Callable:
-    step = masks.make_mask_step(loaded.models.sam2, rule, masks.MaskConfig(**config.masks.to_dict()))
+def _mask_step(
+    config: ConfigDict, loaded: Loaded, rule: optax.GradientTransformation, shardings: TrainState | None
+) -> Callable:
+    step = masks.make_mask_step(loaded.models.sam2, rule, masks.MaskConfig(**config.masks.to_dict()), shardings)
     return lambda state, frozen, batch, key: step(state, frozen, batch, jax.random.fold_in(key, state.step))
 
 

@@ -1,27 +1,29 @@
 """From a config to a run: its state, what stays frozen, its data and its compiled step."""
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from etils import epath
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Key
 from ml_collections import ConfigDict
 
 from omnir1_jax.data.pipeline import Family
 from omnir1_jax.data.stream import Prefetch, training_stream
 from omnir1_jax.errors import InputError
-from omnir1_jax.parallel import make_mesh
+from omnir1_jax.models.qwen_omni.config import ThinkerConfig
+from omnir1_jax.parallel import BATCH as BATCH
+from omnir1_jax.parallel import batch_sharding, make_mesh, whole
 from omnir1_jax.rl import learn
 from omnir1_jax.rl.learn import TrainState
 from omnir1_jax.setup import data, models, optimizer
 from omnir1_jax.setup.models import Loaded
 from omnir1_jax.setup.objectives import OBJECTIVES
-
-BATCH = ("data", "fsdp")  # mesh axes over which prompts are spread
 
 
 class Run(NamedTuple):
@@ -64,45 +66,68 @@ def build(config: ConfigDict) -> Run:
     if config.objective not in OBJECTIVES:
         raise InputError(f"objective: {config.objective!r} is none of {', '.join(OBJECTIVES)}")
     objective, mesh = OBJECTIVES[config.objective], mesh_of(config)
-    found = models.sizes(config)
-    families = data.families(config, found.tokenizer, found.thinker, objective.examples, objective.example_config)
-    if mesh is not None:
-        check_batches(config, mesh)
+    found, share = models.sizes(config), data.share_of(mesh)
+    if mesh is not None and found.thinker is not None:
+        check_heads(found.thinker, mesh)
+    families = data.families(
+        config, found.tokenizer, found.thinker, objective.examples, objective.example_config, share
+    )
+    boxed = models.trained_axes(config, found)
+    rule = optimizer.make(config, nn.unbox(boxed))
+    shardings = None if mesh is None else learn.shardings(mesh, boxed, rule)
     loaded = models.load(config, found, mesh)
-    trained = models.trainable(config, loaded)
-    rule = optimizer.make(config, trained)
+
+    def begin(params, sam2_params):
+        return learn.init(models.trainable(config, loaded._replace(params=params, sam2_params=sam2_params)), rule)
+
     return Run(
         config=config,
         mesh=mesh,
         loaded=loaded,
-        frozen=models.frozen(config, loaded),
-        state=jax.jit(lambda tree: learn.init(tree, rule))(trained),
+        frozen=models.frozen(config, loaded, mesh),
+        state=jax.jit(begin, out_shardings=shardings)(loaded.params, loaded.sam2_params),
         families=families,
-        step=objective.make_step(config, loaded, rule),
+        step=on_mesh(mesh, objective.make_step(config, loaded, rule, shardings)),
         to_batch=functools.partial(objective.to_batch, config),
-        batch_sharding=None if mesh is None else NamedSharding(mesh, PartitionSpec(BATCH)),
+        batch_sharding=None if mesh is None else batch_sharding(mesh),
     )
 
 
-def check_batches(config: ConfigDict, mesh: Mesh) -> None:
-    """InputError where the devices cannot share a task's prompts."""
-    parts = mesh.shape["data"] * mesh.shape["fsdp"]
-    for name, entry in config.data.items():
-        if entry.batch_size % parts:
+def check_heads(thinker: ThinkerConfig, mesh: Mesh) -> None:
+    """InputError where the devices of `mesh.tensor` cannot share the decoder's heads."""
+    parts, text = mesh.shape["tensor"], thinker.text
+    for count, name in ((text.num_kv_heads, "key heads"), (text.num_heads, "heads")):
+        if count % parts:
+            fitting = [n for n in range(1, count + 1) if math.gcd(text.num_kv_heads, text.num_heads) % n == 0]
             raise InputError(
-                f"data.{name}.batch_size: {entry.batch_size} prompts do not divide over mesh.data x mesh.fsdp = {parts}"
+                f"mesh.tensor: {parts} does not divide the decoder's {count} {name}; take "
+                f"{' or '.join(map(str, fitting))}, and more of mesh.fsdp"
             )
+
+
+def on_mesh(mesh: Mesh | None, step: Callable[..., Any]) -> Callable[..., Any]:
+    """The step traced and run where `jax.set_mesh` holds, by which the modules lay out what they compute."""
+    if mesh is None:
+        return step
+
+    @functools.wraps(step)
+    def run(*args: Any) -> Any:
+        with jax.set_mesh(mesh):
+            return step(*args)
+
+    return run
 
 
 def batches(run: Run) -> Prefetch:
     """The endless stream of the run's batches, on the device ahead of their use."""
-    stream = training_stream(run.families, data.pipeline_config(run.config))
+    stream = training_stream(run.families, data.pipeline_config(run.config, data.share_of(run.mesh)))
     return Prefetch(stream, run.batch_sharding, depth=run.config.loader.prefetch)
 
 
-def step_key(config: ConfigDict) -> Key[Array, ""]:
+def step_key(config: ConfigDict, mesh: Mesh | None = None) -> Key[Array, ""]:
     """The run's key; the step folds its own number in."""
-    return jax.random.key(config.seed)
+    make = lambda: jax.random.key(config.seed)
+    return make() if mesh is None else jax.jit(make, out_shardings=whole(mesh))()
 
 
 def parameters(tree: Any) -> int:

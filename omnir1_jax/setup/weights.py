@@ -5,9 +5,9 @@ from typing import Any
 
 import jax
 from etils import epath
+from jax.experimental import multihost_utils
 from transformers import PreTrainedTokenizerBase
 
-from omnir1_jax.errors import InputError
 from omnir1_jax.models import lora, sam2
 from omnir1_jax.models.qwen_omni import hf_config, hf_processor, pretrained, store
 from omnir1_jax.setup.models import Loaded, lora_config
@@ -26,31 +26,43 @@ def merged(config: Any, loaded: Loaded, trainable: Any) -> dict[str, Any]:
 def save(path: epath.PathLike, config: Any, loaded: Loaded, trainable: Any, **layout: Any) -> None:
     """Writes the trained model, whole or not at all: the thinker in Hugging Face layout, or SAM 2.
 
+    Called by every process of the run; the first one writes, and has room for the whole model in its host memory.
+
     Args:
       layout: `prefix` and `max_shard_bytes` of `pretrained.save`; the thinker's only.
-
-    Raises:
-      InputError: parameters that no single process holds whole.
     """
-    if not all(leaf.is_fully_addressable for leaf in jax.tree.leaves(trainable)):
-        raise InputError(
-            f"{path}: weights are written by one process that holds them all; convert the checkpoint there"
-        )
-    if config.objective == "masks":
-        sam2.export(path, loaded.models.sam2, trainable)
+    masks = config.objective == "masks"
+    found = gathered(trainable if masks else merged(config, loaded, trainable))
+    if jax.process_index():
+        return
+    if masks:
+        sam2.export(path, loaded.models.sam2, found)
         return
     source = epath.Path(config.thinker.path) if config.thinker.path else None
-    found = text_files(source, loaded.tokenizer)
+    files = text_files(source, loaded.tokenizer)
     if source is not None and config.thinker.tokenizer:
-        found |= text_files(None, loaded.tokenizer)
+        files |= text_files(None, loaded.tokenizer)
     pretrained.save(
         path,
         loaded.models.thinker,
-        merged(config, loaded, trainable),
+        found,
         base=None if source is None else hf_config.read_json(source),
-        files=hf_processor.with_processor(loaded.models.thinker.config, found),
+        files=hf_processor.with_processor(loaded.models.thinker.config, files),
         **layout,
     )
+
+
+def gathered(tree: Any) -> Any:
+    """The arrays, those that no single process holds whole on the host of the first; nothing there of the others."""
+
+    def one(x: Any) -> Any:
+        if not isinstance(x, jax.Array) or x.is_fully_addressable:
+            return x
+        # One at a time: whole on every device for a moment.
+        found = multihost_utils.process_allgather(x, tiled=True)
+        return found if jax.process_index() == 0 else None
+
+    return jax.tree.map(one, tree)
 
 
 def text_files(source: epath.Path | None, words: PreTrainedTokenizerBase) -> dict[str, bytes]:

@@ -212,9 +212,15 @@ def losses(
 
 
 def make_mask_step(
-    model: sam2.Sam2, optimizer: optax.GradientTransformation, config: MaskConfig
+    model: sam2.Sam2,
+    optimizer: optax.GradientTransformation,
+    config: MaskConfig,
+    shardings: learn.TrainState | None = None,
 ) -> Callable[[learn.TrainState, Any, Batch, Key[Array, ""]], tuple[learn.TrainState, Metrics, None]]:
     """The training step of `objective = "masks"`; the trainable are SAM 2's parameters, nothing is frozen.
+
+    Args:
+      shardings: of the state, which it keeps from step to step; default what the compiler chooses.
 
     Returns:
       `step(state, frozen, batch, key) -> (state, metrics, None)`, jitted; the state is donated.
@@ -234,7 +240,7 @@ def make_mask_step(
         metrics |= {"loss": loss, "grad_norm": norm, "skipped": state.skipped.astype(jnp.float32)}
         return state.replace(step=state.step + 1), metrics, None
 
-    return jax.jit(step, donate_argnums=0)
+    return jax.jit(step, donate_argnums=0, out_shardings=None if shardings is None else (shardings, None, None))
 
 
 def to_batch(arrays: Mapping[str, Any]) -> Batch:

@@ -92,15 +92,18 @@ def _prompt(
     return reasoner.prompt(thinker, variables, inputs, reasoner.encode(thinker, frozen.towers, inputs)), variables
 
 
-def make_sft_step(models: Models, optimizer: optax.GradientTransformation, config: SftConfig) -> SftStep:
+def make_sft_step(
+    models: Models, optimizer: optax.GradientTransformation, config: SftConfig, shardings: TrainState | None = None
+) -> SftStep:
     """The step `(state, frozen, batch, key) -> (state, metrics, None)`; `state` is donated.
 
     Args:
       optimizer: sees the gradients of `state.trainable`: the decoder's parameters or an adapter as in
         `rl.step.make_train_step`, so that a run there can go on from the state; with `config.towers` all parameters.
+      shardings: of the state, which it keeps from step to step; default what the compiler chooses.
     """
 
-    @functools.partial(jax.jit, donate_argnums=0)
+    @functools.partial(jax.jit, donate_argnums=0, out_shardings=None if shardings is None else (shardings, None, None))
     def train_step(state: TrainState, frozen: Frozen, batch: Batch, key: Key[Array, ""]):
         del key  # nothing is drawn
 

@@ -89,20 +89,38 @@ def test_rows_as_items():
 @settings(max_examples=12)
 @given(count=st.integers(1, 23), hosts=st.integers(2, 4), batch=st.integers(1, 3))
 def test_the_shards_of_an_epoch_are_the_epoch(count, hosts, batch):
-    shards = []
-    for index in range(hosts):
-        dataset = pipeline.training_dataset(
-            [family(count=count, batch=batch)], config(shard_index=index, shard_count=hosts)
-        )
-        steps = -(-count // (hosts * batch))
-        shards.append([d for k in range(steps) for d in dataset[k].draws])
-    # Hosts take turns, so put together again in turns they are the one stream of draws.
-    whole = [d for turn in zip(*shards) for d in turn]
-    assert len(set(whole)) == len(whole)
-    first = [d.clip for d in whole if d.epoch == 0]
+    steps = -(-count // (hosts * batch))
+    shards = [
+        pipeline.training_dataset([family(count=count, batch=batch)], config(shard_index=index, shard_count=hosts))
+        for index in range(hosts)
+    ]
+    batches = [[d for shard in shards for d in shard[k].draws] for k in range(steps)]
+    first = [d.clip for draws in batches for d in draws if d.epoch == 0]
     assert sorted(first) == list(range(count))
-    alone = pipeline.training_dataset([family(count=count, batch=1)], config())
-    assert {d[:3] for d in whole} == {alone[k].draws[0][:3] for k in range(len(whole))}
+    # Put together, the hosts' rows are the batches of one host.
+    alone = pipeline.training_dataset([family(count=count, batch=hosts * batch)], config())
+    assert batches == [list(alone[k].draws) for k in range(steps)]
+
+
+def test_a_host_loads_the_parts_of_a_batch_that_its_devices_hold():
+    alone = pipeline.training_dataset([family(count=23, batch=8)], config())
+    here = config(shard_index=1, shard_count=4, parts=(0, 3))
+    host = pipeline.training_dataset([family(count=23, batch=4)], here)
+    for k in range(4):
+        draws = alone[k].draws
+        assert host[k].draws == (*draws[:2], *draws[6:])
+    with pytest.raises(InputError, match=r"3 rows are not parts \(0, 3\) of 4"):
+        pipeline.training_dataset([family(count=23, batch=3)], here)
+
+
+def test_the_stream_of_one_host_goes_on_with_two():
+    whole = stream.training_stream([family(count=23, batch=4)], config())
+    draws = [b.draws for b in take(whole, 5)]
+    state = stream.training_stream([family(count=23, batch=4)], config()).get_state() | {"next_batch": 3}
+    for index, rows in enumerate((slice(0, 2), slice(2, 4))):
+        half = stream.training_stream([family(count=23, batch=2)], config(shard_index=index, shard_count=2))
+        half.set_state(state)
+        assert [b.draws for b in take(half, 2)] == [d[rows] for d in draws[3:]]
 
 
 def test_families_never_mix_and_alternate_alike_on_every_host():
@@ -158,7 +176,7 @@ def test_a_state_of_another_stream_is_refused():
     state = stream.training_stream(mixture(), config()).get_state()
     for families, changes, message in (
         (mixture(), {"seed": 5}, "seed = 0, this one has 5"),
-        (mixture(), {"shard_count": 2}, "shards = 1, this one has 2"),
+        (mixture(), {"shard_count": 2}, "families = .*, this one has"),
         ([family()], {}, r"families = .*refavs"),
     ):
         with pytest.raises(InputError, match=message):

@@ -28,6 +28,29 @@ def test_moments_lie_as_their_parameters_do():
     assert by_shape == {(8, 6): jax.P("fsdp", "tensor"), (3,): jax.P(None), (): jax.P()}
 
 
+def test_of_a_frozen_parameter_there_is_no_moment_to_place():
+    mesh = parallel.make_mesh({"fsdp": 4, "tensor": 2})
+    boxed = {"a": box((8, 6), "embed", "mlp"), "b": box((8,), "embed")}
+    rule = optax.partition(
+        {"trained": optax.adam(1e-3), "frozen": optax.set_to_zero()}, {"a": "trained", "b": "frozen"}
+    )
+    found = parallel.state_shardings(mesh, boxed, rule)
+    placed = jax.jit(rule.init, out_shardings=found)({"a": jnp.ones((8, 6)), "b": jnp.ones(8)})
+    moment = placed.inner_states["trained"].inner_state[0].mu["a"]
+    assert moment.sharding.spec == jax.P("fsdp", "tensor") and moment.addressable_shards[0].data.shape == (2, 3)
+
+
+def test_rows_are_spread_and_everything_else_is_whole():
+    mesh = parallel.make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
+    tree = {"rows": jnp.zeros((8, 3)), "table": jnp.zeros((3, 8)), "scalar": jnp.zeros(())}
+    with jax.set_mesh(mesh):
+        placed = jax.jit(lambda tree: parallel.constrain_rows(tree, 8))(tree)
+    assert placed["rows"].addressable_shards[0].data.shape == (2, 3)
+    assert placed["table"].is_fully_replicated and placed["scalar"].is_fully_replicated
+    again = parallel.replicate(tree, mesh)
+    assert all(x.is_fully_replicated for x in jax.tree.leaves(again)) and again["rows"].shape == (8, 3)
+
+
 def test_decoding_cuts_the_wide_axes_and_heads_that_do_not_divide_by_their_channels():
     mesh = parallel.make_mesh({"fsdp": 4, "tensor": 2})
     spec = lambda shape, *names: parallel.named_sharding(mesh, names, shape, parallel.DECODING_RULES).spec
