@@ -35,6 +35,7 @@ def get_config():
 
     c.step.group = 8
     c.step.max_tokens = 800
+    c.step.score_lengths = (416, 576)  # most completions are far shorter than the limit
     c.step.temperature = 1.0
     c.step.top_p = 0.95
     c.step.top_k = 50
