@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 from omnir1_jax import cli, settings, trained
 from omnir1_jax.errors import InputError
-from omnir1_jax.inference import load, report, run, tasks
+from omnir1_jax.inference import host, load, report, run, tasks
 from omnir1_jax.inference.answer import KEYFRAMES
 from omnir1_jax.inference.samples import SOUNDS
 from omnir1_jax.inference.store import RESULTS, write_json
@@ -43,10 +43,13 @@ def systems(
       checkpoint: see `omnir1_jax.trained`.
       config: None takes the checkpoint's own.
       system2: "self": the checkpoint grounds too; "frozen": the weights from before training (of a run), or those that
-        the config names; "oracle" and "file": true boxes, or another model's, so nothing more is loaded.
+        the config names; "oracle" and "file": true boxes, or another model's, so nothing more is loaded;
+        NAME:SETTINGS or MODULE:FUNCTION: a function on the host (see `inference.host`).
     """
-    if system2 not in SYSTEM2:
-        raise InputError(f"--system2: {system2!r} is none of {', '.join(SYSTEM2)}")
+    if host.named(system2):
+        host.load(system2)  # what is wrong with it shows before anything is computed
+    elif system2 not in SYSTEM2:
+        raise InputError(f"--system2: {system2!r} is none of {', '.join(SYSTEM2)}, and no NAME:SETTINGS")
     chosen = trained.config_of(checkpoint, config)
     mesh = mesh_of(chosen)
     found = trained.load(checkpoint, chosen, mesh)
@@ -130,11 +133,11 @@ _TASKS = flags.DEFINE_list(
 )
 _LIMIT = flags.DEFINE_integer("limit", 0, "Most items, the first ones; 0: all.", lower_bound=0, allow_override=True)
 _KEYFRAMES = flags.DEFINE_list("keyframes", ["plan"], f"One or several of {', '.join(KEYFRAMES)}.", allow_override=True)
-_SYSTEM2 = flags.DEFINE_enum(
+_SYSTEM2 = flags.DEFINE_string(
     "system2",
     "self",
-    SYSTEM2,
-    "Who finds boxes: the checkpoint, the weights before it, the truth.",
+    "Who finds boxes: self (the checkpoint), frozen (the weights before it), oracle (the truth), file (see --boxes), "
+    "grounding_dino:DIRECTORY, or a function of your own, MODULE:FUNCTION.",
     allow_override=True,
 )
 _BOXES = flags.DEFINE_string(

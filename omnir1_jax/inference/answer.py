@@ -41,6 +41,7 @@ class How:
         drawn at random, or in the first one. As many as a plan may have, whatever it had.
       oracle: given boxes (the true ones, or another model's) in place of System 2's. With frames that are not the
         plan's they need no plan either.
+      host: System 2 is a function on the host (`inference.host`): no prompts yet, only the frames that were chosen.
       objects: slots for objects.
     """
 
@@ -48,6 +49,7 @@ class How:
     keyframes: str = "plan"
     oracle: bool = False
     objects: int = 8
+    host: bool = False
 
     def __post_init__(self):
         if self.keyframes not in KEYFRAMES:
@@ -158,6 +160,9 @@ def answer(
         true = jnp.take_along_axis(batch.boxes, chosen.frame[:, None, :, None], axis=2).swapaxes(1, 2)
         used = ~box_rules.is_missing(true) & chosen.valid[..., None]
         return Found(completions, plan, chosen, chosen.valid, prompts=Prompts(true, used, at))
+    if how.host:
+        blank = jnp.zeros((*chosen.frame.shape, slots(how), 4))
+        return Found(completions, plan, chosen, chosen.valid, prompts=Prompts(blank, blank[..., 0] > 0, at))
     requests = ask(frozen, config, descriptions, chosen)
     grounded = common.find(models, frozen, config, batch.sharp, requests)
     flat = Completions(grounded.tokens, grounded.lengths, None)

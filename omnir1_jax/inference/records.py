@@ -52,8 +52,6 @@ def record(
     if family == "vos":
         pieces = _pieces(mine.plan)
         failures += _plan_failures(mine.plan, pieces)
-        # True boxes need no description, so there may be keyframes without one.
-        describe = lambda piece: pieces[piece].description if mine.plan.valid[piece] else ""
     else:
         line["answer"] = _text(mine.plan.description)
         pieces = []
@@ -61,9 +59,8 @@ def record(
             failures += ["answer/no_answer"]
         elif not mine.plan.description.length:
             failures += ["answer/empty"]
-        describe = lambda piece: line["answer"]
     keyframes = [
-        _keyframe(mine, k, describe, words, failures) for k in range(len(mine.chosen.valid)) if mine.chosen.valid[k]
+        _keyframe(mine, k, family, words, failures) for k in range(len(mine.chosen.valid)) if mine.chosen.valid[k]
     ]
     if keyframes and not mine.prompts.used.any():
         failures += ["box/none"]
@@ -94,20 +91,29 @@ def _plan_failures(plan: Any, pieces: list[Piece]) -> list[str]:
     return [f"plan/{piece.failure}" for piece in pieces if piece.failure]
 
 
-def _keyframe(mine: Found, k: int, describe: Any, words: PreTrainedTokenizerBase, failures: list[str]) -> Keyframe:
+def description(mine: Found, family: str, k: int) -> str:
+    """What System 2 is asked about keyframe k of an item."""
+    if family != "vos":
+        return _text(mine.plan.description)
+    piece, found = int(mine.chosen.piece[k]), mine.plan.description
+    # True boxes need no description, so there may be keyframes without one.
+    return _text(jax.tree.map(lambda x: x[piece], found)) if mine.plan.valid[piece] else ""
+
+
+def _keyframe(mine: Found, k: int, family: str, words: PreTrainedTokenizerBase, failures: list[str]) -> Keyframe:
     """A frame of the video with what System 2 made of it; what went wrong is added to `failures`."""
     frame, used = int(mine.prompts.frames[k]), mine.prompts.used[k]
     boxes = tuple(tuple(float(x) for x in box) for box in mine.prompts.boxes[k][used])
-    description = describe(int(mine.chosen.piece[k]))
+    wanted = description(mine, family, k)
     if mine.grounded is None:
-        return Keyframe(frame, description, "", boxes)
+        return Keyframe(frame, wanted, "", boxes)
     if not mine.asked[k]:
         failures.append("description/too_long")
-        return Keyframe(frame, description, "", ())
+        return Keyframe(frame, wanted, "", ())
     said = decode(words, mine.grounded.tokens[0, k], int(mine.grounded.lengths[0, k]))
     count = min(int(mine.boxes.count[k]), mine.boxes.failure.shape[1])
     if not count:
         failures.append("box/no_group")
     kinds = [Failure(int(kind)) for kind in mine.boxes.failure[k, :count]]
     failures += [f"box/{kind.name.lower()}" for kind in kinds if kind != Failure.OK]
-    return Keyframe(frame, description, said, boxes)
+    return Keyframe(frame, wanted, said, boxes)

@@ -11,19 +11,19 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from etils import epath
-from jax.sharding import NamedSharding, PartitionSpec
 from tqdm import tqdm
 
 from omnir1_jax import settings
 from omnir1_jax.errors import InputError
 from omnir1_jax.evaluation import predictions
-from omnir1_jax.inference import records, samples, scores, segment
+from omnir1_jax.inference import answer as answers
+from omnir1_jax.inference import host, records, samples, scores, segment
 from omnir1_jax.inference.answer import Found, How, answer, to_asked
 from omnir1_jax.inference.load import Systems, fingerprint
 from omnir1_jax.inference.samples import Batch, Sample, Task
 from omnir1_jax.inference.store import RESULTS, Store, write_json
 from omnir1_jax.inference.tasks import Options, positions
-from omnir1_jax.setup.run import BATCH
+from omnir1_jax.parallel import batch_parts, batch_sharding
 
 # Settings that change no answer.
 _IDLE = ("log", "checkpoint", "loader", "optimizer", "grpo", "reward", "steps", "data", "sft", "masks")
@@ -42,17 +42,22 @@ ANSWER = jax.jit(answer, static_argnums=(0, 1, 2))
 SEGMENT = jax.jit(lambda name, *args: segment.segmenter(name)(*args), static_argnums=(0, 1))
 
 
-def launch(systems: Systems, how: How, batch: Batch, seed: int, hole_area: int = 0) -> Answered:
-    """Starts the computation of a batch."""
+def launch(
+    systems: Systems, how: How, batch: Batch, seed: int, hole_area: int = 0, ground: host.Ground | None = None
+) -> Answered:
+    """Starts the computation of a batch; with a System 2 on the host (`how.host`, `ground`) waits for it."""
     if batch.arrays is None:
         return Answered(batch, None, None)
     models, mesh = systems.models, systems.mesh
-    sharding = None if mesh is None else NamedSharding(mesh, PartitionSpec(BATCH))
+    sharding = None if mesh is None else batch_sharding(mesh)
     put = functools.partial(jax.device_put, device=sharding)
     asked = to_asked(put(batch.arrays))
     found = ANSWER(models, systems.step, how, systems.policy, systems.frozen, asked, jax.random.key(seed))
     if batch.clips is None:
         return Answered(batch, found, None)
+    if ground is not None:
+        own = host.prompts(ground, jax.device_get(found), batch.samples, how.family, answers.slots(how))
+        found = found._replace(prompts=put(own))
     clips, valid = put(batch.clips), put(batch.frame_valid)
     logits = SEGMENT(
         systems.step.segmenter, models.sam2, systems.frozen.sam2, clips, valid, asked.original, found.prompts
@@ -73,8 +78,10 @@ def evaluate(
     """
     if jax.process_count() > 1:
         raise InputError("evaluate: one process only; it uses all of its devices")
-    how = How(task.family, options.keyframes, options.system2 in ("oracle", "file"), options.objects)
-    parts = 1 if systems.mesh is None else systems.mesh.shape["data"] * systems.mesh.shape["fsdp"]
+    ground = host.load(options.system2) if host.named(options.system2) and task.family != "qa" else None
+    given = options.system2 in ("oracle", "file")
+    how = How(task.family, options.keyframes, given, options.objects, host=ground is not None)
+    parts = 1 if systems.mesh is None else batch_parts(systems.mesh)
     room = -(-max(options.batch_size, 1) // parts) * parts
     chosen = positions(task, options)
     groups = [chosen[i : i + room] for i in range(0, len(chosen), room)]
@@ -94,7 +101,7 @@ def evaluate(
         bar = tqdm(total=len(chosen), initial=already, unit="clip", dynamic_ncols=True, disable=True if quiet else None)
         with bar:
             for batch in samples.batches(task, pending, room, threads):
-                now = launch(systems, how, batch, options.seed, options.hole_area)
+                now = launch(systems, how, batch, options.seed, options.hole_area, ground)
                 if before is not None:
                     finish(systems, task, store, before, pool, bar)
                 before = now
@@ -151,6 +158,7 @@ def summary(
     """What `results.json` says."""
     bad = [{"sample_id": line["sample_id"], "reason": line["fault"]} for line in lines if line["fault"] is not None]
     failures = Counter(kind for line in lines for kind in line["failures"])
+    table = scores.table(task.reader, task.family, lines, store.predictions, task.root)
     out = {
         "benchmark": options.benchmark,
         "task": task.name,
@@ -159,7 +167,8 @@ def summary(
         "system2": options.system2,
         "sound": options.sound,
         "items": len(lines),
-        "table": scores.table(task.reader, task.family, lines, store.predictions, options.root),
+        "paper": scores.paper(task.reader.name, table),
+        "table": table,
         "failures": dict(sorted(failures.items())),
         "bad": bad,
     }

@@ -13,6 +13,16 @@ from omnir1_jax.errors import InputError
 from omnir1_jax.evaluation import mevis, predictions, revos, score_answers, score_masks
 
 Line = Mapping[str, Any]
+_MASKS = {name: (name,) for name in ("J&F", "J", "F")}
+# The columns of the paper's tables, by where they stand in a benchmark's own.
+PAPER: dict[str, dict[str, tuple[str, ...]]] = {
+    "revos": {f"{kind} {name}": (kind, name) for kind in ("referring", "reasoning", "overall") for name in _MASKS},
+    **dict.fromkeys(("mevis", "refavs", "refytvos", "refdavis"), _MASKS),
+    "omnibench": {"average": ("accuracy",)},
+    "videomme": {"general": ("accuracy",), "short": ("duration", "short", "accuracy")},
+    "mvbench": {"average": ("accuracy",)},
+    "avhbench": {"judge": ("all", "accuracy")},
+}
 
 
 @dataclass(frozen=True)
@@ -114,6 +124,18 @@ def table(reader: Reader, family: str, lines: Iterable[Line], root: str, dataset
     out = score_masks.table("revos" if reader.name == "revos" else "mevis", rows)
     if reader.name == "refdavis" and len(known) == len(reader):
         out["unsupervised"] = _unsupervised(reader, root, dataset_root)
+    return out
+
+
+def paper(benchmark: str, table: Mapping[str, Any]) -> dict[str, float]:
+    """The paper's columns for this benchmark, those that the table has, in percent."""
+    out = {}
+    for name, way in PAPER.get(benchmark, {}).items():
+        found: Any = table
+        for key in way:
+            found = found.get(key) if isinstance(found, Mapping) else None
+        if found is not None:
+            out[name] = found
     return out
 
 

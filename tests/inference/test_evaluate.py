@@ -62,6 +62,7 @@ def test_numbers_of_revos_and_mevis_are_those_of_the_pngs(made, trees, tmp_path,
     wanted = scoring.revos(trees / "revos", tmp_path / "revos" / "predictions")
     assert wanted["overall"]["J"] > 5 and wanted["overall"]["R"] < 99
     same(found["table"], wanted)
+    assert len(found["paper"]) == 9 and found["paper"]["overall J&F"] == found["table"]["overall"]["J&F"]
     assert found["failures"].keys() >= {"plan/no_answer", "plan/missing_field", "box/bad_list", "box/no_group"}
     assert found["bad"] == [] and found["items"] == found["table"]["count"]["referring"] * 2
 
@@ -151,7 +152,7 @@ def test_numbers_of_refdavis_are_those_of_the_pngs(made, trees, tmp_path, monkey
 def test_refytvos_is_an_archive_for_its_server_or_scored_by_its_own_masks(made, trees, tmp_path, monkeypatch):
     scripted.install(monkeypatch, scripted.PLANS)
     found = evaluated(made, tmp_path / "valid", trees / "refytvos", benchmark="refytvos")
-    assert found["table"] == {"unscored": 3} and found["archive"]["missing"] == 0
+    assert found["table"] == {"unscored": 3} and found["paper"] == {} and found["archive"]["missing"] == 0
     with zipfile.ZipFile(tmp_path / "valid" / found["archive"]["file"]) as archive:
         names = archive.namelist()
         shown = [cv2.imdecode(np.frombuffer(archive.read(name), np.uint8), -1) for name in names]

@@ -1,0 +1,76 @@
+"""Grounding DINO as System 2, in PyTorch through transformers: boxes from a detector instead of a language model.
+
+`--system2 grounding_dino:DIRECTORY` or `grounding_dino:DIRECTORY@THRESHOLD`; the directory is a checkpoint in Hugging
+Face layout (Grounding DINO or MM Grounding DINO) with its processor. Needs `pip install torch`.
+"""
+
+import importlib.util
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from omnir1_jax.errors import InputError
+
+THRESHOLD = 0.25  # of a box's score; the default of transformers
+FLAG = "--system2=grounding_dino"
+
+
+def load(settings: str):
+    """The grounder of DIRECTORY or DIRECTORY@THRESHOLD.
+
+    Raises:
+      InputError: PyTorch is not installed, or the directory is not that of such a model.
+    """
+    folder, _, threshold = settings.rpartition("@") if "@" in settings else (settings, "", str(THRESHOLD))
+    try:
+        least = float(threshold)
+    except ValueError as error:
+        raise InputError(f"{FLAG}: {threshold!r} after the @ is no number") from error
+    if not (pathlib.Path(folder) / "config.json").is_file():
+        raise InputError(f"{FLAG}: {folder or 'no directory'} holds no config.json; name it as {FLAG}:DIRECTORY")
+    if importlib.util.find_spec("torch") is None:
+        raise InputError(f"{FLAG}: needs PyTorch; pip install torch")
+    from transformers import AutoModelForZeroShotObjectDetection, AutoProcessor
+
+    try:
+        processor = AutoProcessor.from_pretrained(folder)
+        model = AutoModelForZeroShotObjectDetection.from_pretrained(folder).eval()
+    except (OSError, ValueError) as error:
+        raise InputError(f"{FLAG}: {folder} cannot be loaded ({str(error).splitlines()[0]})") from error
+    if not hasattr(processor, "post_process_grounded_object_detection"):
+        raise InputError(f"{FLAG}: {folder} holds a {type(model).__name__}, which names no boxes for a description")
+
+    def ground(frames: UInt8[np.ndarray, "n h w 3"], descriptions: Sequence[str]) -> list[Float[np.ndarray, "m 4"]]:
+        return find(processor, model, least, frames, descriptions)
+
+    return ground
+
+
+def find(
+    processor: Any, model: Any, least: float, frames: UInt8[np.ndarray, "n h w 3"], descriptions: Sequence[str]
+) -> list[Float[np.ndarray, "m 4"]]:
+    """Boxes of a score above `least`, the surest first; of an empty description none."""
+    import torch
+
+    asked = [n for n, text in enumerate(descriptions) if text.strip(" .")]
+    out = [np.zeros((0, 4), np.float32) for _ in descriptions]
+    if not asked:
+        return out
+    # The model reads lower case that ends in a stop; stops within would divide the description into several.
+    texts = [descriptions[n].lower().replace(".", " ").strip() + "." for n in asked]
+    inputs = processor(
+        images=[frames[n] for n in asked], text=texts, return_tensors="pt", padding=True, truncation=True
+    )
+    with torch.inference_mode():
+        said = model(**inputs)
+    sizes = [tuple(frames.shape[1:3])] * len(asked)
+    found = processor.post_process_grounded_object_detection(
+        said, inputs.input_ids, threshold=least, target_sizes=sizes
+    )
+    for n, one in zip(asked, found):
+        boxes, scores = one["boxes"].float().numpy(), one["scores"].float().numpy()
+        out[n] = boxes[np.argsort(-scores, kind="stable")]
+    return out
