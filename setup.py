@@ -19,6 +19,7 @@ setup(
         "grain>=0.2.10",
         "jax>=0.8",
         "jaxtyping>=0.3",
+        "jinja2>=3.1",
         "librosa>=0.11",
         "matplotlib>=3.10",
         "ml-collections>=1.0",
@@ -39,7 +40,7 @@ setup(
         "transformers>=5.0",
     ],
     extras_require={
-        "tpu": ["jax[tpu]>=0.8"],
+        "tpu": ["jax[tpu]>=0.8", "etils[epath-gcs]>=1.10"],
         "cuda": ["jax[cuda12]>=0.8"],
         # torch and libtpu are oracles of the tests: numbers from one, ahead-of-time compilation from the other.
         "test": [
