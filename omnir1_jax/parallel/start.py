@@ -1,6 +1,7 @@
 """Several processes as one run: who they are, and how they end when one of them is lost."""
 
 import contextlib
+import faulthandler
 import os
 import sys
 import traceback
@@ -68,23 +69,22 @@ def check() -> None:
 def ends_alone() -> Iterator[None]:
     """An error within ends this process at once, where its peers may be the reason or wait for it.
 
-    An ordinary exit would wait for all of them to come to the end too.
+    An ordinary exit would wait for all of them to come to the end too. Where the first process is lost, JAX itself
+    ends the others, with a line of its own; a dump of every thread would only hide it.
     """
+    if jax.process_count() > 1:
+        faulthandler.disable()
     try:
         yield
     except BaseException as error:
         if jax.process_count() == 1 or (isinstance(error, SystemExit) and not error.code):
             raise
-        bad = isinstance(error, InputError)
-        if not bad:
+        bad, text = isinstance(error, InputError), " ".join(str(error).split())[:400] or type(error).__name__
+        if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in text:
+            text = f"lost the others, or one of them failed; the same command resumes ({text})"
+        elif not bad:
             traceback.print_exc()
         which = f"process {jax.process_index()} of {jax.process_count()}"
-        print(f"error: {which}: {_line(error)}", file=sys.stderr, flush=True)
+        print(f"error: {which}: {text}", file=sys.stderr, flush=True)
         sys.stdout.flush()
         os._exit(2 if bad else 1)
-
-
-def _line(error: BaseException) -> str:
-    text = " ".join(str(error).split())[:400] or type(error).__name__
-    lost = isinstance(error, jax.errors.JaxRuntimeError)
-    return f"lost the others, or one of them failed; the same command resumes ({text})" if lost else text

@@ -19,7 +19,6 @@ from typing import Any
 from unittest import mock
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -38,7 +37,7 @@ def tiny_config(tokenizer: str) -> ConfigDict:
     with c.unlocked():
         c.thinker.sizes.text.update(num_heads=4, num_kv_heads=2, head_dim=8, mrope_section=(1, 1, 2))
     c.data.qa.batch_size = ROWS
-    c.prompts.system, c.prompts.qa, c.prompts.text_tokens = "toy_system", "question", 512
+    c.prompts.system, c.prompts.qa, c.prompts.text_tokens = "toy_system", "qa", 512
     return c
 
 
@@ -61,16 +60,6 @@ def config(case: dict, tokenizer: str) -> ConfigDict:
     c.update_from_flattened_dict(case["changes"])
     c.mesh.update({"fsdp": 1} | (case["mesh"] or {}))
     return c
-
-
-def varied(honest):
-    """Rewards that differ within a group, so that the policy gradient takes part; random texts earn nothing."""
-
-    def reward(config, batch, completions, *rest):
-        found = honest(config, batch, completions, *rest)
-        return found.replace(total=jnp.cos(completions.tokens[..., 0].astype(jnp.float32)))
-
-    return reward
 
 
 def compile_counted(lowered: jax.stages.Lowered, alone: bool) -> tuple[jax.stages.Compiled, dict[str, float]]:
@@ -140,7 +129,7 @@ def run(case: dict, tokenizer: str, out: pathlib.Path) -> dict:
 
 
 def main(out: str, tokenizer: str, cases: str) -> None:
-    qa.reward = varied(qa.reward)
+    qa.reward = tiny.varied(qa.reward)
     for case in json.loads(cases):
         told = run(case, tokenizer, pathlib.Path(out))
         (pathlib.Path(out) / f"{case['name']}.json").write_text(json.dumps(told))

@@ -66,8 +66,10 @@ def shares(got: dict, want: dict) -> dict[str, float]:
     return {name: both[0][name] / both[1][name] for name in PHASES if both[1][name]}
 
 
-def spread(out, one: dict, room: float = 1.15) -> None:
+def spread(out, one: dict) -> None:
     """Nothing of any weight is done by every device over again."""
+    # Patches are embedded by every device of `tensor`: that product has no axis for it, and weighs much at this size.
+    room = 1.4 if "tensor" in one["mesh"] else 1.1
     for name, share in shares(told(out, one)[0], told(out, case(one["kind"], one["changes"], None))[0]).items():
         assert share < room / 8, (name, share)
 
@@ -112,4 +114,4 @@ def test_the_toy_over_every_mesh(tmp_path, changes):
     carry_out(tmp_path, cases)
     for one in cases[1:]:
         compare(tmp_path, one)
-        spread(tmp_path, one, room=1.3)
+        spread(tmp_path, one)
