@@ -67,6 +67,12 @@ _SECONDS = flags.DEFINE_float(
 )
 _MOST = flags.DEFINE_integer("most_frames", 1000, "A longer video is refused.", lower_bound=1, allow_override=True)
 _OBJECTS = flags.DEFINE_integer("objects", 8, "Most objects of an answer.", lower_bound=1, allow_override=True)
+_SYSTEM2 = flags.DEFINE_string(
+    "system2",
+    "self",
+    "Who finds boxes: self (the checkpoint), grounding_dino:DIRECTORY, or a function of your own, MODULE:FUNCTION.",
+    allow_override=True,
+)
 _SEED = flags.DEFINE_integer("seed", 0, "Of sampling.", allow_override=True)
 _TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "Of System 1; 0 is greedy.", lower_bound=0.0, allow_override=True)
 _MAX_TOKENS = flags.DEFINE_integer(
@@ -104,6 +110,7 @@ def asked() -> Ask:
         audio_seconds=_SECONDS.value,
         most_frames=_MOST.value,
         objects=_OBJECTS.value,
+        system2=_SYSTEM2.value,
     )
 
 

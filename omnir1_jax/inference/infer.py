@@ -18,7 +18,7 @@ from omnir1_jax.data.clips import DecodeConfig, choose_frames
 from omnir1_jax.data.preprocess import tokens
 from omnir1_jax.data.samples import AudioFile, BadSample, ClipRef, ImageFiles, VideoAudio, VideoFile
 from omnir1_jax.errors import InputError
-from omnir1_jax.inference import records, run, samples
+from omnir1_jax.inference import host, records, run, samples
 from omnir1_jax.inference.answer import How
 from omnir1_jax.inference.load import Systems
 from omnir1_jax.inference.samples import Task
@@ -49,6 +49,7 @@ class Ask:
         question hears the sound that there is, and a query hears a sound file that is named.
       most_frames: a longer video is refused.
       objects: most objects of an answer.
+      system2: "self", or a function on the host as `inference.host` takes it.
     """
 
     video: str
@@ -62,6 +63,7 @@ class Ask:
     audio_seconds: float = -1.0
     most_frames: int = 1000
     objects: int = 8
+    system2: str = "self"
 
 
 class Sound(NamedTuple):
@@ -110,6 +112,9 @@ def answer(systems: Systems, ask: Ask, seed: int = 0) -> Result:
     """
     if ask.family not in FAMILIES:
         raise InputError(f"--task: {ask.family!r} is none of {', '.join(FAMILIES)}")
+    if ask.system2 != "self" and not host.named(ask.system2):
+        raise InputError(f"--system2: {ask.system2!r} is neither self nor NAME:SETTINGS nor MODULE:FUNCTION")
+    ground = host.load(ask.system2) if host.named(ask.system2) and ask.family != "qa" else None
     ref = clip_ref(ask)
     try:
         count, fps = media.frame_count(ref.frames, ref.sample_id), media.frame_rate(ref.frames, ref.sample_id)
@@ -129,7 +134,8 @@ def answer(systems: Systems, ask: Ask, seed: int = 0) -> Result:
         raise InputError(f"{ask.video}: {sample.fault}")
     parts = 1 if systems.mesh is None else batch_parts(systems.mesh)
     batch = samples.collate([sample], parts)
-    done = run.launch(systems, How(ask.family, objects=ask.objects), batch, seed)
+    how = How(ask.family, objects=ask.objects, host=ground is not None)
+    done = run.launch(systems, how, batch, seed, ground=ground)
     found, masks = jax.device_get((done.found, done.masks))
     line = records.record(sample, found, 0, ask.family, systems.tokenizer, systems.step.sampling.eos)
     kept = None

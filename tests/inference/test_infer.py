@@ -159,6 +159,19 @@ def test_folder_of_images(made, speaking, tmp_path):
     assert files.overlay.is_file()
 
 
+def middle(frames, descriptions):
+    return [[(10, 5, 20, 9), (50, 30, 70, 60)]] * len(frames)
+
+
+def test_boxes_of_a_function_on_the_host(made, speaking):
+    _, folder, _ = made
+    result = answer(speaking, Ask(str(folder / "frames"), "it", system2=f"{__name__}:middle"))
+    keyframes = result.line["keyframes"]
+    assert [one["frame"] for one in keyframes] == [3, 5, 11]
+    assert all(np.array_equal(one["boxes"], middle([0], [""])[0]) for one in keyframes)
+    assert result.masks is not None
+
+
 def test_one_frame(made, speaking, tmp_path):
     _, folder, _ = made
     for name in ("one.mp4", "frames/f8.png"):
@@ -214,6 +227,7 @@ def test_bad_input_is_one_line(made, tmp_path):
         (dict(start=9.0), "no frame from 9.0"),
         (dict(video=str(folder / "frames"), end=1.0), "only a video file has times"),
         (dict(family="qa", options=("a",)), "one option"),
+        (dict(system2="other"), "--system2: 'other' is neither"),
     ]
     for changes, complaint in cases:
         with pytest.raises(InputError, match=complaint) as caught:
