@@ -11,7 +11,7 @@ from absl import flags
 from omnir1_jax import cli
 from omnir1_jax.errors import InputError
 
-BENCHES = ("thinker", "sam2", "text", "data", "preprocess", "metrics", "operations")
+BENCHES = ("thinker", "sam2", "text", "data", "preprocess", "metrics", "operations", "evaluate")
 
 _ONLY = flags.DEFINE_list("only", list(BENCHES), "Which benchmarks to run, by name.")
 _QUICK = flags.DEFINE_bool("quick", False, "Few repeats at small sizes: checks the command, not the speed.")

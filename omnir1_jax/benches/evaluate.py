@@ -1,0 +1,142 @@
+"""Clips a minute of a whole evaluation of video segmentation: this package against the usual way in PyTorch.
+
+The toy's weights (configs/toy.py, so run it from a checkout) on held-out clips of the synthetic world: frames decoded,
+System 1 greedy, System 2 on the keyframes, SAM 2 over every frame, masks lifted, written as PNGs and scored. The other
+side is `usual_pipeline`: transformers' models of the same files, batched, its torch threads the better of one and all
+cores. What both sides found is compared before anything is timed.
+"""
+
+import json
+import os
+import pathlib
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from omnir1_jax import evaluate, trained
+from omnir1_jax.cli import atomic_path
+from omnir1_jax.data.samples import ClipRef
+from omnir1_jax.errors import InputError
+from omnir1_jax.evaluation import predictions
+from omnir1_jax.inference import run as runs
+from omnir1_jax.inference import scores, tasks
+from omnir1_jax.inference.samples import Task
+from omnir1_jax.inference.tasks import Options
+
+CLIPS, BATCH = 48, 8
+QUICK_CLIPS = 8
+
+
+class Kept:
+    """Items of a reader held in memory, as files would be: drawing the synthetic world is no part of an evaluation."""
+
+    def __init__(self, base: Any, positions: Sequence[int]):
+        self.name, self.split = base.name, base.split
+        self._items = [base[position] for position in positions]
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __getitem__(self, position: int) -> ClipRef:
+        return self._items[position]
+
+    def clips(self) -> Sequence[Sequence[int]]:
+        return [[n] for n in range(len(self))]
+
+
+def run(quick: bool) -> dict:
+    """Clips a minute on both sides, their ratio, and the share of items on which they agree."""
+    import torch
+
+    from omnir1_jax.benches import usual_pipeline
+
+    count, repeats = (QUICK_CLIPS, 1) if quick else (CLIPS, 3)
+    options = Options(tasks.SYNTHETIC, tasks=("vos",), limit=count, batch_size=BATCH)
+    made = evaluate.systems(trained.TOY)
+    (task,) = tasks.tasks(made, options)
+    task = _held(task, options)
+    config = made.config
+    usual = usual_pipeline.load(config.thinker.path, config.sam2.path, made.tokenizer, task, made.step)
+    with tempfile.TemporaryDirectory() as scratch:
+        folders = iter(pathlib.Path(scratch, str(n)) for n in range(100))
+
+        def ours() -> pathlib.Path:
+            out = next(folders)
+            runs.evaluate(made, task, options, out, quiet=True)
+            return out
+
+        def theirs() -> pathlib.Path:
+            out = next(folders)
+            _evaluate(usual, usual_pipeline.answer, task, count, out)
+            return out
+
+        figures = _agreement(task, ours(), theirs())  # compiled, and warm
+        threads = {}
+        for number in {os.cpu_count() or 1, 1}:
+            torch.set_num_threads(number)
+            threads[number] = _seconds(theirs)
+        torch.set_num_threads(min(threads, key=threads.get))
+        pairs = [(_seconds(ours), _seconds(theirs)) for _ in range(repeats)]
+    mine, other = (statistics.median(side) for side in zip(*pairs))
+    return figures | {
+        "clips": count,
+        "devices": jax.device_count(),
+        "clips_a_minute": 60 * count / mine,
+        "clips_a_minute_torch": 60 * count / other,
+        "torch_threads": torch.get_num_threads(),
+        "times_faster": other / mine,
+    }
+
+
+def _held(task: Task, options: Options) -> Task:
+    if task.family != "vos":
+        raise InputError(f"evaluate: {task.name} is no video segmentation")
+    positions = tasks.positions(task, options)
+    return Task(**{**vars(task), "reader": Kept(task.reader, positions)})
+
+
+def _seconds(function: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
+
+
+def _evaluate(usual: Any, answer: Callable[..., Any], task: Task, count: int, out: pathlib.Path) -> None:
+    """The other side's evaluation, with the same files in the end."""
+    lines = []
+    for start in range(0, count, BATCH):
+        positions = range(start, min(start + BATCH, count))
+        for position, found in zip(positions, answer(usual, positions)):
+            ref = task.reader[position]
+            names = scores.names(ref, len(found.masks))
+            predictions.write(str(out / "predictions"), *scores.place(ref), names, found.masks)
+            score = scores.score(ref, found.masks)
+            lines.append({"position": position, "completion": found.completion, "scores": score})
+    with atomic_path(out / "results.jsonl") as scratch:
+        scratch.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def _agreement(task: Task, ours: pathlib.Path, theirs: pathlib.Path) -> dict[str, float]:
+    """Share of equal answers, mean IoU of one side's masks with the other's, and both sides' J and F."""
+    mine, other = (
+        {line["position"]: line for line in map(json.loads, (out / "results.jsonl").read_text().splitlines())}
+        for out in (ours, theirs)
+    )
+    same, overlap = [], []
+    for position in range(len(task.reader)):
+        same.append(mine[position]["completion"] == other[position]["completion"])
+        ref = task.reader[position]
+        names = scores.names(ref, len(ref.frames))
+        a, b = (predictions.read(str(out / "predictions"), *scores.place(ref), names) > 0 for out in (ours, theirs))
+        overlap.append((a & b).sum() / (a | b).sum() if (a | b).any() else 1.0)
+    both = {
+        f"{name}{side}": 100 * float(np.mean([line["scores"][name] for line in lines.values()]))
+        for side, lines in (("", mine), ("_torch", other))
+        for name in ("J", "F")
+    }
+    return {"equal_answers": float(np.mean(same)), "mask_iou": float(np.mean(overlap)), **both}

@@ -1,0 +1,214 @@
+"""The evaluation of video segmentation as it is usually written: PyTorch, transformers' generate, SAM 2's session.
+
+Both language model calls are batched: System 1 over the clips of a batch, System 2 over all their keyframes. Prompts
+are padded on the left, answers read on the host.
+"""
+
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, UInt8
+from safetensors.torch import load_file
+from transformers import (
+    PreTrainedTokenizerBase,
+    Qwen2_5OmniThinkerForConditionalGeneration,
+    Sam2VideoConfig,
+    Sam2VideoModel,
+)
+from transformers.models.sam2_video.modeling_sam2_video import Sam2VideoInferenceSession
+
+from omnir1_jax.data import media, sampling
+from omnir1_jax.data.clips import DecodedClip, decode
+from omnir1_jax.data.preprocess import pixels, tokens
+from omnir1_jax.errors import InputError
+from omnir1_jax.inference.samples import Task
+from omnir1_jax.models.qwen_omni.vision import MEAN, STD
+from omnir1_jax.models.sam2.pixels import MEAN as SAM_MEAN
+from omnir1_jax.models.sam2.pixels import STD as SAM_STD
+from omnir1_jax.rl.config import StepConfig
+from omnir1_jax.systems import prompts
+from omnir1_jax.text import host
+
+TIED = {"prompt_encoder.shared_embedding.positional_embedding"}
+
+
+class Usual(NamedTuple):
+    """Both models, and the choices that both pipelines share."""
+
+    thinker: Any
+    sam2: Any
+    words: PreTrainedTokenizerBase
+    task: Task
+    step: StepConfig
+
+
+class Answered(NamedTuple):
+    """What was said and found about one clip; boxes in pixels of the video by keyframe."""
+
+    completion: str
+    boxes: Mapping[int, Sequence[tuple[float, ...]]]
+    masks: Bool[np.ndarray, "t h w"]
+
+
+def load(thinker: str, sam2: str, words: PreTrainedTokenizerBase, task: Task, step: StepConfig) -> Usual:
+    """Both models in float32 from directories in Hugging Face layout."""
+    omni = Qwen2_5OmniThinkerForConditionalGeneration.from_pretrained(pathlib.Path(thinker), dtype=torch.float32)
+    return Usual(omni.eval(), _sam2(pathlib.Path(sam2)).eval(), words, task, step)
+
+
+def _sam2(folder: pathlib.Path) -> Sam2VideoModel:
+    """What `Sam2VideoModel.from_pretrained` would load if it took memories of other than 64 channels, and ran blocks
+    that look at the whole frame while they halve it (here: that look through one window of its size)."""
+    model = Sam2VideoModel(Sam2VideoConfig.from_pretrained(folder))
+    for layer in model.memory_attention.layers:
+        for name in ("k_proj", "v_proj"):
+            old = getattr(layer.cross_attn_image, name)
+            new = torch.nn.Linear(model.config.memory_encoder_output_channels, old.out_features)
+            setattr(layer.cross_attn_image, name, new)
+    side = model.config.image_size // 4
+    for block in model.vision_encoder.backbone.blocks:
+        if not block.window_size and block.query_stride:
+            block.window_size = side
+        side //= block.query_stride[0] if block.query_stride else 1
+    lost = model.load_state_dict(load_file(folder / "model.safetensors"), strict=False)
+    if lost.unexpected_keys or set(lost.missing_keys) - TIED:
+        raise InputError(f"{folder}: not the parameters of SAM 2: {lost}")
+    model.tie_weights()
+    return model
+
+
+@torch.inference_mode()
+def answer(usual: Usual, positions: Sequence[int]) -> list[Answered]:
+    """One batch of the task's items."""
+    task, own = usual.task, usual.task.example
+    clips = [decode(task.reader[p], task.decode, sampling.generator(task.seed, 0, p)) for p in positions]
+    heard = [_system1(usual, clip) for clip in clips]
+    completions = _say(usual, [text for text, _ in heard], [grid for _, grid in heard], "video", usual.step.sampling)
+    plans = [host.read_plan(text, len(clip.frames), usual.step.limits) for text, clip in zip(completions, clips)]
+    chosen = [_keyframes(plan, usual.step.keyframes) for plan in plans]
+    asked, images = [], []
+    for clip, found in zip(clips, chosen):
+        for frame, description in found.items():
+            image = _sized(
+                clip.frames[frame : frame + 1], own.sharp_budget.image_min, own.sharp_budget.image_max, usual
+            )
+            words = own.grounding.replace("{description}", host.lower_strip(description).decode())
+            asked.append(words.replace("<|IMAGE|>", "<|IMAGE|>" * _cells(image, usual)))
+            images.append(image)
+    said = iter(_say(usual, asked, images, "image", usual.step.grounding) if asked else ())
+    out, drawn = [], iter(images)
+    for position, clip, found, completion in zip(positions, clips, chosen, completions):
+        boxes = {}
+        for frame in found:
+            _, height, width, _ = next(drawn).shape
+            scale = np.array([clip.size[1] / width, clip.size[0] / height] * 2, np.float32)
+            _, read = host.read_boxes(next(said), task.objects)
+            boxes[int(clip.frame_indices[frame])] = [
+                tuple(np.asarray(box.box) * scale) if not box.failure else None for box in read
+            ]
+        out.append(Answered(completion, boxes, _masks(usual, position, clip, boxes)))
+    return out
+
+
+def _keyframes(plan: host.Plan, count: int) -> dict[int, bytes]:
+    """The first frames that a plan covers, each with the first description for it."""
+    covered: dict[int, bytes] = {}
+    for piece in plan.pieces:
+        if piece.valid:
+            for frame in range(piece.first_frame, piece.last_frame + 1):
+                covered.setdefault(frame, piece.description)
+    return {frame: covered[frame] for frame in sorted(covered)[:count]}
+
+
+def _system1(usual: Usual, clip: DecodedClip) -> tuple[str, UInt8[np.ndarray, "t h w 3"]]:
+    own = usual.task.example
+    frames = _sized(clip.frames, own.policy_budget.video_min, own.policy_budget.video_max, usual)
+    words = prompts.render(own.template, query=clip.ref.query)
+    content = [{"type": "video", "video": None}, {"type": "text", "text": words}]
+    messages = [{"role": "system", "content": own.system}, {"role": "user", "content": content}]
+    return tokens.chat_text(messages).replace("<|VIDEO|>", "<|VIDEO|>" * _cells(frames, usual)), frames
+
+
+def _sized(frames: UInt8[np.ndarray, "t h w 3"], low: int, high: int, usual: Usual) -> UInt8[np.ndarray, "t y x 3"]:
+    factor = usual.task.example.sizes.cell_pixels
+    height, width = pixels.smart_resize(*frames.shape[1:3], min_pixels=low, max_pixels=high, factor=factor)
+    return np.stack([pixels.resize(frame, height, width) for frame in frames])
+
+
+def _cells(frames: UInt8[np.ndarray, "t y x 3"], usual: Usual) -> int:
+    factor = usual.task.example.sizes.cell_pixels
+    return -(-len(frames) // 2) * (frames.shape[1] // factor) * (frames.shape[2] // factor)
+
+
+def _patches(
+    frames: UInt8[np.ndarray, "t y x 3"], patch: int, merge: int
+) -> tuple[Float[np.ndarray, "n d"], list[int]]:
+    """Patches in the order of transformers' processor, and their grid."""
+    clip = (np.concatenate([frames, frames[-1:]]) if len(frames) % 2 else frames).astype(np.float32)
+    clip = (clip / 255 - np.array(MEAN, np.float32)) / np.array(STD, np.float32)
+    grid = [len(clip) // 2, clip.shape[1] // patch, clip.shape[2] // patch]
+    t, rows, columns = grid
+    cut = clip.reshape(t, 2, rows // merge, merge, patch, columns // merge, merge, patch, 3)
+    cut = cut.transpose(0, 2, 5, 3, 6, 8, 1, 4, 7)
+    return cut.reshape(t * rows * columns, -1), grid
+
+
+def _say(usual: Usual, texts: Sequence[str], media_of: Sequence[np.ndarray], kind: str, how: Any) -> list[str]:
+    """Greedy answers, all prompts in one batch."""
+    sizes = usual.task.example.sizes
+    cut = [_patches(frames, sizes.cell_pixels // sizes.merge, sizes.merge) for frames in media_of]
+    values = torch.from_numpy(np.concatenate([values for values, _ in cut]))
+    grids = torch.tensor([grid for _, grid in cut])
+    inputs = usual.words(list(texts), padding=True, padding_side="left", return_tensors="pt", add_special_tokens=False)
+    if kind == "video":
+        seen = dict(pixel_values_videos=values, video_grid_thw=grids, video_second_per_grid=torch.ones(len(texts)))
+    else:
+        seen = dict(pixel_values=values, image_grid_thw=grids)
+    lines = usual.thinker.generate(
+        input_ids=inputs.input_ids,
+        attention_mask=inputs.attention_mask,
+        **seen,
+        use_audio_in_video=False,
+        do_sample=False,
+        max_new_tokens=how.max_tokens,
+        eos_token_id=list(how.eos),
+        pad_token_id=how.pad,
+    )
+    return usual.words.batch_decode(lines[:, inputs.input_ids.shape[1] :], skip_special_tokens=True)
+
+
+def _masks(
+    usual: Usual, position: int, clip: DecodedClip, boxes: Mapping[int, Sequence[Any]]
+) -> Bool[np.ndarray, "t h w"]:
+    """Boxes followed through every frame; objects share the frames' features."""
+    source, side = usual.task.reader[position].frames, usual.task.side
+    count = media.frame_count(source)
+    out = np.zeros((count, *clip.size), bool)
+    objects = max((len(found) for found in boxes.values()), default=0)
+    if not any(box is not None for found in boxes.values() for box in found):
+        return out
+    frames = media.load_frames(source, range(count), size=(side, side)).astype(np.float32)
+    video = torch.from_numpy((frames / 255 - np.array(SAM_MEAN, np.float32)) / np.array(SAM_STD, np.float32))
+    video, scale = video.permute(0, 3, 1, 2), np.array([side / clip.size[1], side / clip.size[0]] * 2)
+    cache = None
+    for n in range(objects):
+        own = {frame: found[n] for frame, found in boxes.items() if n < len(found) and found[n] is not None}
+        if not own:
+            continue
+        session = Sam2VideoInferenceSession(
+            video=video, video_height=side, video_width=side, dtype=torch.float32, max_vision_features_cache_size=count
+        )
+        cache = session.cache = cache or session.cache
+        for frame, box in own.items():
+            corners = torch.tensor(np.asarray(box) * scale, dtype=torch.float32).reshape(1, 1, 2, 2)
+            labels = torch.tensor([[[2, 3]]], dtype=torch.int32)
+            session.add_point_inputs(session.obj_id_to_idx(0), frame, dict(point_coords=corners, point_labels=labels))
+            session.obj_with_new_inputs = [0]
+            usual.sam2(session, frame_idx=frame)
+        for found in usual.sam2.propagate_in_video_iterator(session, start_frame_idx=0):
+            raised = torch.nn.functional.interpolate(found.pred_masks.float(), clip.size, mode="bilinear")
+            out[found.frame_idx] |= (raised[0, 0] > 0).numpy()
+    return out
