@@ -9,23 +9,42 @@ import os
 os.environ.update(JAX_PLATFORMS="cpu", TPU_SKIP_MDS_QUERY="1", ALLOW_MULTIPLE_LIBTPU_LOAD="1")
 
 import json
+import pathlib
 from typing import Any
 
 from absl import flags
 
 from omnir1_jax import cli, settings
 from omnir1_jax.errors import InputError
-from omnir1_jax.planning import report, search, table
+from omnir1_jax.planning import report, scaling, search, table
 
 _CONFIG = settings.define()
 _TOPOLOGY = flags.DEFINE_string(
-    "topology", "v5p:2x2x1", "Chips to plan for, as v5e:2x4, v5p:2x2x1 or v6e:4x4.", allow_override=True
+    "topology",
+    "v5p:2x2x1",
+    "Chips to plan for, as v5e:2x4, v5p:2x2x1 or v6e:4x4; several, with commas: weak scaling from the first on.",
+    allow_override=True,
 )
 _HBM = flags.DEFINE_float(
     "hbm", None, "GiB of memory of a chip, in place of the chip's own.", lower_bound=0.1, allow_override=True
 )
 _SEARCH = flags.DEFINE_bool(
     "search", False, "Try meshes, rematerialisation and chunks; the cheapest that fits.", allow_override=True
+)
+_TRIES = flags.DEFINE_integer("tries", 12, "Plans that --search compiles at most.", lower_bound=1, allow_override=True)
+_STAGES = flags.DEFINE_list(
+    "stages", [], "Only these stages of the step, each compiled by itself, as sample,update.", allow_override=True
+)
+_EFFORT = flags.DEFINE_float(
+    "effort",
+    0.0,
+    "The compiler's, from -1 (quick; the program may be larger) to 1; training's is 0.",
+    lower_bound=-1.0,
+    upper_bound=1.0,
+    allow_override=True,
+)
+_SUMMARY = flags.DEFINE_list(
+    "summary", [], "Only print plans that --json wrote to these files as one Markdown table.", allow_override=True
 )
 _JSON = flags.DEFINE_string("json", None, "Also write the plan to this file.", allow_override=True)
 _COMPLETION = flags.DEFINE_integer(
@@ -40,20 +59,46 @@ _FRAMES = flags.DEFINE_integer(
 
 
 def main(_: Any) -> int:
+    if _SUMMARY.value:
+        print(table.summary([read_plan(path) for path in _SUMMARY.value]))
+        return 0
     cli.need(config=_CONFIG)
     expected = report.Expected(_COMPLETION.value, _ANSWER.value, _FRAMES.value)
     if _COMPLETION.value is not None and _COMPLETION.value < 1:
         raise InputError("--completion: must be at least 1")
-    settings_ = dict(hbm=_HBM.value, expected=expected)
-    if _SEARCH.value:
-        found = search.cheapest(_CONFIG.value, _TOPOLOGY.value, **settings_, log=lambda line: print(line, flush=True))
+    how = dict(hbm=_HBM.value, expected=expected, stages=_STAGES.value, effort=_EFFORT.value)
+    config, topologies, log = _CONFIG.value, _TOPOLOGY.value.split(","), lambda line: print(line, flush=True)
+    if len(topologies) > 1:
+        if _SEARCH.value:
+            raise InputError("--search: takes one --topology")
+        plans = scaling.weak(config, topologies, **how, log=log)
+        found, text, good = plans, table.scaling(plans), all(plan["fits"] for plan in plans)
     else:
-        found = report.plan(_CONFIG.value, _TOPOLOGY.value, **settings_)
-    print(table.table(found), flush=True)
+        if _SEARCH.value:
+            found = search.cheapest(config, topologies[0], **how, log=log, tries=_TRIES.value)
+        else:
+            found = report.plan(config, topologies[0], **how)
+        found = {"config": config.name} | found
+        text, good = table.table(found), found["fits"]
+    print(text, flush=True)
     if _JSON.value:
         with cli.atomic_path(_JSON.value) as scratch:
             scratch.write_text(json.dumps(found, indent=2))
-    return 0 if found["fits"] else 1
+    return 0 if good else 1
+
+
+def read_plan(path: str) -> dict[str, Any]:
+    """What `--json` wrote."""
+    file = pathlib.Path(path)
+    if not file.is_file():
+        raise InputError(f"--summary: there is no file {path}")
+    try:
+        found = json.loads(file.read_text())
+    except json.JSONDecodeError as error:
+        raise InputError(f"--summary: {path} is not JSON ({error})") from error
+    if not isinstance(found, dict) or "hbm_bytes_per_chip" not in found:
+        raise InputError(f"--summary: {path} is no plan of one topology")
+    return found
 
 
 if __name__ == "__main__":

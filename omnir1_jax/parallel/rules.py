@@ -53,6 +53,7 @@ def named_sharding(
     for name, size in zip(names, shape, strict=True):
         axes = table.get(name) if name is not None else None
         axes = (axes,) if isinstance(axes, str) else tuple(axes or ())
+        axes = tuple(axis for axis in axes if axis in mesh.shape)
         parts = 1
         for axis in axes:
             parts *= mesh.shape[axis]

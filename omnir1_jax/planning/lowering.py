@@ -1,5 +1,6 @@
 """Lowering a planned step: its arguments as shapes, with shardings where there is a mesh."""
 
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -7,11 +8,12 @@ import jax
 from jax import ShapeDtypeStruct
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from omnir1_jax.parallel import state_shardings, tree_shardings
+from omnir1_jax.errors import InputError
+from omnir1_jax.parallel import batch_sharding, tree_shardings
 from omnir1_jax.planning.abstract import Program
 from omnir1_jax.rl import learn
 from omnir1_jax.rl.learn import TrainState
-from omnir1_jax.rl.step import make_train_step
+from omnir1_jax.rl.step import Stages, make_stages, make_train_step
 
 
 class Arguments(NamedTuple):
@@ -30,7 +32,7 @@ def arguments(program: Program, task: str, mesh: Mesh | None = None) -> Argument
     found = Arguments(state, nn.unbox(program.frozen), program.batches[task], key)
     if mesh is None:
         return found
-    whole, rows = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+    whole, rows = NamedSharding(mesh, PartitionSpec()), batch_sharding(mesh)
     placed = Arguments(
         train_shardings(program, mesh),
         tree_shardings(mesh, program.frozen),
@@ -42,13 +44,7 @@ def arguments(program: Program, task: str, mesh: Mesh | None = None) -> Argument
 
 def train_shardings(program: Program, mesh: Mesh) -> TrainState:
     """Of the state, step to step."""
-    whole = NamedSharding(mesh, PartitionSpec())
-    return TrainState(
-        step=whole,
-        trainable=tree_shardings(mesh, program.trainable),
-        opt_state=state_shardings(mesh, program.trainable, program.optimizer),
-        skipped=whole,
-    )
+    return learn.shardings(mesh, program.trainable, program.optimizer)
 
 
 def lower(program: Program, task: str, mesh: Mesh | None = None) -> jax.stages.Lowered:
@@ -59,3 +55,50 @@ def lower(program: Program, task: str, mesh: Mesh | None = None) -> jax.stages.L
     given = arguments(program, task, mesh)
     with jax.set_mesh(mesh):
         return step.lower(*given)
+
+
+def lower_stages(
+    program: Program, task: str, mesh: Mesh, names: Sequence[str]
+) -> Iterator[tuple[str, jax.stages.Lowered]]:
+    """Some stages of the step, each lowered by itself: far less to compile than all of it.
+
+    What one stage hands to the next is laid out as a batch is.
+
+    Raises:
+      InputError: no such stage.
+    """
+    for name in names:
+        if name not in Stages._fields:
+            raise InputError(f"--stages: {name!r} is none of {', '.join(Stages._fields)}")
+    given = arguments(program, task, mesh)
+    state, frozen, batch, key = given
+    stages = make_stages(program.models, program.optimizer, program.step)
+    size, kept = jax.tree.leaves(batch)[0].shape[0], train_shardings(program, mesh)
+    whole, rows = NamedSharding(mesh, PartitionSpec()), batch_sharding(mesh)
+
+    def shapes(stage, *operands):
+        place = lambda x: rows if x.ndim and x.shape[0] == size else whole
+        shape = lambda x: ShapeDtypeStruct(x.shape, x.dtype, sharding=place(x))
+        return jax.tree.map(shape, jax.eval_shape(stage, *operands))
+
+    with jax.set_mesh(mesh):
+        media = shapes(stages.encode, frozen, batch)
+        completions = shapes(stages.sample, state, frozen, batch, media, key)
+        reading = shapes(stages.read, frozen, batch, completions)
+        found = shapes(stages.ground, frozen, batch, reading)
+        masks = shapes(stages.segment, frozen, batch, reading, found)
+        rewards = shapes(stages.reward, batch, completions, reading, found, masks)
+        operands = Stages(
+            encode=(frozen, batch),
+            sample=(state, frozen, batch, media, key),
+            read=(frozen, batch, completions),
+            ground=(frozen, batch, reading),
+            segment=(frozen, batch, reading, found),
+            reward=(batch, completions, reading, found, masks),
+            update=(state, frozen, batch, media, completions, rewards),
+        )
+        for name in names:
+            how = {}
+            if name == "update":
+                how = dict(donate_argnums=0, out_shardings=(kept, None))
+            yield name, jax.jit(getattr(stages, name), **how).lower(*getattr(operands, name))

@@ -2,9 +2,11 @@
 
 import dataclasses
 import math
-import re
+import pathlib
+import tempfile
 import time
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -13,11 +15,13 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from omnir1_jax.errors import InputError
-from omnir1_jax.parallel import make_mesh
-from omnir1_jax.planning import abstract, hlo, lowering, operations, step, traffic
+from omnir1_jax.parallel import batch_parts, make_mesh
+from omnir1_jax.planning import abstract, hlo, lowering, memory, operations, step, traffic
 from omnir1_jax.planning.abstract import Program
 from omnir1_jax.planning.step import Rollout
 from omnir1_jax.planning.topology import GIB, Chip, chip_of, devices_of
+
+MEMORY_PHASES = tuple(name for name in step.STAGES if name != "other")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,17 +41,42 @@ class Expected:
 LIMITS = Expected()
 
 
-def plan(config: ConfigDict, topology: str, *, hbm: float | None = None, expected: Expected = LIMITS) -> dict[str, Any]:
+class Seen(NamedTuple):
+    """A compiled program: bytes of one chip, what the compiler says of it, and whether it took it."""
+
+    fits: bool
+    code: int
+    notes: memory.Notes
+
+    @property
+    def total(self) -> int:
+        return self.notes.arguments + self.notes.outputs + self.notes.scratch + self.code
+
+
+def plan(
+    config: ConfigDict,
+    topology: str,
+    *,
+    hbm: float | None = None,
+    expected: Expected = LIMITS,
+    stages: Sequence[str] = (),
+    effort: float = 0.0,
+) -> dict[str, Any]:
     """Compiles the step of the config's first video task, or of its first, for a topology. JSON-ready.
 
     Args:
       hbm: GiB of memory of a chip, where it is not the chip's own.
+      stages: some of the step's stages, compiled one by one, in place of the whole; memory is that of the largest.
+      effort: of the compiler, -1 to 1; at -1 it takes a fraction of the time, and what it makes may be slower and
+        take more memory.
 
     Returns:
-      fits: whether the program's memory is within the chip's.
-      hbm_bytes_per_chip: total (None where the compiler gave up before it knew), capacity and parts.
+      fits: whether the compiler takes the program and its memory is within `hbm`.
+      hbm_bytes_per_chip: total, capacity and parts.
+      temporaries_by_phase: most bytes that are in use at a time beside the arguments, while each phase runs.
       operations, bytes, collective_bytes: of a chip, by phase, each with a "total".
       seconds_estimate: of a step by roofline, by phase, with a "total".
+      largest_temporaries: bytes, shape and path of each.
       shrink: what to make smaller where it does not fit.
 
     Raises:
@@ -62,10 +91,9 @@ def plan(config: ConfigDict, topology: str, *, hbm: float | None = None, expecte
     check(config, task, mesh)
     program = abstract.program(config)
     capacity = int(hbm * GIB) if hbm else chip.memory
-    start = time.monotonic()
-    lowered = lowering.lower(program, task, mesh)
-    parts = resident(program, task, mesh) | transient(program, config, task, mesh)
-    about = {
+    rollout, start = expected.rollout(program), time.monotonic()
+    parts = resident(program, task, mesh)
+    found = {
         "topology": topology,
         "chips": len(devices),
         "task": task,
@@ -73,34 +101,72 @@ def plan(config: ConfigDict, topology: str, *, hbm: float | None = None, expecte
         "batch_size": config.data[task].batch_size,
         "remat": config.thinker.remat,
         "parameters": sum(math.prod(x.shape) for x in jax.tree.leaves(nn.unbox(program.trainable))),
+        "stages": list(stages),
+        "effort": effort,
     }
-    try:
-        compiled = lowered.compile()
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        total = _said(str(error))
-        memory = {"total": total, "capacity": capacity, **parts}
-        return about | {"fits": False, "hbm_bytes_per_chip": memory, "shrink": shrink(config, parts, capacity)}
-    seen = compiled.memory_analysis()
-    arguments, scratch = seen.argument_size_in_bytes, seen.temp_size_in_bytes
-    total = arguments + scratch + seen.output_size_in_bytes - seen.alias_size_in_bytes
-    parts["activations and other temporaries"] = max(scratch - sum(transient(program, config, task, mesh).values()), 0)
-    fits = total <= capacity
-    memory = {"total": total, "arguments": arguments, "temporaries": scratch, "capacity": capacity, **parts}
-    costs = cost(hlo.parse(compiled.as_text()), program, expected.rollout(program), chip)
-    spent = {"compile_seconds": round(time.monotonic() - start, 1)}
-    said = {} if fits else {"shrink": shrink(config, parts, capacity)}
-    rollout = {"rollout": expected.rollout(program)._asdict()}
-    return about | {"fits": fits, "hbm_bytes_per_chip": memory} | said | rollout | costs | spent
+    if stages:
+        programs = lowering.lower_stages(program, task, mesh, stages)
+    else:
+        programs = [("step", lowering.lower(program, task, mesh))]
+    seen = [compiled(lowered, effort) for _, lowered in programs]
+    largest = max(seen, key=lambda one: one.total)
+    peaks = {name: size for one in seen for name, size in memory.peaks(one.notes, MEMORY_PHASES).items()}
+    total = {
+        "total": largest.total,
+        "capacity": capacity,
+        **parts,
+        "temporaries": largest.notes.scratch,
+        "program and results": largest.code + largest.notes.outputs,
+    }
+    found |= {
+        "fits": all(one.fits for one in seen) and largest.total <= capacity,
+        "hbm_bytes_per_chip": total,
+        "temporaries_by_phase": peaks,
+        "caches_bytes_per_chip": caches(program, config, task, mesh),
+        "largest_temporaries": memory.largest(largest.notes, 8),
+    }
+    if not found["fits"]:
+        busiest = max(peaks, key=lambda name: peaks[name], default=None)
+        found |= {"shrink": shrink(config, task, mesh, parts, capacity, busiest)}
+    found |= {"rollout": rollout._asdict()} | added(cost(one.notes.module, program, rollout, chip) for one in seen)
+    return found | {"compile_seconds": round(time.monotonic() - start, 1)}
+
+
+def compiled(lowered: jax.stages.Lowered, effort: float = 0.0) -> Seen:
+    """What the compiler makes of a program, also where it then finds the memory too small."""
+    before = jax.config.jax_exec_time_optimization_effort
+    with tempfile.TemporaryDirectory() as scratch:
+        folder, program = pathlib.Path(scratch), None
+        try:
+            jax.config.update("jax_exec_time_optimization_effort", effort)
+            program = lowered.compile(compiler_options=memory.options(folder))
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+        finally:
+            jax.config.update("jax_exec_time_optimization_effort", before)
+        code = 0 if program is None else program.memory_analysis().generated_code_size_in_bytes
+        return Seen(program is not None, code, memory.read(folder))
+
+
+def added(costs: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """Sums of the programs' costs, and the share that links have of the time."""
+    total: dict[str, Any] = {}
+    for one in costs:
+        for kind, phases in one.items():
+            mine = total.setdefault(kind, {})
+            for name, amount in phases.items():
+                mine[name] = mine.get(name, 0.0) + amount
+    links, seconds = total.pop("collective_seconds")["total"], total["seconds_estimate"]["total"]
+    return total | {"collective_share": links / max(seconds, 1e-30)}
 
 
 def check(config: ConfigDict, task: str, mesh: Mesh) -> None:
     """InputError where the batch does not divide over the mesh."""
-    rows, size = mesh.shape["data"] * mesh.shape["fsdp"], config.data[task].batch_size
+    rows, size = batch_parts(mesh), config.data[task].batch_size
     if size % rows:
         raise InputError(
-            f"data.{task}.batch_size: {size} prompts do not divide over mesh.data x mesh.fsdp = {rows}; "
+            f"data.{task}.batch_size: {size} prompts do not divide over mesh.slice x data x fsdp = {rows}; "
             f"take {math.ceil(size / rows) * rows} or more of mesh.tensor"
         )
 
@@ -124,11 +190,11 @@ def resident(program: Program, task: str, mesh: Mesh) -> dict[str, int]:
     }
 
 
-def transient(program: Program, config: ConfigDict, task: str, mesh: Mesh) -> dict[str, int]:
-    """Bytes of a chip that its largest temporaries would take if nothing were shared; they do not live all at once."""
+def caches(program: Program, config: ConfigDict, task: str, mesh: Mesh) -> dict[str, int]:
+    """Bytes of a chip that keys and values take, counted; they are among the temporaries, one cache after the other."""
     text, own = program.models.thinker.config.text, program.step
     batch = program.batches[task]
-    rows = config.data[task].batch_size // (mesh.shape["data"] * mesh.shape["fsdp"])
+    rows = config.data[task].batch_size // batch_parts(mesh)
     width = np.dtype(program.models.thinker.config.dtype).itemsize
     token = (
         2
@@ -148,31 +214,38 @@ def transient(program: Program, config: ConfigDict, task: str, mesh: Mesh) -> di
     return found
 
 
-def _said(message: str) -> int | None:
-    """Bytes that the compiler says it would need."""
-    found = re.search(r"Used ([\d.]+)([KMG]) of", message)
-    return int(float(found[1]) * {"K": 2**10, "M": 2**20, "G": 2**30}[found[2]]) if found else None
+ADVICE = {
+    "weights trained": "mesh.fsdp: more chips, or lora.rank: an adapter",
+    "optimiser": "mesh.fsdp: more chips, or lora.rank: an adapter",
+    "weights frozen": "mesh.fsdp: more chips, or a smaller thinker.path",
+    "SAM 2.1 weights": "sam2.path: a smaller segmenter",
+    "batch and tables": "data.*.frames or pixels.sharp",
+    "encode": "data.*.frames or pixels.policy_video",
+    "sample": "step.group or step.max_tokens",
+    "ground": "step.keyframes, pixels.sharp or step.grounding_tokens",
+    "segment": "sam2.object_chunk, sam2.frame_chunk or data.*.frames",
+    "update": "step.score_chunk, step.max_tokens or step.group",
+}
 
 
-def shrink(config: ConfigDict, parts: dict[str, int], capacity: int) -> str:
-    """The largest part and the setting that makes it smaller."""
-    advice = {
-        "weights trained": "mesh.fsdp: more chips, or lora.rank: an adapter",
-        "optimiser": "mesh.fsdp: more chips, or lora.rank: an adapter",
-        "weights frozen": "mesh.fsdp: more chips, or a smaller thinker.path",
-        "SAM 2.1 weights": "sam2.path: a smaller segmenter",
-        "batch and tables": "data.*.frames or pixels.sharp",
-        "cache of rollouts": "step.group or step.max_tokens",
-        "cache of keyframes": "step.keyframes or pixels.sharp",
-    }
-    activations = (
-        "thinker.remat: 'full'" if config.thinker.remat != "full" else "step.max_tokens, step.group or step.score_chunk"
-    )
-    named = {name: size for name, size in parts.items() if name in advice}
-    largest = max(named, key=lambda name: named[name])
-    if named[largest] < capacity / 4:
-        return f"activations: {activations}"
-    return f"{largest} ({named[largest] / GIB:.1f} GiB): {advice[largest]}"
+def shrink(
+    config: ConfigDict, task: str, mesh: Mesh, parts: Mapping[str, int], capacity: int, stage: str | None = None
+) -> str:
+    """The setting to make smaller: of the largest part that lies there always, or of the stage that takes most.
+
+    Args:
+      parts: of the arguments. stage: whose temporaries are largest, where that is known.
+    """
+    largest = max(parts, key=lambda name: parts[name])
+    if sum(parts.values()) > 0.6 * capacity or stage not in ADVICE:
+        return f"{largest} ({parts[largest] / GIB:.1f} GiB): {ADVICE[largest]}"
+    own = ADVICE[stage]
+    if stage == "update" and config.thinker.remat != "full":
+        own = f"thinker.remat: 'full', {own}"
+    prompts = config.data[task].batch_size // batch_parts(mesh)
+    if prompts > 1:
+        own = f"data.{task}.batch_size: now {prompts} prompts a chip, or {own}"
+    return f"the {stage} stage's temporaries: {own}"
 
 
 def cost(module: hlo.Module, program: Program, rollout: Rollout, chip: Chip) -> dict[str, Any]:
@@ -185,12 +258,12 @@ def cost(module: hlo.Module, program: Program, rollout: Rollout, chip: Chip) -> 
         + moved.links[name] / chip.link_rate
         for name in counted
     }
-    links = sum(moved.links.values()) / chip.link_rate
+    links = {name: moved.links[name] / chip.link_rate for name in counted}
     total = lambda parts: {"total": sum(parts.values()), **parts}
     return {
         "operations": total(counted),
         "bytes": total(moved.memory),
         "collective_bytes": total(moved.links),
         "seconds_estimate": total(seconds),
-        "collective_share": links / max(sum(seconds.values()), 1e-30),
+        "collective_seconds": total(links),
     }

@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -46,13 +46,15 @@ def cheapest(
     *,
     hbm: float | None = None,
     expected: Expected = LIMITS,
+    stages: Sequence[str] = (),
+    effort: float = 0.0,
     log: Callable[[str], None] = print,
     tries: int = 12,
 ) -> dict[str, Any]:
     """The first candidate's kind of mesh that fits, improved over its neighbours: the least seconds of those compiled.
 
     Args:
-      tries: compilations at most; a whole model takes minutes.
+      tries: compilations at most; a whole model takes minutes. stages, effort: as in `report.plan`.
 
     Returns:
       the plan with its settings under "choice"; if none fits, the one that needs least memory.
@@ -65,7 +67,9 @@ def cheapest(
     for choice in options:
         if best is not None and choice["remat"] != best["choice"]["remat"]:
             break  # what follows computes more
-        found = report.plan(changed(config, choice), topology, hbm=hbm, expected=expected) | {"choice": choice}
+        new = changed(config, choice)
+        found = report.plan(new, topology, hbm=hbm, expected=expected, stages=stages, effort=effort)
+        found |= {"choice": choice}
         size = found["hbm_bytes_per_chip"]["total"] or math.inf
         log(f"{choice}: {size / 2**30:.1f} GiB, {'fits' if found['fits'] else 'does not fit'}")
         if least is None or size < (least["hbm_bytes_per_chip"]["total"] or math.inf):

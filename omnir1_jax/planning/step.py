@@ -85,7 +85,7 @@ def assumptions(program: Program, rollout: Rollout) -> Assumptions:
             r"ground/.*decode": rollout.answer - 1,
             r"ground/.*tails": math.ceil(rollout.tail / TAIL_PIECE),
             r"ground/frames": rollout.frames,
-            r"segment/objects": math.ceil(rollout.objects / chunk),
+            r"segment/.*objects": math.ceil(rollout.objects / chunk),
         },
         shares={
             r"blocks/cond": (1 - whole, whole),

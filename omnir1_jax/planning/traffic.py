@@ -47,9 +47,20 @@ def by_phase(module: Module, assumptions: Assumptions, phases: Sequence[str]) ->
         phase = phase_of(run.path, phases)
         if kind in COLLECTIVES:
             links[phase] += run.times * COLLECTIVES[kind] * _moved(kind, run)
+        elif kind == "fusion" and (inside := _collective(module, one)):
+            links[phase] += run.times * COLLECTIVES[inside] * _moved(inside, run)
         memory[phase] += run.times * _touched(run)
     every = (*phases, "other")
     return Traffic({name: memory[name] for name in every}, {name: links[name] for name in every})
+
+
+def _collective(module: Module, one: Instruction) -> str | None:
+    """The collective that a fusion holds; an all-reduce of which each device keeps its part is a reduce-scatter."""
+    inside = module.computations[one.called()[0]]
+    found = next((each for each in inside if each.opcode in COLLECTIVES), None)
+    if found is None:
+        return None
+    return "reduce-scatter" if found.opcode == "all-reduce" and one.bytes < found.bytes else found.opcode
 
 
 def _moved(kind: str, run: Executed) -> int:

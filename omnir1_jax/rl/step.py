@@ -1,8 +1,7 @@
 """One GRPO step: sample a group, let System 2 judge it, learn. One compiled program, no callback to the host."""
 
-import functools
 from collections.abc import Callable
-from typing import Any, no_type_check
+from typing import Any, NamedTuple, no_type_check
 
 import flax.struct
 import jax
@@ -12,6 +11,7 @@ from jaxtyping import Array, Key
 
 from omnir1_jax.errors import InputError
 from omnir1_jax.models.qwen_omni.sample import Completions
+from omnir1_jax.parallel import constrain_rows
 from omnir1_jax.rl import learn
 from omnir1_jax.rl.config import Frozen, Models, Rewards, StepConfig
 from omnir1_jax.rl.families import family_of
@@ -34,6 +34,50 @@ class Rollout:
 TrainStep = Callable[[TrainState, Frozen, Any, Key[Array, ""]], tuple[TrainState, dict[str, Array], Rollout]]
 
 
+class Stages(NamedTuple):
+    """The step's arrows, each a function of arrays."""
+
+    encode: Callable[..., Any]  # frozen, batch
+    sample: Callable[..., Any]  # state, frozen, batch, media, key
+    read: Callable[..., Any]  # frozen, batch, completions
+    ground: Callable[..., Any]  # frozen, batch, reading
+    segment: Callable[..., Any]  # frozen, batch, reading, found
+    reward: Callable[..., Any]  # batch, completions, reading, found, masks
+    update: Callable[..., Any]  # state, frozen, batch, media, completions, rewards
+
+
+def make_stages(models: Models, optimizer: optax.GradientTransformation, config: StepConfig) -> Stages:
+    """The stages of `make_train_step`, not compiled."""
+
+    def encode(frozen, batch):
+        return reasoner.encode(models.thinker, frozen.towers, batch.policy)
+
+    def sample(state, frozen, batch, media, key):
+        variables = learn.policy(state.trainable, frozen, config)
+        return reasoner.sample(models.thinker, variables, batch.policy, media, key, config.sampling, config.group)
+
+    def read(frozen, batch, completions):
+        return family_of(batch).read(frozen, config, batch, completions)
+
+    def ground(frozen, batch, reading):
+        return family_of(batch).ground(models, frozen, config, batch, reading)
+
+    def segment(frozen, batch, reading, found):
+        return family_of(batch).segment(models, frozen, config, batch, reading, found)
+
+    def reward(batch, completions, reading, found, masks):
+        return family_of(batch).reward(config, batch, completions, reading, found, masks)
+
+    def update(state, frozen, batch, media, completions, rewards):
+        return learn.learn(
+            models.thinker, optimizer, config, state, frozen, batch.policy, media, completions, rewards.total
+        )
+
+    # Named so that profiles and counts can tell the stages apart.
+    named = (jax.named_scope(f.__name__)(f) for f in (encode, sample, read, ground, segment, reward, update))
+    return Stages(*named)
+
+
 def make_train_step(
     models: Models,
     optimizer: optax.GradientTransformation,
@@ -51,57 +95,29 @@ def make_train_step(
     """
     if mode not in ("fused", "staged"):
         raise InputError(f"step.mode: {mode!r} is neither 'fused' nor 'staged'")
-    named = lambda f: jax.named_scope(f.__name__)(f)  # so that profiles and counts can tell the stages apart
-    stage = (lambda f, **how: jax.jit(named(f), **how)) if mode == "staged" else lambda f, **_: named(f)
-
-    @stage
-    def encode(frozen, batch):
-        return reasoner.encode(models.thinker, frozen.towers, batch.policy)
-
-    @stage
-    def sample(state, frozen, batch, media, key):
-        variables = learn.policy(state.trainable, frozen, config)
-        return reasoner.sample(models.thinker, variables, batch.policy, media, key, config.sampling, config.group)
-
-    @stage
-    def read(frozen, batch, completions):
-        return family_of(batch).read(frozen, config, batch, completions)
-
-    @stage
-    def ground(frozen, batch, reading):
-        return family_of(batch).ground(models, frozen, config, batch, reading)
-
-    @stage
-    def segment(frozen, batch, reading, found):
-        return family_of(batch).segment(models, frozen, config, batch, reading, found)
-
-    @stage
-    def reward(batch, completions, reading, found, masks):
-        return family_of(batch).reward(config, batch, completions, reading, found, masks)
-
-    @functools.partial(stage, donate_argnums=0)
-    def update(state, frozen, batch, media, completions, rewards):
-        return learn.learn(
-            models.thinker, optimizer, config, state, frozen, batch.policy, media, completions, rewards.total
-        )
+    stage = make_stages(models, optimizer, config)
+    if mode == "staged":
+        kept = None if shardings is None else (shardings, None)
+        update = jax.jit(stage.update, donate_argnums=0, out_shardings=kept)
+        stage = Stages(*(jax.jit(f) for f in stage[:-1]), update)
 
     def train_step(state: TrainState, frozen: Frozen, batch: Any, key: Key[Array, ""]):
         family_of(batch)  # refuses what no family knows before anything runs
-        media = encode(frozen, batch)
-        completions = sample(state, frozen, batch, media, jax.random.fold_in(key, state.step))
-        reading = read(frozen, batch, completions)
-        found = ground(frozen, batch, reading)
-        masks = segment(frozen, batch, reading, found)
-        rewards = reward(batch, completions, reading, found, masks)
-        state, learned = update(state, frozen, batch, media, completions, rewards)
-        return (
-            state,
-            summary(completions, rewards, learned, state),
-            Rollout(completions, reading, found, masks, rewards),
-        )
+        media = stage.encode(frozen, batch)
+        completions = stage.sample(state, frozen, batch, media, jax.random.fold_in(key, state.step))
+        reading = stage.read(frozen, batch, completions)
+        found = stage.ground(frozen, batch, reading)
+        masks = stage.segment(frozen, batch, reading, found)
+        rewards = stage.reward(batch, completions, reading, found, masks)
+        state, learned = stage.update(state, frozen, batch, media, completions, rewards)
+        told = summary(completions, rewards, learned, state), Rollout(completions, reading, found, masks, rewards)
+        return state, *constrain_rows(told, rewards.total.shape[0])
 
+    if mode == "staged":
+        return train_step
     out = None if shardings is None else (shardings, None, None)
-    return jax.jit(train_step, donate_argnums=0, out_shardings=out) if mode == "fused" else train_step
+    # What the step has no use for lies in the device's memory all the same, so that a plan has to see it.
+    return jax.jit(train_step, donate_argnums=0, out_shardings=out, keep_unused=True)
 
 
 def summary(completions: Completions, rewards: Rewards, learned: Learned, state: TrainState) -> dict[str, Array]:

@@ -4,6 +4,7 @@ A *grounder* turns (frame, description) pairs into text with boxes, a *segmenter
 plain functions that the config names; `GROUNDERS` and `SEGMENTERS` are where another one is plugged in.
 """
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, no_type_check
 
@@ -19,6 +20,7 @@ from omnir1_jax.models.qwen_omni.inputs import VisionInputs
 from omnir1_jax.models.qwen_omni.sample import Sampling, Tails, generate
 from omnir1_jax.models.qwen_omni.thinker import Thinker, place
 from omnir1_jax.models.sam2.model import NO_OBJECT
+from omnir1_jax.parallel.rowwise import rowwise
 
 
 @no_type_check  # also holds shapes and shardings
@@ -158,10 +160,17 @@ def sam2_video(
 ) -> Masks:
     """SAM 2.1 from the boxes of each object through the clip; each clip is encoded once for all completions.
 
+    Over a mesh each device sees to its own clips.
+
     Args:
       clip: frames stretched to any square; `original` is the width and height that the boxes refer to.
       prompts: which boxes are real. A completion without any has an empty union.
     """
+    return rowwise(functools.partial(_clips, model), params, clip, frame_valid, original, boxes, prompts, frame)
+
+
+def _clips(model, params, clip, frame_valid, original, boxes, prompts, frame) -> Masks:
+    """`sam2_video` of the clips of one device."""
     b, g, k, n = prompts.shape
     side, t, objects = model.config.mask_side, clip.shape[1], g * n
     flat = lambda x: jnp.moveaxis(x, 3, 2).reshape(b, objects, k, *x.shape[4:])

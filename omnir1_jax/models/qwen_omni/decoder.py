@@ -14,7 +14,9 @@ from omnir1_jax.models.qwen_omni.cache import Prompt, PromptCache, TailCache
 from omnir1_jax.models.qwen_omni.config import TextConfig
 from omnir1_jax.models.qwen_omni.rope import Rotary, rotary, rotate
 from omnir1_jax.models.remat import ATTENTION_OUTPUT, remat
-from omnir1_jax.parallel import constrain
+from omnir1_jax.parallel import DECODING_RULES, DEFAULT_RULES, constrain
+
+DECODING = (*DEFAULT_RULES, *DECODING_RULES)
 
 
 @flax.struct.dataclass
@@ -56,15 +58,18 @@ class Block(nn.Module):
         x = constrain(x, stream)
         y = RMSNorm(c.hidden_size, c.rms_norm_eps, self.dtype, name="attention_norm")(x)
 
+        def beside(t, axis: str):
+            """Cut as weights in the decoding layout are, so that activations move and the weights do not."""
+            return t if training else constrain(t, ("rows", *(None,) * (t.ndim - 3), axis, "head_dim"), DECODING)
+
         def heads(name: str, count: int, axis: str):
             shapes = (c.hidden_size,), (count, c.head_dim), ("embed",), (axis, "head_dim")
-            return Linear(*shapes, use_bias=True, dtype=self.dtype, name=name)(y)
+            t = beside(Linear(*shapes, use_bias=True, dtype=self.dtype, name=name)(y), axis)
+            # Attention is local to a prompt and its heads, whatever the layout of the weights.
+            return constrain(t, ("batch", *(None,) * (t.ndim - 3), axis, None))
 
-        # Attention is local to a prompt and its heads, whatever the layout of the weights.
-        local = lambda t, axis: constrain(t, ("batch", *(None,) * (t.ndim - 3), axis, None))
-        q = local(rotate(heads("q", c.num_heads, "heads"), angles), "heads")
-        k = local(rotate(heads("k", c.num_kv_heads, "kv_heads"), angles), "kv_heads")
-        v = local(heads("v", c.num_kv_heads, "kv_heads"), "kv_heads")
+        q, k = rotate(heads("q", c.num_heads, "heads"), angles), rotate(heads("k", c.num_kv_heads, "kv_heads"), angles)
+        v = heads("v", c.num_kv_heads, "kv_heads")
         kept = None
         if isinstance(view, Sequence):
             y = attend(q, k, v, mask=view.mask, implementation=self.attention)
@@ -80,7 +85,7 @@ class Block(nn.Module):
             y = attend_shared(q, prompt_k, prompt_v, view.prompt_mask, own_k, own_v, view.tail_mask)
         y = checkpoint_name(y, ATTENTION_OUTPUT)
         shapes = (c.num_heads, c.head_dim), (c.hidden_size,), ("heads", "head_dim"), ("embed",)
-        x = constrain(x + Linear(*shapes, dtype=self.dtype, name="o")(y), stream)
+        x = constrain(x + Linear(*shapes, dtype=self.dtype, name="o")(beside(y, "heads")), stream)
 
         y = RMSNorm(c.hidden_size, c.rms_norm_eps, self.dtype, name="mlp_norm")(x)
         shapes = (c.hidden_size,), (c.intermediate_size,), ("embed",), ("mlp",)

@@ -10,7 +10,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from omnir1_jax.models.attention import Mask, Tree
 from omnir1_jax.models.qwen_omni.cache import Prompt
-from omnir1_jax.models.qwen_omni.decoder import Decoder, last_real
+from omnir1_jax.models.qwen_omni.decoder import DECODING, Decoder, last_real
+from omnir1_jax.parallel import constrain
 
 
 class Scores(NamedTuple):
@@ -90,9 +91,11 @@ def token_logprobs(
 
     From `chunk` tokens' logits at a time.
 
-    Tokens are cut, not the vocabulary: a head sharded over the vocabulary stays where it is. The head is cast inside
-    a piece, so that its gradient adds up in its own dtype.
+    Over a mesh the vocabulary is cut, as for decoding: each device takes its part of it for the tokens of all, so that
+    a piece moves hidden states and not the head or its gradient. The head is cast inside a piece, so that its gradient
+    adds up in its own dtype.
     """
+    head = constrain(head, (None, "vocab"), DECODING)
     b, n = targets.shape
     count = -(-n // min(chunk, n))
     size = -(-n // count)
@@ -102,9 +105,12 @@ def token_logprobs(
     @jax.checkpoint
     def piece(parts):
         hidden, targets = parts
-        logits = jnp.dot(hidden.astype(dtype), head.astype(dtype), preferred_element_type=jnp.float32) / temperature
+        hidden = constrain(hidden.astype(dtype), ("rows", None, None), DECODING)
+        logits = jnp.dot(hidden, head.astype(dtype), preferred_element_type=jnp.float32) / temperature
+        logits = constrain(logits, ("rows", None, "vocab"), DECODING)
         total = jax.nn.logsumexp(logits, axis=-1)
-        chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+        # A sum over one token: what a cut vocabulary can do where it lies, and its gradient needs no scatter.
+        chosen = jnp.sum(jnp.where(jnp.arange(head.shape[1]) == targets[..., None], logits, 0.0), axis=-1)
         every = logits - total[..., None]
         return chosen - total, -jnp.sum(jnp.exp(every) * every, axis=-1), chosen >= jnp.max(logits, axis=-1)
 
