@@ -17,7 +17,6 @@ from omnir1_jax.data.pipeline import Family
 from omnir1_jax.data.stream import Prefetch, training_stream
 from omnir1_jax.errors import InputError
 from omnir1_jax.models.qwen_omni.config import ThinkerConfig
-from omnir1_jax.parallel import BATCH as BATCH
 from omnir1_jax.parallel import batch_sharding, make_mesh, whole
 from omnir1_jax.rl import learn
 from omnir1_jax.rl.learn import TrainState

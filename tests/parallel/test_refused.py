@@ -27,7 +27,7 @@ def tokenizer(tmp_path_factory):
         ),
         (
             {"data.qa.batch_size": 12},
-            "data.qa.batch_size: 12 prompts do not divide over mesh.slice x mesh.data x mesh.fsdp = 8; take 8 or 16, or",
+            "data.qa.batch_size: 12 prompts do not divide over mesh.slice x mesh.data x mesh.fsdp = 8; take 8 or 16",
         ),
         (
             {"data.qa.batch_size": 4},
