@@ -132,7 +132,7 @@ def main(_) -> None:
         page = serve.require()
         made = systems(_CHECKPOINT.value, _CONFIG.value, **decoding)
         limits = serve.Limits(_MEGABYTES.value, _CLIP.value, _MOST.value)
-        serve.launch(page, made, limits, host=_HOST.value, port=_PORT.value)
+        serve.launch(page, made, limits, system2=_SYSTEM2.value, host=_HOST.value, port=_PORT.value)
         return
     ask, out = asked(), pathlib.Path(_OUT.value)
     outputs.check_target(out)

@@ -6,7 +6,7 @@ model or a user writes is shown as text. Needs `pip install omnir1_jax[serve]` (
 
 import collections
 import contextlib
-import functools
+import dataclasses
 import importlib
 import importlib.util
 import pathlib
@@ -23,6 +23,7 @@ from absl import logging
 from omnir1_jax.data import media
 from omnir1_jax.data.samples import BadSample, VideoFile
 from omnir1_jax.errors import InputError
+from omnir1_jax.inference import host as grounding
 from omnir1_jax.inference import outputs
 from omnir1_jax.inference.infer import IMAGES, Ask, Result, answer
 from omnir1_jax.inference.load import Systems
@@ -264,10 +265,24 @@ def opened(gradio: Any, run: Callable[..., Shown], limits: Limits, folder: str, 
         blocks.close()
 
 
-def launch(gradio: Any, systems: Systems, limits: Limits, *, host: str = "127.0.0.1", port: int = 7860) -> None:
+def answerer(systems: Systems, system2: str = "self") -> Callable[[Ask], Result]:
+    """What answers the page's requests, all with the same System 2."""
+    return lambda ask: answer(systems, dataclasses.replace(ask, system2=system2))
+
+
+def launch(
+    gradio: Any,
+    systems: Systems,
+    limits: Limits,
+    *,
+    system2: str = "self",
+    host: str = "127.0.0.1",
+    port: int = 7860,
+) -> None:
     """Opens the page, prints its address, and returns when it is stopped."""
+    grounding.check(system2)
     with tempfile.TemporaryDirectory(prefix="omnir1_jax_page_") as folder:
-        run = handler(functools.partial(answer, systems), limits, pathlib.Path(folder))
+        run = handler(answerer(systems, system2), limits, pathlib.Path(folder))
         with opened(gradio, run, limits, folder, host, port) as address:
             print(f"the page is at {address} (Ctrl-C stops it)", flush=True)
             with contextlib.suppress(KeyboardInterrupt):

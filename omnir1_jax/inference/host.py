@@ -62,6 +62,19 @@ def load(system2: str) -> Ground:
     return found
 
 
+def check(system2: str) -> Ground | None:
+    """The grounder of `load`; None for "self", which is in the graph.
+
+    Raises:
+      InputError: something else.
+    """
+    if system2 == "self":
+        return None
+    if not named(system2):
+        raise InputError(f"--system2: {system2!r} is neither self nor NAME:SETTINGS nor MODULE:FUNCTION")
+    return load(system2)
+
+
 def prompts(ground: Ground, found: Found, samples: Sequence[Sample], family: str, objects: int) -> Prompts:
     """What the segmenter is given of the grounder's boxes. `found` is on the host.
 

@@ -112,9 +112,7 @@ def answer(systems: Systems, ask: Ask, seed: int = 0) -> Result:
     """
     if ask.family not in FAMILIES:
         raise InputError(f"--task: {ask.family!r} is none of {', '.join(FAMILIES)}")
-    if ask.system2 != "self" and not host.named(ask.system2):
-        raise InputError(f"--system2: {ask.system2!r} is neither self nor NAME:SETTINGS nor MODULE:FUNCTION")
-    ground = host.load(ask.system2) if host.named(ask.system2) and ask.family != "qa" else None
+    ground = host.check(ask.system2)
     ref = clip_ref(ask)
     try:
         count, fps = media.frame_count(ref.frames, ref.sample_id), media.frame_rate(ref.frames, ref.sample_id)
@@ -134,7 +132,7 @@ def answer(systems: Systems, ask: Ask, seed: int = 0) -> Result:
         raise InputError(f"{ask.video}: {sample.fault}")
     parts = 1 if systems.mesh is None else batch_parts(systems.mesh)
     batch = samples.collate([sample], parts)
-    how = How(ask.family, objects=ask.objects, host=ground is not None)
+    how = How(ask.family, objects=ask.objects, host=ground is not None and ask.family != "qa")
     done = run.launch(systems, how, batch, seed, ground=ground)
     found, masks = jax.device_get((done.found, done.masks))
     line = records.record(sample, found, 0, ask.family, systems.tokenizer, systems.step.sampling.eos)

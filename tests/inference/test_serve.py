@@ -3,6 +3,7 @@
 import asyncio
 import pathlib
 import zipfile
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -95,6 +96,14 @@ def test_tables_escape_what_a_model_says():
     }  # fmt: skip
     made = serve.plan(said)
     assert "<img" not in made and made.count("&lt;img") == 2 and "bad_time" in made
+
+
+def test_every_request_has_the_page_s_grounder(monkeypatch):
+    monkeypatch.setattr(serve, "answer", lambda systems, ask: (systems, ask.system2, ask.query))
+    systems = mock.Mock(spec=serve.Systems)
+    assert serve.answerer(systems, "a:b")(infer.Ask("film", "q")) == (systems, "a:b", "q")
+    with pytest.raises(InputError, match="--system2: 'other' is neither"):
+        serve.launch(None, systems, LIMITS, system2="other")
 
 
 def test_without_gradio(monkeypatch):
