@@ -1,5 +1,8 @@
 """Meshes and processes that will not do: one line each that says which number to change."""
 
+import subprocess
+import sys
+
 import jax
 import pytest
 
@@ -9,6 +12,7 @@ from omnir1_jax.setup import data
 from omnir1_jax.setup import run as setup
 from tests.data import qwen_oracle
 from tests.parallel.mesh_runs import tiny_config
+from tests.test_processes import free_port
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +65,16 @@ def test_one_process_loads_every_part():
 def test_processes_that_cannot_be_joined(given, line):
     with pytest.raises(InputError, match=line):
         start.start(*given)
+
+
+@pytest.mark.parametrize("process", [0, 1])
+def test_a_process_that_waits_in_vain(process):
+    port = free_port()
+    program = f"from omnir1_jax.parallel import start; start.start('localhost:{port}', 2, {process}, wait=2)"
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert found.returncode == 2
+    line = f"error: --coordinator: not all of the processes came to localhost:{port} within 2 s"
+    assert found.stderr.splitlines()[-1].startswith(line)
 
 
 def test_processes_that_were_never_joined(monkeypatch):
