@@ -74,6 +74,12 @@ def spread(out, one: dict) -> None:
         assert share < room / 8, (name, share)
 
 
+def resumed(out, one: dict) -> None:
+    """The last step from another mesh's checkpoint against the same on this mesh alone."""
+    again = np.load(out / f"{one['name']}.resumed.npy")
+    np.testing.assert_allclose(again, told(out, one)[1], rtol=0, atol=1e-5)
+
+
 TINY = [
     case("tiny", {}, None),
     case("tiny", {}, MESHES[4]),
@@ -101,17 +107,18 @@ def test_each_device_does_its_share(tiny, one):
 
 
 def test_a_checkpoint_goes_on_over_another_mesh(tiny):
-    one = next(one for one in TINY if "from" in one)
-    np.testing.assert_allclose(np.load(tiny / f"{one['name']}.resumed.npy"), told(tiny, one)[1], rtol=0, atol=1e-5)
+    resumed(tiny, next(one for one in TINY if "from" in one))
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("kind", ["tiny", "toy"])
 @pytest.mark.parametrize("changes", [{}, LORA], ids=["full", "adapter"])
-def test_the_toy_over_every_mesh(tmp_path, changes):
-    """Both systems and the segmenter, with weights that write plans."""
-    cases = [case("toy", changes, mesh) for mesh in (None, *MESHES)]
+def test_every_mesh(tmp_path, kind, changes):
+    """The toy has both systems and the segmenter, with weights that write plans."""
+    cases = [case(kind, changes, mesh) for mesh in (None, *MESHES)]
     cases[2]["from"] = cases[1]["name"]
     carry_out(tmp_path, cases)
     for one in cases[1:]:
         compare(tmp_path, one)
         spread(tmp_path, one)
+    resumed(tmp_path, cases[2])
