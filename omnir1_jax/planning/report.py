@@ -48,9 +48,9 @@ class Seen(NamedTuple):
     code: int
     notes: memory.Notes
 
-    @property
-    def total(self) -> int:
-        return self.notes.arguments + self.notes.outputs + self.notes.scratch + self.code
+    def total(self, held: int = 0) -> int:
+        """With all that the step's arguments hold, be it of no use to this program."""
+        return max(self.notes.arguments, held) + self.notes.outputs + self.notes.scratch + self.code
 
 
 def plan(
@@ -66,7 +66,8 @@ def plan(
 
     Args:
       hbm: GiB of memory of a chip, where it is not the chip's own.
-      stages: some of the step's stages, compiled one by one, in place of the whole; memory is that of the largest.
+      stages: some of the step's stages, compiled one by one, in place of the whole; memory is that of the largest,
+        with the arguments of the whole step.
       effort: of the compiler, -1 to 1; at -1 it takes a fraction of the time, and what it makes may be slower and
         take more memory.
 
@@ -109,17 +110,18 @@ def plan(
     else:
         programs = [("step", lowering.lower(program, task, mesh))]
     seen = [compiled(lowered, effort) for _, lowered in programs]
-    largest = max(seen, key=lambda one: one.total)
+    held = sum(parts.values())
+    largest = max(seen, key=lambda one: one.total(held))
     peaks = {name: size for one in seen for name, size in memory.peaks(one.notes, MEMORY_PHASES).items()}
     total = {
-        "total": largest.total,
+        "total": largest.total(held),
         "capacity": capacity,
         **parts,
         "temporaries": largest.notes.scratch,
         "program and results": largest.code + largest.notes.outputs,
     }
     found |= {
-        "fits": all(one.fits for one in seen) and largest.total <= capacity,
+        "fits": all(one.fits for one in seen) and largest.total(held) <= capacity,
         "hbm_bytes_per_chip": total,
         "temporaries_by_phase": peaks,
         "caches_bytes_per_chip": caches(program, config, task, mesh),

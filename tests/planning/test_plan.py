@@ -141,7 +141,7 @@ def test_temporaries_are_told_by_phase_whether_the_program_fits_or_not():
         kept = layers * 2**27
         peaks = memory.peaks(seen.notes, ("encode", "update"))
         assert peaks.keys() <= {"update", "other"} and kept <= peaks["update"] <= 4 * kept + 2**30
-        assert peaks["update"] <= seen.notes.scratch <= seen.total
+        assert peaks["update"] <= seen.notes.scratch <= seen.total()
         first = memory.largest(seen.notes, 3)[0]
         assert first["bytes"] == kept and f"[{layers},65536,1024]" in first["shape"] and "update" in first["path"]
 
