@@ -52,6 +52,8 @@ def compare(out, one: dict) -> None:
         assert mine["samples"] == other["samples"] and mine["data"] == other["data"]
         np.testing.assert_array_equal(mine["tokens"], other["tokens"])
         assert mine["rows"] == rows
+        # Nothing but rounding itself, hence not to be compared.
+        assert mine["metrics"].pop("learn/sampler_gap") < 1e-3 > other["metrics"].pop("learn/sampler_gap")
         for name, value in other["metrics"].items():
             np.testing.assert_allclose(mine["metrics"][name], value, rtol=1e-5, atol=1e-5, err_msg=name)
     np.testing.assert_allclose(weights, wanted, rtol=0, atol=1e-5)
@@ -70,6 +72,8 @@ def spread(out, one: dict) -> None:
     """Nothing of any weight is done by every device over again."""
     # Patches are embedded by every device of `tensor`: that product has no axis for it, and weighs much at this size.
     room = 1.4 if "tensor" in one["mesh"] else 1.1
+    if one["kind"] == "toy":  # its 645 tokens cannot be cut, and the segmenter is not cut over `tensor`
+        room = 2.1
     for name, share in shares(told(out, one)[0], told(out, case(one["kind"], one["changes"], None))[0]).items():
         assert share < room / 8, (name, share)
 
