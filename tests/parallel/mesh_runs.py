@@ -35,7 +35,7 @@ PHASES = ("encode", "sample", "ground", "segment", "update")
 def tiny_config(tokenizer: str) -> ConfigDict:
     c = tiny.get_config(tokenizer)
     with c.unlocked():
-        c.thinker.sizes.text.update(num_heads=4, num_kv_heads=2, head_dim=8, mrope_section=(1, 1, 2))
+        c.thinker.sizes.text.update(vocab_size=512, num_heads=4, num_kv_heads=2, head_dim=8, mrope_section=(1, 1, 2))
     c.data.qa.batch_size = ROWS
     c.prompts.system, c.prompts.qa, c.prompts.text_tokens = "toy_system", "qa", 512
     return c
