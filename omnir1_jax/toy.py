@@ -107,19 +107,29 @@ def measure(
     _same(out / "toy.json", {"config": settings.plain(config), "clips": clips})
     timed = _timer(out / "phases")
     cold = timed("before", lambda: before(config, out / "before", clips))
-    runs = {}
     for reward, seed in [(reward, seed) for reward in rewards for seed in seeds]:
         name = f"{reward}_{seed}"
         run = out / "runs" / name
         own = experiment(config, reward, seed)
-        found = timed(f"train_{name}", functools.partial(trained, own, run))
-        if found is None:
+        if timed(f"train_{name}", functools.partial(trained, own, run)) is None:
             return None
-        runs[name] = {"reward": reward, "seed": seed, "learnt": found["result"]}
-        measured = functools.partial(after, run, out / "after" / name, clips)
-        runs[name] |= timed(f"after_{name}", measured)["result"]
+        timed(f"after_{name}", functools.partial(after, run, out / "after" / name, clips))
+    runs = finished(out / "phases")
     seconds = {path.stem: json.loads(path.read_text())["seconds"] for path in sorted((out / "phases").glob("*.json"))}
     return {"clips": clips, "steps": config.steps, "before": cold["result"], "runs": runs, "seconds": seconds}
+
+
+def finished(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
+    """Every run whose phases are whole, those of earlier calls among them."""
+    result = lambda name: json.loads((folder / f"{name}.json").read_text())["result"]
+    named = lambda reward: folder.glob(f"after_{reward}_[0-9]*.json")
+    found = [(reward, int(path.stem.rsplit("_", 1)[1])) for reward in REWARDS for path in named(reward)]
+    runs = {}
+    for reward, seed in sorted(found, key=lambda run: (list(REWARDS).index(run[0]), run[1])):
+        name = f"{reward}_{seed}"
+        about = {"reward": reward, "seed": seed, "learnt": result(f"train_{name}")}
+        runs[name] = about | result(f"after_{name}")
+    return runs
 
 
 def _timer(folder: pathlib.Path) -> Callable[[str, Callable[[], Any]], dict[str, Any] | None]:

@@ -30,7 +30,7 @@ nav a:hover { text-decoration: underline; }
 h3 { font-size: 15px; margin: 24px 0 8px; overflow-wrap: anywhere; }
 p { margin: 0 0 12px; max-width: 75ch; }
 .soft, figcaption, caption { color: var(--soft); font-size: 13px; }
-.scroll { overflow-x: auto; }
+.scroll { overflow-x: auto; margin: 0 0 18px; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 14px; }
 caption { text-align: left; padding: 0 0 6px; }
 th, td { text-align: left; padding: 5px 18px 5px 0; border-bottom: 1px solid var(--line); vertical-align: top;
