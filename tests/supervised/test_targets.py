@@ -168,8 +168,10 @@ def test_questions_lessons_are_true_and_plans_know_nothing():
         for question, answer in answers(lessons.questions(clip, config(count=6, tokens=48))):
             said = question.split("<")[0]
             if said.startswith("When: "):
-                n = names.index(said.removeprefix("When: "))
                 piece = host.read_plan(f"<answer>{answer}</answer>", 8).pieces[0]
+                n = names.index(piece.description.decode())
+                words_of_it = said.removeprefix("When: ").removeprefix("the ").split()
+                assert set(words_of_it) <= {*names[n].split(), "shape"}
                 times = np.flatnonzero(clear[n])
                 assert piece.valid and (piece.first_frame, piece.last_frame) == (times[0], times[-1])
             elif said.startswith("Which: "):
