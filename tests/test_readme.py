@@ -8,7 +8,10 @@ import subprocess
 import sys
 
 import pytest
+from absl.testing import flagsaver
 
+import omnir1_jax.plan  # noqa: F401  (defines the flags)
+from omnir1_jax import settings
 from tests.data import qwen_oracle
 from tests.models import thinker_oracle
 
@@ -58,3 +61,13 @@ def test_the_names_of_the_python_example_exist(name):
     module = importlib.import_module(f"omnir1_jax.models.{name}")
     used = re.findall(rf"{name}\.(\w+)\(", (ROOT / "README.md").read_text())
     assert used and all(callable(getattr(module, function)) for function in used)
+
+
+@pytest.mark.parametrize("line", re.findall(r"^python -m omnir1_jax\.plan .*", (ROOT / "README.md").read_text(), re.M))
+def test_plans_are_asked_for_with_flags_that_exist(line, monkeypatch):
+    """They take minutes each; a config that is missing, or a flag, is told when they are read."""
+    argv = shlex.split(line)[2:]
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "argv", argv)
+    with flagsaver.flagsaver():
+        assert settings.parse(argv) == argv[:1]
