@@ -21,8 +21,8 @@ SCRIPT = pathlib.Path(__file__).parent / "torch_script.py"
 
 
 def test_the_readme_shows_this_script():
-    for shown in re.findall(r"<!-- torch-script -->\n```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S):
-        assert shown == SCRIPT.read_text()
+    (shown,) = re.findall(r"<!-- torch-script -->\n```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    assert shown == SCRIPT.read_text()
 
 
 def test_the_script_s_plan_is_ours(tmp_path, monkeypatch, capsys):

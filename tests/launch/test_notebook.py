@@ -87,7 +87,7 @@ def test_it_clones_and_installs(tmp_path):
     fake = tmp_path / "python"
     fake.write_text('#!/bin/sh\necho "$PWD $*" >>"$0.log"\n')
     fake.chmod(0o755)
-    (tmp_path / "work").mkdir()
+    (tmp_path / "content").mkdir()
     values = {"REPOSITORY": str(tmp_path / "origin"), "INSTALL": True}
     code = (
         "import sys; from tests.launch import notebook as n; n.sys.executable = sys.argv.pop(); n.main(*sys.argv[1:])"
@@ -95,10 +95,10 @@ def test_it_clones_and_installs(tmp_path):
     for _ in range(2):  # again is no second clone
         subprocess.run(
             [sys.executable, "-c", code, "none", json.dumps(values), str(fake)],
-            cwd=tmp_path / "work", env=os.environ | {"PYTHONPATH": str(ROOT)}, check=True,
+            cwd=tmp_path / "content", env=os.environ | {"PYTHONPATH": str(ROOT)}, check=True,
         )  # fmt: skip
     installed = (tmp_path / "python.log").read_text().splitlines()
-    assert installed == [f"{tmp_path}/work/omnir1_jax -m pip install -q -e .[tpu] -c launch/constraints.txt"] * 2
+    assert installed == [f"{tmp_path}/content/omnir1_jax -m pip install -q -e .[tpu] -c launch/constraints.txt"] * 2
 
 
 def test_it_is_a_clean_notebook():
