@@ -14,7 +14,7 @@ from tests.data import qwen_oracle
 from tests.rl import small
 from tests.runs import Runs, printed, rows
 
-STEPS, WARM = 250, 50
+STEPS, WARM = 350, 150
 # A step that kept its state, batch or rollout would keep MEGABYTES[0] of host memory within a few steps.
 GROWTH = 4 << 20
 
