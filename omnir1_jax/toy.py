@@ -19,7 +19,7 @@ from typing import Any
 from absl import flags, logging
 from ml_collections import ConfigDict
 
-from omnir1_jax import cli, evaluate, settings, train
+from omnir1_jax import cli, evaluate, settings, train, trained
 from omnir1_jax.errors import InputError
 from omnir1_jax.inference.answer import KEYFRAMES
 from omnir1_jax.inference.load import Systems
@@ -27,6 +27,7 @@ from omnir1_jax.inference.samples import SOUNDS
 from omnir1_jax.inference.store import write_json
 from omnir1_jax.inference.tasks import Options
 from omnir1_jax.reporting import lines, toy_report
+from omnir1_jax.reporting.log import METRICS
 from omnir1_jax.setup.run import keep_compiled
 
 # The paper's ablation: what is left of the reward of segmentation.
@@ -36,7 +37,7 @@ REWARDS: dict[str, dict[str, float]] = {
     "rk_rg": {"alignment": 0.0},
     "rk": {"alignment": 0.0, "segmentation": 0.0},
 }
-METRICS = {  # of each family, by the names they have in the summary
+NAMES = {  # of each family, by the names they have in the summary
     "vos": {"reward": "reward/total", "J": "reward/segmentation", "box IoU": "reward/alignment"},
     "refavs": {"reward": "reward/total", "box IoU": "reward/accuracy"},
 }
@@ -51,7 +52,7 @@ def score(made: Systems, folder: pathlib.Path, task: str, clips: int, label: str
 
 def before(config: ConfigDict, folder: pathlib.Path, clips: int) -> dict[str, Any]:
     """The cold start: its own plans, its first description in other frames, and its answers to what it hears."""
-    made = evaluate.systems("toy", config)
+    made = evaluate.systems(trained.TOY, config)
     return {
         "vos": {rule: score(made, folder, "vos", clips, rule, keyframes=rule) for rule in KEYFRAMES},
         "refavs": {sound: score(made, folder, "refavs", clips, sound, sound=sound) for sound in SOUNDS},
@@ -73,10 +74,10 @@ def learnt(run: pathlib.Path) -> dict[str, Any]:
 
     No clip comes twice in a run of the toy, so that these are rewards on clips it had not trained on.
     """
-    path = run / "metrics.jsonl"
+    path = run / METRICS
     rows = list(lines.read(path.read_bytes(), str(path)))
     out = {}
-    for family, names in METRICS.items():
+    for family, names in NAMES.items():
         own = [row for row in rows if ("reward/segmentation" in row) == (family == "vos")]
         fifth = max(len(own) // 5, 1)
         mean = lambda part, key: statistics.fmean(row[key] for row in part if row.get(key) is not None)
@@ -86,7 +87,7 @@ def learnt(run: pathlib.Path) -> dict[str, Any]:
     return out
 
 
-def trained(config: ConfigDict, run: pathlib.Path) -> dict[str, Any] | None:
+def train_whole(config: ConfigDict, run: pathlib.Path) -> dict[str, Any] | None:
     """A whole training run and what it learnt; None where it was stopped."""
     return None if train.train(config, run) is None else learnt(run)
 
@@ -111,7 +112,7 @@ def measure(
         name = f"{reward}_{seed}"
         run = out / "runs" / name
         own = experiment(config, reward, seed)
-        if timed(f"train_{name}", functools.partial(trained, own, run)) is None:
+        if timed(f"train_{name}", functools.partial(train_whole, own, run)) is None:
             return None
         timed(f"after_{name}", functools.partial(after, run, out / "after" / name, clips))
     runs = finished(out / "phases")
@@ -180,7 +181,7 @@ def main(_) -> None:
     if not all(seed.isdecimal() for seed in _SEEDS.value) or not _SEEDS.value:
         raise InputError(f"--seeds: {','.join(_SEEDS.value)!r} is not a list of numbers such as 0,1,2")
     logging.set_verbosity(logging.ERROR)
-    config = _CONFIG.value if _CONFIG.value is not None else evaluate.trained.config_of("toy")
+    config = _CONFIG.value if _CONFIG.value is not None else trained.config_of(trained.TOY)
     out = pathlib.Path(_OUT.value)
     keep_compiled(out / "cache")
     found = measure(config, out, _REWARDS.value, [int(seed) for seed in _SEEDS.value], _CLIPS.value)

@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 from jax import ShapeDtypeStruct
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from omnir1_jax.errors import InputError
-from omnir1_jax.parallel import batch_sharding, tree_shardings
+from omnir1_jax.parallel import batch_sharding, tree_shardings, whole
 from omnir1_jax.planning.abstract import Program
 from omnir1_jax.rl import learn
 from omnir1_jax.rl.learn import TrainState
@@ -32,12 +32,12 @@ def arguments(program: Program, task: str, mesh: Mesh | None = None) -> Argument
     found = Arguments(state, nn.unbox(program.frozen), program.batches[task], key)
     if mesh is None:
         return found
-    whole, rows = NamedSharding(mesh, PartitionSpec()), batch_sharding(mesh)
+    everywhere, rows = whole(mesh), batch_sharding(mesh)
     placed = Arguments(
         train_shardings(program, mesh),
         tree_shardings(mesh, program.frozen),
         jax.tree.map(lambda _: rows, found.batch),
-        whole,
+        everywhere,
     )
     return jax.tree.map(lambda x, sharding: ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), found, placed)
 
@@ -74,10 +74,10 @@ def lower_stages(
     state, frozen, batch, key = given
     stages = make_stages(program.models, program.optimizer, program.step)
     size, kept = jax.tree.leaves(batch)[0].shape[0], train_shardings(program, mesh)
-    whole, rows = NamedSharding(mesh, PartitionSpec()), batch_sharding(mesh)
+    everywhere, rows = whole(mesh), batch_sharding(mesh)
 
     def shapes(stage, *operands):
-        place = lambda x: rows if x.ndim and x.shape[0] == size else whole
+        place = lambda x: rows if x.ndim and x.shape[0] == size else everywhere
         shape = lambda x: ShapeDtypeStruct(x.shape, x.dtype, sharding=place(x))
         return jax.tree.map(shape, jax.eval_shape(stage, *operands))
 

@@ -1,6 +1,7 @@
 """The synthetic world without a disk: clips are made when they are asked for. The default dataset of the project."""
 
 import functools
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -87,6 +88,15 @@ def _masks(clip: Clip, targets: tuple[int, ...]) -> RleMasks:
     return RleMasks(tuple(tuple(encode.track(clip.masks[n])) for n in targets), size)
 
 
+def _first_with(made: Callable[[Clip], Any], config: WorldConfig, seed: int) -> tuple[Clip, Any]:
+    """The clip of a seed, or the first of others in its place, of which something can be made, with what was made."""
+    for step in range(16):
+        clip = _clip(config, seed + step * 10**12)
+        if found := made(clip):
+            break
+    return clip, found
+
+
 def _nth(chosen: tuple[Any, ...], number: int, sample_id: str) -> Any:
     if not chosen:
         raise InputError(f"{sample_id}: there is nothing to say about this clip")
@@ -130,14 +140,13 @@ def _refavs(config: WorldConfig, sample_id: str, row: tuple[int, int], heard: bo
 
 
 def _heard(config: WorldConfig, seed: int, number: int) -> tuple[Clip, tuple[Expression, ...]]:
-    """A clip, or the first of others in its place, with sentences that take the sound, about what the start shows."""
-    for step in range(16):
-        clip = _clip(config, seed + step * 10**12)
+    """A clip with sentences that take the sound, about what the start shows."""
+
+    def said(clip: Clip) -> tuple[Expression, ...]:
         chosen = writers.single(clip, 1 + number, ("sound",))
-        chosen = tuple(e for e in chosen if clip.masks[e.targets[0], 0].any())
-        if chosen:
-            break
-    return clip, chosen
+        return tuple(e for e in chosen if clip.masks[e.targets[0], 0].any())
+
+    return _first_with(said, config, seed)
 
 
 def _lesson(family: str, config: WorldConfig, sample_id: str, seed: int) -> ClipRef:
@@ -166,12 +175,8 @@ def _refcocog(config: WorldConfig, sample_id: str, row: tuple[int, int]) -> Clip
 
 
 def _qa(config: WorldConfig, sample_id: str, row: tuple[int, int]) -> ClipRef:
-    seed = row[0]
-    for step in range(16):
-        # A clip whose shapes look alike, or that nothing can be asked about, gives way to another.
-        clip = _clip(config, seed + step * 10**12)
-        if asked := writers.questions(clip, 1 + row[1]):
-            break
+    # A clip whose shapes look alike, or that nothing can be asked about, gives way to another.
+    clip, asked = _first_with(lambda clip: writers.questions(clip, 1 + row[1]), config, row[0])
     question, options, answer = _nth(asked, row[1], sample_id)
     index = qa.answer_index(options, answer, sample_id)
     audio = AudioBytes(sound.to_wav(clip.sound))
