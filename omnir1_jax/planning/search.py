@@ -1,8 +1,13 @@
-"""The cheapest settings of a config that fit a topology, by compiling one after another."""
+"""The cheapest settings of a config that fit a topology, by compiling one after another.
+
+A step's memory has one peak in each stage, and one setting says most about each. So after a plan that does not fit,
+the settings of all stages that are too large are made smaller at once; the first mesh on which that leads to a fit
+is then compared with the others.
+"""
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -12,26 +17,57 @@ from omnir1_jax.planning import report
 from omnir1_jax.planning.report import LIMITS, Expected
 from omnir1_jax.planning.topology import devices_of
 
-REMATS = ("dots_no_batch", "attention", "full")  # from the fewest operations to the least memory
-CHUNKS = ((256, 4), (64, 1))  # tokens whose logits exist, objects tracked at a time
+Choice = dict[str, Any]
+
+LADDERS = {  # from what ought to be fastest to what takes least memory
+    "remat": ("dots_no_batch", "attention", "full"),
+    "score_chunk": (256, 64),  # tokens whose logits exist
+    "object_chunk": (4, 1),  # objects tracked at a time
+}
+SMALLER = {"update": ("remat", "score_chunk"), "segment": ("object_chunk",)}  # what a stage has, in this order
 
 
-def candidates(config: ConfigDict, chips: int) -> Iterator[dict[str, Any]]:
-    """Settings to try, those that ought to be faster first: few operations, little cut along `tensor`."""
+def meshes(config: ConfigDict, chips: int) -> list[dict[str, int]]:
+    """Those that divide the batches: little cut along `tensor` first, and then weights on as many chips as can be."""
     sizes = {entry.batch_size for entry in config.data.values()}
-    meshes = [
+    shapes = [
         {"data": data, "fsdp": chips // data // tensor, "tensor": tensor}
-        for tensor in (1, 2, 4)
-        for data in (1, 2, 4, 8)
+        for tensor, data in itertools.product((1, 2, 4), (1, 2, 4, 8))
         if chips % (data * tensor) == 0
     ]
-    usable = [mesh for mesh in meshes if all(size % (mesh["data"] * mesh["fsdp"]) == 0 for size in sizes)]
-    for (chunk, objects), remat, mesh in itertools.product(CHUNKS, REMATS, usable):
-        yield {"mesh": mesh, "remat": remat, "score_chunk": chunk, "object_chunk": objects}
+    found = [mesh for mesh in shapes if all(size % (mesh["data"] * mesh["fsdp"]) == 0 for size in sizes)]
+    if not found:
+        raise InputError(f"data.*.batch_size: no mesh of {chips} chips divides the batches; take a multiple of {chips}")
+    return found
 
 
-def changed(config: ConfigDict, choice: dict[str, Any]) -> ConfigDict:
-    """A copy of the config with a candidate's settings."""
+def fastest(mesh: dict[str, int]) -> Choice:
+    return {"mesh": mesh, **{name: values[0] for name, values in LADDERS.items()}}
+
+
+def smaller(choice: Choice, plan: Mapping[str, Any]) -> Choice | None:
+    """What to try on the same mesh after a plan that does not fit; None if the mesh itself has to change.
+
+    Stages over the capacity get the next value of a setting; where the plan names none, so does the largest.
+    """
+    memory, peaks = plan["hbm_bytes_per_chip"], plan["temporaries_by_phase"]
+    beside = memory["total"] - memory["temporaries"]
+    over = [stage for stage, size in peaks.items() if beside + size > memory["capacity"]]
+    over = over or sorted(peaks, key=lambda stage: -peaks[stage])[:1]
+    changes = {}
+    for stage in over:
+        for name in SMALLER.get(stage, ()):
+            place = LADDERS[name].index(choice[name]) + 1
+            if place < len(LADDERS[name]):
+                changes[name] = LADDERS[name][place]
+                break
+        else:
+            return None
+    return choice | changes if changes else None
+
+
+def changed(config: ConfigDict, choice: Choice) -> ConfigDict:
+    """A copy of the config with a choice's settings."""
     new = config.copy_and_resolve_references()
     new.mesh.update(choice["mesh"])
     new.thinker.remat = choice["remat"]
@@ -51,7 +87,7 @@ def cheapest(
     log: Callable[[str], None] = print,
     tries: int = 12,
 ) -> dict[str, Any]:
-    """The first candidate's kind of mesh that fits, improved over its neighbours: the least seconds of those compiled.
+    """The first mesh's settings that fit, and the same on the meshes after it: the least seconds of those compiled.
 
     Args:
       tries: compilations at most; a whole model takes minutes. stages, effort: as in `report.plan`.
@@ -59,22 +95,24 @@ def cheapest(
     Returns:
       the plan with its settings under "choice"; if none fits, the one that needs least memory.
     """
+    waiting = meshes(config, len(devices_of(topology)))
+    choice: Choice | None = fastest(waiting.pop(0))
     best, least = None, None
-    chips = len(devices_of(topology))
-    options = list(itertools.islice(candidates(config, chips), tries))
-    if not options:
-        raise InputError(f"data.*.batch_size: no mesh of {chips} chips divides the batches; take a multiple of {chips}")
-    for choice in options:
-        if best is not None and choice["remat"] != best["choice"]["remat"]:
-            break  # what follows computes more
-        new = changed(config, choice)
-        found = report.plan(new, topology, hbm=hbm, expected=expected, stages=stages, effort=effort)
-        found |= {"choice": choice}
-        size = found["hbm_bytes_per_chip"]["total"] or math.inf
-        log(f"{choice}: {size / 2**30:.1f} GiB, {'fits' if found['fits'] else 'does not fit'}")
-        if least is None or size < (least["hbm_bytes_per_chip"]["total"] or math.inf):
-            least = found
-        seconds = lambda plan: plan["seconds_estimate"]["total"]
-        if found["fits"] and (best is None or seconds(found) < seconds(best)):
-            best = found
+    size = lambda plan: plan["hbm_bytes_per_chip"]["total"] or math.inf
+    seconds = lambda plan: plan["seconds_estimate"]["total"]
+    for _ in range(tries):
+        plan = report.plan(
+            changed(config, choice), topology, hbm=hbm, expected=expected, stages=stages, effort=effort
+        ) | {"choice": choice}
+        log(f"{choice}: {size(plan) / 2**30:.1f} GiB, {'fits' if plan['fits'] else 'does not fit'}")
+        least = plan if least is None or size(plan) < size(least) else least
+        if plan["fits"]:
+            best = plan if best is None or seconds(plan) < seconds(best) else best
+        following = None if best else smaller(choice, plan)
+        if following is None and waiting:
+            # Where nothing fits yet, what was found too large is so on the next mesh as well.
+            following = choice | {"mesh": waiting.pop(0)}
+        if following is None:
+            break
+        choice = following
     return best or least

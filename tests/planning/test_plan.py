@@ -192,15 +192,53 @@ def test_plans_of_several_configs_make_one_table(tmp_path):
         command.read_plan(str(tmp_path / "list.json"))
 
 
-def test_candidates_go_from_few_operations_to_little_memory_on_meshes_that_divide():
+def test_meshes_divide_the_batch_and_cut_layers_last():
     config = released()
     config.data.vos.batch_size = 4
-    found = list(search.candidates(config, 8))
-    assert found[0]["remat"] == "dots_no_batch" and found[-1] == found[-1] | {"remat": "full", "score_chunk": 64}
-    assert {tuple(one["mesh"].values()) for one in found} >= {(1, 4, 2), (2, 2, 2), (4, 1, 2), (1, 2, 4)}
-    assert all(one["mesh"]["data"] * one["mesh"]["fsdp"] in (1, 2, 4) for one in found)
-    changed = search.changed(config, found[0])
+    found = search.meshes(config, 8)
+    assert [tuple(one.values()) for one in found[:2]] == [(1, 4, 2), (2, 2, 2)]
+    assert {tuple(one.values()) for one in found} == {(1, 4, 2), (2, 2, 2), (4, 1, 2), (1, 2, 4), (2, 1, 4)}
+    changed = search.changed(config, search.fastest(found[0]))
     assert changed.thinker.remat == "dots_no_batch" and config.thinker.remat == "full"
+    config.data.vos.batch_size = 3
+    with pytest.raises(InputError, match="no mesh of 8 chips divides the batches; take a multiple of 8"):
+        search.cheapest(config, "v5e:2x4")
+
+
+def weighed(config, name, *, hbm, **_):
+    """A plan by formula: what the settings would take."""
+    update = {"dots_no_batch": 30, "attention": 12, "full": 5}[config.thinker.remat]
+    peaks = {
+        "sample": 2,
+        "segment": 3 * config.sam2.object_chunk,
+        "update": update + config.step.score_chunk / 64,
+    }
+    peaks = {stage: int(size * topology.GIB) for stage, size in peaks.items()}
+    held = int(16 * topology.GIB * config.mesh.data / (8 / config.mesh.tensor))
+    total, capacity = held + max(peaks.values()), int(hbm * topology.GIB)
+    return {
+        "fits": total <= capacity, "temporaries_by_phase": peaks,
+        "seconds_estimate": {"total": 10 * config.mesh.tensor - config.mesh.data + 1 / update},
+        "hbm_bytes_per_chip": {"total": total, "capacity": capacity, "temporaries": max(peaks.values())},
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("hbm", "tries", "chosen", "count"),
+    [
+        (40.0, 12, {"remat": "dots_no_batch", "score_chunk": 256, "object_chunk": 4, "data": 2}, 9),
+        (16.0, 12, {"remat": "full", "score_chunk": 256, "object_chunk": 4, "data": 2}, 11),
+        (9.0, 3, {"remat": "full", "score_chunk": 256, "object_chunk": 1, "data": 1}, 3),
+    ],
+)
+def test_search_makes_smaller_what_is_too_large_and_then_compares_meshes(monkeypatch, hbm, tries, chosen, count):
+    monkeypatch.setattr(report, "plan", weighed)
+    config, told = released(), []
+    found = search.cheapest(config, "v5e:2x4", hbm=hbm, log=told.append, tries=tries)
+    choice = found["choice"]
+    assert found["fits"] == (hbm > 9) and len(told) == count
+    assert choice | {"data": choice["mesh"]["data"]} == choice | chosen
+    assert choice["mesh"]["tensor"] == 1
 
 
 def test_traffic_of_a_loop_over_a_sharded_product():
