@@ -7,6 +7,9 @@ import subprocess
 import sys
 import time
 
+import numpy as np
+from safetensors.numpy import load_file
+
 ROOT = pathlib.Path(__file__).parent.parent
 # Compiles fast what then runs slowly: the steps are tiny.
 QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
@@ -15,10 +18,11 @@ QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=
 class Runs:
     """Runs of the command, forked from one process that has imported everything."""
 
-    def __init__(self, tokenizer: str, cache: pathlib.Path):
+    def __init__(self, tokenizer: str, cache: pathlib.Path, devices: int = 1):
         self.tokenizer, self.cache = tokenizer, cache
+        compiler = f"{QUICK} --xla_force_host_platform_device_count={devices}"
         # What a cached program is found by includes the cache's own path, so all runs share one.
-        env = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": QUICK, "JAX_COMPILATION_CACHE_DIR": str(cache)}
+        env = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": compiler, "JAX_COMPILATION_CACHE_DIR": str(cache)}
         pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self._server = subprocess.Popen([sys.executable, "-m", "tests.tiny"], cwd=ROOT, env=env, **pipes)
 
@@ -59,3 +63,20 @@ def done(workdir: pathlib.Path) -> int:
     """Steps in the log: a line each."""
     path = workdir / "metrics.jsonl"
     return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def weights(workdir: pathlib.Path) -> dict[str, np.ndarray]:
+    return load_file(workdir / "weights/model.safetensors")
+
+
+def same(workdir: pathlib.Path, alone: pathlib.Path) -> None:
+    """Weights and metrics of two finished runs, to rounding."""
+    found, wanted = weights(workdir), weights(alone)
+    assert found.keys() == wanted.keys()
+    for name, value in wanted.items():
+        np.testing.assert_allclose(found[name], value, rtol=0, atol=1e-5, err_msg=name)
+    own = lambda name: name.split("/")[0] not in ("seconds", "time", "memory", "data")
+    for mine, other in zip(rows(workdir), rows(alone), strict=True):
+        for name in filter(own, other):
+            np.testing.assert_allclose(mine[name], other[name], rtol=1e-5, atol=1e-5, err_msg=name)
+    assert max(row["learn/grad_norm"] for row in rows(workdir)) > 1e-2
