@@ -160,17 +160,18 @@ def sam2_video(
 ) -> Masks:
     """SAM 2.1 from the boxes of each object through the clip; each clip is encoded once for all completions.
 
-    Over a mesh each device sees to its own clips.
+    Over a mesh each device sees to its own clips, and where there is an axis `tensor` to a part of the completions.
 
     Args:
       clip: frames stretched to any square; `original` is the width and height that the boxes refer to.
       prompts: which boxes are real. A completion without any has an empty union.
     """
-    return rowwise(functools.partial(_clips, model), params, clip, frame_valid, original, boxes, prompts, frame)
+    clips, asked = (clip, frame_valid, original), (boxes, prompts, frame)
+    return rowwise(functools.partial(_clips, model), params, *clips, columns=asked)
 
 
 def _clips(model, params, clip, frame_valid, original, boxes, prompts, frame) -> Masks:
-    """`sam2_video` of the clips of one device."""
+    """`sam2_video` of the clips and completions of one device."""
     b, g, k, n = prompts.shape
     side, t, objects = model.config.mask_side, clip.shape[1], g * n
     flat = lambda x: jnp.moveaxis(x, 3, 2).reshape(b, objects, k, *x.shape[4:])

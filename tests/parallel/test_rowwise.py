@@ -37,3 +37,19 @@ def test_rows_are_those_of_one_device(shape):
             jax.jit(lambda *a: rowwise(rounds, *a))(weights, x[:3], count[:3]), want[:3], atol=1e-6
         )
     np.testing.assert_array_equal(rowwise(rounds, weights, x, count), want)
+
+
+@pytest.mark.parametrize("count", [4, 3])
+def test_columns_are_cut_over_tensor_where_they_divide(count):
+    """Of 2 x 4 devices each has one row in two and, of 4 columns, one; 3 columns stay together."""
+    x, y = jax.random.normal(jax.random.key(0), (4, 5)), jax.random.normal(jax.random.key(1), (4, count, 5))
+    shapes = []
+
+    def function(scale, x, y):
+        shapes.append((x.shape, y.shape))
+        return {"product": scale * x[:, None] * y, "sum": (x[:, None] + y).sum(2)}
+
+    with jax.set_mesh(make_mesh({"data": 2, "tensor": 4})):
+        got = jax.jit(lambda *args: rowwise(function, *args[:2], columns=args[2:]))(2.0, x, y)
+        assert shapes == [((2, 5), (2, count // 4 or count, 5))]
+    jax.tree.map(np.testing.assert_allclose, got, function(2.0, x, y))
