@@ -21,13 +21,13 @@ def thinker():
     c = defaults()
     c.name = "toy_thinker"
     c.objective = "sft"
-    c.steps = 33_000  # an hour of one core
+    c.steps = 30_000  # an hour of one core
     c.sft.towers = True
 
     c.thinker.tokenizer = str(WEIGHTS / "thinker")  # made by omnir1_jax.supervised.tokenizer
     c.thinker.sizes = dict(
         text=dict(
-            hidden_size=96, intermediate_size=256, num_layers=3, num_heads=4, num_kv_heads=2, head_dim=24,
+            hidden_size=96, intermediate_size=256, num_layers=4, num_heads=4, num_kv_heads=2, head_dim=24,
             rope_theta=5.0, mrope_section=(4, 4, 4), tie_word_embeddings=True,
         ),
         vision=dict(
@@ -44,12 +44,12 @@ def thinker():
     world = dict(config="toy", clips=100_000, lessons=True)
     video = dict(datasets=datasets(synthetic=world | dict(family="vos")), family="vos", frames=8)
     c.data = dict(
-        grounding=task(example="lessons_grounding", batch_size=2, weight=0.5, targets=4, target_tokens=26, **video),
-        questions=task(example="lessons_questions", batch_size=4, weight=0.3, targets=6, target_tokens=28, **video),
+        grounding=task(example="lessons_grounding", batch_size=2, weight=0.46, targets=4, target_tokens=26, **video),
+        questions=task(example="lessons_questions", batch_size=4, weight=0.15, targets=6, target_tokens=28, **video),
         plans=task(example="lessons_plans", batch_size=4, weight=0.06, targets=2, target_tokens=76, **video),
         sounds=task(
             datasets=datasets(synthetic=world | dict(family="refavs")), family="refavs", example="lessons_sounds",
-            batch_size=4, weight=0.14, targets=6, target_tokens=30,
+            batch_size=4, weight=0.33, targets=6, target_tokens=30,
             frames=1, sampling="first", sound="required", audio_seconds=4.0,
         ),
     )  # fmt: skip

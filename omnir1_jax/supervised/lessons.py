@@ -73,7 +73,7 @@ def draw(rng: np.random.Generator, options: Sequence[Any] | np.ndarray) -> Any:
 def wording(name: str, rng: np.random.Generator) -> str:
     """A description of a shape that has no like: its looks, or one of them."""
     colour, kind = name.split()
-    form = draw(rng, (name, kind, f"{colour} shape"))
+    form = draw(rng, (name, kind, f"{colour} shape", f"{colour} shape"))  # colours are learnt last
     return form if rng.random() < 0.5 else f"the {form}"
 
 
@@ -184,7 +184,7 @@ def plans(clip: DecodedClip, config: TargetConfig) -> Arrays:
 
 @examples.named
 def sounds(clip: DecodedClip, config: TargetConfig) -> Arrays:
-    """A first frame with sound: what is seen and heard, which shape a sentence means, and descriptions of any."""
+    """A first frame with sound: what is seen, who is heard, which shape a sentence means, and descriptions of any."""
     rng, extra = clip.rng, clip.ref.extra
     sound = examples.waveform(clip, config)
     there = np.flatnonzero(seen(clip)[:, 0])
@@ -192,17 +192,17 @@ def sounds(clip: DecodedClip, config: TargetConfig) -> Arrays:
         raise InputError("nothing to see or hear in the first frame")
     content = [{"type": "image", "image": clip.frames[0]}, {"type": "audio", **sound}]
     heard = sorted(
-        (span[0], tone)
-        for span, tone in zip(extra["sounds"], extra["tones"])
+        (span[0], f"{tone} {look}" if n in there else tone)
+        for n, (span, tone, look) in enumerate(zip(extra["sounds"], extra["tones"], extra["looks"]))
         if span and span[0] < config.audio_seconds
     )
     found = [
         asked("What:", looks(clip, there)),
-        asked("Hear:", ", ".join(tone for _, tone in heard) or "nothing"),
+        asked("Hear:", ", ".join(who for _, who in heard) or "nothing"),
     ]
     known = [s for s in _about(clip, ("image", "sound"), 1) if s["obj_id"][0] in there]
-    half = (config.targets - 2) // 2
-    found += [asked(f"Which: {s['text']}", looks(clip, s["obj_id"])) for s in known[:half]]
+    known.sort(key=lambda sentence: sentence["needs"] != "sound")
+    found += [asked(f"Which: {s['text']}", looks(clip, s["obj_id"])) for s in known[: config.targets - 3]]
     for sentence in clip.rng.permutation(np.array(known, object))[: config.targets - len(found)]:
         name = _meant(sentence["text"], [extra["looks"][n] for n in there], rng)
         query = prompts.render(config.template, query=sentence["text"])

@@ -191,25 +191,30 @@ def test_questions_lessons_are_true_and_plans_know_nothing():
     assert 0.2 < right / asked < 0.65, "a shape out of two or three, whatever is asked"
 
 
-def test_sound_lessons_hear_what_is_heard():
-    heard = set()
+def test_sound_lessons_say_who_is_heard_and_ask_first_what_takes_the_sound():
+    heard, asked = set(), []
     for clip in decoded("refavs", 8, lessons=True):
         arrays = lessons.sounds(clip, config("refavs", count=6, tokens=48))
         assert np.any(arrays["policy/audio/mel"]) and (arrays["policy/audio_index"] >= 0).sum() == 75
         told = dict(answers(arrays))
         (answer,) = (a for q, a in told.items() if q.startswith("Hear:"))
+        extra, there = clip.ref.extra, clip.masks[:, 0].sum((1, 2)) >= lessons.CLEAR
         early = [
-            (span[0], tone)
-            for span, tone in zip(clip.ref.extra["sounds"], clip.ref.extra["tones"])
+            (span[0], f"{tone} {look}" if clear else tone)
+            for span, tone, look, clear in zip(extra["sounds"], extra["tones"], extra["looks"], there)
             if span and span[0] < 3
         ]
-        assert answer == (", ".join(tone for _, tone in sorted(early)) or "nothing")
+        assert answer == (", ".join(who for _, who in sorted(early)) or "nothing")
         heard.add(answer)
+        needs = {s["text"]: s["needs"] for s in extra["sentences"]}
+        kinds = [needs[q.split("<")[0].removeprefix("Which: ")] for q in told if q.startswith("Which: ")]
+        assert kinds == sorted(kinds, reverse=True)  # "sound" before "image"
+        asked += kinds
         for question, answer in told.items():
             if question.startswith("Listen: "):
                 words_of_query = question.split("<")[0].removeprefix("Listen: the ")
                 assert host.read_answer(answer).description.decode() in (*clip.ref.extra["looks"], words_of_query)
-    assert len(heard) > 1
+    assert len(heard) > 4 and asked.count("sound") > 8
 
 
 def test_the_tokenizer_is_taken_by_the_graph_and_loses_nothing():
