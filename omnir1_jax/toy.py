@@ -13,7 +13,7 @@ import json
 import pathlib
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from absl import flags, logging
@@ -24,7 +24,7 @@ from omnir1_jax.errors import InputError
 from omnir1_jax.inference.answer import KEYFRAMES
 from omnir1_jax.inference.load import Systems
 from omnir1_jax.inference.samples import SOUNDS
-from omnir1_jax.inference.store import write_json
+from omnir1_jax.inference.store import claim, write_json
 from omnir1_jax.inference.tasks import Options
 from omnir1_jax.reporting import lines, toy_report
 from omnir1_jax.reporting.log import METRICS
@@ -105,7 +105,8 @@ def measure(
     config: ConfigDict, out: pathlib.Path, rewards: Sequence[str], seeds: Sequence[int], clips: int
 ) -> dict[str, Any] | None:
     """Every phase that is not whole yet. None where a run was stopped: the same call goes on from there."""
-    _same(out / "toy.json", {"config": settings.plain(config), "clips": clips})
+    out.mkdir(parents=True, exist_ok=True)
+    claim(out / "toy.json", {"config": settings.plain(config), "clips": clips})
     timed = _timer(out / "phases")
     cold = timed("before", lambda: before(config, out / "before", clips))
     for reward, seed in [(reward, seed) for reward in rewards for seed in seeds]:
@@ -149,16 +150,6 @@ def _timer(folder: pathlib.Path) -> Callable[[str, Callable[[], Any]], dict[str,
         return json.loads(path.read_text())
 
     return timed
-
-
-def _same(path: pathlib.Path, mine: Mapping[str, Any]) -> None:
-    """InputError where the directory holds results of other settings."""
-    mine = json.loads(json.dumps(mine))
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, mine)
-    elif found := settings.difference(json.loads(path.read_text()), mine):
-        raise InputError(f"--out: {path.parent} holds results of other settings ({found}); name another directory")
 
 
 _CONFIG = settings.define()

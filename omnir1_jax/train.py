@@ -18,7 +18,8 @@ from omnir1_jax import checkpoints, cli, rollouts, settings, signals
 from omnir1_jax.data.batching import Batch
 from omnir1_jax.data.stream import Prefetch
 from omnir1_jax.parallel import start
-from omnir1_jax.reporting.log import RunLog
+from omnir1_jax.reporting import lines
+from omnir1_jax.reporting.log import METRICS, RunLog
 from omnir1_jax.reporting.train_report import write_report
 from omnir1_jax.rl.learn import TrainState
 from omnir1_jax.setup import models, weights
@@ -116,7 +117,7 @@ def finish(folder: epath.Path, run: Run, state: TrainState) -> None:
     weights.save(folder / "weights", run.config, run.loaded, state.trainable)
     if jax.process_index():
         return
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    rows = list(lines.read((folder / METRICS).read_bytes(), str(folder / METRICS)))
     with cli.atomic_path(folder / "summary.json") as scratch:
         scratch.write_text(json.dumps(summary(run.config, rows), indent=2) + "\n")
     write_report(folder)

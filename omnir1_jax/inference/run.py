@@ -74,7 +74,7 @@ def evaluate(
     """Runs or takes up an evaluation and writes its directory; `results.json` is also returned.
 
     Raises:
-      InputError: `out` holds another evaluation; a batch that the devices cannot share.
+      InputError: `out` holds results of other settings; a batch that the devices cannot share.
     """
     if jax.process_count() > 1:
         raise InputError("evaluate: one process only; it uses all of its devices")

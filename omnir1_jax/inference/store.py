@@ -1,6 +1,6 @@
 """An evaluation's directory: what it is of, a line for each item that is done, predictions, results.
 
-run.json       the settings; another evaluation is not taken up here
+run.json       the settings; an evaluation with others is not taken up here
 results.jsonl  one line an item, appended once its predictions are written
 predictions/   PNG trees, each folder whole or not there
 results.json   the tables, at the end
@@ -33,13 +33,7 @@ class Store:
         if self.folder.exists() and not self.folder.is_dir():
             raise InputError(f"--out: {folder} is a file; name a directory")
         self.folder.mkdir(parents=True, exist_ok=True)
-        mine = json.loads(json.dumps(finite(identity)))
-        run = self.folder / RUN
-        if run.exists():
-            if found := settings.difference(_json(run), mine):
-                raise InputError(f"--out: {folder} holds another evaluation ({found}); name another directory")
-        else:
-            write_json(run, mine)
+        claim(self.folder / RUN, identity)
         for left in sorted(self.folder.rglob(".*.part*")):  # what a killed run was writing
             shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
         self._path = self.folder / LINES
@@ -62,6 +56,19 @@ class Store:
         self._file.write(json.dumps(line, ensure_ascii=True, allow_nan=False).encode() + b"\n")
         self._file.flush()
         self.lines[line["position"]] = line
+
+
+def claim(path: pathlib.Path, identity: Mapping[str, Any]) -> None:
+    """Says in the file `path` what its directory is of.
+
+    Raises:
+      InputError: it says something else already, naming the first difference.
+    """
+    mine = json.loads(json.dumps(finite(identity)))
+    if not path.exists():
+        write_json(path, mine)
+    elif found := settings.difference(_json(path), mine):
+        raise InputError(f"--out: {path.parent} holds results of other settings ({found}); name another directory")
 
 
 def _json(path: pathlib.Path) -> Any:

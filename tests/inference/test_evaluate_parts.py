@@ -93,7 +93,7 @@ def test_a_log_cut_short_loses_its_last_line_alone(tmp_path):
         assert not half.exists() and sorted(store.lines) == [3, 4] and store.lines[4]["scores"] == {"J": None}
         store.add({"position": 5})
     assert [json.loads(row)["position"] for row in (tmp_path / "results.jsonl").read_text().splitlines()] == [3, 4, 5]
-    with pytest.raises(InputError, match=r"another evaluation \(b.c: \[1, 2\] -> 3\)"):
+    with pytest.raises(InputError, match=r"other settings \(b.c: \[1, 2\] -> 3\)"):
         Store(tmp_path, {"a": 1, "b": {"c": 3}})
     (tmp_path / "results.jsonl").write_text("{}\n")
     with pytest.raises(InputError, match="line 1 is damaged"):
