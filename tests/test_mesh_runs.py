@@ -17,19 +17,26 @@ FLAGS = (
 )
 
 
-@pytest.mark.parametrize(
-    "adapter", [(), pytest.param(("--config.lora.rank=2",), marks=pytest.mark.slow)], ids=["full", "adapter"]
-)
-def test_a_run_of_eight_devices_goes_on_over_another_mesh(tmp_path, adapter):
+CHOICES = {
+    "full": (),
+    "adapter": ("--config.lora.rank=2",),
+    "staged": ("--config.step.mode=staged",),
+    "supervised": ("--config.objective=sft",),
+}
+SLOW = [pytest.param(flags, id=name, marks=pytest.mark.slow) for name, flags in CHOICES.items() if name != "full"]
+
+
+@pytest.mark.parametrize("choices", [pytest.param(CHOICES["full"], id="full"), *SLOW])
+def test_a_run_of_eight_devices_goes_on_over_another_mesh(tmp_path, choices):
     tokenizer = qwen_oracle.save_tokenizer(tmp_path / "tokenizer")
     alone, moved = tmp_path / "alone", tmp_path / "moved"
     with contextlib.closing(Runs(tokenizer, tmp_path / "cache", devices=8)) as runs:
         eight, two_by_four = ("--config.mesh.fsdp=8",), ("--config.mesh.data=2", "--config.mesh.fsdp=4")
-        assert runs.wait(runs.start(alone, *FLAGS, *adapter, *eight)) == 0, printed(alone)
-        run = runs.start(moved, *FLAGS, *adapter, *eight)
+        assert runs.wait(runs.start(alone, *FLAGS, *choices, *eight)) == 0, printed(alone)
+        run = runs.start(moved, *FLAGS, *choices, *eight)
         until(lambda: done(moved) >= 3 and (moved / "checkpoints/2").is_dir())
         os.kill(run, signal.SIGKILL)
         assert runs.wait(run) == 128 + signal.SIGKILL and done(moved) < 6
-        assert runs.wait(runs.start(moved, *FLAGS, *adapter, *two_by_four)) == 0, printed(moved)
+        assert runs.wait(runs.start(moved, *FLAGS, *choices, *two_by_four)) == 0, printed(moved)
     same(moved, alone)
     assert [row["step"] for row in rows(moved)] == [1, 2, 3, 4, 5, 6]
