@@ -13,7 +13,8 @@ from omnir1_jax.parallel.mesh import BATCH
 
 Rules = Sequence[tuple[str, str | tuple[str, ...] | None]]
 
-# Weights: the model axis goes over `fsdp`, the wide axis (heads, ffn, vocabulary) over `tensor`.
+# Weights: the model axis goes over `fsdp`, the wide axis (heads, ffn, vocabulary) over `tensor`; an adapter's rank over
+# `fsdp` where its factor has no model axis.
 # Activations: batch over `slice`, `data` and `fsdp`; "rows" is the batch where the weights are in the decoding layout.
 # A name that is absent here is replicated.
 DEFAULT_RULES: Rules = (
@@ -26,7 +27,7 @@ DEFAULT_RULES: Rules = (
     ("kv_heads", "tensor"),
     ("head_dim", None),
     ("mlp", "tensor"),
-    ("rank", None),
+    ("rank", "fsdp"),
 )
 
 # For decoding every weight is cut along its wide axis over `fsdp` too, so that a token moves activations and not

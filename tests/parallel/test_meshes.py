@@ -12,7 +12,7 @@ from tests.data import qwen_oracle
 from tests.parallel.mesh_runs import PHASES
 from tests.runs import QUICK, ROOT
 
-LORA = {"lora.rank": 4, "lora.alpha": 8.0}
+LORA = {"lora.rank": 8, "lora.alpha": 16.0}
 MESHES = (
     {"data": 8},
     {"fsdp": 8},

@@ -7,6 +7,7 @@ import numpy as np
 import optax
 
 from omnir1_jax import parallel
+from omnir1_jax.models import lora
 from omnir1_jax.models.qwen_omni.decoding import axes, decoding_copy
 from omnir1_jax.models.qwen_omni.thinker import Thinker
 from tests.rl import small
@@ -26,6 +27,16 @@ def test_moments_lie_as_their_parameters_do():
     shapes, shardings = jax.tree.leaves(state), jax.tree.leaves(found)
     by_shape = {x.shape: sharding.spec for x, sharding in zip(shapes, shardings, strict=True)}
     assert by_shape == {(8, 6): jax.P("fsdp", "tensor"), (3,): jax.P(None), (): jax.P()}
+
+
+def test_both_factors_of_an_adapter_are_cut():
+    mesh = parallel.make_mesh({"fsdp": 4, "tensor": 2})
+    boxed = {"layers": {"q": {"kernel": box((3, 8, 2, 4), "layers", "embed", "heads", "head_dim")}}}
+    boxed["layers"]["down"] = {"kernel": box((3, 6, 8), "layers", "mlp", "embed")}
+    adapter = jax.eval_shape(lambda: lora.init(jax.random.key(0), boxed, lora.LoraConfig(4, 8.0, layers=("q", "down"))))
+    found = jax.tree.map(lambda sharding: sharding.spec, parallel.tree_shardings(mesh, adapter))["layers"]
+    assert found["q"] == {"a": jax.P(None, "fsdp", None), "b": jax.P(None, "fsdp", "tensor", None)}
+    assert found["down"] == {"a": jax.P(None, "tensor", "fsdp"), "b": jax.P(None, "fsdp", None)}
 
 
 def test_of_a_frozen_parameter_there_is_no_moment_to_place():
