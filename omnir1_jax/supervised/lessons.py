@@ -184,7 +184,8 @@ def plans(clip: DecodedClip, config: TargetConfig) -> Arrays:
 
 @examples.named
 def sounds(clip: DecodedClip, config: TargetConfig) -> Arrays:
-    """A first frame with sound: what is seen, who is heard, which shape a sentence means, and descriptions of any."""
+    """A first frame with sound: what is seen, who is heard, which shape a sentence means, and answers that name any
+    shape, now and then the right one."""
     rng, extra = clip.rng, clip.ref.extra
     sound = examples.waveform(clip, config)
     there = np.flatnonzero(seen(clip)[:, 0])
@@ -204,7 +205,8 @@ def sounds(clip: DecodedClip, config: TargetConfig) -> Arrays:
     known.sort(key=lambda sentence: sentence["needs"] != "sound")
     found += [asked(f"Which: {s['text']}", looks(clip, s["obj_id"])) for s in known[: config.targets - 3]]
     for sentence in clip.rng.permutation(np.array(known, object))[: config.targets - len(found)]:
-        name = _meant(sentence["text"], [extra["looks"][n] for n in there], rng)
+        meant = extra["looks"][sentence["obj_id"][0]]
+        name = meant if rng.random() < 0.2 else draw(rng, [extra["looks"][n] for n in there])
         query = prompts.render(config.template, query=sentence["text"])
         found.append(asked(query, thought(name, name)))
     arrays = media_prompt(content, config, images=1, audio_seconds=[config.audio_seconds])
