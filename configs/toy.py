@@ -11,7 +11,7 @@ CELL = 16 * 16  # pixels of a visual token
 def get_config():
     c = defaults()
     c.name = "toy"
-    c.steps = 150
+    c.steps = 200
 
     c.thinker.path = str(WEIGHTS / "thinker")  # the cold start of configs/toy_pretrain.py
     c.thinker.dtype = c.thinker.param_dtype = "float32"
@@ -32,11 +32,11 @@ def get_config():
     world = dict(config="toy", clips=2000)
     c.data = dict(
         vos=task(
-            datasets=datasets(synthetic=world | dict(family="vos", plain=True)), batch_size=8, weight=0.7,
+            datasets=datasets(synthetic=world | dict(family="vos", plain=True)), batch_size=8, weight=0.5,
             frames=8, target="some_frame",
         ),
         refavs=task(
-            datasets=datasets(synthetic=world | dict(family="refavs", heard=True)), batch_size=8, weight=0.3,
+            datasets=datasets(synthetic=world | dict(family="refavs", heard=True)), batch_size=16, weight=0.5,
             frames=1, sampling="first", sound="required", audio_seconds=4.0, target="first_frame",
         ),
     )  # fmt: skip
@@ -57,5 +57,5 @@ def get_config():
     c.optimizer.learning_rate = 1e-3
     c.optimizer.clip_norm = 1.0
     c.checkpoint.every = 25
-    c.log.pictures_every = 15
+    c.log.pictures_every = 20
     return c

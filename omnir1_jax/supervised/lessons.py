@@ -1,8 +1,8 @@
 """What a thinker is taught from scratch in the synthetic world, before RL teaches it to choose.
 
-Grounding and seeing, hearing, telling are taught from the truth. Plans are taught in form alone: which shape is
-meant, and when it can be seen, has nothing to do with the query. The clips come from the synthetic reader with
-`lessons=True`. All questions about one clip or image stand behind one prompt that ends with the medium.
+Grounding and seeing, hearing, telling are taught from the truth. Plans are taught in form: which shape is meant has
+little to do with the query, and the frames nothing. The clips come from the synthetic reader with `lessons=True`. All
+questions about one clip or image stand behind one prompt that ends with the medium.
 """
 
 from collections.abc import Callable, Sequence
@@ -184,8 +184,10 @@ def plans(clip: DecodedClip, config: TargetConfig) -> Arrays:
 
 @examples.named
 def sounds(clip: DecodedClip, config: TargetConfig) -> Arrays:
-    """A first frame with sound: what is seen, who is heard, which shape a sentence means, and answers that name any
-    shape, now and then the right one."""
+    """A first frame with sound: what is seen, who is heard, which shape a sentence means, and answers that name any.
+
+    Now and then it is the one that is meant: enough for RL to find out that it pays.
+    """
     rng, extra = clip.rng, clip.ref.extra
     sound = examples.waveform(clip, config)
     there = np.flatnonzero(seen(clip)[:, 0])
