@@ -1,8 +1,8 @@
 """The toy's weights from nothing but the synthetic world, on two CPU cores.
 
 `configs/toy_pretrain.py:thinker` is a cold start: it sees, hears and grounds well and answers in System 1's format,
-but does not know yet what to choose. What a run leaves in WORKDIR/weights goes into configs/toy_weights/. The
-thinker there had as many steps on the same lessons, with the learning rate raised again four times.
+but does not know yet what to choose. What a run leaves in WORKDIR/weights goes into configs/toy_weights/. How the
+thinker there came about, in more than one run, stands beside it.
 """
 
 import pathlib
@@ -21,7 +21,7 @@ def thinker():
     c = defaults()
     c.name = "toy_thinker"
     c.objective = "sft"
-    c.steps = 30_000  # an hour of one core
+    c.steps = 30_000  # an hour of two cores
     c.sft.towers = True
 
     c.thinker.tokenizer = str(WEIGHTS / "thinker")  # made by omnir1_jax.supervised.tokenizer
@@ -54,6 +54,7 @@ def thinker():
         ),
     )  # fmt: skip
     c.loader.threads = 1
+    c.loader.max_bad_share = 0.2  # recordings that begin with nothing to see are passed over
 
     c.optimizer.learning_rate = 2e-3
     c.optimizer.warmup_steps = 100
