@@ -90,6 +90,8 @@ def curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], target: epath.Path) 
             for name, rows in runs.items():
                 own = [row for row in rows if ("reward/segmentation" in row) == segmented and row.get(key) is not None]
                 steps, values = (np.array([row[what] for row in own], np.float64) for what in ("step", key))
+                if not values.any():  # not measured, as the run's reward had no use for it
+                    continue
                 axes.plot(steps, charts.smooth(values, max(len(values) // 8, 3)), label=name)
             axes.grid(alpha=0.3)
             axes.spines[["top", "right"]].set_visible(False)
