@@ -50,7 +50,8 @@ def smaller(choice: Choice, plan: Mapping[str, Any]) -> Choice | None:
 
     Stages over the capacity get the next value of a setting; where the plan names none, so does the largest.
     """
-    memory, peaks = plan["hbm_bytes_per_chip"], plan["temporaries_by_phase"]
+    memory = plan["hbm_bytes_per_chip"]
+    peaks = {stage: size for stage, size in plan["temporaries_by_phase"].items() if stage in report.MEMORY_PHASES}
     beside = memory["total"] - memory["temporaries"]
     over = [stage for stage, size in peaks.items() if beside + size > memory["capacity"]]
     over = over or sorted(peaks, key=lambda stage: -peaks[stage])[:1]

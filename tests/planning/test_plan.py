@@ -214,6 +214,7 @@ def weighed(config, name, *, hbm, **_):
         "update": update + config.step.score_chunk / 64,
     }
     peaks = {stage: int(size * topology.GIB) for stage, size in peaks.items()}
+    peaks["other"] = peaks["update"]  # what is of no stage runs beside one
     held = int(16 * topology.GIB * config.mesh.data / (8 / config.mesh.tensor))
     total, capacity = held + max(peaks.values()), int(hbm * topology.GIB)
     return {
