@@ -6,7 +6,6 @@ is then compared with the others.
 """
 
 import itertools
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -15,7 +14,7 @@ from ml_collections import ConfigDict
 from omnir1_jax.errors import InputError
 from omnir1_jax.planning import report
 from omnir1_jax.planning.report import LIMITS, Expected
-from omnir1_jax.planning.topology import devices_of
+from omnir1_jax.planning.topology import GIB, devices_of
 
 Choice = dict[str, Any]
 
@@ -99,13 +98,13 @@ def cheapest(
     waiting = meshes(config, len(devices_of(topology)))
     choice: Choice | None = fastest(waiting.pop(0))
     best, least = None, None
-    size = lambda plan: plan["hbm_bytes_per_chip"]["total"] or math.inf
+    size = lambda plan: plan["hbm_bytes_per_chip"]["total"]
     seconds = lambda plan: plan["seconds_estimate"]["total"]
     for _ in range(tries):
         plan = report.plan(
             changed(config, choice), topology, hbm=hbm, expected=expected, stages=stages, effort=effort
         ) | {"choice": choice}
-        log(f"{choice}: {size(plan) / 2**30:.1f} GiB, {'fits' if plan['fits'] else 'does not fit'}")
+        log(f"{choice}: {size(plan) / GIB:.1f} GiB, {'fits' if plan['fits'] else 'does not fit'}")
         least = plan if least is None or size(plan) < size(least) else least
         if plan["fits"]:
             best = plan if best is None or seconds(plan) < seconds(best) else best
