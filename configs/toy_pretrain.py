@@ -1,8 +1,8 @@
 """The toy's weights from nothing but the synthetic world, on two CPU cores.
 
 `configs/toy_pretrain.py:thinker` is a cold start: it sees, hears and grounds well and answers in System 1's format,
-but does not know yet what to choose. What a run leaves in WORKDIR/weights goes into configs/toy_weights/. How the
-thinker there came about, in more than one run, stands beside it.
+but does not know yet what to choose. What a run leaves in WORKDIR/weights goes into configs/toy_weights/, where the
+commands that made it stand beside it.
 """
 
 import pathlib
@@ -21,7 +21,7 @@ def thinker():
     c = defaults()
     c.name = "toy_thinker"
     c.objective = "sft"
-    c.steps = 30_000  # an hour of two cores
+    c.steps = 28_000  # about an hour of two cores
     c.sft.towers = True
 
     c.thinker.tokenizer = str(WEIGHTS / "thinker")  # made by omnir1_jax.supervised.tokenizer
@@ -56,6 +56,7 @@ def thinker():
     c.loader.threads = 1
     c.loader.max_bad_share = 0.2  # recordings that begin with nothing to see are passed over
 
+    c.optimizer.rule = "muon"
     c.optimizer.learning_rate = 2e-3
     c.optimizer.warmup_steps = 100
     c.optimizer.final_share = 0.03

@@ -105,6 +105,7 @@ def defaults() -> ConfigDict:
     c.reward.bonus_range = (320, 750)  # lengths in tokens that earn the length bonus
 
     c.optimizer = ConfigDict()
+    c.optimizer.rule = "adamw"  # adamw, muon
     c.optimizer.learning_rate = 1e-6
     c.optimizer.schedule = "cosine"  # cosine, linear, constant
     c.optimizer.warmup_steps = 0

@@ -99,7 +99,7 @@ def make_train_step(
     if mode == "staged":
         kept = None if shardings is None else (shardings, None)
         update = jax.jit(stage.update, donate_argnums=0, out_shardings=kept)
-        stage = Stages(*(jax.jit(f) for f in stage[:-1]), update)
+        stage = Stages(*map(_awaited, (*map(jax.jit, stage[:-1]), update)))
 
     def train_step(state: TrainState, frozen: Frozen, batch: Any, key: Key[Array, ""]):
         family_of(batch)  # refuses what no family knows before anything runs
@@ -118,6 +118,11 @@ def make_train_step(
     out = None if shardings is None else (shardings, None, None)
     # What the step has no use for lies in the device's memory all the same, so that a plan has to see it.
     return jax.jit(train_step, donate_argnums=0, out_shardings=out, keep_unused=True)
+
+
+def _awaited(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A stage ends before the next begins: its time is its own, and virtual devices of a CPU meet in one program."""
+    return lambda *arguments: jax.block_until_ready(function(*arguments))
 
 
 def summary(completions: Completions, rewards: Rewards, learned: Learned, state: TrainState) -> dict[str, Array]:

@@ -1,4 +1,4 @@
-"""The optimizer of a run: AdamW with a schedule, clipping, frozen patterns, accumulation."""
+"""The optimizer of a run: AdamW or Muon with a schedule, clipping, frozen patterns, accumulation."""
 
 import fnmatch
 from collections.abc import Callable
@@ -7,9 +7,11 @@ from typing import Any
 import flax.traverse_util
 import optax
 from ml_collections import ConfigDict
+from optax.contrib import MuonDimensionNumbers
 
 from omnir1_jax.errors import InputError
 
+MUON_RMS = 0.2  # of Muon's updates, about that of AdamW's, so that both take one learning rate (arXiv 2502.16982)
 DECAYED = ("kernel", "embedding", "a", "b")  # last names of the matrices' paths
 
 
@@ -35,22 +37,57 @@ def make(config: ConfigDict, trainable: Any) -> optax.GradientTransformation:
     """The chain for parameters like `trainable` (shapes will do).
 
     Raises:
-      InputError: a freeze pattern that matches nothing, or all; an unknown schedule.
+      InputError: a freeze pattern that matches nothing, or all; an unknown schedule or rule.
     """
     own = config.optimizer
     if own.accumulate < 1:
         raise InputError(f"optimizer.accumulate: {own.accumulate} is less than 1")
-    decayed = lambda tree: _by_path(tree, lambda path: path[-1] in DECAYED)
-    adamw = optax.adamw(
-        schedule(config), b1=own.b1, b2=own.b2, eps=own.eps, weight_decay=own.weight_decay, mask=decayed
-    )
-    chain = optax.chain(optax.clip_by_global_norm(own.clip_norm), adamw) if own.clip_norm else adamw
+    rules = {"adamw": _adamw, "muon": _muon}
+    if own.rule not in rules:
+        raise InputError(f"optimizer.rule: {own.rule!r} is none of {', '.join(rules)}")
+    rule = rules[own.rule](own, schedule(config))
+    chain = optax.chain(optax.clip_by_global_norm(own.clip_norm), rule) if own.clip_norm else rule
     if own.freeze:
         labels = _labels(trainable, tuple(own.freeze))
         chain = optax.partition({"trained": chain, "frozen": optax.set_to_zero()}, labels)
     if own.accumulate > 1:
         return optax.MultiSteps(chain, own.accumulate).gradient_transformation()
     return chain
+
+
+def _adamw(own: ConfigDict, rate: Callable[[Any], Any]) -> optax.GradientTransformation:
+    decayed = lambda tree: _by_path(tree, lambda path: path[-1] in DECAYED)
+    return optax.adamw(rate, b1=own.b1, b2=own.b2, eps=own.eps, weight_decay=own.weight_decay, mask=decayed)
+
+
+def _muon(own: ConfigDict, rate: Callable[[Any], Any]) -> optax.GradientTransformation:
+    """Muon for kernels, which alone decay; NAdam for embeddings, biases, norms and adapters."""
+    return optax.contrib.muon(
+        rate,
+        eps=own.eps,
+        weight_decay=own.weight_decay,
+        adam_b1=own.b1,
+        adam_b2=own.b2,
+        muon_weight_dimension_numbers=_matrices,
+        consistent_rms=MUON_RMS,
+    )
+
+
+def _matrices(tree: Any) -> Any:
+    """Which axes of a kernel are its matrix; those before them count layers, or the taps of a convolution."""
+
+    def matrix(path: tuple[str, ...], leaf: Any) -> MuonDimensionNumbers | None:
+        if path[-1] != "kernel":
+            return None
+        n = leaf.ndim
+        if path[-2] in ("q", "k", "v"):  # [..., width, heads, head_dim]
+            return MuonDimensionNumbers(n - 3, (n - 2, n - 1))
+        if path[-2] == "o":  # [..., heads, head_dim, width]
+            return MuonDimensionNumbers((n - 3, n - 2), n - 1)
+        return MuonDimensionNumbers(n - 2, n - 1)
+
+    flat = flax.traverse_util.flatten_dict(tree)
+    return flax.traverse_util.unflatten_dict({path: matrix(path, leaf) for path, leaf in flat.items()})
 
 
 def _labels(trainable: Any, patterns: tuple[str, ...]) -> Any:

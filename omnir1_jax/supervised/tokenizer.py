@@ -59,8 +59,8 @@ def sentences(world: WorldConfig, clips: int, seed: int) -> Iterator[str]:
         yield from [word] * 100
 
 
-def build(size: int = 720, seed: int = 0, clips: int = 200) -> PreTrainedTokenizerBase:
-    """The tokenizer of the toy world; `size` tokens before the added ones."""
+def build(size: int = 622, seed: int = 0, clips: int = 200) -> PreTrainedTokenizerBase:
+    """The tokenizer of the toy world; `size` tokens before the added ones, 640 with them."""
     text = list(sentences(PRESETS["toy"], clips, seed))
     trained = Tokenizer(models.BPE())
     trained.pre_tokenizer = pre_tokenizers.Sequence(

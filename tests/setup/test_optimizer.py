@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import torch
 
 from omnir1_jax import settings
 from omnir1_jax.errors import InputError
@@ -65,6 +66,52 @@ def test_accumulated_gradients_are_averaged():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), got, wanted)
 
 
+KERNELS = {  # of two layers: their shapes, and the matrix that Muon sees
+    "q": ((2, 8, 2, 3), (8, 6)),
+    "o": ((2, 2, 3, 8), (6, 8)),
+    "up": ((2, 8, 12), (8, 12)),
+}
+
+
+def by_torch(tree, name, layer):
+    return torch.tensor(np.asarray(tree["layers"][name]["kernel"][layer]).reshape(KERNELS[name][1]))
+
+
+def test_muon_steps_by_each_layers_matrix_as_torch_does():
+    rng = np.random.default_rng(1)
+    draw = lambda: {
+        "layers": {
+            name: {"kernel": jnp.asarray(rng.normal(size=shape), jnp.float32)} for name, (shape, _) in KERNELS.items()
+        }
+    }
+    params, grads = draw(), draw()
+    c = config(rule="muon", schedule="constant", weight_decay=0.5, clip_norm=0.0)
+    got = after(optimizer.make(c, params), [grads], params)["layers"]
+    for name, (_, matrix) in KERNELS.items():
+        for layer in range(2):
+            wanted = torch.nn.Parameter(by_torch(params, name, layer))
+            wanted.grad = by_torch(grads, name, layer)
+            torch.optim.Muon([wanted], 0.1, weight_decay=0.5, adjust_lr_fn="match_rms_adamw").step()
+            # torch orthogonalises in bfloat16; a step's elements are some 0.02.
+            mine = np.asarray(got[name]["kernel"][layer]).reshape(matrix)
+            np.testing.assert_allclose(mine, wanted.detach(), rtol=0, atol=2e-3, err_msg=f"{name} {layer}")
+
+
+def test_muon_leaves_what_is_no_kernel_to_nadam():
+    params = {"embed": PARAMS["embed"], "layers": {"up": PARAMS["layers"]["q"], "norm": PARAMS["layers"]["norm"]}}
+    zero = jax.tree.map(jnp.zeros_like, params)
+    made = after(optimizer.make(config(rule="muon", weight_decay=0.5, schedule="constant"), params), [zero], params)
+    np.testing.assert_allclose(made["layers"]["up"]["kernel"], 1 - 0.05)
+    grads = jax.tree.map(lambda x: jnp.ones_like(x), params)
+    made = after(optimizer.make(config(rule="muon", weight_decay=0.0, schedule="constant"), params), [grads], params)
+    wanted = after(optax.nadam(0.1), [grads], params)
+    for name in (("embed", "embedding"), ("layers", "up", "bias"), ("layers", "norm", "scale")):
+        got, want = made, wanted
+        for part in name:
+            got, want = got[part], want[part]
+        np.testing.assert_allclose(got, want, rtol=1e-5)
+
+
 @pytest.mark.parametrize("kind, middle, last", [("cosine", 0.05, 0.0), ("linear", 0.05, 0.0), ("constant", 0.1, 0.1)])
 def test_schedule_rises_and_falls_within_the_run(kind, middle, last):
     c = config(schedule=kind, warmup_steps=10)
@@ -80,6 +127,7 @@ def test_schedule_rises_and_falls_within_the_run(kind, middle, last):
     [
         ({"freeze": ("embd/*",)}, "optimizer.freeze: 'embd/\\*'"),
         ({"freeze": ("*",)}, "every parameter"),
+        ({"rule": "adam"}, "optimizer.rule: 'adam' is none of adamw, muon"),
         ({"schedule": "cosin"}, "optimizer.schedule"),
         ({"accumulate": 0}, "optimizer.accumulate"),
     ],
