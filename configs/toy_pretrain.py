@@ -1,8 +1,8 @@
 """The toy's weights from nothing but the synthetic world, on two CPU cores.
 
 `configs/toy_pretrain.py:thinker` is a cold start: it sees, hears and grounds well and answers in System 1's format,
-but does not know yet what to choose. What a run leaves in WORKDIR/weights goes into configs/toy_weights/, where the
-commands that made it stand beside it.
+but does not know yet what to choose. What a run leaves in WORKDIR/weights goes into configs/toy_weights/. How the
+thinker there came about, in more than one run and by AdamW, stands beside it.
 """
 
 import pathlib
