@@ -53,9 +53,12 @@ fi
 log=$(mktemp)
 exec 3> >(exec tee "$log")
 writer=$!
+train='' signalled='' status=0
+stop() { [ -z "$train" ] || kill -TERM "$train" 2>/dev/null || true; }
+trap 'signalled=yes; stop' TERM INT # before the training, so that no notice falls between the two
 "$venv/bin/python" -m omnir1_jax.train --coordinator=auto "$@" >&3 2>&1 &
-train=$! signalled='' status=0
-trap 'signalled=yes; kill -TERM "$train" 2>/dev/null || true' TERM INT
+train=$!
+[ -z "$signalled" ] || stop
 wait "$train" || status=$?
 while [ -n "$signalled" ]; do # the signal ended the waiting, not the training
   signalled='' status=0
