@@ -1,8 +1,9 @@
 """The toy's weights from nothing but the synthetic world, on two CPU cores.
 
 `configs/toy_pretrain.py:thinker` is a cold start: it sees, hears and grounds well and answers in System 1's format,
-but does not know yet what to choose. What a run leaves in WORKDIR/weights goes into configs/toy_weights/. How the
-thinker there came about, in more than one run and by AdamW, stands beside it.
+but does not know yet what to choose. What a run leaves in WORKDIR/weights may go into configs/toy_weights/. The
+thinker there came about otherwise, in more than one run and by AdamW, as it says beside it: this one's boxes are as
+good where a colour is named, but it does not tell kinds, and RL gains less from it.
 """
 
 import pathlib
