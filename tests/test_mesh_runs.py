@@ -20,6 +20,7 @@ FLAGS = (
 CHOICES = {
     "full": (),
     "adapter": ("--config.lora.rank=2",),
+    "staged": ("--config.step.mode=staged",),
     "supervised": ("--config.objective=sft",),
 }
 SLOW = [pytest.param(flags, id=name, marks=pytest.mark.slow) for name, flags in CHOICES.items() if name != "full"]

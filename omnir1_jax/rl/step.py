@@ -100,6 +100,7 @@ def make_train_step(
         kept = None if shardings is None else (shardings, None)
         update = jax.jit(stage.update, donate_argnums=0, out_shardings=kept)
         stage = Stages(*map(_awaited, (*map(jax.jit, stage[:-1]), update)))
+    tell = _awaited(jax.jit(_told)) if mode == "staged" else _told
 
     def train_step(state: TrainState, frozen: Frozen, batch: Any, key: Key[Array, ""]):
         family_of(batch)  # refuses what no family knows before anything runs
@@ -110,8 +111,7 @@ def make_train_step(
         masks = stage.segment(frozen, batch, reading, found)
         rewards = stage.reward(batch, completions, reading, found, masks)
         state, learned = stage.update(state, frozen, batch, media, completions, rewards)
-        told = summary(completions, rewards, learned, state), Rollout(completions, reading, found, masks, rewards)
-        return state, *constrain_rows(told, rewards.total.shape[0])
+        return state, *tell(Rollout(completions, reading, found, masks, rewards), learned, state)
 
     if mode == "staged":
         return train_step
@@ -123,6 +123,11 @@ def make_train_step(
 def _awaited(function: Callable[..., Any]) -> Callable[..., Any]:
     """A stage ends before the next begins: its time is its own, and virtual devices of a CPU meet in one program."""
     return lambda *arguments: jax.block_until_ready(function(*arguments))
+
+
+def _told(rollout: Rollout, learned: Learned, state: TrainState) -> tuple[dict[str, Array], Rollout]:
+    told = summary(rollout.completions, rollout.rewards, learned, state), rollout
+    return constrain_rows(told, rollout.rewards.total.shape[0])
 
 
 def summary(completions: Completions, rewards: Rewards, learned: Learned, state: TrainState) -> dict[str, Array]:
