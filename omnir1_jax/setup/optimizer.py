@@ -77,7 +77,7 @@ def _matrices(tree: Any) -> Any:
     """Which axes of a kernel are its matrix; those before them count layers, or the taps of a convolution."""
 
     def matrix(path: tuple[str, ...], leaf: Any) -> MuonDimensionNumbers | None:
-        if path[-1] != "kernel":
+        if path[-1] != "kernel" or isinstance(leaf, optax.MaskedNode):  # frozen
             return None
         n = leaf.ndim
         if path[-2] in ("q", "k", "v"):  # [..., width, heads, head_dim]

@@ -112,6 +112,14 @@ def test_muon_leaves_what_is_no_kernel_to_nadam():
         np.testing.assert_allclose(got, want, rtol=1e-5)
 
 
+def test_muon_with_frozen_kernels():
+    params = {name: {"kernel": jnp.eye(4) + 1} for name in ("up", "down")}
+    grads = jax.tree.map(jnp.ones_like, params)
+    made = after(optimizer.make(config(rule="muon", freeze=("up/*",)), params), [grads], params)
+    np.testing.assert_array_equal(made["up"]["kernel"], params["up"]["kernel"])
+    assert not np.array_equal(made["down"]["kernel"], params["down"]["kernel"])
+
+
 @pytest.mark.parametrize("kind, middle, last", [("cosine", 0.05, 0.0), ("linear", 0.05, 0.0), ("constant", 0.1, 0.1)])
 def test_schedule_rises_and_falls_within_the_run(kind, middle, last):
     c = config(schedule=kind, warmup_steps=10)
