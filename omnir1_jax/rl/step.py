@@ -95,12 +95,12 @@ def make_train_step(
     """
     if mode not in ("fused", "staged"):
         raise InputError(f"step.mode: {mode!r} is neither 'fused' nor 'staged'")
-    stage = make_stages(models, optimizer, config)
+    stage, tell = make_stages(models, optimizer, config), _told
     if mode == "staged":
         kept = None if shardings is None else (shardings, None)
         update = jax.jit(stage.update, donate_argnums=0, out_shardings=kept)
         stage = Stages(*map(_awaited, (*map(jax.jit, stage[:-1]), update)))
-    tell = _awaited(jax.jit(_told)) if mode == "staged" else _told
+        tell = _awaited(jax.jit(_told))
 
     def train_step(state: TrainState, frozen: Frozen, batch: Any, key: Key[Array, ""]):
         family_of(batch)  # refuses what no family knows before anything runs

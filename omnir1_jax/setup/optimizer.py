@@ -56,7 +56,7 @@ def make(config: ConfigDict, trainable: Any) -> optax.GradientTransformation:
 
 
 def _adamw(own: ConfigDict, rate: Callable[[Any], Any]) -> optax.GradientTransformation:
-    decayed = lambda tree: _by_path(tree, lambda path: path[-1] in DECAYED)
+    decayed = lambda tree: _by_path(tree, lambda path, _: path[-1] in DECAYED)
     return optax.adamw(rate, b1=own.b1, b2=own.b2, eps=own.eps, weight_decay=own.weight_decay, mask=decayed)
 
 
@@ -86,8 +86,7 @@ def _matrices(tree: Any) -> Any:
             return MuonDimensionNumbers((n - 3, n - 2), n - 1)
         return MuonDimensionNumbers(n - 2, n - 1)
 
-    flat = flax.traverse_util.flatten_dict(tree)
-    return flax.traverse_util.unflatten_dict({path: matrix(path, leaf) for path, leaf in flat.items()})
+    return _by_path(tree, matrix)
 
 
 def _labels(trainable: Any, patterns: tuple[str, ...]) -> Any:
@@ -96,12 +95,12 @@ def _labels(trainable: Any, patterns: tuple[str, ...]) -> Any:
         if not fnmatch.filter(names, pattern):
             raise InputError(f"optimizer.freeze: {pattern!r} names no trained parameter; there are {', '.join(names)}")
     cold = lambda path: any(fnmatch.fnmatchcase("/".join(path), pattern) for pattern in patterns)
-    labels = _by_path(trainable, lambda path: "frozen" if cold(path) else "trained")
+    labels = _by_path(trainable, lambda path, _: "frozen" if cold(path) else "trained")
     if "trained" not in flax.traverse_util.flatten_dict(labels).values():
         raise InputError("optimizer.freeze: every parameter is frozen")
     return labels
 
 
-def _by_path(tree: Any, rule: Callable[[tuple[str, ...]], Any]) -> Any:
+def _by_path(tree: Any, rule: Callable[[tuple[str, ...], Any], Any]) -> Any:
     flat = flax.traverse_util.flatten_dict(tree)
-    return flax.traverse_util.unflatten_dict({path: rule(path) for path in flat})
+    return flax.traverse_util.unflatten_dict({path: rule(path, leaf) for path, leaf in flat.items()})

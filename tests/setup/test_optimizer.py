@@ -102,13 +102,11 @@ def test_muon_leaves_what_is_no_kernel_to_nadam():
     zero = jax.tree.map(jnp.zeros_like, params)
     made = after(optimizer.make(config(rule="muon", weight_decay=0.5, schedule="constant"), params), [zero], params)
     np.testing.assert_allclose(made["layers"]["up"]["kernel"], 1 - 0.05)
-    grads = jax.tree.map(lambda x: jnp.ones_like(x), params)
+    grads = jax.tree.map(jnp.ones_like, params)
     made = after(optimizer.make(config(rule="muon", weight_decay=0.0, schedule="constant"), params), [grads], params)
     wanted = after(optax.nadam(0.1), [grads], params)
-    for name in (("embed", "embedding"), ("layers", "up", "bias"), ("layers", "norm", "scale")):
-        got, want = made, wanted
-        for part in name:
-            got, want = got[part], want[part]
+    others = lambda tree: (tree["embed"]["embedding"], tree["layers"]["up"]["bias"], tree["layers"]["norm"]["scale"])
+    for got, want in zip(others(made), others(wanted), strict=True):
         np.testing.assert_allclose(got, want, rtol=1e-5)
 
 
