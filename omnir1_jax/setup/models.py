@@ -111,7 +111,19 @@ def sizes(config: ConfigDict) -> Sizes:
         return Sizes(None, None, sam2_config(config))
     words = tokenizer(config)
     ids = TokenIds(**dataclasses.asdict(tokens.token_ids(words)))
-    return Sizes(words, thinker_config(config, ids, len(words)), sam2_config(config))
+    thinker = thinker_config(config, ids, len(words))
+    _check_tokens(config, thinker, ids, len(words))
+    return Sizes(words, thinker, sam2_config(config))
+
+
+def _check_tokens(config: ConfigDict, thinker: ThinkerConfig, ids: TokenIds, count: int) -> None:
+    """InputError where the tokenizer is not one for the weights: a token past the vocabulary has no logit to learn."""
+    setting = f"thinker.tokenizer: {config.thinker.tokenizer or config.thinker.path}"
+    if count > thinker.text.vocab_size:
+        raise InputError(f"{setting} has {count} tokens, the model's vocabulary {thinker.text.vocab_size}")
+    for name, own in dataclasses.asdict(thinker.tokens).items():
+        if name not in ("pad", "eos") and own != getattr(ids, name):  # these two are the tokenizer's to say
+            raise InputError(f"{setting} has {name} at {getattr(ids, name)}, the model at {own}")
 
 
 def load(config: ConfigDict, found: Sizes, mesh: Mesh | None = None) -> Loaded:

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -11,6 +12,7 @@ from absl.testing import flagsaver
 import omnir1_jax.train  # noqa: F401  (defines the command's flags)
 from omnir1_jax import settings
 from omnir1_jax.errors import InputError
+from omnir1_jax.setup import models
 from omnir1_jax.setup.run import build
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
@@ -93,3 +95,23 @@ def test_missing_weights_name_the_setting_and_the_toy(change, words):
     config[change[0]][change[1]] = change[2]
     with pytest.raises(InputError, match=words):
         build(config)
+
+
+def test_a_tokenizer_that_is_not_the_weights_own_is_refused(tmp_path):
+    config = get("toy")
+    words = models.tokenizer(config)
+    words.add_tokens(["<|one more|>"])
+    words.save_pretrained(tmp_path / "longer")
+    config.thinker.tokenizer = str(tmp_path / "longer")
+    with pytest.raises(InputError, match=r"longer has 646 tokens, the model's vocabulary 645"):
+        models.sizes(config)
+
+    swapped = pathlib.Path(shutil.copytree(config.thinker.path, tmp_path / "swapped"))
+    own = json.loads((swapped / "tokenizer.json").read_text())
+    for token in own["added_tokens"]:
+        other = {"<|IMAGE|>": "<|VIDEO|>", "<|VIDEO|>": "<|IMAGE|>"}
+        token["content"] = other.get(token["content"], token["content"])
+    (swapped / "tokenizer.json").write_text(json.dumps(own))
+    config.thinker.tokenizer = str(swapped)
+    with pytest.raises(InputError, match=r"swapped has image at \d+, the model at \d+"):
+        models.sizes(config)
