@@ -1,7 +1,7 @@
 """The optimizer of a run: AdamW or Muon with a schedule, clipping, frozen patterns, accumulation."""
 
 import fnmatch
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.traverse_util
@@ -86,6 +86,8 @@ def _matrices(tree: Any) -> Any:
             return MuonDimensionNumbers((n - 3, n - 2), n - 1)
         return MuonDimensionNumbers(n - 2, n - 1)
 
+    if not isinstance(tree, Mapping):  # optax.tree.map_params asks with a stand-in for all parameters
+        return MuonDimensionNumbers()
     return _by_path(tree, matrix)
 
 

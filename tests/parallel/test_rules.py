@@ -6,10 +6,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from omnir1_jax import parallel
+from omnir1_jax import parallel, settings
 from omnir1_jax.models import lora
 from omnir1_jax.models.qwen_omni.decoding import axes, decoding_copy
 from omnir1_jax.models.qwen_omni.thinker import Thinker
+from omnir1_jax.setup import optimizer
 from tests.rl import small
 
 
@@ -49,6 +50,30 @@ def test_of_a_frozen_parameter_there_is_no_moment_to_place():
     placed = jax.jit(rule.init, out_shardings=found)({"a": jnp.ones((8, 6)), "b": jnp.ones(8)})
     moment = placed.inner_states["trained"].inner_state[0].mu["a"]
     assert moment.sharding.spec == jax.P("fsdp", "tensor") and moment.addressable_shards[0].data.shape == (2, 3)
+
+
+def test_muon_steps_over_a_mesh_as_on_one_device():
+    mesh = parallel.make_mesh({"fsdp": 4, "tensor": 2})
+    boxed = {
+        "q": {"kernel": box((2, 8, 2, 4), "layers", "embed", "heads", "head_dim")},
+        "down": {"kernel": box((2, 6, 8), "layers", "mlp", "embed")},
+        "norm": {"scale": box((8,), "norm")},
+    }
+    config = settings.defaults()
+    config.steps, config.optimizer.rule, config.optimizer.learning_rate = 4, "muon", 0.1
+    rule = optimizer.make(config, nn.unbox(boxed))
+    draw = lambda n: jax.tree.map(lambda x: jax.random.normal(jax.random.key(n), x.shape), nn.unbox(boxed))
+    params, grads = draw(0), draw(1)
+    wanted, _ = rule.update(grads, rule.init(params), params)
+
+    placed, laid = parallel.state_shardings(mesh, boxed, rule), parallel.tree_shardings(mesh, boxed)
+    params, grads = jax.device_put((params, grads), (laid, laid))
+    state = jax.jit(rule.init, out_shardings=placed)(params)
+    got, state = jax.jit(rule.update, out_shardings=(laid, placed))(grads, state, params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), got, wanted)
+    specs = {x.shape: x.sharding.spec for x in jax.tree.leaves(state)}
+    assert specs[2, 8, 2, 4] == laid["q"]["kernel"].spec == jax.P(None, "fsdp", "tensor", None)
+    assert specs[2, 6, 8] == laid["down"]["kernel"].spec == jax.P(None, "tensor", "fsdp")
 
 
 def test_rows_are_spread_and_everything_else_is_whole():
