@@ -1,9 +1,8 @@
 """The toy's weights from nothing but the synthetic world, on two CPU cores.
 
-`configs/toy_pretrain.py:thinker` is a cold start: it sees, hears and grounds well and answers in System 1's format,
-but does not know yet what to choose. What a run leaves in WORKDIR/weights may go into configs/toy_weights/. The
-thinker there came about otherwise, in more than one run and by AdamW, as it says beside it: this one's boxes are as
-good where a colour is named, but it does not tell kinds, and RL gains less from it.
+`thinker_kinds`, then `thinker` make a cold start: it sees, hears and grounds well and answers in System 1's format, but
+does not know yet what to choose. `sam2_images`, then `sam2` make the segmenter. What lies in configs/toy_weights/ came
+of them, as it says there.
 """
 
 import pathlib
@@ -15,16 +14,15 @@ CELL = 16 * 16  # pixels of a visual token
 
 
 def get_config(part="thinker"):
-    return {"thinker": thinker, "sam2_images": sam2_images, "sam2": sam2}[part]()
+    return {f.__name__: f for f in (thinker_kinds, thinker, sam2_images, sam2)}[part]()
 
 
-def thinker():
-    c = defaults()
-    c.name = "toy_thinker"
-    c.objective = "sft"
-    c.steps = 28_000  # about an hour of two cores
-    c.sft.towers = True
-
+def thinker_kinds():
+    """The thinker from random weights: boxes by kind alone, for who learns colours first never needs kinds."""
+    c = thinker()
+    c.name = "toy_thinker_kinds"
+    c.steps = 4000
+    c.thinker.path = ""
     c.thinker.tokenizer = str(WEIGHTS / "thinker")  # made by omnir1_jax.supervised.tokenizer
     c.thinker.sizes = dict(
         text=dict(
@@ -38,6 +36,22 @@ def thinker():
         audio=dict(num_mel_bins=20, d_model=32, num_layers=1, num_heads=2, ffn_dim=64, output_dim=96, n_window=50),
         position_id_per_second=4,
     )  # fmt: skip
+    c.data = dict(grounding=c.data.grounding)
+    c.data.grounding.example = "lessons_kinds"
+    c.optimizer.warmup_steps = 100
+    c.optimizer.final_share = 0.5
+    return c
+
+
+def thinker():
+    """All that it is taught. `thinker.path` is what `thinker_kinds` left in WORKDIR/weights."""
+    c = defaults()
+    c.name = "toy_thinker"
+    c.objective = "sft"
+    c.steps = 19_000  # some 40 minutes of two cores
+    c.sft.towers = True
+    c.thinker.path = "runs/toy_thinker_kinds/weights"
+
     c.thinker.dtype = c.thinker.param_dtype = "float32"
     c.thinker.remat = "none"
     prompts(c)
@@ -45,12 +59,12 @@ def thinker():
     world = dict(config="toy", clips=100_000, lessons=True)
     video = dict(datasets=datasets(synthetic=world | dict(family="vos")), family="vos", frames=8)
     c.data = dict(
-        grounding=task(example="lessons_grounding", batch_size=2, weight=0.46, targets=4, target_tokens=26, **video),
-        questions=task(example="lessons_questions", batch_size=4, weight=0.15, targets=6, target_tokens=28, **video),
-        plans=task(example="lessons_plans", batch_size=4, weight=0.06, targets=2, target_tokens=76, **video),
+        grounding=task(example="lessons_grounding", batch_size=2, weight=0.45, targets=4, target_tokens=26, **video),
+        questions=task(example="lessons_questions", batch_size=4, weight=0.13, targets=6, target_tokens=28, **video),
+        plans=task(example="lessons_plans", batch_size=4, weight=0.12, targets=2, target_tokens=76, **video),
         sounds=task(
             datasets=datasets(synthetic=world | dict(family="refavs")), family="refavs", example="lessons_sounds",
-            batch_size=4, weight=0.33, targets=6, target_tokens=30,
+            batch_size=4, weight=0.30, targets=6, target_tokens=30,
             frames=1, sampling="first", sound="required", audio_seconds=4.0,
         ),
     )  # fmt: skip
@@ -59,7 +73,7 @@ def thinker():
 
     c.optimizer.rule = "muon"
     c.optimizer.learning_rate = 2e-3
-    c.optimizer.warmup_steps = 100
+    c.optimizer.warmup_steps = 300
     c.optimizer.final_share = 0.03
     c.optimizer.b2 = 0.98
     c.optimizer.clip_norm = 1.0

@@ -24,6 +24,9 @@ from omnir1_jax.systems import prompts
 
 CLEAR = 24  # pixels, the least of a shape that is asked for
 TURN = "<|im_end|>\n<|im_start|>assistant\n"
+KIND = "{kind}"
+FORMS = ("{colour} {kind}", KIND, KIND, KIND, "{colour} shape")
+TOLD = 1 / 3  # of System 1's answers name what is asked for, the others any shape
 IMAGES = 4  # frames of a clip that become prompts of a grounding example
 
 
@@ -70,10 +73,10 @@ def draw(rng: np.random.Generator, options: Sequence[Any] | np.ndarray) -> Any:
     return options[int(rng.integers(len(options)))]
 
 
-def wording(name: str, rng: np.random.Generator) -> str:
+def wording(name: str, rng: np.random.Generator, forms: Sequence[str] = FORMS) -> str:
     """A description of a shape that has no like: its looks, or one of them."""
     colour, kind = name.split()
-    form = draw(rng, (name, kind, f"{colour} shape", f"{colour} shape"))  # colours are learnt last
+    form = draw(rng, forms).format(colour=colour, kind=kind)
     return form if rng.random() < 0.5 else f"the {form}"
 
 
@@ -83,6 +86,16 @@ def grounding(clip: DecodedClip, config: TargetConfig) -> Arrays:
 
     Arrays have a leading axis of IMAGES prompts.
     """
+    return _grounding(clip, config, FORMS)
+
+
+@examples.named
+def kinds(clip: DecodedClip, config: TargetConfig) -> Arrays:
+    """As `grounding`, where shapes are asked for by their kinds alone: colours first, and kinds are never learnt."""
+    return _grounding(clip, config, (KIND,))
+
+
+def _grounding(clip: DecodedClip, config: TargetConfig, forms: Sequence[str]) -> Arrays:
     rng = clip.rng
     frames = rng.permutation(len(clip.frames))[:IMAGES]
     sharp = examples.sharp_arrays(clip.frames[frames], clip.size, config)
@@ -94,7 +107,7 @@ def grounding(clip: DecodedClip, config: TargetConfig) -> Arrays:
     targets = []
     for t in frames:
         found = [
-            asked_for(wording(names[n], rng), head, tail, [boxes[n, t] * scale])
+            asked_for(wording(names[n], rng, forms), head, tail, [boxes[n, t] * scale])
             for n in rng.permutation(np.flatnonzero(clear[:, t]))
         ]
         found = found[: config.targets - 1]
@@ -163,7 +176,7 @@ def questions(clip: DecodedClip, config: TargetConfig) -> Arrays:
 def _meant(query: str, names: Sequence[str], rng: np.random.Generator) -> str:
     """What an answer that knows nothing takes for meant: any shape, or now and then the words of a short query."""
     words = query.removeprefix("the ")
-    return words if len(words.split()) <= 2 and rng.random() < 0.2 else draw(rng, names)
+    return words if len(words.split()) <= 2 and rng.random() < TOLD else draw(rng, names)
 
 
 @examples.named
@@ -171,7 +184,8 @@ def plans(clip: DecodedClip, config: TargetConfig) -> Arrays:
     """A clip with plans of the right form that did not look for what is asked: any shape or the words of the query."""
     rng, count = clip.rng, len(clip.frames)
     found = []
-    for sentence in _about(clip, ("image", "video"), 3)[: config.targets]:
+    plain = _about(clip, ("image",), 1)[: config.targets // 2]
+    for sentence in (plain + _about(clip, ("video",), 3))[: config.targets]:
         name = _meant(sentence["text"], clip.ref.extra["looks"], rng)
         spans = [np.sort(rng.integers(0, count, 2)) if rng.random() < 0.5 else [rng.integers(0, count)] * 2]
         for _ in range(int(rng.integers(0, 3))):
@@ -208,7 +222,7 @@ def sounds(clip: DecodedClip, config: TargetConfig) -> Arrays:
     found += [asked(f"Which: {s['text']}", looks(clip, s["obj_id"])) for s in known[: config.targets - 3]]
     for sentence in clip.rng.permutation(np.array(known, object))[: config.targets - len(found)]:
         meant = extra["looks"][sentence["obj_id"][0]]
-        name = meant if rng.random() < 0.2 else draw(rng, [extra["looks"][n] for n in there])
+        name = meant if rng.random() < TOLD else draw(rng, [extra["looks"][n] for n in there])
         query = prompts.render(config.template, query=sentence["text"])
         found.append(asked(query, thought(name, name)))
     arrays = media_prompt(content, config, images=1, audio_seconds=[config.audio_seconds])
@@ -217,8 +231,9 @@ def sounds(clip: DecodedClip, config: TargetConfig) -> Arrays:
 
 EXAMPLES: dict[str, Callable[[DecodedClip, TargetConfig], Arrays]] = {
     "lessons_grounding": grounding,
+    "lessons_kinds": kinds,
     "lessons_questions": questions,
     "lessons_plans": plans,
     "lessons_sounds": sounds,
 }
-FAMILY = {"lessons_grounding": "vos", "lessons_questions": "vos", "lessons_plans": "vos", "lessons_sounds": "refavs"}
+FAMILY = {name: "refavs" if name == "lessons_sounds" else "vos" for name in EXAMPLES}

@@ -13,7 +13,7 @@ from omnir1_jax.data.clips import DecodeConfig
 from omnir1_jax.data.preprocess.settings import PixelBudget, Sizes
 from omnir1_jax.data.samples import BadSample
 from omnir1_jax.data.synthetic import reader
-from omnir1_jax.data.synthetic.world import PRESETS
+from omnir1_jax.data.synthetic.world import KINDS, PRESETS
 from omnir1_jax.errors import InputError
 from omnir1_jax.rl import examples
 from omnir1_jax.supervised import lessons, targets, text, tokenizer
@@ -159,6 +159,16 @@ def test_grounding_lessons_are_true():
                     assert found[0].box == (cols.min(), rows.min(), cols.max(), rows.max())
                     boxes += 1
     assert empty > 5 and boxes > 15
+
+
+def test_the_first_lessons_ask_for_kinds_alone():
+    kinds = found = 0
+    for clip in decoded("vos", 3, lessons=True):
+        for question, answer in answers(lessons.kinds(clip, config(count=4, tokens=40))):
+            if answer.startswith("[{"):
+                said = question.removeprefix("Box: ").split("<")[0].removeprefix("the ")
+                kinds, found = kinds + (said in KINDS), found + 1
+    assert kinds == found > 8
 
 
 def test_questions_lessons_are_true_and_plans_know_nothing():
