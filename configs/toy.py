@@ -52,7 +52,7 @@ def get_config():
     # The paper's formula; boxes count most, since at this size they say most about what was chosen.
     c.reward.preset = "paper"
     c.reward.terms = dict(alignment=4.0, segmentation=4.0, length_bonus=0.0)
-    c.grpo.beta = 0.005
+    c.grpo.beta = 0.02
 
     c.optimizer.learning_rate = 1e-3
     c.optimizer.clip_norm = 1.0
