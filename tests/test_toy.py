@@ -4,6 +4,8 @@ import json
 import re
 
 import pytest
+from etils import epath
+from matplotlib.figure import Figure
 
 from omnir1_jax import settings, toy
 from omnir1_jax.errors import InputError
@@ -82,3 +84,15 @@ def test_tables_and_page(world, config, tmp_path):
     page = (tmp_path / "report.html").read_text()
     assert "47.0 ± 1.4" in page and not re.search(r'(src|href)="(?!data:|#)', page)
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_run_has_its_colour_in_every_panel(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, file, **_: drawn.append(figure) or file.write(b"png"))
+    rows = lambda segmentation: [
+        {"step": n, "reward/total": 1.0 + n, "reward/segmentation": segmentation * n} for n in range(1, 9)
+    ]
+    toy_report.curves({"all": rows(1.0), "rk_ra": rows(0.0), "rk_rg": rows(1.0)}, epath.Path(tmp_path) / "c.png")
+    colours = [{line.get_label(): line.get_color() for line in axes.lines} for axes in drawn[0].axes]
+    assert list(colours[0]) == ["all", "rk_ra", "rk_rg"] and list(colours[1]) == ["all", "rk_rg"]
+    assert all(colours[0][name] == colours[1][name] for name in colours[1])

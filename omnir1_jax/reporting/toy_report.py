@@ -87,15 +87,15 @@ def curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], target: epath.Path) 
         figure = Figure(figsize=(12, 3.4), layout="constrained")
         for place, (title, (segmented, key)) in enumerate(CURVES.items(), 1):
             axes = figure.add_subplot(1, len(CURVES), place, title=title, xlabel="step")
-            for name, rows in runs.items():
+            for number, (name, rows) in enumerate(runs.items()):
                 own = [row for row in rows if ("reward/segmentation" in row) == segmented and row.get(key) is not None]
                 steps, values = (np.array([row[what] for row in own], np.float64) for what in ("step", key))
                 if not values.any():  # not measured, as the run's reward had no use for it
                     continue
-                axes.plot(steps, charts.smooth(values, max(len(values) // 8, 3)), label=name)
+                axes.plot(steps, charts.smooth(values, max(len(values) // 8, 3)), color=f"C{number}", label=name)
             axes.grid(alpha=0.3)
             axes.spines[["top", "right"]].set_visible(False)
-        figure.axes[0].legend(frameon=False, fontsize="small")
+        figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside right center", frameon=False)
         FigureCanvasAgg(figure)
         with atomic_path(target) as scratch, scratch.open("wb") as file:
             figure.savefig(file, format="png", dpi=110)
