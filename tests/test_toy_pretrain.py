@@ -1,4 +1,4 @@
-"""The toy's weights again: each half of each recipe runs, the first as the log that ships says."""
+"""The toy's weights again: both recipes begin as the logs that ship say, and the thinker's goes on to its second part."""
 
 import json
 import os
@@ -40,5 +40,3 @@ def test_the_thinker_from_random_weights(tmp_path):
 def test_the_segmenter_from_random_weights(tmp_path):
     steps = trained(tmp_path / "images", "sam2_images", 50)
     begins_as_logged("sam2", steps, "loss")
-    (after,) = trained(tmp_path / "clips", "sam2", 1, f"--config.sam2.path={tmp_path}/images/weights")
-    assert after["loss"] < steps[0]["loss"] - 1
