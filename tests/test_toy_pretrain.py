@@ -1,4 +1,4 @@
-"""The toy's weights again: both recipes begin as the logs that ship say, and the thinker's goes on to its second part."""
+"""The toy's weights again: both recipes begin as the logs that ship say, and the thinker's second part goes on."""
 
 import json
 import os
