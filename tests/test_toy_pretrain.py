@@ -2,13 +2,13 @@
 
 import json
 import os
-import pathlib
 import subprocess
 import sys
 
 import numpy as np
 
-ROOT = pathlib.Path(__file__).parent.parent
+from tests.runs import ROOT, rows
+
 ENV = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "PYTHONPATH": str(ROOT)}
 
 
@@ -18,7 +18,7 @@ def trained(workdir, part, steps, *changes):
     command += [f"--config.steps={steps}", *changes, "--workdir", str(workdir)]
     done = subprocess.run(command, cwd=ROOT, env=ENV, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return rows(workdir)
 
 
 def begins_as_logged(model, steps, loss):
