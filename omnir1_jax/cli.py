@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from absl import app, flags
 from etils import epath
 
-from omnir1_jax.errors import InputError
+from omnir1_jax.errors import InputError, printable
 
 
 def run(main: Callable, flags_parser: Callable[[Sequence[str]], object] | None = None) -> None:
@@ -22,7 +22,7 @@ def run(main: Callable, flags_parser: Callable[[Sequence[str]], object] | None =
             try:
                 return function(args)
             except InputError as error:
-                print(f"error: {error}", file=sys.stderr)
+                print(f"error: {printable(error)}", file=sys.stderr)
                 sys.exit(2)
 
         return inner

@@ -11,7 +11,7 @@ from absl import flags, logging
 from ml_collections import ConfigDict
 
 from omnir1_jax import cli, settings, trained
-from omnir1_jax.errors import InputError
+from omnir1_jax.errors import InputError, printable
 from omnir1_jax.inference import load, outputs
 from omnir1_jax.inference.infer import FAMILIES, Ask, answer
 from omnir1_jax.setup.run import keep_compiled, mesh_of
@@ -114,11 +114,6 @@ def asked() -> Ask:
     )
 
 
-def printable(text: str) -> str:
-    """What a model said on one line, without what a terminal would obey."""
-    return "".join(char if char.isprintable() else " " for char in text)
-
-
 def main(_) -> None:
     cli.need(checkpoint=_CHECKPOINT)
     if not _SERVE.value:
@@ -140,7 +135,7 @@ def main(_) -> None:
     files = outputs.write(result, out)
     said = outputs.told(result)
     print(printable(f"{said['result']}: {said['answer']}" if ask.family == "qa" else said["result"]))
-    print(f"{out}: " + ", ".join(path.name for path in files if path is not None))
+    print(printable(f"{out}: ") + ", ".join(path.name for path in files if path is not None))
 
 
 if __name__ == "__main__":

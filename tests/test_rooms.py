@@ -9,18 +9,19 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
 PACKAGE = ROOT / "omnir1_jax"
-BASE = {"errors", "cli", "parallel"}
+FILES = {"errors", "json_file", "regular_file"}
+BASE = FILES | {"cli", "parallel"}
 MAY_IMPORT = {
     "parallel": {"errors"},
     "models": BASE,
     "text": {"errors"},
     # The layout of media in a prompt (numpy only) is worked out once, for the model's door and for the pipeline.
-    "data": {"errors", "cli", "text", "models.qwen_omni.layout"},
+    "data": FILES | {"cli", "text", "models.qwen_omni.layout"},
     "systems": BASE | {"models", "text"},
     "rl": BASE | {"models", "text", "systems", "data"},
-    "evaluation": {"errors", "cli", "data"},
+    "evaluation": FILES | {"cli", "data"},
     "supervised": BASE | {"models", "text", "systems", "data", "rl"},
-    "reporting": {"errors", "cli", "data", "evaluation"},
+    "reporting": FILES | {"cli", "data", "evaluation"},
     "setup": BASE | {"models", "text", "systems", "data", "rl", "supervised", "settings"},
     "inference": BASE | {"models", "text", "systems", "data", "rl", "evaluation", "reporting", "setup", "settings"},
     "planning": BASE | {"models", "text", "systems", "data", "rl", "setup", "settings"},

@@ -248,4 +248,4 @@ def test_command(made, tmp_path):
     opened = infer.systems(str(workdir), trained.config_of(str(workdir)))
     np.testing.assert_array_equal(opened.policy["text"]["norm"]["scale"], np.asarray(states[3]["norm"]["scale"]))
     assert opened.frozen.reference is opened.policy["text"]
-    assert infer.printable("a\x1b[31m\nb") == "a [31m b"
+    assert infer.printable("a\x1b[31m\nb") == r"a\x1b[31m\nb"

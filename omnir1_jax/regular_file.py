@@ -1,0 +1,58 @@
+"""Files that a user names: opened only if they are regular, because opening a FIFO or a device can block for ever."""
+
+import os
+import stat
+
+from etils import epath
+
+from omnir1_jax.errors import InputError
+
+_KINDS = (
+    (stat.S_ISDIR, "directory"),
+    (stat.S_ISFIFO, "FIFO (named pipe)"),
+    (stat.S_ISSOCK, "socket"),
+    (stat.S_ISCHR, "device"),
+    (stat.S_ISBLK, "device"),
+)
+
+
+def problem(path: epath.PathLike) -> str | None:
+    """Why `path` cannot be read as a file; None where it can. Links are followed, `gs://` is looked up."""
+    text = os.fspath(path)
+    try:
+        if "://" in text:
+            remote = epath.Path(text)
+            return None if remote.exists() and not remote.is_dir() else f"{text} is missing, or is a directory"
+        mode = os.stat(text).st_mode
+    except FileNotFoundError:
+        return f"{text}: no such file; it is missing, or is a link to nothing"
+    except (OSError, ValueError) as error:  # ValueError: a null character in the path
+        return f"{text} cannot be read ({getattr(error, 'strerror', None) or error})"
+    if stat.S_ISREG(mode):
+        return None
+    kind = next((name for test, name in _KINDS if test(mode)), "special file")
+    return f"{text} is a {kind}, not a regular file; name a file, or copy what it gives into one"
+
+
+def require(path: epath.PathLike, what: str = "") -> epath.Path:
+    """The path, which is a regular file (or a link to one).
+
+    Args:
+      path: local or remote.
+      what: which flag or dataset names the file, for the message ("--boxes").
+
+    Raises:
+      InputError: it is missing, a directory, a FIFO, a device, or out of reach.
+    """
+    if reason := problem(path):
+        raise InputError(f"{what}: {reason}" if what else reason)
+    return epath.Path(path)
+
+
+def read_bytes(path: epath.PathLike, what: str = "") -> bytes:
+    """All bytes of a regular file; arguments and errors as of `require`."""
+    file = require(path, what)
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise InputError(f"{what + ': ' if what else ''}{path} cannot be read ({error.strerror or error})") from error
