@@ -134,7 +134,7 @@ def _folder_rows(root: str, path: str) -> Iterator[tuple[str, Any, Any]]:
         where = f"{path} row {number}"
         record = _check(row, where)
         name = records.get(row, "file_name", str, where)
-        paths.join(root, name, where)
+        paths.inside(root, name, where)
         yield str(record["id"]), name, {**record, "image": name}
 
 

@@ -19,7 +19,7 @@ _STAMP = (1980, 1, 1, 0, 0, 0)
 
 def folder(root: str, video: str, expression: str) -> epath.Path:
     """Where one expression's masks are; names that would leave `root` are refused with InputError."""
-    return epath.Path(paths.join(root, f"{video}/{expression}", "prediction"))
+    return epath.Path(paths.inside(root, f"{video}/{expression}", "prediction"))
 
 
 def write(root: str, video: str, expression: str, names: Sequence[str], predicted: Shaped[np.ndarray, "t h w"]) -> None:

@@ -87,8 +87,8 @@ def check_within(clip: ClipRef, root: pathlib.Path) -> None:
     sources = [clip.frames, clip.audio, clip.masks]
     listed = [p for s in sources if isinstance(s, ImageFiles | PngMasks) for p in s.paths if p is not None]
     listed += [s.path for s in sources if hasattr(s, "path")]
-    for path in listed:
-        assert pathlib.Path(path).resolve().is_relative_to(root.resolve()), path
+    for path in listed:  # by name: a link within the tree may lead anywhere
+        assert path.startswith(f"{root}/") and ".." not in path.split("/"), path
 
 
 def replace_in(value, rng: random.Random):

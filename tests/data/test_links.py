@@ -1,0 +1,71 @@
+"""Trees that hold links: every reader opens what the Hugging Face cache makes of a tree, and frames on another disk."""
+
+import hashlib
+import os
+import pathlib
+
+import numpy as np
+import pytest
+
+from omnir1_jax.data import clips, registry
+from omnir1_jax.data.tfds_builders import builders
+from tests.data import trees
+
+DECODE = clips.DecodeConfig(frames=4, objects=8, sound="optional")
+
+
+def hub_cache(tree: pathlib.Path, cache: pathlib.Path) -> pathlib.Path:
+    """The tree as huggingface_hub keeps it: `snapshots/<revision>/...` are relative links into `blobs/<sha>`."""
+    snapshot = cache / "snapshots" / "0123abc"
+    (cache / "blobs").mkdir(parents=True)
+    for file in filter(pathlib.Path.is_file, tree.rglob("*")):
+        blob = cache / "blobs" / hashlib.sha256(file.read_bytes()).hexdigest()
+        if not blob.exists():
+            os.link(file, blob)
+        link = snapshot / file.relative_to(tree)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(os.path.relpath(blob, link.parent))
+    return snapshot
+
+
+def other_disk(tree: pathlib.Path, disk: pathlib.Path) -> pathlib.Path:
+    """The tree with each folder at its top moved elsewhere and linked to."""
+    root = disk / "root"
+    root.mkdir(parents=True)
+    for path in tree.iterdir():
+        (root / path.name).symlink_to(path)
+    return root
+
+
+def contents(name: str, root: pathlib.Path) -> list[tuple]:
+    """Ids, frames, sound and masks of the first and the last item."""
+    reader = registry.open_dataset(trees.dataset_of(name), str(root), trees.split_of(name))
+    out = []
+    for position in (0, len(reader) - 1):
+        clip = clips.decode(reader[position], DECODE, np.random.default_rng(0))
+        out.append((reader.ids[position], clip.frames, clip.audio, clip.masks))
+    return out
+
+
+@pytest.fixture(scope="module")
+def originals(tmp_path_factory) -> dict[str, pathlib.Path]:
+    base = tmp_path_factory.mktemp("trees")
+    for name, build in trees.BUILD.items():
+        build(base / name)
+    builders.build("revos", base / "revos", base / "built").rename(base / "tfds_revos")
+    return {name: base / name for name in (*trees.BUILD, "tfds_revos")}
+
+
+def test_every_dataset_is_tried(originals):
+    assert {trees.dataset_of(name) for name in originals} == set(registry.DATASETS) - {"synthetic"}
+
+
+@pytest.mark.parametrize("layout", [hub_cache, other_disk])
+def test_linked_trees_are_read_like_plain_ones(originals, tmp_path, layout):
+    for name, tree in originals.items():
+        linked = contents(name, layout(tree, tmp_path / name))
+        for found, wanted in zip(linked, contents(name, tree), strict=True):
+            assert found[0] == wanted[0]
+            for one, other in zip(found[1:], wanted[1:]):
+                assert (one is None and other is None) or np.array_equal(one, other), name
+
