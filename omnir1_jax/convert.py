@@ -75,7 +75,7 @@ def main(args: argparse.Namespace) -> None:
     if args.command == "import" and (store.is_store(source) or trained.is_run(source)):
         raise InputError(f"{source}: import reads a Hugging Face directory with safetensors")
     if target.exists():
-        raise InputError(f"{target}: exists already; remove it or name another directory")
+        raise InputError(f"{target} exists already; name another directory")
     mesh = read_mesh(args.mesh)
     if trained.is_run(source):
         export_run(args, source, mesh)

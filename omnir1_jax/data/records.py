@@ -1,5 +1,6 @@
 """Reading metadata: json, jsonl, csv and parquet tables, and checks that name the offending file and key."""
 
+import codecs
 import csv
 import io
 import json
@@ -11,6 +12,7 @@ import pyarrow
 import pyarrow.parquet
 from etils import epath
 
+from omnir1_jax import json_file
 from omnir1_jax.data import paths
 from omnir1_jax.errors import InputError
 
@@ -36,16 +38,7 @@ def load_bytes(path: str) -> bytes:
 
 def load_json(path: str) -> Any:
     """The value in a json file. Raises `InputError` naming the file, and the line of a syntax error."""
-    return parse_json(load_bytes(path), path)
-
-
-def parse_json(data: bytes, where: str) -> Any:
-    try:
-        return json.loads(data.decode("utf-8"))
-    except json.JSONDecodeError as error:
-        raise InputError(f"{where}: not json: {error.msg} at line {error.lineno} column {error.colno}") from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{where}: not json: {error}") from error
+    return json_file.parse(load_bytes(path), path)
 
 
 def get(record: Any, key: str, kind: type | tuple[type, ...], where: str) -> Any:
@@ -89,10 +82,9 @@ def load_rows(path: str, columns: tuple[str, ...] | None = None) -> list[dict[st
     if path.endswith(".csv"):
         return _csv_rows(data, path)
     if path.endswith(".jsonl"):
-        lines = data.split(b"\n")
-        rows = [parse_json(line, f"{path} line {n}") for n, line in enumerate(lines, 1) if line.strip()]
+        rows = [row for _, row in json_file.lines(data, path)]
     else:
-        rows = check(parse_json(data, path), list, path)
+        rows = check(json_file.parse(data, path), list, path)
     for position, row in enumerate(rows):
         check(row, dict, f"{path}: row {position}")
     return rows
@@ -160,7 +152,7 @@ class JsonIndex:
                 data = file.read(end - start)
         except OSError as error:
             raise InputError(f"{self.path} cannot be read ({error.strerror or error})") from error
-        return parse_json(data, f"{self.path}['{key}']")
+        return json_file.parse(data, f"{self.path}['{key}']")
 
 
 def index_json(path: str) -> JsonIndex:
@@ -169,24 +161,25 @@ def index_json(path: str) -> JsonIndex:
     text = load_bytes(path).decode("latin-1")
     decoder = json.JSONDecoder()
     spans: dict[str, tuple[int, int]] = {}
-    at = _expect(text, 0, "{", path)
+    mark = codecs.BOM_UTF8.decode("latin-1")
+    at = _expect(text, len(mark) if text.startswith(mark) else 0, "{", path)
     while text[at : at + 1] != "}":
         if spans:
             at = _expect(text, at, ",", path)
         try:
             key, at = decoder.raw_decode(text, at)
             if not isinstance(key, str):
-                raise InputError(f"{path}: not json: expected a key at byte {at}")
+                raise InputError(f"{path} is not JSON: expected a key at byte {at}")
             start = _expect(text, at, ":", path)
             _, end = decoder.raw_decode(text, start)
             spans[key.encode("latin-1").decode("utf-8")] = (start, end)
         except (ValueError, RecursionError) as error:
             if isinstance(error, InputError):
                 raise
-            raise InputError(f"{path}: not json: damaged near byte {at}") from error
+            raise InputError(f"{path} is not JSON: damaged near byte {at}") from error
         at = _skip_space(text, end)
     if text[at + 1 :].strip():
-        raise InputError(f"{path}: not json: more text follows the object at byte {at + 1}")
+        raise InputError(f"{path} is not JSON: more text follows the object at byte {at + 1}")
     return JsonIndex(path, spans)
 
 
@@ -199,7 +192,7 @@ def _skip_space(text: str, at: int) -> int:
 def _expect(text: str, at: int, character: str, path: str) -> int:
     at = _skip_space(text, at)
     if text[at : at + 1] != character:
-        raise InputError(f"{path}: not json: expected '{character}' at byte {at}")
+        raise InputError(f"{path} is not JSON: expected '{character}' at byte {at}")
     return _skip_space(text, at + 1)
 
 

@@ -75,7 +75,7 @@ def _json(path: pathlib.Path) -> Any:
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise InputError(f"{path}: not readable ({error}); remove its directory or name another --out") from error
+        raise InputError(f"{path}: not readable ({error}); name another directory with --out") from error
 
 
 def _lines(path: pathlib.Path) -> dict[int, dict[str, Any]]:
@@ -91,7 +91,7 @@ def _lines(path: pathlib.Path) -> dict[int, dict[str, Any]]:
                 line = json.loads(row)
                 found[line["position"]] = line
             except (ValueError, KeyError, TypeError) as error:
-                raise InputError(f"{path} line {number} is damaged; remove it and what follows, or the file") from error
+                raise InputError(f"{path} line {number} is damaged; name another directory with --out") from error
             keep += len(row)
         file.truncate(keep)
     return found

@@ -64,7 +64,7 @@ def _json(path: epath.Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text())
     except ValueError as error:
-        raise InputError(f"{path} is not JSON ({error}); repair or remove it") from error
+        raise InputError(f"{path} is not JSON ({error}); repair it or move it elsewhere") from error
     return value if isinstance(value, dict) else {"value": value}
 
 
@@ -183,7 +183,7 @@ def shrink(data: bytes, name: str) -> bytes:
         return data
     image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
     if image is None:
-        raise InputError(f"{name} is no picture that can be read; remove it")
+        raise InputError(f"{name} is not a picture that can be read; move it elsewhere")
     for quality in (85, 70, 50):
         small = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes()
         if len(small) < 500_000:

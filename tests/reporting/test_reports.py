@@ -160,7 +160,7 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path):
     write_report(tmp_path)
     (tmp_path / "pictures" / "1").mkdir(parents=True)
     (tmp_path / "pictures" / "1" / "a.png").write_bytes(b"\x89PNG" + b"x" * 70_000)
-    with pytest.raises(InputError, match=r"a\.png is no picture"):
+    with pytest.raises(InputError, match=r"a\.png is not a picture"):
         write_report(tmp_path)
     assert not [p for p in tmp_path.iterdir() if p.name.endswith(".part")]
 

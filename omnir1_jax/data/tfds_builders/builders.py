@@ -132,7 +132,7 @@ def build(name: str, root: epath.PathLike, out: epath.PathLike) -> epath.Path:
         raise InputError(f"{name}: {root} holds none of its splits")
     builder = BUILDERS[name](data_dir=str(out), file_format="array_record")
     if epath.Path(builder.data_dir).exists():
-        raise InputError(f"{builder.data_dir} exists already; remove it, or build elsewhere")
+        raise InputError(f"{builder.data_dir} exists already; build into another directory with --out")
     config = tfds.download.DownloadConfig(manual_dir=str(root))
     builder.download_and_prepare(download_config=config, file_format="array_record")
     return epath.Path(builder.data_dir)

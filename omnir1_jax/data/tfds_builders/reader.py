@@ -8,6 +8,7 @@ from etils import epath
 from google.protobuf import json_format
 from google.protobuf.message import DecodeError
 
+from omnir1_jax import json_file
 from omnir1_jax.data import paths, records, vos_json
 from omnir1_jax.data.reader import TableReader, make_reader
 from omnir1_jax.data.samples import AudioBytes, ClipRef, ImageBytes, RleMasks
@@ -94,9 +95,9 @@ def _clip(directory: str, name: str, split: str, sample_id: str, row: tuple[int,
         raise InputError(f"{where}: damaged ({_first_line(error)})") from error
 
     def track(data: bytes):
-        return vos_json.check_track(records.parse_json(data, where), len(names), where)
+        return vos_json.check_track(json_file.parse(data, where), len(names), where)
 
-    chosen = records.parse_json(targets.encode(), where)
+    chosen = json_file.parse(targets.encode(), where)
     masks = None
     if chosen is not None:
         if not isinstance(chosen, list) or any(type(n) is not int or not 0 <= n < len(tracks) for n in chosen):
@@ -115,7 +116,7 @@ def _clip(directory: str, name: str, split: str, sample_id: str, row: tuple[int,
         masks=masks,
         foreground=RleMasks((track(foreground),), size) if foreground else None,
         size=size if known else None,
-        extra=records.check(records.parse_json(extra.encode(), where), dict, where),
+        extra=records.check(json_file.parse(extra.encode(), where), dict, where),
     )
 
 

@@ -1,5 +1,6 @@
-"""Trees that hold links: every reader opens what the Hugging Face cache makes of a tree, and frames on another disk."""
+"""Trees as users have them: links (the Hugging Face cache, folders on another disk), byte order marks."""
 
+import codecs
 import hashlib
 import os
 import pathlib
@@ -37,6 +38,18 @@ def other_disk(tree: pathlib.Path, disk: pathlib.Path) -> pathlib.Path:
     return root
 
 
+def marked(tree: pathlib.Path, out: pathlib.Path) -> pathlib.Path:
+    """The tree with a byte order mark before every text, as some editors and spreadsheets write it."""
+    for file in filter(pathlib.Path.is_file, tree.rglob("*")):
+        copy = out / file.relative_to(tree)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        if file.suffix in (".json", ".jsonl", ".csv") and not tree.name.startswith("tfds_"):
+            copy.write_bytes(codecs.BOM_UTF8 + file.read_bytes())
+        else:
+            copy.symlink_to(file)
+    return out
+
+
 def contents(name: str, root: pathlib.Path) -> list[tuple]:
     """Ids, frames, sound and masks of the first and the last item."""
     reader = registry.open_dataset(trees.dataset_of(name), str(root), trees.split_of(name))
@@ -60,12 +73,11 @@ def test_every_dataset_is_tried(originals):
     assert {trees.dataset_of(name) for name in originals} == set(registry.DATASETS) - {"synthetic"}
 
 
-@pytest.mark.parametrize("layout", [hub_cache, other_disk])
-def test_linked_trees_are_read_like_plain_ones(originals, tmp_path, layout):
+@pytest.mark.parametrize("layout", [hub_cache, other_disk, marked])
+def test_trees_as_found_are_read_like_the_originals(originals, tmp_path, layout):
     for name, tree in originals.items():
-        linked = contents(name, layout(tree, tmp_path / name))
-        for found, wanted in zip(linked, contents(name, tree), strict=True):
+        items = contents(name, layout(tree, tmp_path / name))
+        for found, wanted in zip(items, contents(name, tree), strict=True):
             assert found[0] == wanted[0]
             for one, other in zip(found[1:], wanted[1:]):
                 assert (one is None and other is None) or np.array_equal(one, other), name
-
