@@ -71,7 +71,7 @@ class Asked:
       frame_valid: which of them are real. frame_index: their places in the video.
       boxes: given ones in pixels of the video, -1 where there is none.
       original: width and height of the video.
-      number: of the item in its benchmark.
+      number: position of the item in its benchmark; random draws for the item depend on it and the seed alone.
     """
 
     policy: ThinkerInputs
@@ -142,7 +142,10 @@ def answer(
     """
     media = reasoner.encode(models.thinker, policy, batch.policy)
     variables = {"params": policy["text"]}
-    completions = reasoner.sample(models.thinker, variables, batch.policy, media, key, config.sampling, 1)
+    # Noise is drawn by the item's number: it is fresh for every item, and the same in whatever batch the item is.
+    completions = reasoner.sample(
+        models.thinker, variables, batch.policy, media, key, config.sampling, 1, row_ids=batch.number
+    )
     if how.family == "qa":
         return Found(completions)
     text = reasoner.read(frozen.vocab, completions, config.completion_bytes)

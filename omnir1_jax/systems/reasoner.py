@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Int, Key
 
 from omnir1_jax.models.qwen_omni.cache import Prompt
 from omnir1_jax.models.qwen_omni.decoding import decoding_copy
@@ -53,12 +53,14 @@ def sample(
     key: Key[Array, ""],
     settings: Sampling,
     group: int,
+    *,
+    row_ids: Int[Array, " b"] | None = None,
 ) -> Completions:
-    """`group` completions of each prompt, which is read once."""
+    """`group` completions of each prompt, which is read once. `row_ids`: as of `generate`."""
     decoder = thinker.decoder()
     variables = decoding_copy(decoder, variables)
     cache = decoder.apply(variables, prompt(thinker, variables, inputs, media), method="prefill")
-    return generate(decoder, variables, cache, key, settings, group=group)
+    return generate(decoder, variables, cache, key, settings, group=group, row_ids=row_ids)
 
 
 def read(vocab: ByteVocab, completions: Completions, max_bytes: int) -> Text:

@@ -47,7 +47,7 @@ def systems(config, mesh=None) -> load.Systems:
 def install(monkeypatch, answers: list[str], boxes: list[str] = BOXES) -> None:
     """Row i of every batch hears answers[i % n], frame i of a clip boxes[i % n]."""
 
-    def sample(thinker, variables, inputs, media, key, sampling, group):
+    def sample(thinker, variables, inputs, media, key, sampling, group, **_):
         rows = len(inputs.tokens)
         return rl_small.spoken([[answers[i % len(answers)]] for i in range(rows)], 192)
 

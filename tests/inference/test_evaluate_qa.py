@@ -1,5 +1,6 @@
 """Questions: what is asked, with which sound and how many pixels, and the benchmarks' tables."""
 
+import dataclasses
 import json
 import re
 
@@ -161,6 +162,23 @@ def test_a_model_is_asked_with_both_prompts_and_budgets_and_hears_what_is_chosen
         }
         assert table["unanswered"] == sum(found is None for found in picked)
     assert len({tuple(texts) for texts in said.values()}) == len(said)
+
+
+def test_noise_is_fresh_for_every_item_whatever_the_batch(made, trees, tmp_path, monkeypatch):
+    """So hot that noise alone decides: six items, six texts; the same in batches of 1 and 4, and where resumed."""
+    monkeypatch.setattr(run, "ANSWER", scripted.program())
+    hot = dataclasses.replace(made.step.sampling, temperature=1e6)
+    made = made._replace(step=dataclasses.replace(made.step, sampling=hot))
+    ask = dict(root=trees / "videomme", benchmark="videomme", tokens=6, prompt="direct")
+    _, four = evaluated(made, tmp_path / "four", batch_size=4, **ask)
+    assert len(set(four)) == len(four) == 6
+    assert evaluated(made, tmp_path / "one", batch_size=1, **ask)[1] == four
+    log = tmp_path / "one" / "results.jsonl"
+    whole = log.read_bytes()
+    log.write_bytes(b"".join(whole.splitlines(keepends=True)[:2]))
+    evaluated(made, tmp_path / "one", batch_size=1, **ask)
+    assert log.read_bytes() == whole
+    assert evaluated(made, tmp_path / "other", batch_size=1, seed=1, **ask)[1] != four
 
 
 def test_questions_have_no_keyframes(made, trees, tmp_path):

@@ -73,7 +73,8 @@ def speaking(made):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(detail.GROUNDERS, "scripted", scripted([BOX]))
-        patch.setattr(reasoner, "sample", lambda *args: (say if args[5].max_tokens == 200 else sample)(*args))
+        choose = lambda *args, **more: say(*args) if args[5].max_tokens == 200 else sample(*args, **more)
+        patch.setattr(reasoner, "sample", choose)
         yield systems(config, folder)
 
 
