@@ -27,7 +27,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 from jaxtyping import Array, UInt32
 
-from omnir1_jax import cli
+from omnir1_jax import cli, json_file
 from omnir1_jax.errors import InputError
 
 FOLDER = "checkpoints"
@@ -270,8 +270,8 @@ def _record(path: epath.Path) -> dict[str, Any]:
 
     A process more than there were goes on with the first one's: the stream stands at the same batch in all of them.
     """
-    first = json.loads((path / "run" / _record_name(0)).read_text())
-    runs = [json.loads((path / "run" / _record_name(i)).read_text()) for i in range(first["processes"])]
+    first = json_file.read(path / "run" / _record_name(0))
+    runs = [json_file.read(path / "run" / _record_name(i)) for i in range(first["processes"])]
     return runs[jax.process_index()] if jax.process_index() < len(runs) else first
 
 

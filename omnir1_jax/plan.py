@@ -9,12 +9,11 @@ import os
 os.environ.update(JAX_PLATFORMS="cpu", TPU_SKIP_MDS_QUERY="1", ALLOW_MULTIPLE_LIBTPU_LOAD="1")
 
 import json
-import pathlib
 from typing import Any
 
 from absl import flags
 
-from omnir1_jax import cli, settings
+from omnir1_jax import cli, json_file, settings
 from omnir1_jax.errors import InputError
 from omnir1_jax.planning import report, scaling, search, table
 
@@ -89,14 +88,8 @@ def main(_: Any) -> int:
 
 def read_plan(path: str) -> dict[str, Any]:
     """What `--json` wrote."""
-    file = pathlib.Path(path)
-    if not file.is_file():
-        raise InputError(f"--summary: there is no file {path}")
-    try:
-        found = json.loads(file.read_text())
-    except json.JSONDecodeError as error:
-        raise InputError(f"--summary: {path} is not JSON ({error})") from error
-    if not isinstance(found, dict) or "hbm_bytes_per_chip" not in found:
+    found = json_file.read_object(path, "--summary")
+    if "hbm_bytes_per_chip" not in found:
         raise InputError(f"--summary: {path} is no plan of one topology")
     return found
 

@@ -1,5 +1,6 @@
 """Files that a user names: opened only if they are regular, because opening a FIFO or a device can block for ever."""
 
+import errno
 import os
 import stat
 
@@ -28,10 +29,23 @@ def problem(path: epath.PathLike) -> str | None:
         return f"{text}: no such file; it is missing, or is a link to nothing"
     except (OSError, ValueError) as error:  # ValueError: a null character in the path
         return f"{text} cannot be read ({getattr(error, 'strerror', None) or error})"
+    kind = _kind(mode)
+    return f"{text} is a {kind}, not a regular file; name a file, or copy what it gives into one" if kind else None
+
+
+def _kind(mode: int) -> str | None:
     if stat.S_ISREG(mode):
         return None
-    kind = next((name for test, name in _KINDS if test(mode)), "special file")
-    return f"{text} is a {kind}, not a regular file; name a file, or copy what it gives into one"
+    return next((name for test, name in _KINDS if test(mode)), "special file")
+
+
+def opener(path: str, flags: int) -> int:
+    """For `open(..., opener=)`: OSError, at once, where the file is not regular."""
+    descriptor = os.open(path, flags | os.O_NONBLOCK)
+    if kind := _kind(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, f"a {kind}, not a regular file")
+    return descriptor
 
 
 def require(path: epath.PathLike, what: str = "") -> epath.Path:

@@ -11,6 +11,7 @@ from absl import flags
 from etils import epath
 from ml_collections import ConfigDict, config_flags
 
+from omnir1_jax import json_file
 from omnir1_jax.errors import InputError
 
 CELL = 28 * 28  # pixels of a visual token of the released models
@@ -232,13 +233,12 @@ def _line(error: Exception) -> str:
 
 def read(path: epath.PathLike) -> ConfigDict:
     """A config that a run wrote (`config.json` of its work directory), on top of the defaults."""
-    path = epath.Path(path)
-    try:
-        saved = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: no readable config of a run ({error})") from error
+    saved = json_file.read_object(path)
     c = defaults()
-    with c.unlocked():
-        c.update({key: value for key, value in saved.items() if key != "data"})
-        c.data = ConfigDict({name: task(**entry) for name, entry in saved["data"].items()})
+    try:
+        with c.unlocked():
+            c.update({key: value for key, value in saved.items() if key != "data"})
+            c.data = ConfigDict({name: task(**entry) for name, entry in saved["data"].items()})
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path}: not a config that a run wrote ({type(error).__name__}: {_line(error)})") from error
     return c

@@ -9,7 +9,6 @@ Everything that is whole is kept: the same command goes on where it was stopped,
 """
 
 import functools
-import json
 import pathlib
 import statistics
 import time
@@ -19,7 +18,7 @@ from typing import Any
 from absl import flags, logging
 from ml_collections import ConfigDict
 
-from omnir1_jax import cli, evaluate, settings, train, trained
+from omnir1_jax import cli, evaluate, json_file, settings, train, trained
 from omnir1_jax.errors import InputError
 from omnir1_jax.inference.answer import KEYFRAMES
 from omnir1_jax.inference.load import Systems
@@ -117,13 +116,13 @@ def measure(
             return None
         timed(f"after_{name}", functools.partial(after, run, out / "after" / name, clips))
     runs = finished(out / "phases")
-    seconds = {path.stem: json.loads(path.read_text())["seconds"] for path in sorted((out / "phases").glob("*.json"))}
+    seconds = {path.stem: _phase(path)["seconds"] for path in sorted((out / "phases").glob("*.json"))}
     return {"clips": clips, "steps": config.steps, "before": cold["result"], "runs": runs, "seconds": seconds}
 
 
 def finished(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
     """Every run whose phases are whole, those of earlier calls among them."""
-    result = lambda name: json.loads((folder / f"{name}.json").read_text())["result"]
+    result = lambda name: _phase(folder / f"{name}.json")["result"]
     named = lambda reward: folder.glob(f"after_{reward}_[0-9]*.json")
     found = [(reward, int(path.stem.rsplit("_", 1)[1])) for reward in REWARDS for path in named(reward)]
     runs = {}
@@ -134,20 +133,28 @@ def finished(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
     return runs
 
 
+def _phase(path: pathlib.Path) -> dict[str, Any]:
+    """What a phase that is done left in its file."""
+    phase = json_file.read_object(path)
+    if type(phase.get("seconds")) not in (int, float) or not isinstance(phase.get("result"), dict):
+        raise InputError(f"{path}: not a phase of this command, which has seconds and a result; move the file away")
+    return phase
+
+
 def _timer(folder: pathlib.Path) -> Callable[[str, Callable[[], Any]], dict[str, Any] | None]:
     """`timed(name, phase)`: the phase's result and seconds, kept in a file; None of a phase that was stopped."""
 
     def timed(name: str, phase: Callable[[], Any]) -> dict[str, Any] | None:
         path = folder / f"{name}.json"
         if path.exists():
-            return json.loads(path.read_text())
+            return _phase(path)
         print(f"== {name}", flush=True)
         started = time.perf_counter()
         result = phase()
         if result is None:
             return None
         write_json(path, {"seconds": round(time.perf_counter() - started, 1), "result": result})
-        return json.loads(path.read_text())
+        return _phase(path)
 
     return timed
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from etils import epath
 
+from omnir1_jax import regular_file
 from omnir1_jax.errors import InputError
 
 
@@ -68,5 +69,5 @@ def read_bytes(path: str) -> bytes:
     """Raises OSError."""
     if is_remote(path):
         return epath.Path(path).read_bytes()
-    with open(path, "rb") as file:
+    with open(path, "rb", opener=regular_file.opener) as file:
         return file.read()

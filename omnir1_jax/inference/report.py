@@ -1,6 +1,5 @@
 """`report.html` of an evaluation: the clips that are worth a look are read again with what was predicted for them."""
 
-import json
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,7 +10,7 @@ from omnir1_jax.data import media
 from omnir1_jax.data.masks import decode_masks
 from omnir1_jax.data.samples import BadSample
 from omnir1_jax.evaluation import predictions
-from omnir1_jax.inference import scores
+from omnir1_jax.inference import scores, store
 from omnir1_jax.inference.samples import Task
 from omnir1_jax.inference.store import LINES, PREDICTIONS
 from omnir1_jax.reporting import eval_report, pictures
@@ -25,9 +24,7 @@ REPORT = "report.html"
 
 def write(folder: pathlib.Path, task: Task, results: Mapping[str, Any]) -> None:
     """The page beside `results.json`."""
-    lines = sorted(
-        (json.loads(row) for row in (folder / LINES).read_text().splitlines()), key=lambda line: line["position"]
-    )
+    lines = sorted(store.read_lines(folder / LINES).values(), key=lambda line: line["position"])
     rows = [_row(line) for line in lines]
     picked = {i for chosen in eval_report.chosen([row.mean for row in rows]).values() for i in chosen}
     for i in picked:

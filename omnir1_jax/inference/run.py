@@ -17,11 +17,11 @@ from omnir1_jax import settings
 from omnir1_jax.errors import InputError
 from omnir1_jax.evaluation import predictions
 from omnir1_jax.inference import answer as answers
-from omnir1_jax.inference import host, records, samples, scores, segment
+from omnir1_jax.inference import host, records, result_lines, samples, scores, segment
 from omnir1_jax.inference.answer import Found, How, answer, to_asked
 from omnir1_jax.inference.load import Systems, fingerprint
 from omnir1_jax.inference.samples import Batch, Sample, Task
-from omnir1_jax.inference.store import RESULTS, Store, write_json
+from omnir1_jax.inference.store import LINES, RESULTS, Store, write_json
 from omnir1_jax.inference.tasks import Options, positions
 from omnir1_jax.parallel import batch_parts, batch_sharding
 
@@ -95,6 +95,8 @@ def evaluate(
     }
     started, threads = time.perf_counter(), max(systems.config.loader.threads, 1)
     with Store(out, identity) as store, futures.ThreadPoolExecutor(threads, "write") as pool:
+        earlier = [store.lines[position] for position in chosen if position in store.lines]
+        result_lines.require(earlier, task.family, scores.nothing(task.reader), store.folder / LINES)
         pending = [group for group in groups if any(position not in store.lines for position in group)]
         already = sum(position in store.lines for position in chosen)
         before = None

@@ -7,8 +7,6 @@ the same numbers. Long or short, a batch's clips are padded to one of a few leng
 import collections
 import dataclasses
 import functools
-import json
-import pathlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent import futures
 from typing import Any, NamedTuple
@@ -16,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from omnir1_jax import json_file, regular_file
 from omnir1_jax.data import detail as detail_data
 from omnir1_jax.data import media, sampling
 from omnir1_jax.data.clips import DecodeConfig, DecodedClip, decode
@@ -25,6 +24,7 @@ from omnir1_jax.rl import examples
 from omnir1_jax.rl.examples import Arrays, ExampleConfig
 from omnir1_jax.systems import prompts
 
+MAX_COORDINATE = 1e6  # of a box that a file names, in pixels
 SOUNDS = ("own", "muted", "swapped")
 Boxes = tuple[tuple[float, ...], ...]
 
@@ -163,22 +163,26 @@ def read_boxes(path: str) -> dict[str, dict[int, Boxes]]:
       InputError: naming the line.
     """
     out: dict[str, dict[int, Boxes]] = {}
-    try:
-        rows = pathlib.Path(path).read_text().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--boxes: {path} cannot be read ({error})") from error
-    for number, row in enumerate(rows, 1):
-        try:
-            line = json.loads(row)
-            frames = {int(frame): np.asarray(boxes, np.float32) for frame, boxes in line["boxes"].items()}
-            out[line["sample_id"]] = {
-                frame: tuple(map(tuple, b.reshape(-1, 4).tolist())) for frame, b in frames.items()
-            }
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(
-                f'--boxes: {path} line {number}: expected {{"sample_id": ..., "boxes": {{"3": [[x0, y0, x1, y1]]}}}}'
-            ) from error
+    for place, line in json_file.lines(regular_file.read_bytes(path, "--boxes"), f"--boxes: {path}"):
+        sample_id, boxes = (line.get("sample_id"), line.get("boxes")) if isinstance(line, dict) else (None, None)
+        if not isinstance(sample_id, str) or not isinstance(boxes, dict):
+            raise InputError(f'{place}: expected {{"sample_id": ..., "boxes": {{"3": [[x0, y0, x1, y1]]}}}}')
+        out[sample_id] = {_frame(frame, place): _frame_boxes(value, place) for frame, value in boxes.items()}
     return out
+
+
+def _frame(key: str, place: str) -> int:
+    if not (key.isascii() and key.isdigit() and len(key) < 10):
+        raise InputError(f"{place}: {key[:40]!r} is not the number of a frame")
+    return int(key)
+
+
+def _frame_boxes(boxes: Any, place: str) -> Boxes:
+    for box in boxes if isinstance(boxes, list) else [boxes]:
+        numbers = isinstance(box, list) and len(box) == 4 and all(type(x) in (int, float) for x in box)
+        if not numbers or not all(abs(x) < MAX_COORDINATE for x in box):
+            raise InputError(f"{place}: a frame's boxes must be a list of [x0, y0, x1, y1], found {str(box)[:60]!r}")
+    return tuple(tuple(float(np.float32(x)) for x in box) for box in boxes)
 
 
 def read(task: Task, position: int) -> Sample:

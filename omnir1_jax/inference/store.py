@@ -13,8 +13,9 @@ import shutil
 from collections.abc import Mapping
 from typing import Any
 
-from omnir1_jax import cli, settings
+from omnir1_jax import cli, json_file, regular_file, settings
 from omnir1_jax.errors import InputError
+from omnir1_jax.inference import result_lines
 from omnir1_jax.reporting.example import finite
 
 LINES, RESULTS, RUN, PREDICTIONS = "results.jsonl", "results.json", "run.json", "predictions"
@@ -37,7 +38,7 @@ class Store:
         for left in sorted(self.folder.rglob(".*.part*")):  # what a killed run was writing
             shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
         self._path = self.folder / LINES
-        self.lines = _lines(self._path)
+        self.lines = read_lines(self._path)
         self._file = self._path.open("ab")
 
     def __enter__(self) -> "Store":
@@ -73,25 +74,27 @@ def claim(path: pathlib.Path, identity: Mapping[str, Any]) -> None:
 
 def _json(path: pathlib.Path) -> Any:
     try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: not readable ({error}); name another directory with --out") from error
+        return json_file.read_object(path)
+    except InputError as error:
+        raise InputError(f"--out: {error}; name another --out") from error
 
 
-def _lines(path: pathlib.Path) -> dict[int, dict[str, Any]]:
-    """Lines by position; one that a kill cut short is taken off the file."""
+def read_lines(path: pathlib.Path) -> dict[int, dict[str, Any]]:
+    """Lines by position; one that a kill cut short is taken off the file.
+
+    Raises:
+      InputError: see `result_lines.parse`.
+    """
     if not path.exists():
         return {}
+    regular_file.require(path, "--out")
     found, keep = {}, 0
     with path.open("r+b") as file:
         for number, row in enumerate(file, 1):
             if not row.endswith(b"\n"):
                 break
-            try:
-                line = json.loads(row)
-                found[line["position"]] = line
-            except (ValueError, KeyError, TypeError) as error:
-                raise InputError(f"{path} line {number} is damaged; name another directory with --out") from error
+            line = result_lines.parse(row, f"{path} line {number}")
+            found[line["position"]] = line
             keep += len(row)
         file.truncate(keep)
     return found

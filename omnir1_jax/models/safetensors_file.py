@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
+from omnir1_jax import json_file, regular_file
 from omnir1_jax.errors import InputError
 
 DTYPES = {
@@ -50,8 +51,7 @@ def read_header(path: epath.PathLike) -> dict[str, TensorInfo]:
       InputError: the file is missing, cut short, or its header is not one of safetensors.
     """
     path = epath.Path(path)
-    if not path.is_file():
-        raise InputError(f"{path}: no such file")
+    regular_file.require(path)
     total = path.stat().length
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
@@ -59,11 +59,9 @@ def read_header(path: epath.PathLike) -> dict[str, TensorInfo]:
             raise InputError(f"{path}: not a safetensors file, or cut short inside the header; fetch it again")
         raw = file.read(length)
     try:
-        header = json.loads(raw.decode("utf-8"))
-    except (ValueError, RecursionError) as error:
+        header = json_file.parse_object(raw, "the header")
+    except InputError as error:
         raise InputError(f"{path}: the safetensors header is corrupt ({error}); fetch the file again") from error
-    if not isinstance(header, dict):
-        raise InputError(f"{path}: the safetensors header is not an object; fetch the file again")
     header.pop("__metadata__", None)
     return {name: _entry(path, name, entry, 8 + length, total) for name, entry in header.items()}
 
@@ -117,7 +115,7 @@ def index(path: epath.PathLike) -> dict[str, TensorInfo]:
         that the index promises, or a corrupt header.
     """
     path = epath.Path(path)
-    if path.is_file():
+    if path.exists() and not path.is_dir():
         return read_header(path)
     if not path.is_dir():
         raise InputError(f"{path}: no such checkpoint directory")
@@ -126,14 +124,14 @@ def index(path: epath.PathLike) -> dict[str, TensorInfo]:
         if not (path / "model.safetensors").exists():
             raise InputError(f"{path}: holds neither model.safetensors nor model.safetensors.index.json")
         return read_header(path / "model.safetensors")
-    try:
-        shards = json.loads(listing.read_text())["weight_map"]
-        files = sorted(set(shards.values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{listing}: not an index of safetensors shards ({error})") from error
+    shards = json_file.read_object(listing).get("weight_map")
+    if not isinstance(shards, dict):
+        raise InputError(f"{listing}: not an index of safetensors shards, it has no weight_map of a file per tensor")
+    for file in shards.values():
+        if not isinstance(file, str) or file != epath.Path(file).name or file in ("", ".", "..") or "\0" in file:
+            raise InputError(f"{listing}: names {json_file.describe(file)}, which is not a file of this directory")
+    files = sorted(set(shards.values()))
     for file in files:
-        if not isinstance(file, str) or file != epath.Path(file).name or file in ("", ".", ".."):
-            raise InputError(f"{listing}: names {file!r}, which is not a file of this directory")
         if not (path / file).is_file():
             raise InputError(f"{listing}: the shard {file} is missing; fetch it")
     headers = {file: read_header(path / file) for file in files}

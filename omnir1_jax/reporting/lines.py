@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO
 
+from omnir1_jax import json_file
 from omnir1_jax.errors import InputError
 
 # What `str.splitlines` takes for the end of a line and JSON does not escape.
@@ -57,9 +58,6 @@ def read(data: bytes, name: str) -> Iterator[dict[str, Any]]:
     """
     for number, row in enumerate(data.split(b"\n")[:-1], 1):
         try:
-            value = json.loads(row)
-        except ValueError as error:
-            raise InputError(f"{name} line {number} is not JSON ({error}); repair the line or move the file") from error
-        if not isinstance(value, dict):
-            raise InputError(f"{name} line {number} is not a JSON object; repair the line or move the file")
-        yield value
+            yield json_file.parse_object(row, f"{name} line {number}")
+        except InputError as error:
+            raise InputError(f"{error}; repair the line or move the file") from error

@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 from etils import epath
 
+from omnir1_jax import json_file, regular_file
 from omnir1_jax.errors import InputError
 from omnir1_jax.reporting import charts, html, lines
 from omnir1_jax.reporting.html import Html, tag
@@ -36,7 +37,7 @@ def write_report(workdir: epath.PathLike) -> epath.Path:
     folder = epath.Path(workdir)
     if not (folder / METRICS).exists():
         raise InputError(f"{folder / METRICS} is missing: no step of a run has been logged in this folder")
-    steps = list(lines.read((folder / METRICS).read_bytes(), str(folder / METRICS)))
+    steps = list(lines.read(regular_file.read_bytes(folder / METRICS), str(folder / METRICS)))
     if not steps:
         raise InputError(f"{folder / METRICS} is empty: no step of the run has been logged yet")
     config, summary = _json(folder / "config.json"), _json(folder / "summary.json")
@@ -61,11 +62,7 @@ def write_report(workdir: epath.PathLike) -> epath.Path:
 def _json(path: epath.Path) -> dict[str, Any]:
     if not path.exists():
         return {}
-    try:
-        value = json.loads(path.read_text())
-    except ValueError as error:
-        raise InputError(f"{path} is not JSON ({error}); repair it or move it elsewhere") from error
-    return value if isinstance(value, dict) else {"value": value}
+    return json_file.read_object(path)
 
 
 def _headline(steps: Sequence[Mapping[str, Any]], config: Mapping[str, Any]) -> list[tuple[str, object]]:
@@ -183,7 +180,7 @@ def shrink(data: bytes, name: str) -> bytes:
         return data
     image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
     if image is None:
-        raise InputError(f"{name} is not a picture that can be read; move it elsewhere")
+        raise InputError(f"{name} is no picture that can be read; remove it")
     for quality in (85, 70, 50):
         small = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes()
         if len(small) < 500_000:

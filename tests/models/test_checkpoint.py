@@ -171,7 +171,7 @@ def test_broken_files_are_one_clear_error(tmp_path):
         ({"weight_map": {"a": "model-2.safetensors"}}, "model-2.safetensors is missing"),
         ({"weight_map": {"a": "model-1.safetensors"}}, "does not hold 'a'"),
         ({"weights": {}}, "not an index"),
-        ([], "not an index"),
+        ([], "not a JSON object"),
     ],
 )
 def test_a_bad_index_is_one_clear_error(tmp_path, index, complaint):

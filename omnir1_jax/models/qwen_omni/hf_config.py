@@ -1,7 +1,6 @@
 """The thinker's `ThinkerConfig` from and to a Hugging Face `config.json`, in the old spelling and the new."""
 
 import copy
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,6 +8,7 @@ import jax.numpy as jnp
 from etils import epath
 from jax.typing import DTypeLike
 
+from omnir1_jax import json_file
 from omnir1_jax.errors import InputError
 from omnir1_jax.models.qwen_omni.config import AudioConfig, TextConfig, ThinkerConfig, TokenIds, VisionConfig
 
@@ -83,15 +83,9 @@ def read_json(path: epath.PathLike) -> dict[str, Any]:
       InputError: it is missing or no JSON object.
     """
     path = epath.Path(path) / "config.json"
-    if not path.is_file():
+    if not path.exists():
         raise InputError(f"{path}: no such file; a checkpoint needs its config.json")
-    try:
-        raw = json.loads(path.read_text())
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not valid JSON ({error})") from error
-    if not isinstance(raw, dict):
-        raise InputError(f"{path}: must be a JSON object")
-    return raw
+    return json_file.read_object(path)
 
 
 def thinker_json(raw: Mapping[str, Any], source: str) -> dict[str, Any]:

@@ -6,6 +6,7 @@ A released checkpoint brings its own; these are for a thinker of other sizes, ma
 import json
 from collections.abc import Mapping
 
+from omnir1_jax import json_file
 from omnir1_jax.models.qwen_omni.config import ThinkerConfig
 from omnir1_jax.models.qwen_omni.vision import MEAN, STD
 
@@ -95,7 +96,7 @@ def with_processor(config: ThinkerConfig, found: Mapping[str, bytes]) -> dict[st
     own = files(config)
     if "processor_config.json" in found or "preprocessor_config.json" in found:
         del own["processor_config.json"]
-    tokenizer = json.loads(found.get("tokenizer_config.json", b"{}"))
+    tokenizer = json_file.parse_object(found.get("tokenizer_config.json", b"{}"), "tokenizer_config.json")
     templated = any(name.startswith("chat_template.") for name in found) or tokenizer.get("chat_template")
     if templated:
         del own["chat_template.jinja"]

@@ -7,6 +7,7 @@ from typing import Any
 
 from etils import epath
 
+from omnir1_jax import json_file
 from omnir1_jax.errors import InputError
 from omnir1_jax.models.sam2.config import HieraConfig, Sam2Config
 
@@ -150,11 +151,7 @@ def read_config(path: epath.PathLike, **options: Any) -> Sam2Config:
     file = epath.Path(path) / "config.json"
     if not file.exists():
         raise InputError(f"{file}: no such file; give a directory saved by transformers' Sam2Model or Sam2VideoModel")
-    try:
-        parsed = json.loads(file.read_text())
-    except json.JSONDecodeError as error:
-        raise InputError(f"{file}: not JSON ({error})") from error
-    return from_hf(parsed, **options)
+    return from_hf(json_file.read_object(file), **options)
 
 
 def to_hf(config: Sam2Config) -> dict[str, Any]:

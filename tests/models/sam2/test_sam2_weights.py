@@ -115,7 +115,7 @@ def test_config_files(folders, tmp_path):
         with pytest.raises(InputError, match=message):
             sam2.read_config(tmp_path)
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(InputError, match="config.json: not JSON"):
+    with pytest.raises(InputError, match="config.json is not JSON"):
         sam2.read_config(tmp_path)
     for options, message in (
         ({"side": 100}, "side 100: must be a multiple of 64"),
