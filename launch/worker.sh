@@ -5,8 +5,9 @@
 # Usage: launch/worker.sh [--install] [--inputs gs://BUCKET/FOLDER] [options of python -m omnir1_jax.train]
 #   --install   make the environment only
 #   --inputs    a folder whose weights/ and data/ are copied into the checkout once
-# Ends with 0 when the training is at its end, 2 where a setting will not do, 42 where the same command goes on
-# (stopped by SIGTERM, another host lost). 42 is what XPK's jobs restart on.
+# Ends with 0 when the training is finished, 2 where a rerun would end the same (a setting is invalid, the disk is full,
+# the same crash came twice), 42 where the same command resumes (stopped by a signal, another host lost). XPK's jobs
+# restart on 42.
 set -euo pipefail
 # shellcheck source=launch/environment.sh
 . "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
@@ -50,13 +51,10 @@ PYTHON
   echo "$inputs" >.inputs
 fi
 
-log=$(mktemp)
-exec 3> >(exec tee "$log")
-writer=$!
 train='' signalled='' status=0
 stop() { [ -z "$train" ] || kill -TERM "$train" 2>/dev/null || true; }
-trap 'signalled=yes; stop' TERM INT # before the training, so that no notice falls between the two
-"$venv/bin/python" -m omnir1_jax.train --coordinator=auto "$@" >&3 2>&1 &
+trap 'signalled=yes; stop' TERM INT HUP # before the training, so that no notice falls between the two
+"$venv/bin/python" -m omnir1_jax.train --coordinator=auto "$@" &
 train=$!
 [ -z "$signalled" ] || stop
 wait "$train" || status=$?
@@ -64,13 +62,10 @@ while [ -n "$signalled" ]; do # the signal ended the waiting, not the training
   signalled='' status=0
   wait "$train" || status=$?
 done
-exec 3>&-
-wait "$writer"
 
+# The training counts its own crashes and ends with 0, 2 or 42. A process that was killed, or that JAX ended because
+# another was lost, has the number of a signal. What is left is a Python that could not even start.
 case $status in
-  0) ! grep -q '^stopped after step' "$log" || status=$AGAIN ;;
-  2) ! grep -q '^error: --coordinator: not all' "$log" || status=$AGAIN ;;
-  *) status=$AGAIN ;;
+  0 | 2 | "$AGAIN") exit "$status" ;;
+  *) [ "$status" -lt 128 ] || exit "$AGAIN"; exit 2 ;;
 esac
-rm -f "$log"
-exit "$status"

@@ -1,4 +1,4 @@
-"""What every command shares: one line for bad input, and files that appear whole or not at all."""
+"""What every command shares: how it ends, and files that appear whole or not at all."""
 
 import contextlib
 import functools
@@ -10,20 +10,30 @@ from collections.abc import Callable, Iterator, Sequence
 from absl import app, flags
 from etils import epath
 
-from omnir1_jax.errors import InputError, printable
+from omnir1_jax import errors, signals, terminal
+from omnir1_jax.errors import InputError
 
 
 def run(main: Callable, flags_parser: Callable[[Sequence[str]], object] | None = None) -> None:
-    """Runs `main` under absl; an `InputError`, of the parser's too, becomes one line on stderr and exit status 2."""
+    """Runs `main` under absl. What `errors.ending` knows becomes one line on stderr and its exit status.
+
+    Those are 0 (done), 2 (bad input, a full disk: a rerun would end the same) and 42 (interrupted: rerun to resume).
+    Nothing ends because of standard output or error.
+    """
+    terminal.protect()
 
     def guarded(function):
         @functools.wraps(function)
         def inner(args):
             try:
-                return function(args)
-            except InputError as error:
-                print(f"error: {printable(error)}", file=sys.stderr)
-                sys.exit(2)
+                with signals.interruptible():
+                    return function(args)
+            except (Exception, KeyboardInterrupt) as error:
+                end = errors.ending(error)
+                if end is None:
+                    raise
+                print(f"error: {end.text}", file=sys.stderr)
+                sys.exit(end.status)
 
         return inner
 
@@ -47,7 +57,8 @@ def absolute(path: epath.PathLike) -> epath.Path:
 def atomic_path(target: epath.PathLike) -> Iterator[epath.Path]:
     """Yields a scratch path beside `target`; on a clean exit the scratch is renamed to `target`.
 
-    Works for a file or a directory. If the body raises, the scratch is removed and `target` is as it was.
+    Works for a file or a directory. If the body raises, the scratch is removed and `target` is as it was; what the
+    disk refused is an OSError that names `target`.
     """
     target = epath.Path(target)
     scratch = target.parent / f".{target.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}.part"
@@ -61,9 +72,13 @@ def atomic_path(target: epath.PathLike) -> Iterator[epath.Path]:
             old.rmtree()
         else:
             scratch.replace(target)
-    except BaseException:
+    except BaseException as error:
         if scratch.is_dir():
             scratch.rmtree()
         else:
             scratch.unlink(missing_ok=True)
+        if failure := errors.storage_failure(error):
+            inside = not failure.filename or str(failure.filename).startswith(str(scratch))
+            path = str(target) if inside else failure.filename
+            raise OSError(failure.errno, os.strerror(failure.errno), path) from error
         raise

@@ -1,6 +1,15 @@
-"""The one error a user can cause, and text that is safe to print."""
+"""How commands end: bad input, a disk that takes no more, an interruption; and text that is safe to print."""
 
+import errno
+import os
+import re
+import shutil
 import unicodedata
+from collections.abc import Iterator
+from typing import NamedTuple
+
+# Exit statuses. 1, Python's own, is left for what nobody expected; its traceback helps.
+DONE, INVALID, AGAIN = 0, 2, 42
 
 
 class InputError(ValueError):
@@ -8,6 +17,77 @@ class InputError(ValueError):
 
     Commands print it without a traceback and exit with status 2 (`omnir1_jax.cli`).
     """
+
+
+class Interrupted(KeyboardInterrupt):
+    """A command ended before it was done, for a reason that passes: status 42, and a rerun resumes.
+
+    The message is one line. Like KeyboardInterrupt it passes through `except Exception`.
+    """
+
+
+class Ending(NamedTuple):
+    """The exit status of a command and the line that it prints."""
+
+    status: int
+    text: str
+
+
+def ending(error: BaseException) -> Ending | None:
+    """How a command ends by `error`; None for one that nobody expected."""
+    if isinstance(error, InputError):
+        return Ending(INVALID, printable(error))
+    if isinstance(error, KeyboardInterrupt):
+        reason = str(error) or "interrupted by SIGINT; run the same command again to resume"
+        return Ending(AGAIN, printable(reason))
+    failure = storage_failure(error)
+    return Ending(INVALID, printable(describe(failure))) if failure else None
+
+
+# Errors of writing that no restart mends. tensorstore and safetensors have them in their messages alone.
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+_STORAGE = _FULL | {errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
+_NUMBER = re.compile(r"(?:os_error_code='|\(os error |OS error |\[Errno )(\d+)")
+_PATH = re.compile(r"""["'](/[^"']+)["']""")
+
+
+def storage_failure(error: BaseException) -> OSError | None:
+    """What a disk refused (full, read-only, no permission), where it is behind `error`; its `filename` may be None."""
+    for cause in _causes(error):
+        if isinstance(cause, OSError):
+            if cause.errno in _STORAGE:
+                return cause
+        elif (number := _NUMBER.search(str(cause))) and int(number[1]) in _STORAGE:
+            path = _PATH.search(str(cause))
+            return OSError(int(number[1]), os.strerror(int(number[1])), path and path[1])
+    return None
+
+
+def describe(failure: OSError) -> str:
+    """One line: where, what, the space that is left, and what to do."""
+    where = f"{failure.filename}: " if failure.filename else ""
+    what = os.strerror(failure.errno).lower()
+    if failure.errno in _FULL:
+        return f"{where}{what}{_free(failure.filename)}; free some space, then run the same command again"
+    if failure.errno == errno.EFBIG:
+        return f"{where}{what}; raise the limit on file sizes (ulimit -f), then run the same command again"
+    return f"{where}{what}; give this user the right to it, or name another path"
+
+
+def _free(path: str | None) -> str:
+    folder = os.path.abspath(path) if path and "://" not in str(path) else ""
+    while folder and not os.path.exists(folder):
+        folder = os.path.dirname(folder)
+    if not folder:
+        return ""
+    usage = shutil.disk_usage(folder)
+    return f" ({usage.free / 1e9:.3f} of {usage.total / 1e9:.3f} GB free)"
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
 
 
 def printable(text: object) -> str:

@@ -1,4 +1,4 @@
-"""A stop that a person or a scheduler asks for (SIGTERM, SIGINT): the loop reads it after a step, saves and ends."""
+"""A stop that a person, a terminal or a scheduler asks for: training saves and ends, other commands end."""
 
 import contextlib
 import os
@@ -6,12 +6,17 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from typing import NoReturn
 
-import jax
 from absl import logging
-from jax.experimental import multihost_utils
 
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+from omnir1_jax.errors import Interrupted
+
+
+def _numbers() -> set[signal.Signals]:
+    """SIGHUP comes where the terminal goes away; nohup ignores it."""
+    ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    return {signal.SIGTERM, signal.SIGINT} | (set() if ignored else {signal.SIGHUP})
 
 
 @contextlib.contextmanager
@@ -19,37 +24,75 @@ def stop_flag() -> Iterator[Callable[[int], bool]]:
     """Yields a function of the step that says whether to stop after it. Call it once after every step.
 
     A second signal ends the process at once with status 128 + its number, also while a device computes.
-    With several processes a SIGTERM to any of them stops all after the same step (JAX's preemption service, which
-    takes the signal itself).
+    With several processes a signal to any of them stops all after the same step (JAX's preemption service, which
+    takes SIGTERM itself).
     """
+    import jax  # here, since commands that never use it import this module too
+    from jax.experimental import multihost_utils
+
     if jax.process_count() > 1:
-        yield multihost_utils.reached_preemption_sync_point
+        with _caught(_numbers() - {signal.SIGTERM}, _ignore, lambda _: os.kill(os.getpid(), signal.SIGTERM)):
+            yield multihost_utils.reached_preemption_sync_point
         return
     asked = threading.Event()
-    # Python runs handlers only between instructions of the main thread, which may sit in a long computation. What is
-    # written to the wake-up socket reaches a thread at once.
+
+    def ask(number: signal.Signals) -> None:
+        logging.warning("%s: saves after this step and ends; once more ends at once", number.name)
+        asked.set()
+
+    with _caught(_numbers(), _ignore, ask):
+        yield lambda step: asked.is_set()
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """A signal raises Interrupted, so that scratch files and locks go; a second one ends the process at once."""
+    with _caught(_numbers(), _raise, lambda _: None):
+        yield
+
+
+@contextlib.contextmanager
+def _caught(
+    numbers: set[signal.Signals], handler: Callable, notify: Callable[[signal.Signals], None]
+) -> Iterator[None]:
+    """Handles signals within.
+
+    Args:
+      handler: Python's, which runs between instructions of the main thread; that may sit in a long computation.
+      notify: called at the first signal, at once, on a thread. The second ends the process.
+    """
+    # What is written to the wake-up socket reaches a thread at once.
     receiver, sender = socket.socketpair()
     sender.setblocking(False)
-    thread = threading.Thread(target=_listen, args=(receiver, asked), name="signals", daemon=True)
-    before = {number: signal.signal(number, lambda *_: None) for number in _SIGNALS}
+    thread = threading.Thread(target=_listen, args=(receiver, numbers, notify), name="signals", daemon=True)
+    before = {number: signal.signal(number, handler) for number in numbers}
     wakeup = signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)
     thread.start()
     try:
-        yield lambda step: asked.is_set()
+        yield
     finally:
         signal.set_wakeup_fd(wakeup)
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, previous in before.items():
+            signal.signal(number, previous)
         sender.close()
         thread.join()
         receiver.close()
 
 
-def _listen(receiver: socket.socket, asked: threading.Event) -> None:
+def _listen(receiver: socket.socket, numbers: set[signal.Signals], notify: Callable[[signal.Signals], None]) -> None:
+    first = True
     while number := receiver.recv(1):
-        if number[0] not in _SIGNALS:
+        if number[0] not in numbers:
             continue
-        if asked.is_set():
+        if not first:
             os._exit(128 + number[0])
-        logging.warning("%s: saves after this step and ends; once more ends at once", signal.Signals(number[0]).name)
-        asked.set()
+        first = False
+        notify(signal.Signals(number[0]))
+
+
+def _ignore(*_: object) -> None:
+    """A handler, so that the signal reaches the wake-up socket."""
+
+
+def _raise(number: int, _: object) -> NoReturn:
+    raise Interrupted(f"interrupted by {signal.Signals(number).name}; run the same command again to resume")

@@ -11,6 +11,7 @@ Everything that is whole is kept: the same command goes on where it was stopped,
 import functools
 import pathlib
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -19,7 +20,7 @@ from absl import flags, logging
 from ml_collections import ConfigDict
 
 from omnir1_jax import cli, evaluate, json_file, settings, train, trained
-from omnir1_jax.errors import InputError
+from omnir1_jax.errors import AGAIN, InputError
 from omnir1_jax.inference.answer import KEYFRAMES
 from omnir1_jax.inference.load import Systems
 from omnir1_jax.inference.samples import SOUNDS
@@ -184,7 +185,7 @@ def main(_) -> None:
     keep_compiled(out / "cache")
     found = measure(config, out, _REWARDS.value, [int(seed) for seed in _SEEDS.value], _CLIPS.value)
     if found is None:
-        return
+        sys.exit(AGAIN)
     if _INSTALL.value is not None:
         found["seconds"] = {"install": _INSTALL.value} | found["seconds"]
     write_json(out / "summary.json", found)

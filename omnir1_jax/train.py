@@ -2,9 +2,12 @@
 
 The work directory gets `config.json`, `metrics.jsonl`, `rollouts.jsonl`, `pictures/`, `tensorboard/`, `checkpoints/`,
 and at the end `weights/` (Hugging Face layout), `summary.json` and `report.html`.
+
+Every process ends with 0 (finished), 2 (invalid, or a failure that would come again) or 42 (run again to resume).
 """
 
 import json
+import sys
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -17,6 +20,7 @@ from ml_collections import ConfigDict
 from omnir1_jax import checkpoints, cli, rollouts, settings, signals
 from omnir1_jax.data.batching import Batch
 from omnir1_jax.data.stream import Prefetch
+from omnir1_jax.errors import AGAIN
 from omnir1_jax.parallel import start
 from omnir1_jax.reporting import lines
 from omnir1_jax.reporting.log import METRICS, RunLog
@@ -85,7 +89,7 @@ def train(config: ConfigDict, workdir: epath.PathLike, *, quiet: bool = False) -
         log.close()
     if saved < config.steps:
         if jax.process_index() == 0:
-            print(f"stopped after step {saved}; the same command goes on from there")
+            print(f"stopped after step {saved}; run the same command again to resume")
         return None
     finish(folder, run, state)
     return state
@@ -170,7 +174,9 @@ def main(_) -> None:
     start.start(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
     with start.ends_alone():
         start.check()
-        train(_CONFIG.value, _WORKDIR.value)
+        finished = train(_CONFIG.value, _WORKDIR.value) is not None
+    if not finished:
+        sys.exit(AGAIN)
 
 
 if __name__ == "__main__":

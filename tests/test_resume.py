@@ -86,10 +86,10 @@ def test_killed_and_stopped_it_ends_the_same(runs, whole, tmp_path):
     run = start(runs, workdir, STEPS)
     until(lambda: done(workdir) > before + 3)
     os.kill(run, signal.SIGTERM)
-    assert runs.wait(run) == 0, printed(workdir)
+    assert runs.wait(run) == 42, printed(workdir)
     stopped = done(workdir)
     assert before < stopped < STEPS
-    assert f"stopped after step {stopped}; the same command goes on from there" in printed(workdir)
+    assert f"stopped after step {stopped}; run the same command again to resume" in printed(workdir)
     assert (workdir / "checkpoints" / str(stopped)).is_dir()
     finish(runs, workdir, STEPS)
     assert result(workdir, STEPS) == result(whole, STEPS)

@@ -16,6 +16,7 @@ from typing import Any
 from omnir1_jax import cli, json_file, regular_file, settings
 from omnir1_jax.errors import InputError
 from omnir1_jax.inference import result_lines
+from omnir1_jax.reporting import lines
 from omnir1_jax.reporting.example import finite
 
 LINES, RESULTS, RUN, PREDICTIONS = "results.jsonl", "results.json", "run.json", "predictions"
@@ -39,7 +40,7 @@ class Store:
             shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
         self._path = self.folder / LINES
         self.lines = read_lines(self._path)
-        self._file = self._path.open("ab")
+        self._file = self._path.open("ab", buffering=0)
 
     def __enter__(self) -> "Store":
         return self
@@ -54,8 +55,7 @@ class Store:
     def add(self, line: Mapping[str, Any]) -> None:
         """Writes the line of an item. A killed process loses none that was written."""
         line = finite(line)
-        self._file.write(json.dumps(line, ensure_ascii=True, allow_nan=False).encode() + b"\n")
-        self._file.flush()
+        lines.write(self._file, json.dumps(line, ensure_ascii=True, allow_nan=False).encode() + b"\n")
         self.lines[line["position"]] = line
 
 

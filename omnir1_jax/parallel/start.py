@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import jax
 
-from omnir1_jax.errors import InputError
+from omnir1_jax.errors import AGAIN, InputError
 
 AUTO = "auto"
 # A lost process is missed after HEARTBEAT seconds; its peers end then. One that ends waits for the others for SHUTDOWN.
@@ -24,7 +24,7 @@ def start(coordinator: str = "", processes: int = 0, process: int = -1, *, wait:
       coordinator: "auto" on TPU pods, GKE, Slurm and MPI, where JAX finds the others; "HOST:PORT" of process 0 for
         plain processes; "" for a run of one process.
       processes, process: how many there are and which this is, with HOST:PORT only.
-      wait: seconds for all to come; then the process ends with status 2.
+      wait: seconds for all to come; then the process ends with status 42.
 
     Raises:
       InputError: arguments that do not go together, or nothing found to join.
@@ -72,7 +72,7 @@ def _give_up(coordinator: str, wait: int) -> None:
         file=sys.stderr,
         flush=True,
     )
-    os._exit(2)
+    os._exit(AGAIN)
 
 
 def check() -> None:

@@ -37,16 +37,32 @@ def cut(path: pathlib.Path, last_step: int) -> None:
 
 
 def append(file: BinaryIO, row: Mapping[str, Any]) -> None:
-    """Writes one line, whole, and hands it to the system: a killed process loses none that was written."""
+    """Writes one row, which begins with its step."""
     assert next(iter(row)) == "step"
     text = json.dumps(row, ensure_ascii=False, allow_nan=False).translate(_BREAKS)
-    file.write(text.encode("utf-8", "replace") + b"\n")
-    file.flush()
+    write(file, text.encode("utf-8", "replace") + b"\n")
+
+
+def write(file: BinaryIO, row: bytes) -> None:
+    """Hands one line to the system, all of it or nothing: a killed process loses none that was written.
+
+    Args:
+      file: opened with "ab" and no buffer.
+
+    Raises:
+      OSError: with the file's name.
+    """
+    size, rest = os.fstat(file.fileno()).st_size, memoryview(row)
+    try:
+        while rest:
+            rest = rest[file.write(rest) :]
+    except OSError as error:
+        os.truncate(file.fileno(), size)
+        raise OSError(error.errno, error.strerror, file.name) from error
 
 
 def sync(file: BinaryIO) -> None:
     """Waits until the lines are on the disk."""
-    file.flush()
     os.fsync(file.fileno())
 
 

@@ -66,8 +66,8 @@ class RunLog:
         for name in (METRICS, ROLLOUTS):
             lines.cut(self.path / name, resume_step)
         _remove_pictures(self._remote or epath.Path(self.path), resume_step)
-        self._metrics = (self.path / METRICS).open("ab")
-        self._rollouts = (self.path / ROLLOUTS).open("ab")
+        self._metrics = (self.path / METRICS).open("ab", buffering=0)
+        self._rollouts = (self.path / ROLLOUTS).open("ab", buffering=0)
         self._events = _open_events(self.path / TENSORBOARD, resume_step + 1) if tensorboard else None
         self._last, self._total, self._quiet = resume_step, total_steps, quiet
         self._durations = collections.deque(maxlen=50)
