@@ -80,11 +80,13 @@ def parse(row: bytes, place: str) -> dict[str, Any]:
     try:
         line = json_file.parse_object(row, "it")
     except InputError as error:
-        raise InputError(f"{place} is damaged ({error}); name another --out") from error
+        raise InputError(f"{place} is damaged ({error}); name another directory with --out") from error
     for key, (test, words) in _KEYS.items():
         if (key in line or key == "position") and not test(line.get(key)):
             value = json_file.describe(line.get(key))
-            raise InputError(f"{place} is damaged ({key} must be {words}, not {value}); name another --out")
+            raise InputError(
+                f"{place} is damaged ({key} must be {words}, not {value}); name another directory with --out"
+            )
     return line
 
 
@@ -105,4 +107,6 @@ def require(lines: Iterable[Mapping[str, Any]], family: str, names: Iterable[str
         if not lacking and family != "qa" and line["scores"] is not None and line["scores"].keys() != names:
             lacking = [f"scores of {', '.join(sorted(names))}"]
         if lacking:
-            raise InputError(f"{path}: the line of position {line['position']} lacks {lacking[0]}; name another --out")
+            raise InputError(
+                f"{path}: the line of position {line['position']} lacks {lacking[0]}; name another directory with --out"
+            )

@@ -76,7 +76,7 @@ def _json(path: pathlib.Path) -> Any:
     try:
         return json_file.read_object(path)
     except InputError as error:
-        raise InputError(f"--out: {error}; name another --out") from error
+        raise InputError(f"--out: {error}; name another directory with --out") from error
 
 
 def read_lines(path: pathlib.Path) -> dict[int, dict[str, Any]]:

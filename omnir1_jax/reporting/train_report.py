@@ -180,7 +180,7 @@ def shrink(data: bytes, name: str) -> bytes:
         return data
     image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
     if image is None:
-        raise InputError(f"{name} is no picture that can be read; remove it")
+        raise InputError(f"{name} is not a picture that can be read; move it elsewhere")
     for quality in (85, 70, 50):
         small = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes()
         if len(small) < 500_000:
