@@ -11,11 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from omnir1_jax import evaluate, settings
+from omnir1_jax import settings
 from omnir1_jax.data.synthetic import writers
 from omnir1_jax.data.synthetic.world import PRESETS
 from omnir1_jax.errors import InputError
-from omnir1_jax.inference import run, segment, tasks
+from omnir1_jax.inference import benchmark, run, segment, tasks
 from omnir1_jax.inference.tasks import Options
 from omnir1_jax.parallel import make_mesh
 from tests.data import trees as own_trees
@@ -39,7 +39,7 @@ def made(tmp_path_factory):
 
 def evaluated(made, out, root, **changes):
     options = Options(**{"batch_size": 6, "root": str(root), **changes})
-    (results,) = evaluate.evaluate(made, options, out, quiet=True).values()
+    (results,) = benchmark.evaluate(made, options, out, quiet=True).values()
     assert json.loads((out / "results.json").read_text()) == results
     return results
 
