@@ -9,7 +9,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
 PACKAGE = ROOT / "omnir1_jax"
-FILES = {"errors", "json_file", "regular_file", "folders", "locks"}
+FILES = {"errors", "json_file", "regular_file", "folders", "locks", "orbax_files"}
 BASE = FILES | {"cli", "parallel"}
 MAY_IMPORT = {
     "parallel": {"errors"},
