@@ -205,7 +205,7 @@ def test_an_evaluation_is_not_mixed_with_another(made, trees, tmp_path, monkeypa
     (task,) = tasks.tasks(made, options)
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "run.json").write_text('{"options": {"benchmark": "revos"}}')
-    with pytest.raises(InputError, match="--out: .*holds results of other settings"):
+    with pytest.raises(InputError, match='--out: .*holds results with --benchmark "revos", this one has "mevis"'):
         run.evaluate(made, task, options, tmp_path / "out")
 
 

@@ -82,22 +82,22 @@ def test_items_are_read_ahead_in_order_and_no_further_than_asked():
 
 
 def test_a_log_cut_short_loses_its_last_line_alone(tmp_path):
-    with Store(tmp_path, {"a": 1, "b": {"c": (1, 2)}}) as store:
+    with Store(tmp_path, {"options": {"seed": 1}, "task": ("a", 2)}) as store:
         store.add({"position": 3, "scores": {"J": 0.5}})
         store.add({"position": 4, "scores": {"J": float("nan")}})
     with (tmp_path / "results.jsonl").open("a") as file:
         file.write('{"position": 5, "sco')
     half = tmp_path / "predictions" / "video" / ".0.123.abc.part"
     half.mkdir(parents=True)
-    with Store(tmp_path, {"a": 1, "b": {"c": [1, 2]}}) as store:
+    with Store(tmp_path, {"options": {"seed": 1}, "task": ["a", 2]}) as store:
         assert not half.exists() and sorted(store.lines) == [3, 4] and store.lines[4]["scores"] == {"J": None}
         store.add({"position": 5})
     assert [json.loads(row)["position"] for row in (tmp_path / "results.jsonl").read_text().splitlines()] == [3, 4, 5]
-    with pytest.raises(InputError, match=r"other settings \(b.c: \[1, 2\] -> 3\)"):
-        Store(tmp_path, {"a": 1, "b": {"c": 3}})
+    with pytest.raises(InputError, match=r"holds results with --seed 1, this one has 3, and task \[.*2\], this one"):
+        Store(tmp_path, {"options": {"seed": 3}, "task": "b"})
     (tmp_path / "results.jsonl").write_text("{}\n")
     with pytest.raises(InputError, match="line 1 is damaged"):
-        Store(tmp_path, {"a": 1, "b": {"c": [1, 2]}})
+        Store(tmp_path, {"options": {"seed": 1}, "task": ["a", 2]})
 
 
 def test_pictures_of_long_videos_tell_the_frames_own_numbers(tmp_path, monkeypatch):
