@@ -30,6 +30,7 @@ setup(
         "pillow>=10",
         "pyarrow>=18",
         "pycocotools>=2.0.8",
+        "rouge-score>=0.1.2",
         "safetensors>=0.5",
         "scipy>=1.14",
         "soundfile>=0.12",

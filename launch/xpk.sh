@@ -14,17 +14,13 @@
 #   --reservation NAME           that --reserved is to take
 #   --workdir gs://BUCKET/RUN    the run's work directory; training goes on from what is there
 #   --inputs gs://BUCKET/FOLDER  weights/ and data/, copied into every pod
-#   --disk-size GB               of every node of the cluster (default: GKE's 100), where the inputs are copied to
 #   --image IMAGE                that the checkout goes onto (default python:3.12)
-#   --restarts N                 largest number of restarts of the workload (default 20)
-#   --grace SECONDS              to finish a step and save when a pod is to end (default 300). A preempted Spot node
-#                                gives its pods 15 s, whatever is asked: there the newest checkpoint counts
-#   --flag=FLAG                  a further flag of xpk's own, once for each, such as --flag=--priority=high
+#   --restarts N                 most restarts of the workload (default 20)
 #   --dry-run                    print what would reach the cloud, do nothing
 set -euo pipefail
 # shellcheck source=launch/cloud.sh
 . "$(dirname "${BASH_SOURCE[0]}")/cloud.sh"
-cluster='' reservation='' image=python:3.12 restarts=20 grace=300 disk_size=''
+cluster='' reservation='' image=python:3.12 restarts=20
 
 own_option() {
   case $1 in
@@ -32,8 +28,6 @@ own_option() {
     --reservation) reservation=$2 ;;
     --image) image=$2 ;;
     --restarts) restarts=$2 ;;
-    --grace) grace=$2 ;;
-    --disk-size) disk_size=$2 ;;
     *) return 1 ;;
   esac
 }
@@ -53,20 +47,20 @@ create_cluster() {
     --spot) capacity=--spot ;;
     --reserved) capacity=--reservation=$reservation ;;
   esac
-  xpk_at cluster create "--tpu-type=$type" "--num-slices=$slices" "$capacity" \
-    ${disk_size:+"--custom-nodepool-arguments=--disk-size=$disk_size"} "${flags[@]}"
+  xpk_at cluster create "--tpu-type=$type" "--num-slices=$slices" "$capacity"
 }
 
 run() {
-  new_scratch
+  local folder=${TMPDIR:-/tmp}/omnir1_jax-$name
   if [ -z "$dry_run" ]; then
-    bundle "$scratch.tar.gz"
-    tar -xzf "$scratch.tar.gz" -C "$scratch"
-    rm -f "$scratch.tar.gz"
+    rm -rf "$folder"
+    mkdir -p "$folder"
+    bundle "$folder.tar.gz"
+    tar -xzf "$folder.tar.gz" -C "$folder"
   fi
   xpk_at workload create "--workload=$name" "--tpu-type=$type" "--num-slices=$slices" \
-    "--base-docker-image=$image" "--script-dir=$scratch" "--max-restarts=$restarts" \
-    "--termination-grace-period-seconds=$grace" "--command=bash $(worker_line launch/worker.sh)" "${flags[@]}"
+    "--base-docker-image=$image" "--script-dir=$folder" "--max-restarts=$restarts" \
+    "--command=bash $(worker_line launch/worker.sh)"
 }
 
 delete() { xpk_at workload delete "--workload=$name" --force; }
@@ -80,12 +74,10 @@ case $verb in
   *) fail "$verb: is none of cluster, run, resume, status, delete, delete-cluster" ;;
 esac
 read_options "$@"
-check_name --cluster "$cluster" omnir1
-case $verb in cluster | delete-cluster) ;; *) check_name --name "$name" revos ;; esac
+need --cluster "$cluster" omnir1
+case $verb in cluster | delete-cluster) name=${name:-$cluster} ;; esac
 check_place
-check_count --restarts "$restarts"
-check_count --grace "$grace"
-[ -z "$disk_size" ] || check_count --disk-size "$disk_size"
+case $restarts in '' | *[!0-9]*) fail "--restarts: '$restarts' has to be a whole number" ;; esac
 case $verb in cluster | run | resume) need --type "$type" v6e-16 ;; esac
 case $verb in run | resume) check_training ;; esac
 if [ "$provision" = --reserved ]; then need --reservation "$reservation" NAME; fi

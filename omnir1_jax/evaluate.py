@@ -6,21 +6,79 @@ frame. OUT gets `results.jsonl` (a line an item, with its plan and scores), `pre
 it was with the same command. With several keyframe rules or tasks each has its own directory below OUT.
 """
 
+import itertools
 import math
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 from absl import flags, logging
+from etils import epath
+from ml_collections import ConfigDict
 
-from omnir1_jax import cli, settings
-from omnir1_jax.inference import load, tasks
+from omnir1_jax import cli, settings, trained
+from omnir1_jax.errors import InputError
+from omnir1_jax.inference import host, load, report, run, tasks
 from omnir1_jax.inference.answer import KEYFRAMES
-from omnir1_jax.inference.benchmark import evaluate
 from omnir1_jax.inference.samples import SOUNDS
-from omnir1_jax.inference.store import RESULTS
+from omnir1_jax.inference.store import RESULTS, write_json
 from omnir1_jax.inference.tasks import Options
-from omnir1_jax.setup.run import keep_compiled
+from omnir1_jax.setup import models
+from omnir1_jax.setup.run import keep_compiled, mesh_of
+
+SYSTEM2 = ("self", "frozen", "oracle", "file")
+
+
+def systems(
+    checkpoint: str,
+    config: ConfigDict | None = None,
+    system2: str = "self",
+    *,
+    temperature: float = 0.0,
+    max_tokens: int = 0,
+) -> load.Systems:
+    """Reads the weights of both systems.
+
+    Args:
+      checkpoint: see `omnir1_jax.trained`.
+      config: None takes the checkpoint's own.
+      system2: "self": the checkpoint grounds too; "frozen": the weights from before training (of a run), or those that
+        the config names; "oracle" and "file": true boxes, or another model's, so nothing more is loaded;
+        NAME:SETTINGS or MODULE:FUNCTION: a function on the host (see `inference.host`).
+    """
+    if host.named(system2):
+        host.load(system2)  # what is wrong with it shows before anything is computed
+    elif system2 not in SYSTEM2:
+        raise InputError(f"--system2: {system2!r} is none of {', '.join(SYSTEM2)}, and no NAME:SETTINGS")
+    chosen = trained.config_of(checkpoint, config)
+    mesh = mesh_of(chosen)
+    found = trained.load(checkpoint, chosen, mesh)
+    policy, grounder = trained.in_place(found), None
+    if system2 == "frozen":
+        base = chosen if trained.is_run(checkpoint) else config
+        same = found.trainable is not None or base is None or base.thinker.path == found.config.thinker.path
+        grounder = found.loaded if same else models.load(base, models.sizes(base)._replace(sam2=None), mesh)
+    return load.systems(chosen, policy, grounder, mesh, temperature=temperature, max_tokens=max_tokens)
+
+
+def evaluate(
+    made: load.Systems, options: Options, out: epath.PathLike, keyframes: tuple[str, ...] = (), *, quiet: bool = False
+) -> dict[str, Any]:
+    """Every task of the benchmark with every keyframe rule; returns results by label (one label: "")."""
+    asked = list(tasks.tasks(made, options))
+    rules = keyframes or (options.keyframes,)
+    results = {}
+    for task, rule in itertools.product(asked, rules):
+        if task.family != "vos" and rule != "plan" and len(rules) > 1:
+            continue
+        parts = [task.name] * (len(asked) > 1) + [rule] * (len(rules) > 1)
+        folder = pathlib.Path(out).joinpath(*parts)
+        chosen = Options(**{**vars(options), "keyframes": rule})
+        results["/".join(parts)] = run.evaluate(made, task, chosen, folder, quiet=quiet)
+        report.write(folder, task, results["/".join(parts)])
+    if len(results) > 1:
+        write_json(pathlib.Path(out) / RESULTS, {"runs": results})
+    return results
 
 
 def rows(table: Mapping[str, Any], above: str = "") -> list[tuple[str, float]]:
@@ -45,10 +103,23 @@ def show(results: Mapping[str, Mapping[str, Any]]) -> str:
     lines.append(["unreadable", *(str(len(found["bad"])) for found in results.values())])
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     first, rest = widths[0], widths[1:]
-    return "\n".join(
+    drawn = [
         line[0].ljust(first) + "".join(f"  {cell.rjust(width)}" for cell, width in zip(line[1:], rest))
         for line in lines
-    )
+    ]
+    return "\n".join(drawn + remarks(results))
+
+
+def remarks(results: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """What was left out of a benchmark, and the paper's columns by the scoring that is not shown."""
+    out = []
+    for label, result in results.items():
+        lead = f"{label}: " if label else ""
+        out += [f"{lead}{note}" for note in result.get("notes", ())]
+        if other := result.get("other_scoring"):
+            values = ", ".join(f"{name} {value:.2f}" for name, value in other["paper"].items())
+            out.append(f"{lead}scoring {other['scoring']}: {values}")
+    return out
 
 
 _CONFIG = settings.define()
@@ -97,6 +168,13 @@ _HOLES = flags.DEFINE_integer(
     "hole_area", 0, "Fill holes of masks up to this many of the segmenter's pixels.", allow_override=True
 )
 _SOUND = flags.DEFINE_enum("sound", "own", SOUNDS, "Whose sound a clip has.", allow_override=True)
+_SCORING = flags.DEFINE_enum(
+    "scoring",
+    "clean",
+    ["clean", "official"],
+    "Which numbers the table shows; official: as the benchmark's published script counts. results.json has both.",
+    allow_override=True,
+)
 _SEED = flags.DEFINE_integer("seed", 0, "Of sampling, random keyframes and prompts' examples.", allow_override=True)
 _TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "Of System 1; 0 is greedy.", lower_bound=0.0, allow_override=True)
 _MAX_TOKENS = flags.DEFINE_integer(
@@ -131,6 +209,7 @@ def options() -> Options:
         boxes=_BOXES.value,
         objects=_OBJECTS.value,
         hole_area=_HOLES.value,
+        scoring=_SCORING.value,
         batch_size=_BATCH.value,
         seed=_SEED.value,
     )
@@ -141,7 +220,7 @@ def main(_) -> None:
     logging.set_verbosity(logging.ERROR)  # bad items are named in results.json
     out = pathlib.Path(_OUT.value)
     keep_compiled(out / "cache")
-    made = load.from_checkpoint(
+    made = systems(
         _CHECKPOINT.value,
         _CONFIG.value,
         _SYSTEM2.value,

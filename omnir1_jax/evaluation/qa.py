@@ -7,7 +7,7 @@ a score in [0, 1] by question type. A completion that answers nothing readable i
 import collections
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from omnir1_jax.errors import InputError
@@ -28,25 +28,33 @@ _PREFIXES = (
     "Best option:",
 )
 _YES_NO = re.compile(r"\b(yes|no)\b", re.IGNORECASE)
+_ALONE = re.compile(r"(?<![\w'’-])[A-Za-z](?![\w'’-])")
+_VERB = re.compile(r"\s+(is|was|seems|would|because|since|as|or|and)\b")
 _OPTION_LABEL = re.compile(r"^\s*\(?([A-Z])\s*[).:]\s*")
 
 
-def answer_text(completion: str) -> str:
-    """The first `<answer>`, else what follows the thinking, else the whole completion; stripped."""
-    if found := _ANSWER.search(completion):
-        return found.group(1).strip()
+def answer_text(completion: str) -> str | None:
+    """The first `<answer>`, else what follows the thinking, else the whole completion; stripped.
+
+    None where the thinking never ended and nothing was answered.
+    """
+    if match := _ANSWER.search(completion):
+        return match.group(1).strip()
+    if "<think>" in completion and "</think>" not in completion:
+        return None
     return _THINK.sub("", completion).replace("<answer>", "").strip()
 
 
 def choice_letter(text: str, letters: str = "ABCD") -> str | None:
-    """Video-MME's rule: without the usual lead-ins, the first of `letters` (upper case) anywhere in the text.
+    """Video-MME's rule: without the usual lead-ins, the first of `letters` (upper case) anywhere in the text."""
+    match = re.search(f"[{letters}]", _without_prefixes(text))
+    return match.group(0) if match else None
 
-    More than ten words with no letter among them, or no letter at all, is no answer.
-    """
+
+def _without_prefixes(text: str) -> str:
     for prefix in _PREFIXES:
         text = text.replace(prefix, "")
-    found = re.search(f"[{letters}]", text)
-    return found.group(0) if found else None
+    return text
 
 
 def option_text(option: str) -> str:
@@ -57,20 +65,16 @@ def option_text(option: str) -> str:
 def option_index(completion: str, options: Sequence[str]) -> int | None:
     """Which option a completion picks, or None.
 
-    In this order: a label at the start ("B", "(B)", "B. ..."), the full text of one option (any case),
-    the first letter standing alone, Video-MME's first letter anywhere.
+    In this order: a label at the start ("B", "(b)", "B. ..."), the full text of one option (any case), the first
+    letter standing alone. Letters count in either case, and never from inside a word.
     """
     text = answer_text(completion)
+    if text is None:
+        return None
     letters = LETTERS[: len(options)]
-    stripped = text
-    for prefix in _PREFIXES:
-        stripped = stripped.replace(prefix, "")
-    stripped = stripped.strip(" \n\t:*")
-    if found := re.match(rf"\(?([{letters}])(?:[).:,\s*]|$)(?![a-z'])", stripped):
-        # "A cat ..." opens with an article: a bare A counts only where nothing follows it on the line.
-        bare = not stripped.startswith("(") and stripped[1:2] == " "
-        if not bare:
-            return letters.index(found.group(1))
+    stripped = _without_prefixes(text).strip(" \n\t:*")
+    if label := re.match(rf"\(?([{letters}])(?:[).:,\n*]|$)(?![a-z'])", stripped, re.IGNORECASE):
+        return letters.index(label.group(1).upper())
     folded = text.casefold().rstrip(".")
     texts = [option_text(o).casefold().rstrip(".") for o in options]
     if folded in texts:
@@ -81,10 +85,16 @@ def option_index(completion: str, options: Sequence[str]) -> int | None:
         longest = max(inside, key=lambda i: len(texts[i]))
         if all(texts[i] in texts[longest] for i in inside):
             return longest
-    if alone := re.search(rf"\(([{letters}])\)|\b([{letters}])\b(?! [a-z])", stripped):
-        return letters.index(alone.group(1) or alone.group(2))
-    letter = choice_letter(text, letters)
-    return letters.index(letter) if letter else None
+    alone = [match for match in _ALONE.finditer(stripped) if _names_option(match, letters)]
+    # A letter before a lower-case word is less sure: "plan B is ... (C)".
+    sure = [match for match in alone if not re.match(r" [a-z]", stripped[match.end() :])]
+    return letters.index((sure or alone)[0].group().upper()) if alone else None
+
+
+def _names_option(match: re.Match, letters: str) -> bool:
+    """Whether a letter standing alone is one of `letters` and not the article or the pronoun ("a cat", "I see")."""
+    letter, rest = match.group().upper(), match.string[match.end() :]
+    return letter in letters and not (letter in "AI" and re.match(r"\s+\w", rest) and not _VERB.match(rest))
 
 
 class Choice(NamedTuple):
@@ -97,79 +107,49 @@ class Choice(NamedTuple):
     groups: Mapping[str, str] = {}
 
 
-def gold_index(answer: str, options: Sequence[str], name: str = "") -> int:
-    """Index of the gold answer, given as the option's text (with or without its label) or as a letter."""
-    texts = [option_text(o) for o in options]
-    for candidates, wanted in ((list(options), answer), (texts, option_text(answer))):
-        if wanted in candidates:
-            return candidates.index(wanted)
-    letter = answer.strip().strip("().")
-    if len(letter) == 1 and letter in LETTERS[: len(options)]:
-        return LETTERS.index(letter)
-    raise InputError(f"{name or 'question'}: the answer {answer!r} is none of its options {list(options)}")
+def accuracy(
+    questions: Iterable[Choice], judge: Callable[[Choice], bool | None], of_answered: bool = False
+) -> Mapping[str, Any]:
+    """Percent correct overall and by every group, with the number of questions that it is a share of.
 
-
-def accuracy(questions: Iterable[Choice], first_letter: bool = False) -> Mapping[str, Any]:
-    """Percent correct overall and by every group, with counts; `first_letter` uses Video-MME's rule alone."""
-    hits: dict[tuple[str, str], list[int]] = collections.defaultdict(lambda: [0, 0])
-    unanswered = 0
+    Args:
+      judge: whether a question was answered right; None: it was not answered.
+      of_answered: the share is of the answered questions, not of all.
+    """
+    hits: dict[tuple[str, str], list[bool | None]] = collections.defaultdict(list)
     for q in questions:
-        if first_letter:
-            letters = LETTERS[: len(q.options)]
-            letter = choice_letter(answer_text(q.completion), letters)
-            picked = letters.index(letter) if letter else None
-        else:
-            picked = option_index(q.completion, q.options)
-        unanswered += picked is None
+        right = judge(q)
         for key in [("", "")] + list(q.groups.items()):
-            hits[key][0] += picked == q.gold
-            hits[key][1] += 1
-    right, total = hits.pop(("", ""), [0, 0])
-    table: dict[str, Any] = {
-        "accuracy": 100 * right / total if total else math.nan,
-        "count": total,
-        "unanswered": unanswered,
-    }
-    for (group, value), (good, n) in sorted(hits.items()):
-        table.setdefault(group, {})[value] = {"accuracy": 100 * good / n, "count": n}
+            hits[key].append(right)
+
+    def share(judged: list[bool | None]) -> dict[str, Any]:
+        counted = [right for right in judged if right is not None or not of_answered]
+        return {"accuracy": 100 * counted.count(True) / len(counted) if counted else math.nan, "count": len(counted)}
+
+    everything = hits.pop(("", ""), [])
+    table: dict[str, Any] = {**share(everything), "unanswered": everything.count(None)}
+    for (group, value), judged in sorted(hits.items()):
+        table.setdefault(group, {})[value] = share(judged)
     return table
 
 
-def omnibench(rows: Iterable[Mapping[str, Any]]) -> Mapping[str, Any]:
-    """Rows with `options`, `answer` (full text), `audio type`, `task type`, `completion`: accuracy, by both types."""
-    return accuracy(
-        Choice(
-            r["options"], gold_index(r["answer"], r["options"]), r["completion"], _groups(r, "audio type", "task type")
-        )
-        for r in rows
-    )
+def by_option(q: Choice) -> bool | None:
+    """Whether the picked option (`option_index`) is the gold one."""
+    picked = option_index(q.completion, q.options)
+    return None if picked is None else picked == q.gold
 
 
-def video_mme(rows: Iterable[Mapping[str, Any]]) -> Mapping[str, Any]:
-    """Rows with `options`, `answer` (letter), `completion`: accuracy, by duration, domain, sub_category, task_type."""
-    keys = ("duration", "domain", "sub_category", "task_type")
-    return accuracy(
-        (Choice(r["options"], gold_index(r["answer"], r["options"]), r["completion"], _groups(r, *keys)) for r in rows),
-        first_letter=True,
-    )
-
-
-def mvbench(rows: Iterable[Mapping[str, Any]]) -> Mapping[str, Any]:
-    """Rows with `candidates`, `answer` (full text), `task`, `completion`: total correct / total, and by task."""
-    return accuracy(
-        Choice(r["candidates"], gold_index(r["answer"], r["candidates"]), r["completion"], _groups(r, "task"))
-        for r in rows
-    )
-
-
-def _groups(row: Mapping[str, Any], *keys: str) -> dict[str, str]:
-    return {key: str(row[key]) for key in keys if key in row}
+def by_first_letter(q: Choice) -> bool | None:
+    """Whether the first letter (`choice_letter`) is the gold option's."""
+    letters = LETTERS[: len(q.options)]
+    letter = choice_letter(answer_text(q.completion) or "", letters)
+    return None if letter is None else letters.index(letter) == q.gold
 
 
 def yes_no(completion: str) -> str | None:
     """ "yes" or "no": the first whole word that is one of them, any case; None if there is neither."""
-    found = _YES_NO.search(answer_text(completion))
-    return found.group(1).lower() if found else None
+    match = _YES_NO.search(answer_text(completion) or "")
+    return match.group(1).lower() if match else None
 
 
 def _judge(pairs: list[tuple[str, str | None]]) -> dict[str, float]:

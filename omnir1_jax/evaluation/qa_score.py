@@ -1,6 +1,7 @@
 """Score in [0, 1] of one answer to a Video-R1 style question, by question type."""
 
 import collections
+import functools
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -42,30 +43,18 @@ def word_error_rate(reference: str, hypothesis: str) -> float:
     return edit_distance(words, hypothesis.split()) / max(1, len(words))
 
 
-def _common_subsequence(a: Sequence[str], b: Sequence[str]) -> int:
-    row = [0] * (len(b) + 1)
-    for x in a:
-        diagonal = 0
-        for j, y in enumerate(b, 1):
-            diagonal, row[j] = row[j], diagonal + 1 if x == y else max(row[j], row[j - 1])
-    return row[-1]
+@functools.cache
+def _scorer():
+    from rouge_score import rouge_scorer  # takes NLTK along: a second of imports, for those who need it
 
-
-def _f1(hits: int, reference: int, hypothesis: int) -> float:
-    if hits == 0:
-        return 0.0
-    precision, recall = hits / hypothesis, hits / reference
-    return 2 * precision * recall / (precision + recall)
+    return rouge_scorer.RougeScorer(["rouge1", "rouge2", "rougeL"], use_stemmer=True)
 
 
 def rouge(reference: str, hypothesis: str) -> tuple[float, float, float]:
-    """F of ROUGE-1, ROUGE-2 and ROUGE-L over lower-cased runs of [a-z0-9], without stemming."""
-    ref, hyp = (re.findall(r"[a-z0-9]+", t.lower()) for t in (reference, hypothesis))
-    scores = []
-    for n in (1, 2):
-        grams = [collections.Counter(zip(*(words[i:] for i in range(n)))) for words in (ref, hyp)]
-        scores.append(_f1((grams[0] & grams[1]).total(), grams[0].total(), grams[1].total()))
-    return scores[0], scores[1], _f1(_common_subsequence(ref, hyp), len(ref), len(hyp))
+    """F of ROUGE-1, ROUGE-2 and ROUGE-L, words stemmed as the published scores have it."""
+    scores = _scorer().score(reference, hypothesis)
+    one, two, longest = (float(scores[name].fmeasure) for name in ("rouge1", "rouge2", "rougeL"))
+    return one, two, longest
 
 
 def score_answer(question_type: str, gold: str, answer: str) -> float:

@@ -77,6 +77,18 @@ def score_expression(
     return Scores(*(float(x.mean()) for x in per_frame))
 
 
+def as_published(
+    clean: Scores,
+    objects: UInt8[np.ndarray, "n t h w"],
+    pred: Shaped[np.ndarray, "tp hp wp"],
+    foreground: Shaped[np.ndarray, "tf hf wf"],
+) -> Scores:
+    """`clean` with the A and R that the published script gives to PNGs of 0 and 255 (J and F are the same)."""
+    gt, png = objects.sum(0, dtype=np.uint8), np.where(pred > 0, np.uint8(255), np.uint8(0))
+    a, r = accuracy(gt, png, "compat"), robustness(gt, png, foreground, "compat")
+    return clean._replace(A=float(a.mean()), R=float(r.mean()))
+
+
 def _mean(rows: list[list[float]], column: int) -> float:
     return math.fsum(r[column] for r in rows) / len(rows) if rows else math.nan
 

@@ -1,16 +1,18 @@
 """From completions and a dataset's reader to the benchmark's table of question answering."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from omnir1_jax.data.samples import BadSample, ClipRef, Reader
 from omnir1_jax.errors import InputError
-from omnir1_jax.evaluation import qa, qa_score
+from omnir1_jax.evaluation import qa, qa_official, qa_score
 
 Answered = Sequence[tuple[ClipRef, str]]
+Scoring = Literal["clean", "official"]
+Table = Callable[[Answered], Mapping[str, Any]]
 
 
-def _choices(*groups: str, first_letter: bool = False) -> Callable[[Answered], Mapping[str, Any]]:
+def _choices(*groups: str, judge: Callable[[qa.Choice], bool | None], of_answered: bool = False) -> Table:
     def table(answered: Answered) -> Mapping[str, Any]:
         questions = []
         for ref, completion in answered:
@@ -18,7 +20,7 @@ def _choices(*groups: str, first_letter: bool = False) -> Callable[[Answered], M
             if options and gold is not None:
                 labels = {g: str(ref.extra[g]) for g in groups if ref.extra.get(g) is not None}
                 questions.append(qa.Choice(options, gold, completion, labels))
-        return qa.accuracy(questions, first_letter)
+        return qa.accuracy(questions, judge, of_answered)
 
     return table
 
@@ -41,23 +43,36 @@ def _videor1(answered: Answered) -> Mapping[str, Any]:
     )
 
 
-TABLES: Mapping[str, Callable[[Answered], Mapping[str, Any]]] = {
-    "omnibench": _choices("audio_type", "task_type"),
-    "videomme": _choices("duration", "domain", "sub_category", "task_type", first_letter=True),
-    "mvbench": _choices("task"),
+_OMNIBENCH = ("audio_type", "task_type")
+_VIDEO_MME = ("duration", "domain", "sub_category", "task_type")
+TABLES: Mapping[str, Table] = {
+    "omnibench": _choices(*_OMNIBENCH, judge=qa.by_option),
+    "videomme": _choices(*_VIDEO_MME, judge=qa.by_first_letter),
+    "mvbench": _choices("task", judge=qa.by_option),
     "avhbench": _avhbench,
     "videor1": _videor1,
-    "folder": _choices(),
+    "folder": _choices(judge=qa.by_option),
+}
+# As the published scripts count, where that differs.
+OFFICIAL: Mapping[str, Table] = {
+    "omnibench": _choices(*_OMNIBENCH, judge=qa_official.omnibench),
+    "videomme": _choices(*_VIDEO_MME, judge=qa_official.video_mme, of_answered=True),
+    "mvbench": _choices("task", judge=qa_official.mvbench),
 }
 
 
-def score(reader: Reader, completions: Mapping[str, str]) -> dict[str, Any]:
+def score(reader: Reader, completions: Mapping[str, str], scoring: Scoring = "clean") -> dict[str, Any]:
     """The table of the reader's benchmark from completions by sample id.
+
+    Args:
+      scoring: "official": as the published script counts, where there is one in `OFFICIAL`; "clean" is the same but
+        for what in the script is no sense.
 
     Raises InputError where a completion is missing. Samples whose entry is unusable have none and are counted.
     """
     if reader.name not in TABLES:
         raise InputError(f"no answers to score for {reader.name}; expected one of {', '.join(TABLES)}")
+    tables = {**TABLES, **OFFICIAL} if scoring == "official" else TABLES
     answered, unusable, missing = [], 0, []
     for position in range(len(reader)):
         try:
@@ -73,4 +88,4 @@ def score(reader: Reader, completions: Mapping[str, str]) -> dict[str, Any]:
             missing.append(ref.sample_id)
     if missing:
         raise InputError(f"{len(missing)} of {len(reader)} questions have no completion, first {missing[0]}")
-    return {**TABLES[reader.name](answered), "unusable_samples": unusable}
+    return {**tables[reader.name](answered), "unusable_samples": unusable}

@@ -62,6 +62,7 @@ _KEYS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "failures": (_texts, "a list of texts"),
     "predicted": (lambda value: isinstance(value, bool), "true or false"),
     "scores": (lambda value: value is None or _scores(value), "numbers by name, or null"),
+    "official": (lambda value: value is None or _scores(value), "numbers by name, or null"),
     "type_id": (_type_id, "a whole number or null"),
     "answer": (lambda value: value is None or _text(value), "a text or null"),
 }

@@ -95,20 +95,46 @@ def score(ref: ClipRef, predicted: Bool[np.ndarray, "t h w"]) -> dict[str, float
     return revos.score_expression(objects, predicted.astype(np.uint8), foreground)._asdict()
 
 
+def official(
+    ref: ClipRef, predicted: Bool[np.ndarray, "t h w"], clean: dict[str, float] | None
+) -> dict[str, dict[str, float]]:
+    """{"official": scores of the published script}, where these are not the `clean` ones of `score`; else {}."""
+    if clean is None or ref.dataset != "revos" or ref.foreground is None:
+        return {}
+    objects = decode_masks(ref.masks, range(len(predicted)), ref.sample_id).astype(np.uint8)
+    foreground = decode_masks(ref.foreground, range(len(predicted)), ref.sample_id)[0].astype(np.uint8)
+    return {"official": revos.as_published(revos.Scores(**clean), objects, predicted, foreground)._asdict()}
+
+
+def two_scorings(reader: Reader) -> bool:
+    """Whether the published script of the benchmark counts otherwise than `clean`."""
+    return reader.name == "revos" or reader.name in score_answers.OFFICIAL
+
+
 def nothing(reader: Reader) -> dict[str, float]:
     """The scores of an item that has no prediction at all."""
     return (revos.MISSING if reader.name == "revos" else mevis.MISSING)._asdict()
 
 
-def table(reader: Reader, family: str, lines: Iterable[Line], root: str, dataset_root: str) -> dict[str, Any]:
+def table(
+    reader: Reader,
+    family: str,
+    lines: Iterable[Line],
+    root: str,
+    dataset_root: str,
+    scoring: score_answers.Scoring = "clean",
+) -> dict[str, Any]:
     """The benchmark's table in percent, from the lines of its items (and, for Ref-AVS, their PNGs).
 
     Items whose truth cannot be read, or is kept by a server, have no score and are left out of the means.
+
+    Args:
+      scoring: "official": as the published script counts, see `two_scorings`.
     """
     lines = list(lines)
     if family == "qa":
         answered = Subset(reader, tuple(line["position"] for line in lines))
-        return score_answers.score(answered, {line["sample_id"]: line["completion"] for line in lines})
+        return score_answers.score(answered, {line["sample_id"]: line["completion"] for line in lines}, scoring)
     known = [line for line in lines if line["scores"] is not None]
     if not known or served(reader, lines):
         return {"unscored": len(lines)}
@@ -117,14 +143,20 @@ def table(reader: Reader, family: str, lines: Iterable[Line], root: str, dataset
         out = score_masks.score_refavs(subset, root) if len(subset) else {}
         percent = {key: 100 * value for key, value in out.items() if key in ("J", "F")}
         return {**out, **percent, "J&F": (percent["J"] + percent["F"]) / 2} if out else {"unscored": len(lines)}
-    rows = [
-        score_masks.Row(line["sample_id"], int(line["type_id"] or 0), line["scores"], not line["predicted"])
-        for line in known
-    ]
+    rows = [_row(reader, line, root, scoring) for line in known]
     out = score_masks.table("revos" if reader.name == "revos" else "mevis", rows)
     if reader.name == "refdavis" and len(known) == len(reader):
         out["unsupervised"] = _unsupervised(reader, root, dataset_root)
     return out
+
+
+def _row(reader: Reader, line: Line, root: str, scoring: score_answers.Scoring) -> score_masks.Row:
+    values = line["scores"]
+    if scoring == "official" and reader.name == "revos" and line["predicted"]:
+        if "official" not in line:  # a line of an older version: once more from its PNGs
+            return score_masks.score_position(reader, root, "compat", line["position"])
+        values = line["official"]
+    return score_masks.Row(line["sample_id"], int(line["type_id"] or 0), values, not line["predicted"])
 
 
 def paper(benchmark: str, table: Mapping[str, Any]) -> dict[str, float]:

@@ -47,6 +47,7 @@ class Options:
       audio_seconds: of sound that is heard with questions; -1 for the benchmark's own.
       sound: "own", "muted" or "swapped".
       boxes: file of another System 2's boxes (with system2 "file").
+      scoring: "clean", or "official": as the benchmark's published script counts.
       objects: slots for objects. hole_area: holes of masks up to this many pixels are filled.
     """
 
@@ -66,6 +67,7 @@ class Options:
     boxes: str = ""
     objects: int = 8
     hole_area: int = 0
+    scoring: str = "clean"
     batch_size: int = 4
     seed: int = 0
 
@@ -180,19 +182,14 @@ def _task(systems: Systems, options: Options, family: str, name: str, entry: Con
     return Task(
         name, family, reader, example, decode, options.objects, side, options.seed, options.sound,
         letters=options.benchmark != "avhbench", root=_where(config, family),
-        found=read_boxes(options.boxes) if options.boxes else None, dataset=_only(entry).to_dict(),
+        found=read_boxes(options.boxes) if options.boxes else None,
     )  # fmt: skip
-
-
-def _only(entry: ConfigDict) -> ConfigDict:
-    """The only dataset of a task."""
-    (dataset,) = entry.datasets.values()
-    return dataset
 
 
 def _where(config: ConfigDict, family: str) -> str:
     """The directory of the task's only dataset; "" where it is made as it is read."""
-    root = _only(config.data[family]).root
+    (entry,) = config.data[family].datasets.values()
+    root = entry.root
     return root if not root or "://" in root else str(epath.Path(config.data_root) / root)
 
 

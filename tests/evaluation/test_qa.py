@@ -1,11 +1,14 @@
 """Question answering: answer extraction, benchmark accuracies, Video-R1 style scores."""
 
+import math
+import string
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from omnir1_jax.errors import InputError
-from omnir1_jax.evaluation import qa, qa_score
+from omnir1_jax.evaluation import qa, qa_official, qa_score
 
 OPTIONS = ["A. a violin", "B. two cats", "C. two cats and a dog", "D. A siren"]
 
@@ -42,53 +45,108 @@ def test_video_mme_letter(text, letter):
         ("I think it must be C", 2),
         ("Answer: **B**", 1),
         ("nothing of the kind", None),
+        ("b", 1),
+        ("(c)", 2),
+        ("d. a siren", 3),
+        ("The answer is c", 2),
+        ("I think that it is b.", 1),
+        ("A is right", 0),
+        ("a", 0),
+        ("<think>it could be B, or else", None),
+        ("<think>it could be B</think>", None),
+        ("<think>A or C?</think><answer>b", 1),
+        ("Because of a dog", None),
+        ("Cats, DOGS and a B-flat", None),
+        ("I'd say so", None),
     ],
 )
 def test_option_index(completion, index):
     assert qa.option_index(completion, OPTIONS) == index
 
 
-def test_gold_index():
-    assert qa.gold_index("two cats", OPTIONS) == 1 and qa.gold_index("C", OPTIONS) == 2
-    assert qa.gold_index("D. A siren", OPTIONS) == 3 and qa.gold_index("x", ["y", "x"]) == 1
-    # An option that reads like a letter is found as text first.
-    assert qa.gold_index("B", ["C", "B", "A"]) == 1
-    with pytest.raises(InputError, match="q7: the answer 'a horse'"):
-        qa.gold_index("a horse", OPTIONS, "q7")
+@pytest.mark.parametrize("form", ["{}", "({})", "{}.", "{}) two", "The answer is {}", "so I take {}."])
+def test_letters_count_in_either_case(form):
+    for index, letter in enumerate("ABCD"):
+        assert qa.option_index(form.format(letter), OPTIONS) == index
+        assert qa.option_index(form.format(letter.lower()), OPTIONS) == index
 
 
-def _rows(*said):
-    return [{"options": OPTIONS, "completion": c, **extra} for c, extra in said]
+@settings(max_examples=200)
+@given(words=st.lists(st.text(string.ascii_letters, min_size=2, max_size=6), max_size=8))
+def test_no_letter_counts_from_inside_a_word(words):
+    assert qa.option_index(" ".join(words), ["11", "12", "13", "14"]) is None
 
 
-def test_omnibench_by_audio_type():
-    rows = _rows(
-        ("two cats", {"answer": "two cats", "audio type": "speech", "task type": "Count"}),
-        ("A", {"answer": "two cats", "audio type": "speech", "task type": "Count"}),
-        ("D", {"answer": "A siren", "audio type": "music", "task type": "Action"}),
-        ("?", {"answer": "A siren", "audio type": "sound event", "task type": "Action"}),
+def questions(*rows):
+    return [qa.Choice(OPTIONS, gold, completion, groups) for gold, completion, groups in rows]
+
+
+def test_accuracy_by_group():
+    table = qa.accuracy(
+        questions(
+            (1, "two cats", {"audio_type": "speech", "task_type": "Count"}),
+            (1, "A", {"audio_type": "speech", "task_type": "Count"}),
+            (3, "D", {"audio_type": "music", "task_type": "Action"}),
+            (3, "?", {"audio_type": "sound event", "task_type": "Action"}),
+        ),
+        qa.by_option,
     )
-    table = qa.omnibench(rows)
     assert table["accuracy"] == 50 and table["count"] == 4 and table["unanswered"] == 1
-    assert table["audio type"] == {
+    assert table["audio_type"] == {
         "music": {"accuracy": 100, "count": 1},
         "sound event": {"accuracy": 0, "count": 1},
         "speech": {"accuracy": 50, "count": 2},
     }
 
 
-def test_video_mme_and_mvbench():
-    rows = _rows(
-        ("The answer is B", {"answer": "B", "duration": "short"}),
-        ("Cats. B", {"answer": "B", "duration": "long"}),
+def test_video_mme_divides_by_all_questions_or_as_published_by_those_answered():
+    rows = questions(
+        (1, "The answer is B", {"duration": "short"}),
+        (1, "Cats. B", {"duration": "long"}),
+        (1, "I cannot say", {"duration": "long"}),
+        (1, "<think>B or D, so", {"duration": "medium"}),
     )
-    table = qa.video_mme(rows)
-    assert table["accuracy"] == 50 and table["duration"]["short"]["accuracy"] == 100
-    rows = [
-        {"candidates": ["left", "right"], "answer": "right", "task": "Moving", "completion": c} for c in ("(B)", "left")
-    ] + [{"candidates": ["yes", "no"], "answer": "yes", "task": "Action", "completion": "yes"}]
-    table = qa.mvbench(rows)
-    assert table["accuracy"] == pytest.approx(200 / 3) and table["task"]["Moving"]["accuracy"] == 50
+    table = qa.accuracy(rows, qa.by_first_letter)
+    assert table["accuracy"] == 25 and table["duration"]["short"]["accuracy"] == 100 and table["unanswered"] == 2
+    official = qa.accuracy(rows, qa_official.video_mme, of_answered=True)
+    assert official["accuracy"] == 50 and official["count"] == 2 and official["unanswered"] == 2
+    assert official["duration"]["long"] == {"accuracy": 0, "count": 1}
+    assert math.isnan(official["duration"]["medium"]["accuracy"])
+    # Two commas are missing in the published lead-ins.
+    assert qa.by_first_letter(qa.Choice(OPTIONS, 2, "Best answer: C"))
+    assert not qa_official.video_mme(qa.Choice(OPTIONS, 2, "Best answer: C"))
+
+
+@pytest.mark.parametrize(
+    "text, letter",
+    [
+        ("(B) or else (A)", "A"),
+        ("(C), surely not D", "C"),
+        ("A , B or C .", "C"),
+        ("B is right and not C", "C"),
+        ("MEGA hits", "A"),
+        ("B.", "B"),
+        ("b", None),
+        ("It is two cats", None),
+        ("What I hear is two cats and nothing else", "B"),
+        ("I hear two cats and a dog, then a siren, there", "D"),
+        ("none", None),
+    ],
+)
+def test_omnibench_s_own_parser(text, letter):
+    options = tuple(qa.option_text(option) for option in OPTIONS)
+    assert qa_official.omnibench_letter(text, options) == letter
+
+
+@pytest.mark.parametrize(
+    "completion, right",
+    [
+        ("B", True), ("b", True), ("(B) two cats", True), ("b. two", True), ("", True), ("<answer></answer>", True),
+        ("C", False), ("The answer is B", False), ("two cats\nB", False), ("<think>B", None),
+    ],
+)  # fmt: skip
+def test_mvbench_s_own_rule(completion, right):
+    assert qa_official.mvbench(qa.Choice(OPTIONS, 1, completion)) is right
 
 
 def test_avhbench():
@@ -133,6 +191,8 @@ def test_avhbench():
         ("free-form", "the cat sat", "the cat sat", 1),
         ("free-form", "the cat sat", "the cat ran", (2 / 3 + 1 / 2 + 2 / 3) / 3),
         ("free-form", "the cat", "", 0),
+        ("free-form", "the cats sat", "a cat sitting", (1 / 3 + 0 + 1 / 3) / 3),
+        ("free-form", "Two runners are running", "two runner run", (6 / 7 + 2 / 5 + 6 / 7) / 3),
         ("regression", "10", "9", 0.9),
         ("regression", "10", "-30", 0),
         ("regression", "0", "0", 0),
@@ -163,13 +223,6 @@ def test_edit_distance_equals_recursion(a, b):
         return min(distance(i - 1, j) + 1, distance(i, j - 1) + 1, distance(i - 1, j - 1) + (a[i - 1] != b[j - 1]))
 
     assert qa_score.edit_distance(a, b) == distance(len(a), len(b))
-
-    def common(i, j):
-        if not i or not j:
-            return 0
-        return 1 + common(i - 1, j - 1) if a[i - 1] == b[j - 1] else max(common(i - 1, j), common(i, j - 1))
-
-    assert qa_score._common_subsequence(a, b) == common(len(a), len(b))
 
 
 @settings(max_examples=200)

@@ -11,11 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from omnir1_jax import settings
+from omnir1_jax import evaluate, settings
+from omnir1_jax.data import registry
 from omnir1_jax.data.synthetic import writers
 from omnir1_jax.data.synthetic.world import PRESETS
 from omnir1_jax.errors import InputError
-from omnir1_jax.inference import benchmark, run, segment, tasks
+from omnir1_jax.evaluation import score_masks
+from omnir1_jax.inference import run, segment, tasks
 from omnir1_jax.inference.tasks import Options
 from omnir1_jax.parallel import make_mesh
 from tests.data import trees as own_trees
@@ -39,7 +41,7 @@ def made(tmp_path_factory):
 
 def evaluated(made, out, root, **changes):
     options = Options(**{"batch_size": 6, "root": str(root), **changes})
-    (results,) = benchmark.evaluate(made, options, out, quiet=True).values()
+    (results,) = evaluate.evaluate(made, options, out, quiet=True).values()
     assert json.loads((out / "results.json").read_text()) == results
     return results
 
@@ -56,6 +58,12 @@ def same(table, wanted):
             np.testing.assert_allclose(table[key], value, rtol=1e-6, err_msg=key)
 
 
+def published(tree, out):
+    """ReVOS' table by the published arithmetic, from the PNGs."""
+    reader = registry.open_dataset("revos", str(tree), "valid")
+    return score_masks.table("revos", score_masks.score_rows(reader, str(out / "predictions"), "compat"))
+
+
 def test_numbers_of_revos_and_mevis_are_those_of_the_pngs(made, trees, tmp_path, monkeypatch):
     scripted.install(monkeypatch, scripted.PLANS)
     found = evaluated(made, tmp_path / "revos", trees / "revos", benchmark="revos")
@@ -66,7 +74,23 @@ def test_numbers_of_revos_and_mevis_are_those_of_the_pngs(made, trees, tmp_path,
     assert found["failures"].keys() >= {"plan/no_answer", "plan/missing_field", "box/bad_list", "box/no_group"}
     assert found["bad"] == [] and found["items"] == found["table"]["count"]["referring"] * 2
 
+    assert found["scoring"] == "clean" and found["other_scoring"]["scoring"] == "official"
+    official = published(trees / "revos", tmp_path / "revos")
+    assert official["overall"]["A"] < wanted["overall"]["A"] - 1
+    same(found["other_scoring"]["table"], official)
+    # Asked for the other scoring, the same evaluation is read again; also one whose lines do not have it yet.
+    log = tmp_path / "revos" / "results.jsonl"
+    before = log.read_bytes()
+    again = evaluated(made, tmp_path / "revos", trees / "revos", benchmark="revos", scoring="official")
+    assert again["table"] == found["other_scoring"]["table"] and again["other_scoring"]["table"] == found["table"]
+    assert again["scoring"] == "official" and log.read_bytes() == before
+    old = [{key: value for key, value in line.items() if key != "official"} for line in lines(tmp_path / "revos")]
+    log.write_text("".join(json.dumps(line) + "\n" for line in old))
+    again = evaluated(made, tmp_path / "revos", trees / "revos", benchmark="revos")
+    same(again["other_scoring"]["table"], official)
+
     found = evaluated(made, tmp_path / "mevis", trees / "mevis", benchmark="mevis")
+    assert "other_scoring" not in found
     same(found["table"], scoring.mevis(trees / "mevis", tmp_path / "mevis" / "predictions"))
     page = (tmp_path / "mevis" / "report.html").read_text()
     assert page.count("data:image/") >= 6 and "http" not in page.split("</style>")[1]
@@ -205,7 +229,7 @@ def test_an_evaluation_is_not_mixed_with_another(made, trees, tmp_path, monkeypa
     (task,) = tasks.tasks(made, options)
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "run.json").write_text('{"options": {"benchmark": "revos"}}')
-    with pytest.raises(InputError, match='--out: .*holds results with --benchmark "revos", this one has "mevis"'):
+    with pytest.raises(InputError, match="--out: .*holds results of other settings"):
         run.evaluate(made, task, options, tmp_path / "out")
 
 

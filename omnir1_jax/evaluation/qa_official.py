@@ -1,0 +1,64 @@
+"""How the published scripts of three benchmarks read an answer, oddities included, for comparison with their numbers.
+
+Each takes the text of the answer (`qa.answer_text`). A completion whose thinking never ended has none and is handed
+to no script: it is unanswered.
+"""
+
+import re
+
+from omnir1_jax.evaluation import qa
+from omnir1_jax.evaluation.qa import LETTERS, Choice
+
+# Two commas are missing in the published list, so that its last four lead-ins stand together as two.
+_VIDEO_MME_PREFIXES = (
+    "The best answer is",
+    "The correct answer is",
+    "The answer is",
+    "The answer",
+    "The best option isThe correct option is",
+    "Best answer:Best option:",
+)
+
+
+def video_mme(q: Choice) -> bool | None:
+    """The first of A to D anywhere, also within a word ("Best answer: C" is B); none: not answered."""
+    text = qa.answer_text(q.completion) or ""
+    for prefix in _VIDEO_MME_PREFIXES:
+        text = text.replace(prefix, "")
+    match = re.search("[ABCD]", text)
+    return None if match is None else match.group() == LETTERS[q.gold]
+
+
+def omnibench(q: Choice) -> bool | None:
+    """The letter of `omnibench_letter`. The gold letter is the answer's place among the options.
+
+    (The script parses the answer's text too, takes "A man ..." for option A, and stops at answers of few words.)
+    """
+    text = qa.answer_text(q.completion)
+    letter = None if text is None else omnibench_letter(text, q.options)
+    return None if letter is None else letter == LETTERS[q.gold]
+
+
+def omnibench_letter(text: str, options: tuple[str, ...]) -> str | None:
+    """The last of the letters, as MMMU's parser has it: "(B)", else "B " and else "B.", if only at a word's end.
+
+    Only capitals count. Texts of more than five words without any are searched for the options themselves.
+    """
+    padded = f" {text} "
+    letters = LETTERS[: len(options)]
+    lowered = {letter: option.lower() for letter, option in zip(letters, options)}
+    for form, place in (("({})", "({})"), ("{} ", " {} "), ("{}.", " {} ")):
+        if chosen := [letter for letter in letters if form.format(letter) in padded]:
+            return max(chosen, key=lambda letter: padded.rfind(place.format(letter)))
+    chosen = [letter for letter in letters if lowered[letter] in padded.lower()] if len(padded.split()) > 5 else []
+    return max(chosen, key=lambda letter: padded.lower().rfind(lowered[letter]), default=None)
+
+
+def mvbench(q: Choice) -> bool | None:
+    """Whether the first word of the first line holds "(b)" or is part of it, in any case: an empty answer is right."""
+    text = qa.answer_text(q.completion)
+    if text is None:
+        return None
+    first = text.split("\n")[0].lower().split(" ")[0]
+    gold = f"({LETTERS[q.gold].lower()})"
+    return first.replace(".", "") in gold or gold in first

@@ -1,1 +1,0 @@
-"""Training: the loop over steps, and what a run leaves at its end."""
