@@ -5,7 +5,7 @@
 . "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
 name='' zone='' project='' type='' slices=1 provision='' workdir='' inputs='' dry_run=''
-arguments=()
+arguments=() flags=() scratch=''
 
 usage() { sed -n '2,/^set/s/^# \{0,1\}//p' "$0"; }
 
@@ -34,6 +34,7 @@ read_options() {
       --slices) slices=$value ;;
       --workdir) workdir=$value ;;
       --inputs) inputs=$value ;;
+      --flag) flags+=("$value") ;;
       *) own_option "$option" "$value" || fail "$option: is no option; see --help" ;;
     esac
   done
@@ -42,9 +43,19 @@ read_options() {
 # need OPTION VALUE EXAMPLE
 need() { [ -n "$2" ] || fail "$1: is needed, such as $1 $3"; }
 
+# check_name OPTION VALUE EXAMPLE: a name that Google Cloud and XPK take.
+check_name() {
+  need "$1" "$2" "$3"
+  case $2 in *[!a-z0-9-]* | [!a-z]* | *-) fail "$1: '$2' has to consist of a-z, 0-9 and -, beginning with a letter" ;; esac
+  [ ${#2} -le 40 ] || fail "$1: '$2' has ${#2} characters; 40 are the most"
+}
+
+# check_count OPTION VALUE: a whole number.
+check_count() {
+  case $2 in '' | *[!0-9]*) fail "$1: '$2' has to be a whole number" ;; esac
+}
+
 check_place() {
-  need --name "$name" revos
-  case $name in *[!a-z0-9-]* | [!a-z]* | *-) fail "--name: '$name' has to be of a-z, 0-9 and -, from a letter on" ;; esac
   need --zone "$zone" us-east5-b
   case $slices in '' | 0* | *[!0-9]*) fail "--slices: '$slices' has to be a whole number from 1 on" ;; esac
 }
@@ -85,6 +96,15 @@ worker_line() {
   words+=("--workdir=$workdir" "${arguments[@]}")
   [ "$slices" = 1 ] || words+=("--config.mesh.slice=$slices")
   quoted "${words[@]}"
+}
+
+# Sets `scratch` to a new folder that is removed at the end; a dry run names one and makes none.
+new_scratch() {
+  [ ! -d "$scratch" ] || return 0
+  scratch=${TMPDIR:-/tmp}/omnir1_jax-$name
+  [ -z "$dry_run" ] || return 0
+  scratch=$(mktemp -d "$scratch.XXXXXX") || fail "cannot write to ${TMPDIR:-/tmp}; set TMPDIR"
+  trap 'rm -rf "$scratch"' EXIT
 }
 
 # The committed checkout as FILE.

@@ -4,9 +4,13 @@
 script="launch/$(basename "$0")"
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
+# With what a script ends where a setting is invalid, and where the same command may succeed later.
+invalid=1 transient=1
+
+# fail MESSAGE [STATUS]
 fail() {
   echo "$script: $1" >&2
-  exit 1
+  exit "${2:-$invalid}"
 }
 
 version_of() { "$1" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null; }
@@ -32,7 +36,7 @@ need_disk() {
 }
 
 # make_environment VENV EXTRAS KIB: installs where what is wanted differs from what the stamp says was installed,
-# so that nothing is asked of the network later. An install cut short has no stamp and is gone on with.
+# so that nothing is asked of the network later. An interrupted install has no stamp and is resumed.
 make_environment() {
   local venv=$1 extras=$2 kib=$3 started=$SECONDS wanted
   wanted="$root$extras $(cat "$root/setup.py" "$root/launch/constraints.txt" | cksum)"
@@ -40,7 +44,7 @@ make_environment() {
   find_python
   exec 8<"$root/setup.py"
   if command -v flock >/dev/null && ! flock -n 8; then
-    fail "another script is installing here; run the same command again when it has finished"
+    fail "another script is installing here; run the same command again when it has finished" "$transient"
   fi
   if ! "$venv/bin/python" -m pip --version >/dev/null 2>&1; then
     need_disk "$root" "$kib" "the environment"
@@ -50,7 +54,7 @@ make_environment() {
   echo "$script: installing into $venv (once; some minutes)" >&2
   "$venv/bin/python" -m pip install --quiet --disable-pip-version-check \
     --constraint "$root/launch/constraints.txt" --editable "$root$extras" ||
-    fail "the install did not finish; the lines above say why (no network, a full disk, or a package that has no wheel here); the same command goes on"
+    fail "the install did not finish; the lines above say why (no network, a full disk, or a package that has no wheel here); run the same command again to resume" "$transient"
   echo $((SECONDS - started)) >"$venv/.install_seconds"
   echo "$wanted" >"$venv/.installed"
   exec 8<&-

@@ -13,6 +13,10 @@
 #   --runtime-version VERSION    default: that of the type
 #   --workdir gs://BUCKET/RUN    the run's work directory; training goes on from what is there
 #   --inputs gs://BUCKET/FOLDER  weights/ and data/, copied to every host once
+#   --boot-disk KEY=VALUE,...    of every host, as gcloud takes it (default: Google's, of 100 GB)
+#   --data-disk source=DISK,...  a disk of yours with a file system, as gcloud takes it; weights/ and data/ lie there.
+#                                With mode=read-only several hosts share it
+#   --flag=FLAG                  a further flag for gcloud's create, once for each, such as --flag=--labels=team=ours
 #   --attempts N                 failures on a whole TPU that end resume (default 3)
 #   --poll SECONDS               between looks at the request's state (default 30)
 #   --dry-run                    print what would reach the cloud, do nothing
@@ -20,13 +24,16 @@
 set -euo pipefail
 # shellcheck source=launch/cloud.sh
 . "$(dirname "${BASH_SOURCE[0]}")/cloud.sh"
-version='' attempts=3 poll=30 now=''
+version='' attempts=3 poll=30 now='' boot_disk='' data_disk=''
+REFUSED=82 # for 2, with which gcloud itself ends where it does not understand a flag
 
 own_option() {
   case $1 in
     --runtime-version) version=$2 ;;
     --attempts) attempts=$2 ;;
     --poll) poll=$2 ;;
+    --boot-disk) boot_disk=$2 ;;
+    --data-disk) data_disk=$2 ;;
     *) return 1 ;;
   esac
 }
@@ -70,7 +77,9 @@ create() {
   else
     request+=("--node-count=$slices" "--node-prefix=$name")
   fi
-  tpus queued-resources create "$name" "${request[@]}" ${provision:+"$provision"} ||
+  [ -z "$boot_disk" ] || request+=("--boot-disk=$boot_disk")
+  [ -z "$data_disk" ] || request+=("--data-disk=$data_disk")
+  tpus queued-resources create "$name" "${request[@]}" ${provision:+"$provision"} "${flags[@]}" ||
     fail "gcloud could not ask for $name; the lines above say why"
   await
 }
@@ -89,16 +98,19 @@ await() {
 }
 
 setup() {
-  local file=${TMPDIR:-/tmp}/omnir1_jax-$name.tar.gz
+  local file
+  new_scratch
+  file=$scratch/omnir1_jax.tar.gz
   bundle "$file"
   tpus queued-resources scp "$file" "$name:omnir1_jax.tar.gz" --node=all --worker=all || return
-  on_all "mkdir -p omnir1_jax && tar -xzf omnir1_jax.tar.gz -C omnir1_jax && omnir1_jax/launch/worker.sh --install"
+  on_all "mkdir -p omnir1_jax && tar -xzf omnir1_jax.tar.gz -C omnir1_jax && omnir1_jax/launch/worker.sh --install${data_disk:+ --data-disk}"
 }
 
 # A connection to a host that was taken away ends after five minutes.
 on_all() {
   local alive=(--ssh-flag=-oServerAliveInterval=30 --ssh-flag=-oServerAliveCountMax=10)
-  tpus queued-resources ssh "$name" --node=all --worker=all "${alive[@]}" "--command=$1"
+  tpus queued-resources ssh "$name" --node=all --worker=all "${alive[@]}" \
+    "--command=($1); status=\$?; [ \$status != 2 ] || status=$REFUSED; exit \$status"
 }
 
 run() { on_all "$(worker_line omnir1_jax/launch/worker.sh)"; }
@@ -127,7 +139,7 @@ resume() {
         fi
         await
         [ "$now" = ACTIVE ] || continue
-        [ "$result" -ne 2 ] || fail "the training refuses a setting; the lines above say which" ;;
+        [ "$result" != $REFUSED ] || fail "something is invalid, or a disk is full; the lines above say what" ;;
       '') create; continue ;;
       LOST | SUSPENDED) delete; create; continue ;;
       FAILED) delete; create ;;
@@ -148,8 +160,10 @@ case $verb in
   *) fail "$verb: is none of create, setup, run, resume, status, delete" ;;
 esac
 read_options "$@"
+check_name --name "$name" revos
 check_place
-case $attempts$poll in *[!0-9]*) fail "--attempts and --poll: have to be whole numbers" ;; esac
+check_count --attempts "$attempts"
+check_count --poll "$poll"
 case $verb in create | resume) need --type "$type" v6e-8; version=${version:-$(runtime_version)} ;; esac
 case $verb in run | resume) check_training ;; esac
 need_program gcloud "see https://cloud.google.com/sdk/docs/install"

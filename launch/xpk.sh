@@ -14,13 +14,17 @@
 #   --reservation NAME           that --reserved is to take
 #   --workdir gs://BUCKET/RUN    the run's work directory; training goes on from what is there
 #   --inputs gs://BUCKET/FOLDER  weights/ and data/, copied into every pod
+#   --disk-size GB               of every node of the cluster (default: GKE's 100), where the inputs are copied to
 #   --image IMAGE                that the checkout goes onto (default python:3.12)
-#   --restarts N                 most restarts of the workload (default 20)
+#   --restarts N                 largest number of restarts of the workload (default 20)
+#   --grace SECONDS              to finish a step and save when a pod is to end (default 300). A preempted Spot node
+#                                gives its pods 15 s, whatever is asked: there the newest checkpoint counts
+#   --flag=FLAG                  a further flag of xpk's own, once for each, such as --flag=--priority=high
 #   --dry-run                    print what would reach the cloud, do nothing
 set -euo pipefail
 # shellcheck source=launch/cloud.sh
 . "$(dirname "${BASH_SOURCE[0]}")/cloud.sh"
-cluster='' reservation='' image=python:3.12 restarts=20
+cluster='' reservation='' image=python:3.12 restarts=20 grace=300 disk_size=''
 
 own_option() {
   case $1 in
@@ -28,6 +32,8 @@ own_option() {
     --reservation) reservation=$2 ;;
     --image) image=$2 ;;
     --restarts) restarts=$2 ;;
+    --grace) grace=$2 ;;
+    --disk-size) disk_size=$2 ;;
     *) return 1 ;;
   esac
 }
@@ -47,20 +53,20 @@ create_cluster() {
     --spot) capacity=--spot ;;
     --reserved) capacity=--reservation=$reservation ;;
   esac
-  xpk_at cluster create "--tpu-type=$type" "--num-slices=$slices" "$capacity"
+  xpk_at cluster create "--tpu-type=$type" "--num-slices=$slices" "$capacity" \
+    ${disk_size:+"--custom-nodepool-arguments=--disk-size=$disk_size"} "${flags[@]}"
 }
 
 run() {
-  local folder=${TMPDIR:-/tmp}/omnir1_jax-$name
+  new_scratch
   if [ -z "$dry_run" ]; then
-    rm -rf "$folder"
-    mkdir -p "$folder"
-    bundle "$folder.tar.gz"
-    tar -xzf "$folder.tar.gz" -C "$folder"
+    bundle "$scratch.tar.gz"
+    tar -xzf "$scratch.tar.gz" -C "$scratch"
+    rm -f "$scratch.tar.gz"
   fi
   xpk_at workload create "--workload=$name" "--tpu-type=$type" "--num-slices=$slices" \
-    "--base-docker-image=$image" "--script-dir=$folder" "--max-restarts=$restarts" \
-    "--command=bash $(worker_line launch/worker.sh)"
+    "--base-docker-image=$image" "--script-dir=$scratch" "--max-restarts=$restarts" \
+    "--termination-grace-period-seconds=$grace" "--command=bash $(worker_line launch/worker.sh)" "${flags[@]}"
 }
 
 delete() { xpk_at workload delete "--workload=$name" --force; }
@@ -74,10 +80,12 @@ case $verb in
   *) fail "$verb: is none of cluster, run, resume, status, delete, delete-cluster" ;;
 esac
 read_options "$@"
-need --cluster "$cluster" omnir1
-case $verb in cluster | delete-cluster) name=${name:-$cluster} ;; esac
+check_name --cluster "$cluster" omnir1
+case $verb in cluster | delete-cluster) ;; *) check_name --name "$name" revos ;; esac
 check_place
-case $restarts in '' | *[!0-9]*) fail "--restarts: '$restarts' has to be a whole number" ;; esac
+check_count --restarts "$restarts"
+check_count --grace "$grace"
+[ -z "$disk_size" ] || check_count --disk-size "$disk_size"
 case $verb in cluster | run | resume) need --type "$type" v6e-16 ;; esac
 case $verb in run | resume) check_training ;; esac
 if [ "$provision" = --reserved ]; then need --reservation "$reservation" NAME; fi

@@ -27,7 +27,8 @@ from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 from jaxtyping import Array, UInt32
 
-from omnir1_jax import cli, json_file
+from omnir1_jax import cli, json_file, orbax_files
+from omnir1_jax.checkpoint_steps import RECORD, Manager, finished
 from omnir1_jax.errors import InputError
 
 FOLDER = "checkpoints"
@@ -60,37 +61,30 @@ class _Damaged(Exception):
     """A checkpoint that cannot be read."""
 
 
-def manager(workdir: epath.PathLike, keep: int) -> ocp.CheckpointManager:
+def manager(workdir: epath.PathLike, keep: int) -> Manager:
     """Opens `<workdir>/checkpoints`, made where it is not there. Close it (or use `with`): that ends the last write.
 
     What a killed run left half-written is named in a warning and removed.
 
     Args:
       keep: newest checkpoints that stay.
+
+    Raises:
+      InputError: something is in the way that the run did not write.
     """
     if keep < 1:
         raise InputError(f"checkpoint.keep: {keep} keeps nothing to resume from; give 1 or more")
     folder = cli.absolute(workdir) / FOLDER
-    if folder.parent.exists() and not folder.parent.is_dir():
-        raise InputError(f"--workdir: {workdir} is a file; name a directory for the run")
-    good = {str(step) for step in ocp.utils.checkpoint_steps(folder)} if folder.exists() else set()
-    for path in sorted(folder.iterdir()) if folder.exists() else ():
-        if path.name.split(".")[0].isdigit() and path.name not in good:
-            logging.warning("%s: cut short while it was written; removed", path)
-            if jax.process_index() == 0:
-                path.rmtree()
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices("checkpoints cut short are removed")
-    options = ocp.CheckpointManagerOptions(max_to_keep=keep)
+    orbax_files.check_path(folder, "--workdir")
     # Every process writes its own file, hence no primary host.
     record = ocp.JsonCheckpointHandler(
         _record_name(jax.process_index()), multiprocessing_options=ocp.options.MultiprocessingOptions(primary_host=None)
     )
-    return ocp.CheckpointManager(folder, options=options, item_names=(*_ITEMS, "run"), item_handlers={"run": record})
+    return Manager(folder, keep, item_names=(*_ITEMS, "run"), item_handlers={"run": record})
 
 
 def save(
-    manager: ocp.CheckpointManager,
+    manager: Manager,
     step: int,
     state: Any,
     stream: Mapping[str, Any],
@@ -113,11 +107,12 @@ def save(
       Whether the step is saved: False where the one before was not finished.
 
     Raises:
-      What went wrong in writing the checkpoint before.
+      What went wrong in writing the checkpoint before; OSError: its index cannot be read back.
     """
     if step in manager.all_steps():
         if wait:
             manager.wait_until_finished()
+            manager.settle()
         return True
     if not wait and _any_process(manager.is_saving_in_progress()):
         logging.warning("step %d is not saved: the checkpoint before is still being written", step)
@@ -129,15 +124,19 @@ def save(
         "checksums": _checksums(trees),
         "stream": dict(stream),
     }
+    manager.wait_until_finished()
+    manager.settle()
+    manager.begin(step)
     items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
     manager.save(step, args=ocp.args.Composite(**items, run=ocp.args.JsonSave(run)), force=True)
     if wait:
         manager.wait_until_finished()
+        manager.settle()
     return True
 
 
 def restore(
-    manager: ocp.CheckpointManager,
+    manager: Manager,
     state: Any,
     settings: Mapping[str, Any],
     may_differ: Sequence[str] = MAY_DIFFER,
@@ -188,7 +187,7 @@ def load_trainable(path: epath.PathLike, trainable: Any, step: int | None = None
         folder, steps = path.parent, [path.name]
     else:
         folder = path / FOLDER if (path / FOLDER).is_dir() else path
-        steps = ocp.utils.checkpoint_steps(folder) if folder.is_dir() else []
+        steps = finished(folder)
         if not steps:
             raise InputError(f"{path}: no checkpoint of a run is there; give its --workdir")
         if step is not None:
@@ -276,7 +275,7 @@ def _record(path: epath.Path) -> dict[str, Any]:
 
 
 def _record_name(process: int) -> str:
-    return f"process_{process}.json"
+    return RECORD.format(process)
 
 
 @no_type_check

@@ -6,79 +6,21 @@ frame. OUT gets `results.jsonl` (a line an item, with its plan and scores), `pre
 it was with the same command. With several keyframe rules or tasks each has its own directory below OUT.
 """
 
-import itertools
 import math
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 from absl import flags, logging
-from etils import epath
-from ml_collections import ConfigDict
 
-from omnir1_jax import cli, settings, trained
-from omnir1_jax.errors import InputError
-from omnir1_jax.inference import host, load, report, run, tasks
+from omnir1_jax import cli, settings
+from omnir1_jax.inference import load, tasks
 from omnir1_jax.inference.answer import KEYFRAMES
+from omnir1_jax.inference.benchmark import evaluate
 from omnir1_jax.inference.samples import SOUNDS
-from omnir1_jax.inference.store import RESULTS, write_json
+from omnir1_jax.inference.store import RESULTS
 from omnir1_jax.inference.tasks import Options
-from omnir1_jax.setup import models
-from omnir1_jax.setup.run import keep_compiled, mesh_of
-
-SYSTEM2 = ("self", "frozen", "oracle", "file")
-
-
-def systems(
-    checkpoint: str,
-    config: ConfigDict | None = None,
-    system2: str = "self",
-    *,
-    temperature: float = 0.0,
-    max_tokens: int = 0,
-) -> load.Systems:
-    """Reads the weights of both systems.
-
-    Args:
-      checkpoint: see `omnir1_jax.trained`.
-      config: None takes the checkpoint's own.
-      system2: "self": the checkpoint grounds too; "frozen": the weights from before training (of a run), or those that
-        the config names; "oracle" and "file": true boxes, or another model's, so nothing more is loaded;
-        NAME:SETTINGS or MODULE:FUNCTION: a function on the host (see `inference.host`).
-    """
-    if host.named(system2):
-        host.load(system2)  # what is wrong with it shows before anything is computed
-    elif system2 not in SYSTEM2:
-        raise InputError(f"--system2: {system2!r} is none of {', '.join(SYSTEM2)}, and no NAME:SETTINGS")
-    chosen = trained.config_of(checkpoint, config)
-    mesh = mesh_of(chosen)
-    found = trained.load(checkpoint, chosen, mesh)
-    policy, grounder = trained.in_place(found), None
-    if system2 == "frozen":
-        base = chosen if trained.is_run(checkpoint) else config
-        same = found.trainable is not None or base is None or base.thinker.path == found.config.thinker.path
-        grounder = found.loaded if same else models.load(base, models.sizes(base)._replace(sam2=None), mesh)
-    return load.systems(chosen, policy, grounder, mesh, temperature=temperature, max_tokens=max_tokens)
-
-
-def evaluate(
-    made: load.Systems, options: Options, out: epath.PathLike, keyframes: tuple[str, ...] = (), *, quiet: bool = False
-) -> dict[str, Any]:
-    """Every task of the benchmark with every keyframe rule; returns results by label (one label: "")."""
-    asked = list(tasks.tasks(made, options))
-    rules = keyframes or (options.keyframes,)
-    results = {}
-    for task, rule in itertools.product(asked, rules):
-        if task.family != "vos" and rule != "plan" and len(rules) > 1:
-            continue
-        parts = [task.name] * (len(asked) > 1) + [rule] * (len(rules) > 1)
-        folder = pathlib.Path(out).joinpath(*parts)
-        chosen = Options(**{**vars(options), "keyframes": rule})
-        results["/".join(parts)] = run.evaluate(made, task, chosen, folder, quiet=quiet)
-        report.write(folder, task, results["/".join(parts)])
-    if len(results) > 1:
-        write_json(pathlib.Path(out) / RESULTS, {"runs": results})
-    return results
+from omnir1_jax.setup.run import keep_compiled
 
 
 def rows(table: Mapping[str, Any], above: str = "") -> list[tuple[str, float]]:
@@ -220,7 +162,7 @@ def main(_) -> None:
     logging.set_verbosity(logging.ERROR)  # bad items are named in results.json
     out = pathlib.Path(_OUT.value)
     keep_compiled(out / "cache")
-    made = systems(
+    made = load.from_checkpoint(
         _CHECKPOINT.value,
         _CONFIG.value,
         _SYSTEM2.value,

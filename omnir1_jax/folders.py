@@ -75,7 +75,7 @@ def check(
       InputError: names the path and what is there.
     """
     path = epath.Path(path)
-    if _is_link(path):
+    if is_link(path):
         raise InputError(f"{flag}: {path} is a symbolic link; name the folder itself, or a new one")
     if not _exists(path, flag):
         return None
@@ -284,7 +284,7 @@ def read(folder: epath.PathLike) -> Mark | None:
     if not _lexists(path):
         return None
     damaged = InputError(f"{path}: damaged, so that it does not tell whose the folder is; name another folder")
-    if _is_link(path):
+    if is_link(path):
         raise damaged
     value = json_file.read_object(path)
     kind, version, identity, names = (value.get(key) for key in ("kind", "version", "id", "names"))
@@ -301,8 +301,11 @@ def read(folder: epath.PathLike) -> Mark | None:
 def write(folder: epath.PathLike, mark: Mark) -> None:
     """Writes the mark of a folder that the command owns."""
     value = {"kind": mark.kind, "version": VERSION, "id": mark.id, "names": list(mark.names)}
-    with cli.atomic_path(epath.Path(folder) / MARK) as scratch:
-        scratch.write_text(json.dumps(value) + "\n")
+    with cli.atomic_path(epath.Path(folder) / MARK) as scratch, scratch.open("w") as output:
+        output.write(json.dumps(value) + "\n")
+        if "://" not in str(folder):  # a mark that a power loss truncates would lock the user out
+            output.flush()
+            os.fsync(output.fileno())
 
 
 def some(names: Sequence[str], limit: int = 3) -> str:
@@ -319,7 +322,7 @@ def _marked(folder: epath.Path, flag: str) -> Mark:
 
 def _refuse_unlisted(folder: epath.Path, mark: Mark, name: str, flag: str) -> None:
     path = folder / name
-    if _is_link(path):
+    if is_link(path):
         raise InputError(f"{flag}: {path} is a symbolic link, not written by this command; move it elsewhere")
     if name not in mark.names and path.exists():
         raise InputError(f"{flag}: {path} was not written by this command; move it elsewhere")
@@ -346,7 +349,7 @@ def _clear(scratch: epath.Path) -> None:
     for entry in list(scratch.iterdir()):
         if entry.name in (MARK, locks.LOCK):
             continue
-        if entry.is_dir() and not _is_link(entry):
+        if entry.is_dir() and not is_link(entry):
             entry.rmtree()
         else:
             entry.unlink()
@@ -394,12 +397,12 @@ def _local_entries(folder: str, above: str) -> Iterator[str]:
                 yield from _local_entries(entry.path, f"{name}/")
 
 
-def _is_link(path: epath.Path) -> bool:
+def is_link(path: epath.Path) -> bool:
     return "://" not in str(path) and os.path.islink(path)
 
 
 def _lexists(path: epath.Path) -> bool:
-    return path.exists() or _is_link(path)
+    return path.exists() or is_link(path)
 
 
 def _resolved(path: epath.PathLike) -> pathlib.PurePath:

@@ -8,36 +8,14 @@ of frames. With --serve a page on this machine asks for video and query instead.
 import pathlib
 
 from absl import flags, logging
-from ml_collections import ConfigDict
 
-from omnir1_jax import cli, settings, trained
+from omnir1_jax import cli, settings
 from omnir1_jax.errors import InputError, printable
 from omnir1_jax.inference import load, outputs
 from omnir1_jax.inference.infer import FAMILIES, Ask, answer
-from omnir1_jax.setup.run import keep_compiled, mesh_of
+from omnir1_jax.setup.run import keep_compiled
 
 CACHE = pathlib.Path("~/.cache/omnir1_jax/jax")
-
-
-def systems(
-    checkpoint: str, config: ConfigDict | None = None, *, temperature: float = 0.0, max_tokens: int = 0
-) -> load.Systems:
-    """Reads the weights; the checkpoint is System 1 and System 2 at once.
-
-    Args:
-      checkpoint: see `omnir1_jax.trained`.
-      config: None takes the checkpoint's own.
-
-    Raises:
-      InputError: a checkpoint that is not there, or one of a segmenter alone.
-    """
-    chosen = trained.config_of(checkpoint, config)
-    if chosen.objective == "masks":
-        raise InputError(f"--checkpoint: {checkpoint} trained a segmenter; name its weights with --config.sam2.path")
-    mesh = mesh_of(chosen)
-    policy = trained.in_place(trained.load(checkpoint, chosen, mesh))
-    return load.systems(chosen, policy, None, mesh, temperature=temperature, max_tokens=max_tokens)
-
 
 _CONFIG = settings.define()
 _CHECKPOINT = flags.DEFINE_string(
@@ -125,13 +103,13 @@ def main(_) -> None:
         from omnir1_jax import serve  # optional at import
 
         page = serve.require()
-        made = systems(_CHECKPOINT.value, _CONFIG.value, **decoding)
+        made = load.from_checkpoint(_CHECKPOINT.value, _CONFIG.value, **decoding)
         limits = serve.Limits(_MEGABYTES.value, _CLIP.value, _MOST.value)
         serve.launch(page, made, limits, system2=_SYSTEM2.value, host=_HOST.value, port=_PORT.value)
         return
     ask, out = asked(), pathlib.Path(_OUT.value)
     outputs.check_target(out)
-    result = answer(systems(_CHECKPOINT.value, _CONFIG.value, **decoding), ask, _SEED.value)
+    result = answer(load.from_checkpoint(_CHECKPOINT.value, _CONFIG.value, **decoding), ask, _SEED.value)
     files = outputs.write(result, out)
     said = outputs.told(result)
     print(printable(f"{said['result']}: {said['answer']}" if ask.family == "qa" else said["result"]))

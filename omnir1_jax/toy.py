@@ -19,8 +19,9 @@ from typing import Any
 from absl import flags, logging
 from ml_collections import ConfigDict
 
-from omnir1_jax import cli, evaluate, json_file, settings, train, trained
+from omnir1_jax import cli, json_file, settings, trained
 from omnir1_jax.errors import AGAIN, InputError
+from omnir1_jax.inference import benchmark, load
 from omnir1_jax.inference.answer import KEYFRAMES
 from omnir1_jax.inference.load import Systems
 from omnir1_jax.inference.samples import SOUNDS
@@ -29,6 +30,7 @@ from omnir1_jax.inference.tasks import Options
 from omnir1_jax.reporting import lines, toy_report
 from omnir1_jax.reporting.log import METRICS
 from omnir1_jax.setup.run import keep_compiled
+from omnir1_jax.training import loop
 
 # The paper's ablation: what is left of the reward of segmentation.
 REWARDS: dict[str, dict[str, float]] = {
@@ -47,12 +49,12 @@ BATCH = 16
 def score(made: Systems, folder: pathlib.Path, task: str, clips: int, label: str, **choices: Any) -> float:
     """J&F in percent of one task's held-out clips; what was measured before is read."""
     options = Options(benchmark="synthetic", tasks=(task,), limit=clips, batch_size=BATCH, **choices)
-    return evaluate.evaluate(made, options, folder / label)[""]["table"]["J&F"]
+    return benchmark.evaluate(made, options, folder / label)[""]["table"]["J&F"]
 
 
 def before(config: ConfigDict, folder: pathlib.Path, clips: int) -> dict[str, Any]:
     """The cold start: its own plans, its first description in other frames, and its answers to what it hears."""
-    made = evaluate.systems(trained.TOY, config)
+    made = load.from_checkpoint(trained.TOY, config)
     return {
         "vos": {rule: score(made, folder, "vos", clips, rule, keyframes=rule) for rule in KEYFRAMES},
         "refavs": {sound: score(made, folder, "refavs", clips, sound, sound=sound) for sound in SOUNDS},
@@ -61,7 +63,7 @@ def before(config: ConfigDict, folder: pathlib.Path, clips: int) -> dict[str, An
 
 def after(run: pathlib.Path, folder: pathlib.Path, clips: int) -> dict[str, Any]:
     """A trained System 1 with the frozen System 2 it was trained with."""
-    made = evaluate.systems(str(run), None, "frozen")
+    made = load.from_checkpoint(str(run), None, "frozen")
     choices = dict(system2="frozen")
     return {
         "vos": {"plan": score(made, folder, "vos", clips, "plan", **choices)},
@@ -89,7 +91,7 @@ def learnt(run: pathlib.Path) -> dict[str, Any]:
 
 def train_whole(config: ConfigDict, run: pathlib.Path) -> dict[str, Any] | None:
     """A whole training run and what it learnt; None where it was stopped."""
-    return None if train.train(config, run) is None else learnt(run)
+    return None if loop.train(config, run) is None else learnt(run)
 
 
 def experiment(config: ConfigDict, reward: str, seed: int) -> ConfigDict:

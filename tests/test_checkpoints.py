@@ -2,6 +2,7 @@
 
 import functools
 import random
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import NamedSharding, PartitionSpec
 
-from omnir1_jax import checkpoints
+from omnir1_jax import checkpoints, folders
 from omnir1_jax.errors import InputError
 from omnir1_jax.parallel import make_mesh
 from omnir1_jax.rl import learn
@@ -66,6 +67,10 @@ def read(workdir, state=None, settings=SETTINGS, keep: int = 5) -> checkpoints.R
         return checkpoints.restore(manager, make() if state is None else state, settings)
 
 
+def steps_in(workdir) -> list[str]:
+    return sorted(p.name for p in (workdir / "checkpoints").iterdir() if p.name != folders.MARK)
+
+
 @pytest.fixture
 def warned(monkeypatch) -> list[str]:
     """Warnings, but for orbax's own that a save took long."""
@@ -99,12 +104,11 @@ def test_a_resumed_run_is_the_same_run(tmp_path):
 def test_nothing_there_is_a_fresh_start_and_only_the_newest_stay(tmp_path):
     assert read(tmp_path) is None
     write(tmp_path, steps=5, keep=2)
-    folders = sorted(p.name for p in (tmp_path / "checkpoints").iterdir())
-    assert folders == ["4", "5"]
+    assert steps_in(tmp_path) == ["4", "5"]
     with pytest.raises(InputError, match=r"checkpoint.keep: 0"):
         checkpoints.manager(tmp_path, 0)
     (tmp_path / "file").touch()
-    with pytest.raises(InputError, match=r"--workdir: .*file is a file"):
+    with pytest.raises(InputError, match=r"--workdir: .*file is a file; name another"):
         checkpoints.manager(tmp_path / "file", 1)
 
 
@@ -170,7 +174,7 @@ def test_none_good_is_an_error_and_nothing_is_removed(tmp_path, warned):
     ):
         read(tmp_path)
     assert len(warned) == 2
-    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["1", "2"]
+    assert steps_in(tmp_path) == ["1", "2"]
 
 
 def test_what_was_cut_short_in_writing_is_named_and_cleared_away(tmp_path, warned):
@@ -178,11 +182,11 @@ def test_what_was_cut_short_in_writing_is_named_and_cleared_away(tmp_path, warne
     folder = tmp_path / "checkpoints"
     (folder / "2").rename(folder / "2.orbax-checkpoint-tmp")
     assert read(tmp_path).step == 1
-    assert warned == [f"{folder}/2.orbax-checkpoint-tmp: cut short while it was written; removed"]
+    assert warned == [f"{folder}/2.orbax-checkpoint-tmp: truncated while it was written; removed"]
     write(tmp_path / "other", steps=1)
     (tmp_path / "other/checkpoints/1").rename(tmp_path / "other/checkpoints/1.orbax-checkpoint-tmp")
     assert read(tmp_path / "other") is None  # killed before it ever finished one
-    assert list((tmp_path / "other/checkpoints").iterdir()) == []
+    assert steps_in(tmp_path / "other") == []
 
 
 def test_other_settings_are_refused_by_name(tmp_path):
@@ -294,3 +298,83 @@ def test_no_damage_to_any_file_goes_unseen(tmp_path, warned):
             path.write_bytes(whole)
     manager.close()
     assert passed == len(warned) > len(contents)
+
+
+def contents(folder) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_copies_beside_the_steps_stay_and_are_no_steps(tmp_path, warned):
+    write(tmp_path, steps=2, keep=2)
+    folder = tmp_path / "checkpoints"
+    copies = ("2.backup", "2.orbax-checkpoint-tmp.old", "step_7", "07", "backup_9", "2²")
+    for name in copies:
+        shutil.copytree(folder / "2", folder / name)
+    (folder / "2.backup/notes.txt").write_text("mine")
+    before = {name: contents(folder / name) for name in copies}
+    with checkpoints.manager(tmp_path, 2) as manager:
+        assert manager.all_steps() == [1, 2]
+        for step in (3, 4):
+            checkpoints.save(manager, step, run(make(), step), {}, SETTINGS, wait=True)
+        assert manager.all_steps() == [3, 4]
+    assert steps_in(tmp_path) == sorted({"3", "4", *copies})
+    assert {name: contents(folder / name) for name in copies} == before and not warned
+    assert int(checkpoints.load_trainable(tmp_path, make().trainable)["head"].size) == 128
+
+
+@pytest.mark.parametrize("name", ["7", "7.orbax-checkpoint-tmp"])
+def test_a_foreign_step_is_one_line_no_restore_and_no_removal(tmp_path, name):
+    write(tmp_path, steps=2)
+    folder = tmp_path / "checkpoints"
+    shutil.copytree(folder / "2", folder / name)
+    before = contents(folder)
+    with pytest.raises(InputError, match=f"--workdir: {folder}/{name} was not written by this run; move it elsewhere"):
+        read(tmp_path)
+    assert contents(folder) == before
+    same(checkpoints.load_trainable(tmp_path, make().trainable), run(make(), 2).trainable)
+
+
+def test_a_step_that_the_user_put_something_into_stays(tmp_path, warned):
+    write(tmp_path, steps=2, keep=2)
+    notes = tmp_path / "checkpoints/1/trainable/notes.txt"
+    notes.write_text("mine")
+    with checkpoints.manager(tmp_path, 1) as manager:
+        checkpoints.save(manager, 3, run(make(), 3), {}, SETTINGS, wait=True)
+    assert steps_in(tmp_path) == ["1", "3"] and notes.read_text() == "mine"
+    assert warned == [f"{tmp_path}/checkpoints/1: stays, since it holds trainable/notes.txt, not written by this run"]
+    own = tmp_path / "checkpoints/3"
+    (own / "notes.txt").write_text("mine")
+    cut(largest(own / "trainable"))
+    with pytest.raises(InputError, match=f"{own} cannot be read and holds notes.txt, not written by this run; move"):
+        read(tmp_path)
+    assert (own / "notes.txt").read_text() == "mine"
+
+
+def test_a_step_of_the_run_put_back_is_its_own(tmp_path):
+    write(tmp_path, steps=1)
+    (tmp_path / "checkpoints/1").rename(tmp_path / "elsewhere")
+    with checkpoints.manager(tmp_path, 1) as manager:
+        for step in (2, 3):
+            checkpoints.save(manager, step, run(make(), step), {}, SETTINGS, wait=True)
+    (tmp_path / "elsewhere").rename(tmp_path / "checkpoints/1")
+    with checkpoints.manager(tmp_path, 1) as manager:
+        assert manager.all_steps() == [1, 3]
+
+
+def test_a_step_counts_once_its_index_was_read_back(tmp_path, monkeypatch):
+    write(tmp_path, steps=2, keep=1)
+    with checkpoints.manager(tmp_path, 1) as manager:
+        checkpoints.save(manager, 3, run(make(), 3), {}, SETTINGS)
+        manager.wait_until_finished()
+        (tmp_path / "checkpoints/3/rest/manifest.ocdbt").unlink()
+        with pytest.raises(OSError, match="3/rest: .* arrays cannot be read back after they were written"):
+            checkpoints.save(manager, 4, run(make(), 4), {}, SETTINGS)
+    assert read(tmp_path).step == 2  # not removed for a step that cannot be read
+
+
+@pytest.mark.parametrize("character", "[]*?{}\\")
+def test_a_path_in_which_orbax_loses_arrays_is_refused(tmp_path, character):
+    workdir = tmp_path / f"run{character}1" / "a"
+    with pytest.raises(InputError, match=r"--workdir: .* in it, with which arrays cannot be stored; name a folder"):
+        checkpoints.manager(workdir, 1)
+    assert not workdir.parent.exists()

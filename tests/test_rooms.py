@@ -9,7 +9,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
 PACKAGE = ROOT / "omnir1_jax"
-FILES = {"errors", "json_file", "regular_file", "folders", "locks"}
+FILES = {"errors", "json_file", "regular_file", "folders", "locks", "orbax_files"}
 BASE = FILES | {"cli", "parallel"}
 MAY_IMPORT = {
     "parallel": {"errors"},
@@ -23,7 +23,10 @@ MAY_IMPORT = {
     "supervised": BASE | {"models", "text", "systems", "data", "rl"},
     "reporting": FILES | {"cli", "data", "evaluation"},
     "setup": BASE | {"models", "text", "systems", "data", "rl", "supervised", "settings"},
-    "inference": BASE | {"models", "text", "systems", "data", "rl", "evaluation", "reporting", "setup", "settings"},
+    "inference": BASE
+    | {"models", "text", "systems", "data", "rl", "evaluation", "reporting", "setup", "settings", "trained"},
+    "training": BASE
+    | {"data", "rl", "reporting", "setup", "settings", "checkpoints", "rollouts", "signals"},
     "planning": BASE | {"models", "text", "systems", "data", "rl", "setup", "settings"},
 }
 
@@ -49,6 +52,17 @@ def test_rooms_import_only_what_they_may(room):
     for path in (PACKAGE / room).rglob("*.py"):
         for name in imports(path):
             assert any(f"{name}.".startswith(f"{door}.") for door in allowed), f"{path.relative_to(ROOT)}: {name}"
+
+
+def test_no_module_imports_a_command():
+    """A command's flags are registered on import: whoever imports it accepts them too."""
+    commands = {path.stem for path in PACKAGE.glob("*.py") if "\n    cli.run(main" in path.read_text()}
+    assert commands == {"bench", "convert", "evaluate", "infer", "plan", "toy", "train"}
+    for path in PACKAGE.rglob("*.py"):
+        imported = {name.split(".")[0] for name in imports(path)}
+        assert not commands & imported, f"{path.relative_to(ROOT)}: {commands & imported}"
+        defines = re.search(r"^\w+ = flags\.DEFINE_", path.read_text(), re.MULTILINE)
+        assert not defines or path.stem in {*commands, "__main__"}, f"{path.relative_to(ROOT)}: defines flags"
 
 
 def test_files_are_read_in_one_sitting():

@@ -43,7 +43,7 @@ def world(monkeypatch):
         plan = 40.0 + GAINS[int(run.name.split("_")[-1])]
         return {"vos": {"plan": plan}, "refavs": {"own": 50.0, "muted": 31.0, "swapped": 29.0}}
 
-    monkeypatch.setattr(toy.train, "train", train)
+    monkeypatch.setattr(toy.loop, "train", train)
     monkeypatch.setattr(toy, "before", before)
     monkeypatch.setattr(toy, "after", after)
     return calls

@@ -16,7 +16,7 @@ from omnir1_jax.models.qwen_omni import pretrained
 from omnir1_jax.reporting.lines import read
 from omnir1_jax.settings import datasets, defaults, task
 from omnir1_jax.setup import run as setup
-from omnir1_jax.train import summary, train
+from omnir1_jax.training.loop import summary, train
 from tests.data import qwen_oracle
 
 WORLD = WorldConfig(height=56, width=84, frames=8, occlusion=0.0)

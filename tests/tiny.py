@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from omnir1_jax import cli, settings, train
 from omnir1_jax.rl.families import qa
 from omnir1_jax.settings import datasets, defaults, task
+from omnir1_jax.training import loop
 from tests import forked
 
 
@@ -82,8 +83,8 @@ def varied(honest):
 def run(flags: list[str]) -> None:
     """The command, with what it holds in memory among its metrics, and rewards that teach something."""
     qa.reward = varied(qa.reward)
-    numbers = train.data_metrics
-    train.data_metrics = lambda stream, waited: numbers(stream, waited) | memory(stream)
+    numbers = loop.data_metrics
+    loop.data_metrics = lambda stream, waited: numbers(stream, waited) | memory(stream)
     sys.argv = ["train", *flags]
     cli.run(train.main, settings.parse)
 

@@ -10,8 +10,10 @@ function of the user's own. Either way a grounder is `ground(frames, description
 """
 
 import functools
+import hashlib
 import importlib
 import operator
+import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -60,6 +62,27 @@ def load(system2: str) -> Ground:
     if not callable(found):
         raise InputError(f"--system2: {system2} is no function")
     return found
+
+
+def digest(system2: str) -> str | None:
+    """A digest of what a grounder on the host is made of: the files of its directory, or the source of its module.
+
+    None for a System 2 in the graph, and for a module without a file.
+    """
+    if not named(system2):
+        return None
+    name, _, rest = system2.partition(":")
+    if name in GROUNDERS:
+        folder = pathlib.Path(rest.rpartition("@")[0] or rest)
+        files = sorted(path for path in folder.iterdir() if path.is_file()) if folder.is_dir() else []
+    else:
+        source = getattr(importlib.import_module(name), "__file__", None)
+        files = [pathlib.Path(source)] if source else []
+    total = hashlib.blake2b(digest_size=8)
+    for path in files:
+        with path.open("rb") as file:
+            total.update(path.name.encode() + hashlib.file_digest(file, "blake2b").digest())
+    return total.hexdigest() if files else None
 
 
 def check(system2: str) -> Ground | None:

@@ -1,4 +1,4 @@
-"""The two systems of an evaluation from loaded models."""
+"""The two systems of an evaluation, from a checkpoint or from loaded models."""
 
 import dataclasses
 import hashlib
@@ -13,10 +13,16 @@ from jaxtyping import Array, UInt32
 from ml_collections import ConfigDict
 from transformers import PreTrainedTokenizerBase
 
+from omnir1_jax import trained
+from omnir1_jax.errors import InputError
+from omnir1_jax.inference import host
 from omnir1_jax.models.qwen_omni.config import ThinkerConfig
 from omnir1_jax.rl.config import Frozen, Models, StepConfig
 from omnir1_jax.setup import models
 from omnir1_jax.setup.models import Loaded
+from omnir1_jax.setup.run import mesh_of
+
+SYSTEM2 = ("self", "frozen", "oracle", "file")
 
 
 class Systems(NamedTuple):
@@ -62,6 +68,43 @@ def systems(
     step = dataclasses.replace(step, group=1, sampling=sampling, lora=None)
     frozen = models.frozen(config, policy if grounder is None else policy._replace(params=grounder.params))
     return Systems(config, mesh, policy.models, policy.tokenizer, thinker, policy.params, frozen, step)
+
+
+def from_checkpoint(
+    checkpoint: str,
+    config: ConfigDict | None = None,
+    system2: str = "self",
+    *,
+    temperature: float = 0.0,
+    max_tokens: int = 0,
+) -> Systems:
+    """Reads the weights of both systems.
+
+    Args:
+      checkpoint: see `omnir1_jax.trained`.
+      config: None takes the checkpoint's own.
+      system2: "self": the checkpoint grounds too; "frozen": the weights from before training (of a run), or those that
+        the config names; "oracle" and "file": true boxes, or another model's, so nothing more is loaded;
+        NAME:SETTINGS or MODULE:FUNCTION: a function on the host (see `inference.host`).
+
+    Raises:
+      InputError: a checkpoint that is not there, or one of a segmenter alone.
+    """
+    if host.named(system2):
+        host.load(system2)  # what is wrong with it shows before anything is computed
+    elif system2 not in SYSTEM2:
+        raise InputError(f"--system2: {system2!r} is none of {', '.join(SYSTEM2)}, and no NAME:SETTINGS")
+    chosen = trained.config_of(checkpoint, config)
+    if chosen.objective == "masks":
+        raise InputError(f"--checkpoint: {checkpoint} trained a segmenter; name its weights with --config.sam2.path")
+    mesh = mesh_of(chosen)
+    found = trained.load(checkpoint, chosen, mesh)
+    policy, grounder = trained.in_place(found), None
+    if system2 == "frozen":
+        base = chosen if trained.is_run(checkpoint) else config
+        same = found.trainable is not None or base is None or base.thinker.path == found.config.thinker.path
+        grounder = found.loaded if same else models.load(base, models.sizes(base)._replace(sam2=None), mesh)
+    return systems(chosen, policy, grounder, mesh, temperature=temperature, max_tokens=max_tokens)
 
 
 @jax.jit

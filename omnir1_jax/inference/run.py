@@ -1,7 +1,6 @@
 """One evaluation: every batch through both systems and the segmenter, every item written and scored, then the table."""
 
 import functools
-import hashlib
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -13,23 +12,16 @@ import numpy as np
 from etils import epath
 from tqdm import tqdm
 
-from omnir1_jax import settings
 from omnir1_jax.errors import InputError
 from omnir1_jax.evaluation import predictions
 from omnir1_jax.inference import answer as answers
-from omnir1_jax.inference import host, records, result_lines, samples, scores, segment
+from omnir1_jax.inference import host, identity, records, result_lines, samples, scores, segment
 from omnir1_jax.inference.answer import Found, How, answer, to_asked
 from omnir1_jax.inference.load import Systems, fingerprint
 from omnir1_jax.inference.samples import Batch, Sample, Task
 from omnir1_jax.inference.store import LINES, RESULTS, Store, write_json
 from omnir1_jax.inference.tasks import Options, positions
-from omnir1_jax.parallel import batch_parts, batch_sharding
-
-# Settings that change no answer.
-_IDLE = ("log", "checkpoint", "loader", "optimizer", "grpo", "reward", "steps", "data", "sft", "masks")
-
-# Options that change no line, only what is made of the lines: another choice reads the same evaluation again.
-_RESCORED = ("scoring",)
+from omnir1_jax.parallel import batch_sharding
 
 
 class Answered(NamedTuple):
@@ -74,31 +66,22 @@ def launch(
 def evaluate(
     systems: Systems, task: Task, options: Options, out: epath.PathLike, *, quiet: bool = False
 ) -> dict[str, Any]:
-    """Runs or takes up an evaluation and writes its directory; `results.json` is also returned.
+    """Runs or resumes an evaluation and writes its directory; `results.json` is also returned.
 
     Raises:
-      InputError: `out` holds results of other settings; a batch that the devices cannot share.
+      InputError: `out` holds an evaluation of another identity; a batch that the devices cannot share.
     """
     if jax.process_count() > 1:
         raise InputError("evaluate: one process only; it uses all of its devices")
     ground = host.load(options.system2) if host.named(options.system2) and task.family != "qa" else None
     given = options.system2 in ("oracle", "file")
     how = How(task.family, options.keyframes, given, options.objects, host=ground is not None)
-    parts = 1 if systems.mesh is None else batch_parts(systems.mesh)
-    room = -(-max(options.batch_size, 1) // parts) * parts
+    batch_size = identity.padded_batch_size(systems, options)
     chosen = positions(task, options)
-    groups = [chosen[i : i + room] for i in range(0, len(chosen), room)]
-    asked = settings.plain(vars(options))
-    identity = {
-        "options": {key: value for key, value in asked.items() if key not in _RESCORED} | {"batch_size": room},
-        "task": [task.name, task.example.frames, task.example.audio_seconds],
-        "weights": fingerprint(systems),
-        "boxes": None if task.found is None else hashlib.sha256(repr(sorted(task.found.items())).encode()).hexdigest(),
-        "temperature": systems.step.sampling.temperature,
-        "config": {key: value for key, value in settings.plain(systems.config).items() if key not in _IDLE},
-    }
+    groups = [chosen[i : i + batch_size] for i in range(0, len(chosen), batch_size)]
+    values = identity.identity(systems, task, options, fingerprint(systems))
     started, threads = time.perf_counter(), max(systems.config.loader.threads, 1)
-    with Store(out, identity) as store, futures.ThreadPoolExecutor(threads, "write") as pool:
+    with Store(out, values) as store, futures.ThreadPoolExecutor(threads, "write") as pool:
         earlier = [store.lines[position] for position in chosen if position in store.lines]
         result_lines.require(earlier, task.family, scores.nothing(task.reader), store.folder / LINES)
         pending = [group for group in groups if any(position not in store.lines for position in group)]
@@ -106,7 +89,7 @@ def evaluate(
         before = None
         bar = tqdm(total=len(chosen), initial=already, unit="clip", dynamic_ncols=True, disable=True if quiet else None)
         with bar:
-            for batch in samples.batches(task, pending, room, threads):
+            for batch in samples.batches(task, pending, batch_size, threads):
                 now = launch(systems, how, batch, options.seed, options.hole_area, ground)
                 if before is not None:
                     finish(systems, task, store, before, pool, bar)

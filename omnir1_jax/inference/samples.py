@@ -40,6 +40,7 @@ class Task:
       sound: "own"; "muted": silence; "swapped": that of another clip.
       letters: whether a question's options are listed with letters.
       found: boxes of another System 2 by sample id and frame of the video, in place of the true ones.
+      dataset: the options that the reader was opened with, by name.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Task:
     letters: bool = True
     root: str = ""
     found: Mapping[str, Mapping[int, Boxes]] | None = dataclasses.field(default=None, repr=False)
+    dataset: Mapping[str, Any] = dataclasses.field(default_factory=dict, repr=False)
 
 
 class Sample(NamedTuple):

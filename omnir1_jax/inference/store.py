@@ -13,9 +13,9 @@ import shutil
 from collections.abc import Mapping
 from typing import Any
 
-from omnir1_jax import cli, json_file, regular_file, settings
+from omnir1_jax import cli, json_file, regular_file
 from omnir1_jax.errors import InputError
-from omnir1_jax.inference import result_lines
+from omnir1_jax.inference import identity, result_lines
 from omnir1_jax.reporting import lines
 from omnir1_jax.reporting.example import finite
 
@@ -25,8 +25,8 @@ LINES, RESULTS, RUN, PREDICTIONS = "results.jsonl", "results.json", "run.json", 
 class Store:
     """Lines of an evaluation by position; appended to, and read back when it is taken up again."""
 
-    def __init__(self, folder: str | os.PathLike, identity: Mapping[str, Any]):
-        """Opens `folder` for the evaluation that `identity` describes.
+    def __init__(self, folder: str | os.PathLike, values: Mapping[str, Any]):
+        """Opens `folder` for the evaluation that `values` (of `identity.identity`) describe.
 
         Raises:
           InputError: another evaluation's directory, naming the first difference; a damaged line.
@@ -35,7 +35,7 @@ class Store:
         if self.folder.exists() and not self.folder.is_dir():
             raise InputError(f"--out: {folder} is a file; name a directory")
         self.folder.mkdir(parents=True, exist_ok=True)
-        claim(self.folder / RUN, identity)
+        claim(self.folder / RUN, values)
         for left in sorted(self.folder.rglob(".*.part*")):  # what a killed run was writing
             shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
         self._path = self.folder / LINES
@@ -59,17 +59,27 @@ class Store:
         self.lines[line["position"]] = line
 
 
-def claim(path: pathlib.Path, identity: Mapping[str, Any]) -> None:
-    """Says in the file `path` what its directory is of.
+def claim(path: pathlib.Path, values: Mapping[str, Any]) -> None:
+    """Writes to the file `path` what its directory holds results of. Values that an older file lacks are added.
 
     Raises:
-      InputError: it says something else already, naming the first difference.
+      InputError: it holds results of something else, naming the differences.
     """
-    mine = json.loads(json.dumps(finite(identity)))
+    values = json.loads(json.dumps(finite(values)))
+    check(path, values)
+    if not path.exists() or _json(path) != values:
+        write_json(path, values)
+
+
+def check(path: pathlib.Path, values: Mapping[str, Any]) -> None:
+    """Raises InputError if the file `path` is there and names results of something else than `values`."""
     if not path.exists():
-        write_json(path, mine)
-    elif found := settings.difference(_json(path), mine):
-        raise InputError(f"--out: {path.parent} holds results of other settings ({found}); name another directory")
+        return
+    if found := identity.differences(_json(path), values):
+        raise InputError(
+            f"--out: {path.parent} holds results with {identity.describe(found)}; rerun with the flags it was started "
+            "with to resume it, or name another directory"
+        )
 
 
 def _json(path: pathlib.Path) -> Any:

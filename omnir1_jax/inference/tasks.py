@@ -182,14 +182,19 @@ def _task(systems: Systems, options: Options, family: str, name: str, entry: Con
     return Task(
         name, family, reader, example, decode, options.objects, side, options.seed, options.sound,
         letters=options.benchmark != "avhbench", root=_where(config, family),
-        found=read_boxes(options.boxes) if options.boxes else None,
+        found=read_boxes(options.boxes) if options.boxes else None, dataset=_only(entry).to_dict(),
     )  # fmt: skip
+
+
+def _only(entry: ConfigDict) -> ConfigDict:
+    """The only dataset of a task."""
+    (dataset,) = entry.datasets.values()
+    return dataset
 
 
 def _where(config: ConfigDict, family: str) -> str:
     """The directory of the task's only dataset; "" where it is made as it is read."""
-    (entry,) = config.data[family].datasets.values()
-    root = entry.root
+    root = _only(config.data[family]).root
     return root if not root or "://" in root else str(epath.Path(config.data_root) / root)
 
 

@@ -77,6 +77,6 @@ def summary(plans: Sequence[dict[str, Any]]) -> str:
             costs = f"{plan['operations']['total'] / 1e12:.0f}", f"{plan['collective_share']:.0%}", f"{seconds:.1f}"
         mesh = " x ".join(f"{axis} {size}" for axis, size in plan["mesh"].items() if size > 1) or "one chip"
         fits = "yes" if plan["fits"] else "no"
-        name, prompts, capacity = plan.get("config", ""), str(plan["batch_size"]), f"{memory['capacity'] / GIB:.0f}"
+        name, prompts, capacity = plan.get("config", ""), str(plan["batch_size"]), f"{memory['capacity'] / GIB:.2f}"
         lines.append((name, plan["topology"], mesh, prompts, gib, capacity, fits, *costs))
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)

@@ -13,9 +13,10 @@ GIB = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """Of one chip: bfloat16 operations, bytes of memory and of its links a second, bytes of memory.
+    """Of one chip: bfloat16 operations per second, bytes per second of its memory and of its links, bytes of memory.
 
-    From Google's system architecture pages (cloud.google.com/tpu/docs); links are those of a chip together.
+    Rates are from Google's system architecture pages (cloud.google.com/tpu/docs); links are all those of a chip, one
+    way. The memory is what the compiler grants a program, a little less than the chip has.
     """
 
     operations: float
@@ -25,10 +26,10 @@ class Chip:
 
 
 CHIPS = {
-    "v4": Chip(275e12, 1228e9, 300e9, 32 * GIB),
-    "v5e": Chip(197e12, 819e9, 200e9, 16 * GIB),
-    "v5p": Chip(459e12, 2765e9, 600e9, 95 * GIB),
-    "v6e": Chip(918e12, 1640e9, 448e9, 32 * GIB),
+    "v4": Chip(275e12, 1228e9, 300e9, int(30.75 * GIB)),
+    "v5e": Chip(197e12, 819e9, 200e9, int(15.75 * GIB)),
+    "v5p": Chip(459e12, 2765e9, 600e9, int(95.74 * GIB)),
+    "v6e": Chip(918e12, 1640e9, 400e9, int(31.25 * GIB)),
 }
 
 
@@ -51,10 +52,12 @@ def devices_of(topology: str) -> Sequence[jax.Device]:
     if not shape or not all(part.isdigit() and int(part) > 0 for part in shape.split("x")):
         raise InputError(f"--topology: {topology!r} is not a chip and its counts, as in v5e:2x4 or v5p:2x2x1")
     alone = all(part == "1" for part in shape.split("x"))
-    how = {"chips_per_host_bounds": (1, 1, 1)} if alone else {}
+    options = {"chips_per_host_bounds": (1, 1, 1)} if alone else {}
+    if topology.startswith("v4:"):  # both cores of a chip as one device, as on TPU VMs
+        options["chip_config_name"] = "megacore"
     try:
-        found = topologies.get_topology_desc(platform="tpu", topology_name=topology, **how)
+        description = topologies.get_topology_desc(platform="tpu", topology_name=topology, **options)
     except (jax.errors.JaxRuntimeError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:160]
         raise InputError(f"--topology: the TPU compiler knows no {topology!r} ({reason})") from error
-    return found.devices
+    return description.devices

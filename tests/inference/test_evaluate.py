@@ -11,13 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from omnir1_jax import evaluate, settings
+from omnir1_jax import settings
 from omnir1_jax.data import registry
 from omnir1_jax.data.synthetic import writers
 from omnir1_jax.data.synthetic.world import PRESETS
 from omnir1_jax.errors import InputError
 from omnir1_jax.evaluation import score_masks
-from omnir1_jax.inference import run, segment, tasks
+from omnir1_jax.inference import benchmark, run, segment, tasks
 from omnir1_jax.inference.tasks import Options
 from omnir1_jax.parallel import make_mesh
 from tests.data import trees as own_trees
@@ -41,7 +41,7 @@ def made(tmp_path_factory):
 
 def evaluated(made, out, root, **changes):
     options = Options(**{"batch_size": 6, "root": str(root), **changes})
-    (results,) = evaluate.evaluate(made, options, out, quiet=True).values()
+    (results,) = benchmark.evaluate(made, options, out, quiet=True).values()
     assert json.loads((out / "results.json").read_text()) == results
     return results
 
@@ -229,7 +229,7 @@ def test_an_evaluation_is_not_mixed_with_another(made, trees, tmp_path, monkeypa
     (task,) = tasks.tasks(made, options)
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "run.json").write_text('{"options": {"benchmark": "revos"}}')
-    with pytest.raises(InputError, match="--out: .*holds results of other settings"):
+    with pytest.raises(InputError, match='--out: .*holds results with --benchmark "revos", this one has "mevis"'):
         run.evaluate(made, task, options, tmp_path / "out")
 
 

@@ -72,7 +72,7 @@ def test_killed_and_taken_up_again_gives_the_same_files(command, tmp_path):
     assert len({whole[name] for name in masks}) > 10  # the segmenter had something to say
 
     status, said = command(tmp_path / "whole", *flags, "--seed=1")
-    assert status == 2 and "options.seed: 0 -> 1" in said and len(said.strip().splitlines()) == 1
+    assert status == 2 and "--seed 0, this one has 1" in said and len(said.strip().splitlines()) == 1
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from omnir1_jax import convert, evaluate
 from omnir1_jax.data.samples import ClipRef, ImageFiles
 from omnir1_jax.errors import InputError
 from omnir1_jax.evaluation import predictions
-from omnir1_jax.inference import report, samples, segment
+from omnir1_jax.inference import load, report, samples, segment
 from omnir1_jax.inference.answer import Asked, How, choose
 from omnir1_jax.inference.store import Store
 from omnir1_jax.models import sam2
@@ -82,22 +82,22 @@ def test_items_are_read_ahead_in_order_and_no_further_than_asked():
 
 
 def test_a_log_cut_short_loses_its_last_line_alone(tmp_path):
-    with Store(tmp_path, {"a": 1, "b": {"c": (1, 2)}}) as store:
+    with Store(tmp_path, {"options": {"seed": 1}, "task": ("a", 2)}) as store:
         store.add({"position": 3, "scores": {"J": 0.5}})
         store.add({"position": 4, "scores": {"J": float("nan")}})
     with (tmp_path / "results.jsonl").open("a") as file:
         file.write('{"position": 5, "sco')
     half = tmp_path / "predictions" / "video" / ".0.123.abc.part"
     half.mkdir(parents=True)
-    with Store(tmp_path, {"a": 1, "b": {"c": [1, 2]}}) as store:
+    with Store(tmp_path, {"options": {"seed": 1}, "task": ["a", 2]}) as store:
         assert not half.exists() and sorted(store.lines) == [3, 4] and store.lines[4]["scores"] == {"J": None}
         store.add({"position": 5})
     assert [json.loads(row)["position"] for row in (tmp_path / "results.jsonl").read_text().splitlines()] == [3, 4, 5]
-    with pytest.raises(InputError, match=r"other settings \(b.c: \[1, 2\] -> 3\)"):
-        Store(tmp_path, {"a": 1, "b": {"c": 3}})
+    with pytest.raises(InputError, match=r"holds results with --seed 1, this one has 3, and task \[.*2\], this one"):
+        Store(tmp_path, {"options": {"seed": 3}, "task": "b"})
     (tmp_path / "results.jsonl").write_text("{}\n")
     with pytest.raises(InputError, match="line 1 is damaged"):
-        Store(tmp_path, {"a": 1, "b": {"c": [1, 2]}})
+        Store(tmp_path, {"options": {"seed": 1}, "task": ["a", 2]})
 
 
 def test_pictures_of_long_videos_tell_the_frames_own_numbers(tmp_path, monkeypatch):
@@ -124,14 +124,14 @@ def test_frozen_weights_ground_beside_trained_ones(tmp_path):
     config = small.config(tmp_path / "base", lora_rank=4)
     workdir, _ = small.workdir(tmp_path / "run", config)
     kernel = lambda tree: np.asarray(tree["layers"]["up"]["kernel"])
-    base = kernel(evaluate.systems("toy", config).policy["text"])
-    own, two = evaluate.systems(str(workdir)), evaluate.systems(str(workdir), system2="frozen")
+    base = kernel(load.from_checkpoint("toy", config).policy["text"])
+    own, two = load.from_checkpoint(str(workdir)), load.from_checkpoint(str(workdir), system2="frozen")
     np.testing.assert_array_equal(kernel(two.policy["text"]), kernel(own.policy["text"]))
     np.testing.assert_array_equal(kernel(two.frozen.reference), base)
     np.testing.assert_array_equal(kernel(own.frozen.reference), kernel(own.policy["text"]))
     assert np.abs(kernel(own.policy["text"]) - base).max() > 0.01
     convert.main(convert.parse(["convert", "export", str(workdir), str(tmp_path / "weights")]))
-    again = evaluate.systems(str(tmp_path / "weights"), config, "frozen")
+    again = load.from_checkpoint(str(tmp_path / "weights"), config, "frozen")
     np.testing.assert_allclose(kernel(again.policy["text"]), kernel(own.policy["text"]), atol=1e-6)
     np.testing.assert_array_equal(kernel(again.frozen.reference), base)
     assert config.thinker.path == str(tmp_path / "base" / "thinker")

@@ -8,10 +8,9 @@ import jax
 import numpy as np
 import pytest
 
-from omnir1_jax import evaluate
 from omnir1_jax.data import mvbench
 from omnir1_jax.errors import InputError
-from omnir1_jax.inference import run, samples, tasks
+from omnir1_jax.inference import benchmark, run, samples, tasks
 from omnir1_jax.inference.tasks import Options
 from tests.data import trees as qa_trees
 from tests.inference import scripted, small
@@ -36,7 +35,7 @@ def made(tmp_path_factory):
 
 def evaluated(made, out, root, benchmark, **changes):
     options = Options(benchmark, root=str(root), **{"frames": 2, "batch_size": 5, **changes})
-    (found,) = evaluate.evaluate(made, options, out, quiet=True).values()
+    (found,) = benchmark.evaluate(made, options, out, quiet=True).values()
     rows = [json.loads(row) for row in (out / "results.jsonl").read_text().splitlines()]
     assert found["items"] == len(rows) and found["bad"] == []
     table = found["table"]
@@ -88,7 +87,7 @@ def test_budgets_of_pixels(made, trees):
 def test_the_table_is_the_benchmark_s(made, trees, tmp_path, monkeypatch):
     scripted.install(monkeypatch, ANSWERS)
     options = Options("videomme", root=str(trees / "videomme"), frames=2, batch_size=3)
-    (found,) = evaluate.evaluate(made, options, tmp_path / "out", quiet=True).values()
+    (found,) = benchmark.evaluate(made, options, tmp_path / "out", quiet=True).values()
     # Right answers are ABCD[n + q] for videos n of two questions q: A B B C C D; heard are B B - B B -.
     assert found["table"]["accuracy"] == pytest.approx(100 * 1 / 6) and found["table"]["count"] == 6
     assert found["table"]["unanswered"] == 2
@@ -187,5 +186,5 @@ def test_noise_is_fresh_for_every_item_whatever_the_batch(made, trees, tmp_path,
 def test_questions_have_no_keyframes(made, trees, tmp_path):
     options = Options("videomme", root=str(trees / "videomme"), keyframes="uniform")
     with pytest.raises(InputError, match="--keyframes"):
-        evaluate.evaluate(made, options, tmp_path / "out", quiet=True)
+        benchmark.evaluate(made, options, tmp_path / "out", quiet=True)
     assert not (tmp_path / "out").exists()

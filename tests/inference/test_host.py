@@ -9,11 +9,10 @@ import torch
 from transformers import BertTokenizer, GroundingDinoConfig, GroundingDinoForObjectDetection, GroundingDinoProcessor
 from transformers.models.grounding_dino.image_processing_pil_grounding_dino import GroundingDinoImageProcessorPil
 
-from omnir1_jax import evaluate
 from omnir1_jax.data.synthetic import writers
 from omnir1_jax.data.synthetic.world import PRESETS
 from omnir1_jax.errors import InputError
-from omnir1_jax.inference import grounding_dino, host
+from omnir1_jax.inference import benchmark, grounding_dino, host, load
 from omnir1_jax.inference.tasks import Options
 from tests.inference import scripted, small
 
@@ -79,7 +78,7 @@ def dino(tmp_path_factory):
 
 def evaluated(made, out, tree, **changes):
     options = Options("mevis", root=str(tree), batch_size=4, limit=7, **changes)
-    (found,) = evaluate.evaluate(made, options, out, quiet=True).values()
+    (found,) = benchmark.evaluate(made, options, out, quiet=True).values()
     return found, [json.loads(row) for row in (out / "results.jsonl").read_text().splitlines()]
 
 
@@ -155,7 +154,7 @@ def test_what_cannot_be_used_is_one_line(dino, tmp_path, monkeypatch):
         (f"grounding_dino:{dino[0]}@much", "'much' after the @ is no number"),
     ):
         with pytest.raises(InputError, match=re.escape(complaint)) as caught:
-            evaluate.systems("toy", None, name)
+            load.from_checkpoint("toy", None, name)
         assert "\n" not in str(caught.value) and str(caught.value).startswith("--system2")
     monkeypatch.setattr(grounding_dino.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(InputError, match="needs PyTorch; pip install torch"):

@@ -246,7 +246,7 @@ def test_command(made, tmp_path):
     done = subprocess.run([*line, "--checkpoint", "x", "--query", "q"], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (2, "error: --video: is needed; see --help\n")
     workdir, states = small.workdir(tmp_path / "run", config)
-    opened = infer.systems(str(workdir), trained.config_of(str(workdir)))
+    opened = load.from_checkpoint(str(workdir), trained.config_of(str(workdir)))
     np.testing.assert_array_equal(opened.policy["text"]["norm"]["scale"], np.asarray(states[3]["norm"]["scale"]))
     assert opened.frozen.reference is opened.policy["text"]
     assert infer.printable("a\x1b[31m\nb") == r"a\x1b[31m\nb"

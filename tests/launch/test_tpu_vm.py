@@ -13,17 +13,23 @@ FAKE_GCLOUD = pathlib.Path(__file__).parent / "fake_gcloud"
 PLACE = ("--name", "revos", "--zone", "us-east5-b")
 TRAINING = ("--workdir", "gs://bucket/run", "--", "--config=configs/revos.py")
 SEND = (
-    "gcloud compute tpus queued-resources scp /tmp/omnir1_jax-revos.tar.gz revos:omnir1_jax.tar.gz "
+    "gcloud compute tpus queued-resources scp /tmp/omnir1_jax-revos/omnir1_jax.tar.gz revos:omnir1_jax.tar.gz "
     "--node=all --worker=all --zone=us-east5-b --quiet"
 )
 SSH = (
     "gcloud compute tpus queued-resources ssh revos --node=all --worker=all "
     "--ssh-flag=-oServerAliveInterval=30 --ssh-flag=-oServerAliveCountMax=10 "
 )
-INSTALL = (
-    SSH + "'--command=mkdir -p omnir1_jax && tar -xzf omnir1_jax.tar.gz -C omnir1_jax && "
-    "omnir1_jax/launch/worker.sh --install' --zone=us-east5-b --quiet"
-)
+
+
+def on_all(command: str) -> str:
+    """A command for every host; its status 2 arrives as 82, since gcloud has a 2 of its own."""
+    remote = f"({command}); status=$?; [ $status != 2 ] || status=82; exit $status"
+    return f"{SSH}'--command={remote}' --zone=us-east5-b --quiet"
+
+
+UNPACK = "mkdir -p omnir1_jax && tar -xzf omnir1_jax.tar.gz -C omnir1_jax && omnir1_jax/launch/worker.sh --install"
+INSTALL = on_all(UNPACK)
 
 
 @pytest.fixture
@@ -72,8 +78,10 @@ class TestDryRun:
 
     def test_run(self, machine):
         assert dry(machine, "run", *PLACE, "--inputs", "gs://bucket/inputs", *TRAINING) == [
-            SSH + "'--command=omnir1_jax/launch/worker.sh --inputs gs://bucket/inputs --workdir=gs://bucket/run "
-            "--config=configs/revos.py' --zone=us-east5-b --quiet"
+            on_all(
+                "omnir1_jax/launch/worker.sh --inputs gs://bucket/inputs --workdir=gs://bucket/run "
+                "--config=configs/revos.py"
+            )
         ]
 
     def test_resume_on_several_slices(self, machine):
@@ -83,8 +91,9 @@ class TestDryRun:
             "--runtime-version=v2-alpha-tpuv5 --node-count=4 --node-prefix=revos --spot --zone=us-east5-b --quiet",
             SEND,
             INSTALL,
-            SSH + "'--command=omnir1_jax/launch/worker.sh --workdir=gs://bucket/run --config=configs/revos.py "
-            "--config.mesh.slice=4' --zone=us-east5-b --quiet",
+            on_all(
+                "omnir1_jax/launch/worker.sh --workdir=gs://bucket/run --config=configs/revos.py --config.mesh.slice=4"
+            ),
         ]
 
     def test_status_and_delete(self, machine):
@@ -99,7 +108,17 @@ class TestDryRun:
         odd = """--config.name=it's "5 %" of $HOME"""
         (line,) = dry(machine, "run", *PLACE, *TRAINING, odd)
         command = next(word for word in shlex.split(line) if word.startswith("--command="))
-        assert shlex.split(command.removeprefix("--command="))[-1] == odd
+        remote = command.removeprefix("--command=(").split("); status=")[0]
+        assert shlex.split(remote)[-1] == odd
+
+    def test_disks_and_further_flags(self, machine):
+        disks = ("--boot-disk", "size=200", "--data-disk", "source=projects/p/zones/z/disks/d,mode=read-only")
+        create, _, install, _ = dry(
+            machine, "resume", *PLACE, "--type=v6e-8", *disks, "--flag=--labels=team=ours", *TRAINING
+        )[1:]
+        assert " --boot-disk=size=200 --data-disk=source=projects/p/zones/z/disks/d,mode=read-only " in create
+        assert " --labels=team=ours " in create
+        assert install == on_all(f"{UNPACK} --data-disk")
 
 
 class TestBadInput:
@@ -109,7 +128,8 @@ class TestBadInput:
             ([], "say what to do: create, setup, run, resume, status or delete"),
             (["start", *PLACE], "start: is none of create, setup, run, resume, status, delete"),
             (["create", "--zone", "z", "--type", "v6e-8"], "--name: is needed, such as --name revos"),
-            (["create", "--name", "Mine", "--zone", "z"], "--name: 'Mine' has to be of a-z, 0-9 and -"),
+            (["create", "--name", "Mine", "--zone", "z"], "--name: 'Mine' has to consist of a-z, 0-9 and -"),
+            (["create", "--name", "a" * 41, "--zone", "z"], "has 41 characters; 40 are the most"),
             (["create", "--name", "revos", "--type", "v6e-8"], "--zone: is needed, such as --zone us-east5-b"),
             (["create", *PLACE], "--type: is needed, such as --type v6e-8"),
             (["create", *PLACE, "--type", "tpu7x-8"], "--type: tpu7x-8 is none of v4-*, v5litepod-*, v5p-*, v6e-*"),
@@ -123,7 +143,8 @@ class TestBadInput:
             (["run", *PLACE, "--workdir", "runs/x", "--", "--config=x"], "--workdir: runs/x has to be gs://BUCKET/..."),
             (["run", *PLACE, "--workdir", "gs://b/x"], "the training needs its config behind --"),
             (["run", *PLACE, "--inputs", "here", *TRAINING], "--inputs: here has to be gs://BUCKET/..."),
-            (["resume", *PLACE, "--type", "v6e-8", "--attempts", "x", *TRAINING], "have to be whole numbers"),
+            (["resume", *PLACE, "--type=v6e-8", "--attempts=x", *TRAINING], "--attempts: 'x' has to be a whole number"),
+            (["resume", *PLACE, "--type", "v6e-8", "--poll=1s", *TRAINING], "--poll: '1s' has to be a whole number"),
         ],
     )
     def test_one_line_says_what_to_change(self, machine, command, said):
@@ -167,9 +188,8 @@ class TestResume:
         status, _, said = self.go_on(cloud)
         assert status == 0 and "the training is at its end" in said, said
         assert self.steps(cloud) == ["create", "scp", "install", "train"]
-        (archive,) = cloud.home.glob("omnir1_jax-*.tar.gz")
-        listed = subprocess.run(["tar", "-tzf", archive], capture_output=True, text=True, check=True).stdout
-        assert "launch/worker.sh" in listed.splitlines()
+        assert "launch/worker.sh" in (cloud.fake / "sent").read_text().splitlines()
+        assert list(cloud.home.glob("omnir1_jax-*")) == []
 
     def test_after_a_preemption_of_the_request(self, cloud):
         cloud.says("states", "ACTIVE\nSUSPENDING\nSUSPENDED\nSUSPENDED\nACCEPTED\nACTIVE\nACTIVE\n")
@@ -196,11 +216,26 @@ class TestResume:
         assert status == 1 and "failed 2 times without a preemption" in said.splitlines()[-1]
         assert self.steps(cloud) == ["scp", "install", "train"] * 2
 
-    def test_a_setting_that_will_not_do_ends(self, cloud):
-        cloud.says("trainings", "2\n")
+    def test_an_invalid_setting_ends(self, cloud):
+        cloud.says("trainings", "82\n")
         status, _, said = self.go_on(cloud)
-        assert status == 1 and "the training refuses a setting" in said.splitlines()[-1]
+        assert status == 1 and "something is invalid" in said.splitlines()[-1]
         assert self.steps(cloud) == ["scp", "install", "train"]
+
+    def test_a_status_of_2_is_gclouds_own(self, cloud):
+        """With it gcloud ends where it does not understand a flag; the training's 2 arrives as 82."""
+        cloud.says("trainings", "2\n0\n")
+        status, _, said = self.go_on(cloud)
+        assert status == 0 and "invalid" not in said
+        assert self.steps(cloud) == ["scp", "install", "train"] * 2
+
+    def test_the_status_of_a_host(self, cloud):
+        """The line that a host's shell gets ends with the worker's own status, but for 2."""
+        (line,) = dry(cloud, "run", *PLACE, *TRAINING)
+        command = next(word for word in shlex.split(line) if word.startswith("--command=")).removeprefix("--command=")
+        for status, arriving in ((0, 0), (2, 82), (42, 42), (137, 137)):
+            worker = command.replace("omnir1_jax/launch/worker.sh", f"exit {status} #", 1).replace("#", "; :", 1)
+            assert subprocess.run(["sh", "-c", worker]).returncode == arriving
 
     def test_requests_that_fail_end(self, cloud):
         cloud.says("states", "FAILED\n" * 20)

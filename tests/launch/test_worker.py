@@ -2,12 +2,10 @@
 
 import os
 import signal
-import subprocess
-import sys
 
 import pytest
 
-from tests.launch.machine import INTERPRETERS, ROOT, Machine
+from tests.launch.machine import INTERPRETERS, Machine
 
 TRAINING = ("--workdir=gs://bucket/run", "--config=configs/revos.py")
 AGAIN = 42
@@ -80,22 +78,72 @@ def test_inputs_are_copied_once(machine):
     for _ in range(2):
         assert machine.run("worker.sh", *options)[0] == 0
     copies = [call for call in machine.calls if call.startswith("copy ")]
-    assert copies == [f"copy gs://bucket/inputs/ {machine.checkout}/"]
+    assert copies == [f"copy gs://bucket/inputs {machine.checkout}"]
 
 
-def test_the_copy_keeps_folders(tmp_path):
-    """The few lines of Python in the script, on a folder in place of a bucket."""
-    text = (ROOT / "launch/worker.sh").read_text()
-    code = text.split("<<'PYTHON'")[1].split("\n", 1)[1].split("\nPYTHON\n")[0]
-    (tmp_path / "inputs/weights/a").mkdir(parents=True)
-    (tmp_path / "inputs/weights/a/config.json").write_text("{}")
-    (tmp_path / "inputs/data").mkdir()
-    (tmp_path / "inputs/data/list.txt").write_text("one")
-    (tmp_path / "checkout/launch").mkdir(parents=True)
-    urls = [f"file://{tmp_path}/inputs/", f"{tmp_path}/checkout/"]
-    subprocess.run([sys.executable, "-", *urls], input=code, text=True, check=True)
-    found = sorted(str(path.relative_to(tmp_path / "checkout")) for path in tmp_path.glob("checkout/**/*.*"))
-    assert found == ["data/list.txt", "weights/a/config.json"]
+@pytest.mark.parametrize("status", [2, AGAIN])
+def test_a_copy_that_fails_says_whether_to_try_again(machine, status):
+    machine.says("copy", str(status))
+    assert machine.run("worker.sh", "--inputs=gs://bucket/inputs", *TRAINING)[0] == status
+    assert not any("omnir1_jax.train" in call for call in machine.calls)
+    machine.says("copy", "0")
+    assert machine.run("worker.sh", "--inputs=gs://bucket/inputs", *TRAINING)[0] == 0
+
+
+@pytest.mark.parametrize("fault, status", [("no_network", AGAIN), ("no_ensurepip", 2)])
+def test_an_install_that_fails_says_whether_to_try_again(machine, fault, status):
+    machine.says(fault)
+    assert machine.run("worker.sh", *TRAINING)[0] == status
+
+
+DISKS = """#!/bin/sh
+case "$*" in
+  "-dnpo NAME,TYPE") printf '/dev/sda disk\\n/dev/loop0 loop\\n'; cat "$FAKE/disks" ;;
+  *"/dev/sda") printf '/dev/sda\\n/dev/sda1\\n' ;;
+  *) echo "$3" ;;
+esac
+"""
+
+
+class TestDataDisk:
+    """--data-disk: weights/ and data/ lie on the host's second disk."""
+
+    @pytest.fixture
+    def host(self, machine):
+        machine.says("disks", "/dev/sdb disk\n")
+        machine.program("lsblk", DISKS)
+        machine.program("mountpoint", '#!/bin/sh\n[ -e "$2/mounted" ]\n')
+        machine.program("sudo", '#!/bin/sh\necho "sudo $*" >>"$CALLS"\nexec "$@"\n')
+        machine.program("blkid", '#!/bin/sh\n[ ! -e "$FAKE/blank" ]\n')
+        machine.program("mount", '#!/bin/sh\ntouch "$2/mounted"\n')
+        return machine
+
+    def test_it_is_mounted_once(self, host):
+        for _ in range(2):
+            assert host.run("worker.sh", "--install", "--data-disk")[0] == 0
+        assert [call for call in host.calls if call.startswith("sudo mount")] == ["sudo mount /dev/sdb disk"]
+        for folder in ("weights", "data"):
+            link = host.checkout / folder
+            assert link.is_symlink() and link.resolve() == host.checkout / "disk" / folder
+
+    def test_what_is_there_stays(self, host):
+        (host.checkout / "weights").mkdir()
+        assert host.run("worker.sh", "--install", "--data-disk")[0] == 0
+        assert not (host.checkout / "weights").is_symlink() and (host.checkout / "data").is_symlink()
+
+    @pytest.mark.parametrize(
+        "fault, message",
+        [
+            (("disks", ""), "no second disk"),
+            (("disks", "/dev/sdb disk\n/dev/sdc disk\n"), "several disks (/dev/sdb /dev/sdc)"),
+            (("blank", ""), "/dev/sdb has no file system"),
+        ],
+    )
+    def test_refused(self, host, fault, message):
+        host.says(*fault)
+        status, _, stderr = host.run("worker.sh", "--install", "--data-disk")
+        assert status == 2 and message in stderr.splitlines()[-1]
+        assert not any("mkfs" in call or "mount" in call for call in host.calls)
 
 
 OLD_PYTHON = """#!/bin/sh

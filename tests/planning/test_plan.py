@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import SingleDeviceSharding
 
 from omnir1_jax import plan as command
 from omnir1_jax.errors import InputError
@@ -170,6 +171,17 @@ def test_weak_scaling_keeps_the_prompts_of_a_chip(monkeypatch):
         scaling.weak(released(), ["v5p:2x2x4", "v5p:2x2x1"], log=lambda line: None)
 
 
+@pytest.mark.parametrize("name, devices", [("v4:2x2x1", 4), ("v5e:2x2", 4), ("v5p:2x2x1", 4), ("v6e:2x2", 4)])
+def test_a_chip_has_the_memory_that_the_compiler_grants(name, devices):
+    chips = topology.devices_of(name)
+    assert len(chips) == devices  # one device per chip
+    array = jax.ShapeDtypeStruct((200 * topology.GIB,), jnp.int8, sharding=SingleDeviceSharding(chips[0]))
+    with pytest.raises(jax.errors.JaxRuntimeError) as refused:
+        jax.jit(lambda x: x + 1).lower(array).compile()
+    granted = float(re.search(r"available HBM \(([\d.]+)G\)", str(refused.value))[1])
+    assert topology.chip_of(name).memory == int(granted * topology.GIB)
+
+
 def test_stages_that_do_not_exist_are_refused():
     program = abstract.program(tiny())
     with pytest.raises(InputError, match="--stages: 'learn' is none of encode, sample"):
@@ -185,7 +197,7 @@ def test_plans_of_several_configs_make_one_table(tmp_path):
     (tmp_path / "a.json").write_text(json.dumps(plan))
     (tmp_path / "list.json").write_text("[]")
     text = table_module.summary([command.read_plan(str(tmp_path / "a.json"))])
-    assert text.splitlines()[-1] == "| colab | v5e:1x1 | one chip | 1 | 11.00 | 16 | yes | 290 | 0% | 8.7 |"
+    assert text.splitlines()[-1] == "| colab | v5e:1x1 | one chip | 1 | 11.00 | 16.00 | yes | 290 | 0% | 8.7 |"
     with pytest.raises(InputError, match="there is no file"):
         command.read_plan(str(tmp_path / "b.json"))
     with pytest.raises(InputError, match="is no plan"):

@@ -1,0 +1,153 @@
+"""What the rows of an evaluation depend on, as plain values, and how two evaluations differ, by their flags.
+
+Idle are: --out, --checkpoint as a path (its weights count), and the sections `IDLE` of the config. --batch_size counts:
+sums in a batch of another size round differently, so that rows would not be those of one evaluation to the bit.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from omnir1_jax import settings
+from omnir1_jax.inference import host
+from omnir1_jax.inference.load import Systems
+from omnir1_jax.inference.samples import Task
+from omnir1_jax.inference.tasks import Options
+from omnir1_jax.parallel import batch_parts
+from omnir1_jax.reporting.example import finite
+
+# Settings that change no answer. Of `data`, what the task reads counts by itself.
+IDLE = ("name", "log", "checkpoint", "loader", "optimizer", "grpo", "reward", "steps", "data", "sft", "masks")
+# Options that change no line, only what is made of the lines: another choice reads the same evaluation again.
+RESCORED = ("scoring",)
+TRAINING = ("sampling", "grounding", "grpo", "reward", "group", "bonus_range", "updates", "score_chunk",
+            "score_lengths", "lora")  # fmt: skip
+MAX_NAMED = 3  # differences in one message
+# Values that are digests: what differs, in words.
+DIGESTS = {
+    "weights": "other weights (--checkpoint, --system2)",
+    "boxes": "other boxes in the file of --boxes",
+    "tokenizer": "another tokenizer",
+    "grounder": "another content of --system2",
+    "noise": "draws of an earlier version of omnir1_jax, at --temperature above 0",
+    "prompts.system": "another text of --config.prompts.system",
+    "prompts.template": "another text of the task's prompt (--prompt, --config.prompts)",
+    "prompts.grounding": "another text of --config.prompts.grounding",
+    "dataset.items": "other items in the dataset (--root)",
+}
+FLAGS = ("config", "temperature", "clips")  # sections and values with the names of flags
+# Levels below a section where a key that only one side knows is no difference: an older or newer version's.
+OPEN_LEVELS = {"options": 1, "config": 2, "step": 1, "example": 1, "decode": 1}
+
+
+class Difference(NamedTuple):
+    """One value in which two evaluations differ; `path` are the keys to it."""
+
+    path: tuple[str, ...]
+    old: Any
+    new: Any
+
+
+def padded_batch_size(systems: Systems, options: Options) -> int:
+    """Rows of a batch: --batch_size rounded up to a multiple of the devices that share a batch."""
+    parts = 1 if systems.mesh is None else batch_parts(systems.mesh)
+    return -(-max(options.batch_size, 1) // parts) * parts
+
+
+def identity(systems: Systems, task: Task, options: Options, weights: str) -> dict[str, Any]:
+    """The values that an evaluation's rows depend on, JSON-ready.
+
+    Args:
+      weights: `load.fingerprint` of the systems.
+    """
+    example, step = task.example, systems.step
+    prompts = {"system": example.system, "template": example.template, "grounding": example.grounding}
+    budgets = {name: list(vars(getattr(example, name)).values()) for name in ("policy_budget", "sharp_budget")}
+    plain = {
+        "options": {key: value for key, value in vars(options).items() if key not in RESCORED}
+        | {"batch_size": padded_batch_size(systems, options)},
+        "task": [task.name, example.frames, example.audio_seconds],
+        "weights": weights,
+        "boxes": None if task.found is None else _sha256(repr(sorted(task.found.items()))),
+        "temperature": step.sampling.temperature,
+        "noise": "by item" if step.sampling.temperature else None,
+        "sampling": vars(step.sampling),
+        "grounding": vars(step.grounding),
+        "step": {key: _plain(value) for key, value in vars(step).items() if key not in TRAINING},
+        "prompts": {name: _digest(text) for name, text in prompts.items()},
+        "example": budgets
+        | {name: getattr(example, name) for name in ("text_tokens", "frames", "audio_seconds", "max_aspect")},
+        "decode": dataclasses.asdict(task.decode),
+        "dataset": {"options": task.dataset, "items": _items(task)},
+        "tokenizer": _arrays_digest((systems.frozen.vocab, systems.frozen.bpe)),
+        "grounder": host.digest(options.system2),
+        "config": {key: value for key, value in settings.plain(systems.config).items() if key not in IDLE},
+    }
+    return json.loads(json.dumps(finite(settings.plain(plain))))
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Difference]:
+    """Where two identities differ, in the order of `new`. Sections that `old` lacks are skipped, except `noise`."""
+    return [
+        difference
+        for key in new
+        if key in old or key == "noise"
+        for difference in _differences((key,), old.get(key), new[key], OPEN_LEVELS.get(key, 0))
+    ]
+
+
+def describe(found: list[Difference]) -> str:
+    """Differences as the end of "DIRECTORY holds an evaluation with ..."."""
+    named = [_describe(difference) for difference in found[:MAX_NAMED]]
+    more = len(found) - len(named)
+    return ", and ".join(named) + (f", and {more} more differences" if more else "")
+
+
+def _differences(path: tuple[str, ...], old: Any, new: Any, open_levels: int) -> Iterator[Difference]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = [key for key in new if key in old] if open_levels else list(new | old)
+        for key in keys:
+            yield from _differences((*path, key), old.get(key), new.get(key), max(open_levels - 1, 0))
+    elif old != new:
+        yield Difference(path, old, new)
+
+
+def _describe(difference: Difference) -> str:
+    path, old, new = ".".join(difference.path), json.dumps(difference.old), json.dumps(difference.new)
+    if path in DIGESTS:
+        return DIGESTS[path]
+    section, _, key = path.partition(".")
+    name = f"--{key}" if section in ("options", "sampling") else f"--{path}" if section in FLAGS else path
+    return f"{name} {old}, this one has {new}"
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return dataclasses.asdict(value)
+    return dict(value._asdict()) if hasattr(value, "_asdict") else value
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _digest(text: str) -> str:
+    return _sha256(text)[:16]
+
+
+def _items(task: Task) -> list[Any]:
+    """How many items the dataset has, and a digest of their ids where the reader lists them."""
+    ids = getattr(task.reader, "ids", None)
+    return [len(task.reader), None if ids is None else _digest("\n".join(ids))]
+
+
+def _arrays_digest(tree: Any) -> str:
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(jax.device_get(tree)):
+        digest.update(np.asarray(leaf).tobytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,138 @@
+"""The training loop: from the newest good checkpoint to the last step, and what the run leaves then."""
+
+import json
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from absl import logging
+from etils import epath
+from ml_collections import ConfigDict
+
+from omnir1_jax import checkpoints, cli, rollouts, settings, signals
+from omnir1_jax.data.batching import Batch
+from omnir1_jax.data.stream import Prefetch
+from omnir1_jax.reporting import lines
+from omnir1_jax.reporting.log import METRICS, RunLog
+from omnir1_jax.reporting.train_report import write_report
+from omnir1_jax.rl.learn import TrainState
+from omnir1_jax.setup import models, weights
+from omnir1_jax.setup.run import Run, batches, build, keep_compiled, step_key
+
+
+def train(config: ConfigDict, workdir: epath.PathLike, *, quiet: bool = False) -> TrainState | None:
+    """Runs `config.steps` steps, from the newest good checkpoint of `workdir` if there is one.
+
+    Args:
+      quiet: nothing on the terminal.
+
+    Returns:
+      the state after the last step; None where a signal ended the run before, its state saved.
+
+    Raises:
+      InputError: a setting that will not do, or a work directory of other settings.
+    """
+    folder, plain = epath.Path(workdir), settings.plain(config)
+    keep_compiled(folder / "cache")  # a resumed run does not compile again
+    run = build(config)
+    stream = batches(run)
+    with checkpoints.manager(folder, config.checkpoint.keep) as manager, signals.stop_flag() as stop:
+        target = checkpoints.like(run.state)
+        # Committed to its devices as a restored one is: the program that was compiled for one serves the other.
+        state, done = jax.device_put(run.state, jax.tree.map(lambda x: x.sharding, target)), 0
+        run = run._replace(state=None)  # donated by the first step, or replaced
+        if manager.all_steps():
+            del state  # there is room for one
+            found = checkpoints.restore(manager, target, plain)
+            state, done = found.state, found.step
+            stream.set_state(found.stream)
+            logging.info("going on after step %d", done)
+        if jax.process_index() == 0:
+            with cli.atomic_path(folder / "config.json") as scratch:
+                scratch.write_text(json.dumps(plain, indent=2) + "\n")
+        log = (
+            RunLog(folder, config.steps, done, tensorboard=config.log.tensorboard, quiet=quiet)
+            if jax.process_index() == 0
+            else None
+        )
+        saved, key = done, step_key(config, run.mesh)
+        for step in range(done + 1, config.steps + 1):
+            started = time.perf_counter()
+            batch = next(stream)
+            waited = time.perf_counter() - started
+            made = run.to_batch(batch.family, batch.arrays)
+            state, metrics, rollout = run.step(state, run.frozen, made, key)
+            metrics = {**jax.device_get(metrics), **data_metrics(stream, waited)}
+            if log is not None:
+                log.step(step, metrics, time.perf_counter() - started)
+                tell(log, run, step, batch, made, rollout)
+            last = stop(step) or step == config.steps  # asked once a step, so that no stop goes unsaved
+            if last or step % config.checkpoint.every == 0:
+                if log is not None:
+                    log.flush()
+                if checkpoints.save(manager, step, state, stream.get_state(), plain, wait=last):
+                    saved = step
+            if last:
+                break
+        stream.close()
+    if log is not None:
+        log.close()
+    if saved < config.steps:
+        if jax.process_index() == 0:
+            print(f"stopped after step {saved}; run the same command again to resume")
+        return None
+    finish(folder, run, state)
+    return state
+
+
+def data_metrics(stream: Prefetch, waited: float) -> dict[str, float]:
+    """What the data had to say: samples passed over since the first step, seconds waited for this batch."""
+    counts = stream.get_state()["counts"]
+    return {f"data/{name}": float(value) for name, value in counts.items()} | {"time/data": waited}
+
+
+def tell(log: RunLog, run: Run, step: int, batch: Batch, made: Any, rollout: Any) -> None:
+    """Completions into the log, some of them with pictures."""
+    own = run.config.log
+    pictured = step % own.pictures_every == 0 or step == run.config.steps
+    if rollout is None or not (pictured or step % own.rollouts_every == 0):
+        return
+    choices = models.step_config(run.config, run.loaded.models.thinker.config.tokens)
+    clips = own.pictures if pictured else 0
+    found = rollouts.examples(
+        made, rollout, batch.sample_ids, batch.queries, run.loaded.tokenizer, choices, clips=clips
+    )
+    log.rollouts(step, found)
+    log.pictures(step, found)
+
+
+def finish(folder: epath.Path, run: Run, state: TrainState) -> None:
+    """The trained weights, the summary and the report. Called by every process, written by the first."""
+    weights.save(folder / "weights", run.config, run.loaded, state.trainable)
+    if jax.process_index():
+        return
+    rows = list(lines.read((folder / METRICS).read_bytes(), str(folder / METRICS)))
+    with cli.atomic_path(folder / "summary.json") as scratch:
+        scratch.write_text(json.dumps(summary(run.config, rows), indent=2) + "\n")
+    write_report(folder)
+    print(f"{folder}: weights/, summary.json, report.html")
+
+
+def summary(config: ConfigDict, rows: list[Mapping[str, Any]]) -> dict[str, Any]:
+    """The run in a few numbers: seconds, and each metric's mean over the first and the last tenth of the steps."""
+    tenth = max(len(rows) // 10, 1)
+    names = sorted({name for row in rows for name in row if name not in ("step", "seconds")})
+
+    def mean(part: list[Mapping[str, Any]], name: str) -> float | None:
+        values = [row[name] for row in part if row.get(name) is not None]
+        return sum(values) / len(values) if values else None
+
+    return {
+        "name": config.name,
+        "objective": config.objective,
+        "steps": len(rows),
+        "seconds": sum(row["seconds"] or 0.0 for row in rows),
+        "first": {name: mean(rows[:tenth], name) for name in names},
+        "last": {name: mean(rows[-tenth:], name) for name in names},
+    }
