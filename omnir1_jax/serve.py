@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import importlib
 import importlib.util
+import os
 import pathlib
 import re
 import shutil
@@ -20,6 +21,7 @@ from typing import Any, NamedTuple
 
 from absl import logging
 
+from omnir1_jax import serve_guard
 from omnir1_jax.data import media
 from omnir1_jax.data.samples import BadSample, VideoFile
 from omnir1_jax.errors import InputError
@@ -33,13 +35,8 @@ TASKS = {"Find it": "vos", "Find it by its sound": "refavs", "Answer in text": "
 QUERY_CHARACTERS = 2000
 KEPT = 16  # answers whose files are still there
 WAITING = 16  # requests in the queue; one runs at a time
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
-# Scripts and styles of the page itself and nothing from elsewhere, whatever a component may ask for.
-POLICY = (
-    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; style-src 'self' 'unsafe-inline'; "
-    "img-src 'self' data: blob:; media-src 'self' data: blob:; font-src 'self' data:; connect-src 'self' blob:; "
-    "worker-src 'self' blob:; object-src 'none'; base-uri 'self'; form-action 'self'; frame-ancestors 'none'"
-)
+MAX_UPLOADS = 256  # files of visitors that lie there at a time, and of answers as they are sent
+MAX_UPLOAD_SUM = 8  # their bytes, as multiples of the largest file
 
 
 class Limits(NamedTuple):
@@ -210,25 +207,6 @@ def page(gradio: Any, run: Callable[..., Shown], limits: Limits) -> Any:
     return blocks.queue(max_size=WAITING)
 
 
-class Policy:
-    """ASGI middleware that sends `POLICY` with every answer."""
-
-    def __init__(self, app: Any):
-        self._app = app
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        async def with_policy(message: Any) -> None:
-            if message["type"] == "http.response.start":
-                own = [(b"content-security-policy", POLICY.encode()), (b"x-content-type-options", b"nosniff")]
-                message = {
-                    **message,
-                    "headers": [*message.get("headers", ()), *own, (b"referrer-policy", b"no-referrer")],
-                }
-            await send(message)
-
-        await self._app(scope, receive, with_policy if scope["type"] == "http" else send)
-
-
 @contextlib.contextmanager
 def opened(gradio: Any, run: Callable[..., Shown], limits: Limits, folder: str, host: str, port: int) -> Iterator[str]:
     """The page, answering at the yielded address until the body ends.
@@ -237,32 +215,52 @@ def opened(gradio: Any, run: Callable[..., Shown], limits: Limits, folder: str, 
       run: of `handler`, whose files lie below `folder`.
       port: 0 takes a free one.
     """
-    if host not in LOOPBACK:
+    if host not in serve_guard.LOOPBACK:
         logging.warning("--host %s: whoever reaches this address can use the page; there is no password", host)
     sans, mono = ["system-ui", "sans-serif"], ["ui-monospace", "monospace"]  # of the visitor's machine, not fetched
-    blocks = page(gradio, run, limits)
-    policy = importlib.import_module("starlette.middleware").Middleware(Policy)
-    blocks.launch(
-        server_name=host,
-        server_port=port or None,
-        share=False,
-        prevent_thread_lock=True,
-        max_file_size=limits.megabytes * 10**6,
-        allowed_paths=[folder],
-        enable_monitoring=False,
-        footer_links=[],
-        run_history=False,
-        ssr_mode=False,
-        pwa=False,
-        mcp_server=False,
-        quiet=True,
-        theme=gradio.themes.Default(font=sans, font_mono=mono),
-        app_kwargs={"middleware": [policy]},
-    )
-    try:
-        yield blocks.local_url
-    finally:
-        blocks.close()
+    max_file = limits.megabytes * 10**6
+    with upload_folder() as uploaded:
+        blocks = page(gradio, run, limits)
+        uploads = serve_guard.Uploads(uploaded, MAX_UPLOADS, MAX_UPLOAD_SUM * max_file, 2 * max_file)
+        middleware = importlib.import_module("starlette.middleware").Middleware
+        guard = middleware(serve_guard.Guard, names=serve_guard.Names(host), uploads=uploads)
+        try:
+            blocks.launch(
+                server_name=host,
+                server_port=port or None,
+                share=False,
+                prevent_thread_lock=True,
+                max_file_size=max_file,
+                allowed_paths=[folder],
+                enable_monitoring=False,
+                footer_links=[],
+                run_history=False,
+                ssr_mode=False,
+                pwa=False,
+                mcp_server=False,
+                quiet=True,
+                theme=gradio.themes.Default(font=sans, font_mono=mono),
+                app_kwargs={"middleware": [guard]},
+            )
+            yield blocks.local_url
+        finally:
+            blocks.close()
+
+
+@contextlib.contextmanager
+def upload_folder() -> Iterator[pathlib.Path]:
+    """A folder of this process alone (mode 0700), in which Gradio keeps what it is sent; removed with it at the end."""
+    before, scratch = os.environ.get("GRADIO_TEMP_DIR"), tempfile.tempdir
+    with tempfile.TemporaryDirectory(prefix="omnir1_jax_uploads_", ignore_cleanup_errors=True) as folder:
+        os.environ["GRADIO_TEMP_DIR"] = tempfile.tempdir = folder  # the latter: uploads while they arrive
+        try:
+            yield pathlib.Path(folder)
+        finally:
+            tempfile.tempdir = scratch
+            if before is None:
+                del os.environ["GRADIO_TEMP_DIR"]
+            else:
+                os.environ["GRADIO_TEMP_DIR"] = before
 
 
 def answerer(systems: Systems, system2: str = "self") -> Callable[[Ask], Result]:
@@ -285,5 +283,5 @@ def launch(
         run = handler(answerer(systems, system2), limits, pathlib.Path(folder))
         with opened(gradio, run, limits, folder, host, port) as address:
             print(f"the page is at {address} (Ctrl-C stops it)", flush=True)
-            with contextlib.suppress(KeyboardInterrupt):
+            with contextlib.suppress(KeyboardInterrupt):  # of SIGTERM too, see `signals.interruptible`
                 threading.Event().wait()

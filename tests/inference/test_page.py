@@ -1,13 +1,16 @@
 """The page over HTTP, as a browser and a program see it. Needs the extra `serve`, hence deselected by default."""
 
 import importlib
+import itertools
+import os
 import pathlib
+import urllib.error
 import urllib.request
 
 import numpy as np
 import pytest
 
-from omnir1_jax import serve
+from omnir1_jax import serve, serve_guard
 from omnir1_jax.errors import InputError
 from omnir1_jax.reporting import video
 from tests.inference.test_serve import answered
@@ -43,6 +46,10 @@ def test_page_over_http(tmp_path):
             and 'src="http' not in page
             and '<link rel="stylesheet" href="http' not in page
         )
+        refused = {"host": "evil.example"}, {"origin": "http://evil.example"}, {"sec-fetch-site": "cross-site"}
+        for headers, path in itertools.product(refused, ("", "config", "gradio_api/info", "gradio_api/upload", "run")):
+            with pytest.raises(urllib.error.HTTPError, match="403"):
+                urllib.request.urlopen(urllib.request.Request(address + path, headers=headers))
         asked = client.Client(address, verbose=False)
         ask = lambda file, query: asked.predict(client.handle_file(file), None, query, "Find it", api_name="/run")
         assert ask(clip, "x" * 10_000)[0] == "The query has 10000 characters; 2000 are taken at most."
@@ -54,3 +61,10 @@ def test_page_over_http(tmp_path):
         assert result.startswith("found in 6 of 8 frames") and reasoning == "hm" and "<table>" in plan
         overlay = overlay["video"] if isinstance(overlay, dict) else overlay
         assert all(pathlib.Path(file).stat().st_size for file in (overlay, sheet, *files))
+        uploads = pathlib.Path(os.environ["GRADIO_TEMP_DIR"])
+        kept = [path for path in uploads.rglob("*") if path.is_file()]
+        assert {path.name for path in kept} >= {"clip.mp4", "overlay.mp4", "plan.json"}
+        assert uploads.stat().st_mode & 0o777 == 0o700
+        serve_guard.Uploads(uploads, 0, 0, 0).trim()  # nothing is old enough to go
+        assert all(path.exists() for path in kept)
+    assert not uploads.exists()

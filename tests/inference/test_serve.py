@@ -1,14 +1,18 @@
-"""The page: what it takes, what it says, that it goes on after an error. The browser's side is seen with Gradio."""
+"""The page: what it takes, what it says, that errors do not end it, how it ends. Gradio itself: `test_page`."""
 
-import asyncio
+import os
 import pathlib
+import signal
+import sys
+import threading
+import types
 import zipfile
 from unittest import mock
 
 import numpy as np
 import pytest
 
-from omnir1_jax import serve
+from omnir1_jax import serve, signals
 from omnir1_jax.errors import InputError
 from omnir1_jax.inference import infer
 from omnir1_jax.reporting import video
@@ -112,17 +116,25 @@ def test_without_gradio(monkeypatch):
         serve.require()
 
 
-def test_policy_is_sent_with_every_answer():
-    sent = []
+def test_sigterm_ends_the_page_and_removes_what_was_uploaded(tmp_path, monkeypatch, capsys):
+    """With a stand-in for Gradio, which keeps what it is sent where GRADIO_TEMP_DIR says."""
+    folders, modes = [], []
 
-    async def app(scope, receive, send):
-        await send({"type": "http.response.start", "status": 200, "headers": [(b"a", b"b")]})
-        await send({"type": "http.response.body", "body": b""})
+    def launch(**choices):
+        assert choices["app_kwargs"]["middleware"][0]["uploads"].trim(1)
+        folders.extend([pathlib.Path(os.environ["GRADIO_TEMP_DIR"]), pathlib.Path(*choices["allowed_paths"])])
+        (folders[0] / "upload").mkdir()
+        (folders[0] / "upload" / "clip.mp4").write_bytes(b"1")
+        modes.extend(folder.stat().st_mode & 0o777 for folder in folders)
+        threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGTERM)).start()
 
-    async def note(message):
-        sent.append(message)
-
-    asyncio.run(serve.Policy(app)({"type": "http"}, None, note))
-    headers = dict(sent[0]["headers"])
-    assert headers[b"a"] == b"b" and b"default-src 'self'" in headers[b"content-security-policy"]
-    assert b"http" not in headers[b"content-security-policy"]
+    page = types.SimpleNamespace(launch=launch, close=lambda: None, local_url="http://127.0.0.1:1/")
+    middleware = types.SimpleNamespace(Middleware=lambda guard, **choices: choices)
+    monkeypatch.setitem(sys.modules, "starlette.middleware", middleware)
+    monkeypatch.setattr(serve, "page", lambda *_: page)
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    with signals.interruptible():
+        serve.launch(mock.Mock(), mock.Mock(spec=serve.Systems), LIMITS)
+    assert "the page is at http://127.0.0.1:1/" in capsys.readouterr().out
+    assert modes == [0o700, 0o700] and not any(folder.exists() for folder in folders)
+    assert os.environ["GRADIO_TEMP_DIR"] == str(tmp_path)
