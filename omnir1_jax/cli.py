@@ -2,12 +2,13 @@
 
 import contextlib
 import functools
+import logging as std_logging
 import os
 import sys
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 
-from absl import app, flags
+from absl import app, flags, logging
 from etils import epath
 
 from omnir1_jax import errors, signals, terminal
@@ -21,6 +22,7 @@ def run(main: Callable, flags_parser: Callable[[Sequence[str]], object] | None =
     Nothing ends because of standard output or error.
     """
     terminal.protect()
+    logging.get_absl_handler().addFilter(_is_news)
 
     def guarded(function):
         @functools.wraps(function)
@@ -38,6 +40,13 @@ def run(main: Callable, flags_parser: Callable[[Sequence[str]], object] | None =
         return inner
 
     app.run(guarded(main), flags_parser=guarded(flags_parser)) if flags_parser else app.run(guarded(main))
+
+
+def _is_news(record: std_logging.LogRecord) -> bool:
+    """False for a library's report of what a disk refused, with its traceback: the command's own line says it."""
+    error = record.exc_info[1] if record.exc_info else None
+    refused = errors.storage_failure(error or Exception(record.getMessage()))
+    return record.levelno < std_logging.ERROR or refused is None
 
 
 def need(**holders: flags.FlagHolder) -> None:

@@ -38,7 +38,7 @@ def main(_) -> None:
     cli.need(config=_CONFIG, workdir=_WORKDIR)
     logging.set_verbosity(logging.WARNING)  # orbax tells of every step
     start.start(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
-    with start.ends_alone():
+    with start.ends_together():
         start.check()
         finished = train(_CONFIG.value, _WORKDIR.value) is not None
     if not finished:

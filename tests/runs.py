@@ -30,10 +30,11 @@ class Runs:
         print(json.dumps(order), file=self._server.stdin, flush=True)
         return int(self._server.stdout.readline())
 
-    def start(self, workdir: pathlib.Path, *flags: str, log: str = "") -> int:
-        """Its process; what it prints goes to `log`, by default beside the work directory."""
-        flags = [f"--config=tests/tiny.py:{self.tokenizer}", f"--workdir={workdir}", *flags]
-        return self._ask(flags=flags, log=log or f"{workdir}.log")
+    def start(self, workdir: pathlib.Path, *flags: str, log: str = "", omnibench: str = "", **faults: str | int) -> int:
+        """Its process; what it prints goes to `log`, by default beside the work directory. See tests.tiny."""
+        config = f"--config=tests/tiny.py:{self.tokenizer}{omnibench and f',{omnibench}'}"
+        flags = [config, f"--workdir={workdir}", *flags]
+        return self._ask(flags=flags, log=log or f"{workdir}.log", faults=faults)
 
     def wait(self, run: int) -> int:
         return self._ask(wait=run)

@@ -1,10 +1,11 @@
 """The smallest run of the training command: questions over two small frames, the real step without a segmenter.
 
-As a config file: `--config tests/tiny.py:TOKENIZER_DIRECTORY`. As a program it forks runs of the command, as lines on
-stdin ask for them, so that the imports are paid once: {"flags": [...], "log": path} is answered with the process's id,
-{"wait": id} with its exit status, 128 + n after signal n.
+As a config file: `--config tests/tiny.py:TOKENIZER_DIRECTORY[,OMNIBENCH_DIRECTORY]`. As a program it forks runs of the
+command, as lines on stdin ask for them, so that the imports are paid once: {"flags": [...], "log": path, "faults": {}}
+is answered with the process's id, {"wait": id} with its exit status, 128 + n after signal n.
 """
 
+import functools
 import gc
 import json
 import os
@@ -15,6 +16,7 @@ import sys
 import jax
 import jax.numpy as jnp
 
+import omnir1_jax
 from omnir1_jax import cli, settings, train
 from omnir1_jax.rl.families import qa
 from omnir1_jax.settings import datasets, defaults, task
@@ -22,7 +24,8 @@ from omnir1_jax.training import loop
 from tests import forked
 
 
-def get_config(tokenizer: str):
+def get_config(paths: str):
+    tokenizer, _, omnibench = paths.partition(",")
     c = defaults()
     c.name = "tiny"
     c.steps = 200
@@ -45,6 +48,8 @@ def get_config(tokenizer: str):
     c.prompts.text_tokens = 1024
     c.prompts.max_aspect = 2.0
     clips = datasets(synthetic=dict(family="qa", clips=8))
+    if omnibench:
+        clips = datasets(omnibench=dict(root=omnibench))
     c.data = dict(qa=task(datasets=clips, batch_size=1, frames=2, sampling="uniform"))
     c.loader.threads = 1
     c.step.group = 2
@@ -80,11 +85,27 @@ def varied(honest):
     return reward
 
 
-def run(flags: list[str]) -> None:
-    """The command, with what it holds in memory among its metrics, and rewards that teach something."""
+def run(flags: list[str], version: str = "", file_bytes: int = 0, crash: int = 0) -> None:
+    """The command, with what it holds in memory among its metrics, and rewards that teach something.
+
+    Args:
+      version: that the package pretends to have.
+      file_bytes: largest file that the process may write.
+      crash: step that raises an error.
+    """
+    if version:
+        omnir1_jax.__version__ = version
+    if file_bytes:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
     qa.reward = varied(qa.reward)
     numbers = loop.data_metrics
-    loop.data_metrics = lambda stream, waited: numbers(stream, waited) | memory(stream)
+
+    def measured(stream, waited):
+        if stream.get_state()["next_batch"] == crash:
+            raise ZeroDivisionError("planted")
+        return numbers(stream, waited) | memory(stream)
+
+    loop.data_metrics = measured
     sys.argv = ["train", *flags]
     cli.run(train.main, settings.parse)
 
@@ -98,7 +119,7 @@ def serve() -> None:
         elif child := os.fork():
             print(child, flush=True)
         else:
-            forked.finish(order["log"], run, order["flags"])
+            forked.finish(order["log"], functools.partial(run, **order["faults"]), order["flags"])
 
 
 if __name__ == "__main__":

@@ -10,7 +10,9 @@ from collections.abc import Iterator
 
 import jax
 
-from omnir1_jax.errors import AGAIN, InputError
+from omnir1_jax import errors
+from omnir1_jax.errors import AGAIN, DONE, Ending, InputError
+from omnir1_jax.parallel import agree
 
 AUTO = "auto"
 # A lost process is missed after HEARTBEAT seconds; its peers end then. One that ends waits for the others for SHUTDOWN.
@@ -82,25 +84,32 @@ def check() -> None:
 
 
 @contextlib.contextmanager
-def ends_alone() -> Iterator[None]:
-    """An error within ends this process at once, where its peers may be the reason or wait for it.
+def ends_together() -> Iterator[None]:
+    """An error within ends all processes of the run at once, with one line and one status.
 
-    An ordinary exit would wait for all of them to come to the end too. Where the first process is lost, JAX itself
-    ends the others, with a line of its own; a dump of every thread would only hide it.
+    An ordinary exit would wait for the others, who may wait for this one. Where process 0 is lost, JAX itself ends the
+    others (SIGABRT), with lines of its own; a dump of every thread would only hide them.
     """
-    if jax.process_count() > 1:
-        faulthandler.disable()
-    try:
+    peers = agree.joined()
+    if peers is None:
         yield
-    except BaseException as error:
-        if jax.process_count() == 1 or (isinstance(error, SystemExit) and not error.code):
-            raise
-        bad, text = isinstance(error, InputError), " ".join(str(error).split())[:400] or type(error).__name__
-        if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in text:
-            text = f"lost the others, or one of them failed; the same command resumes ({text})"
-        elif not bad:
-            traceback.print_exc()
-        which = f"process {jax.process_index()} of {jax.process_count()}"
-        print(f"error: {which}: {text}", file=sys.stderr, flush=True)
-        sys.stdout.flush()
-        os._exit(2 if bad else 1)
+        return
+    faulthandler.disable()
+    with agree.watched(peers):
+        try:
+            yield
+        except BaseException as error:
+            if isinstance(error, SystemExit) and error.code in (None, DONE, AGAIN):
+                raise
+            agree.leave(peers, agree.fail(peers, _ending(error, peers)))
+
+
+def _ending(error: BaseException, peers: agree.Peers) -> Ending:
+    end = errors.ending(error)
+    if end is None and agree.is_lost(error):
+        end = agree.lost(error)
+    if end is None:
+        traceback.print_exc()
+        end = Ending(1, errors.printable(" ".join(str(error).split())[:400]) or type(error).__name__)
+    named = end.text.startswith(str(peers))
+    return end if named else end._replace(text=f"{peers}: {end.text}")

@@ -17,12 +17,14 @@ from omnir1_jax.data.pipeline import Family
 from omnir1_jax.data.stream import Prefetch, training_stream
 from omnir1_jax.errors import InputError
 from omnir1_jax.models.qwen_omni.config import ThinkerConfig
-from omnir1_jax.parallel import batch_sharding, make_mesh, whole
+from omnir1_jax.parallel import agree, batch_sharding, make_mesh, whole
 from omnir1_jax.rl import learn
 from omnir1_jax.rl.learn import TrainState
-from omnir1_jax.setup import data, models, optimizer
+from omnir1_jax.setup import data, facts, models, optimizer
 from omnir1_jax.setup.models import Loaded
 from omnir1_jax.setup.objectives import OBJECTIVES
+
+OPENING = 1800.0  # seconds within which all processes have to open their datasets
 
 
 class Run(NamedTuple):
@@ -71,6 +73,8 @@ def build(config: ConfigDict) -> Run:
     families = data.families(
         config, found.tokenizer, found.thinker, objective.examples, objective.example_config, share
     )
+    opened = functools.partial(facts.of_data, config, found.tokenizer, families)
+    agree.same(agree.joined(), "data", opened, seconds=OPENING)
     boxed = models.trained_axes(config, found)
     rule = optimizer.make(config, nn.unbox(boxed))
     shardings = None if mesh is None else learn.shardings(mesh, boxed, rule)

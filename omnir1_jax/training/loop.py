@@ -1,11 +1,13 @@
 """The training loop: from the newest good checkpoint to the last step, and what the run leaves then."""
 
+import contextlib
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
+import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
 from ml_collections import ConfigDict
@@ -13,12 +15,15 @@ from ml_collections import ConfigDict
 from omnir1_jax import checkpoints, cli, rollouts, settings, signals
 from omnir1_jax.data.batching import Batch
 from omnir1_jax.data.stream import Prefetch
+from omnir1_jax.parallel import agree
 from omnir1_jax.reporting import lines
 from omnir1_jax.reporting.log import METRICS, RunLog
 from omnir1_jax.reporting.train_report import write_report
 from omnir1_jax.rl.learn import TrainState
-from omnir1_jax.setup import models, weights
+from omnir1_jax.setup import facts, models, weights
 from omnir1_jax.setup.run import Run, batches, build, keep_compiled, step_key
+from omnir1_jax.training import attempts
+from omnir1_jax.training.attempts import Progress
 
 
 def train(config: ConfigDict, workdir: epath.PathLike, *, quiet: bool = False) -> TrainState | None:
@@ -31,13 +36,22 @@ def train(config: ConfigDict, workdir: epath.PathLike, *, quiet: bool = False) -
       the state after the last step; None where a signal ended the run before, its state saved.
 
     Raises:
-      InputError: a setting that will not do, or a work directory of other settings.
+      InputError: a setting that will not do, or a work directory of other settings; the processes differ in what
+        they were started with; the disk takes no more, or the same step crashed before.
+      Interrupted: a step crashed, for the first time.
     """
-    folder, plain = epath.Path(workdir), settings.plain(config)
+    folder, peers = epath.Path(workdir), agree.joined()
+    agree.same(peers, "settings", lambda: facts.of_settings(config))
+    with attempts.attempt(folder, peers) as progress:
+        return _train(config, folder, progress, quiet)
+
+
+def _train(config: ConfigDict, folder: epath.Path, progress: Progress, quiet: bool) -> TrainState | None:
+    plain = settings.plain(config)
     keep_compiled(folder / "cache")  # a resumed run does not compile again
     run = build(config)
     stream = batches(run)
-    with checkpoints.manager(folder, config.checkpoint.keep) as manager, signals.stop_flag() as stop:
+    with _closed(checkpoints.manager(folder, config.checkpoint.keep)) as manager, signals.stop_flag() as stop:
         target = checkpoints.like(run.state)
         # Committed to its devices as a restored one is: the program that was compiled for one serves the other.
         state, done = jax.device_put(run.state, jax.tree.map(lambda x: x.sharding, target)), 0
@@ -58,7 +72,7 @@ def train(config: ConfigDict, workdir: epath.PathLike, *, quiet: bool = False) -
         )
         saved, key = done, step_key(config, run.mesh)
         for step in range(done + 1, config.steps + 1):
-            started = time.perf_counter()
+            started, progress.step = time.perf_counter(), step
             batch = next(stream)
             waited = time.perf_counter() - started
             made = run.to_batch(batch.family, batch.arrays)
@@ -67,6 +81,7 @@ def train(config: ConfigDict, workdir: epath.PathLike, *, quiet: bool = False) -
             if log is not None:
                 log.step(step, metrics, time.perf_counter() - started)
                 tell(log, run, step, batch, made, rollout)
+            manager.check_for_errors()  # of the write in the background: now, not at the next checkpoint
             last = stop(step) or step == config.steps  # asked once a step, so that no stop goes unsaved
             if last or step % config.checkpoint.every == 0:
                 if log is not None:
@@ -84,6 +99,18 @@ def train(config: ConfigDict, workdir: epath.PathLike, *, quiet: bool = False) -
         return None
     finish(folder, run, state)
     return state
+
+
+@contextlib.contextmanager
+def _closed(manager: ocp.CheckpointManager) -> Iterator[ocp.CheckpointManager]:
+    """Waits for the last write at the end; after an error only where no other process has to come to it."""
+    try:
+        yield manager
+    except BaseException:
+        if jax.process_count() == 1:
+            manager.close()
+        raise
+    manager.close()
 
 
 def data_metrics(stream: Prefetch, waited: float) -> dict[str, float]:

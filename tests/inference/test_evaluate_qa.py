@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 
+from omnir1_jax import evaluate
 from omnir1_jax.data import mvbench
 from omnir1_jax.errors import InputError
 from omnir1_jax.inference import benchmark, run, samples, tasks

@@ -84,5 +84,5 @@ def test_processes_that_were_never_joined(monkeypatch):
 
 
 def test_an_ordinary_error_is_left_alone_where_there_is_one_process():
-    with pytest.raises(ZeroDivisionError), start.ends_alone():
+    with pytest.raises(ZeroDivisionError), start.ends_together():
         1 // 0  # noqa: B018
