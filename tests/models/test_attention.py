@@ -10,8 +10,7 @@ from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from omnir1_jax.errors import InputError
-from omnir1_jax.models import attention, splash
-from omnir1_jax.models.attention import Mask, Tree, attend, attend_shared
+from omnir1_jax.models.attention import Mask, Tree, attend, attend_shared, cudnn, splash, xla
 
 TREE = Tree(prompt=9, group=3, length=5)
 S = 24  # = 9 + 3 * 5
@@ -111,12 +110,12 @@ def test_memory_is_bounded():
     """Long rows, forward and backward: far less than the table of all scores, which would be 1 GiB."""
     q, k, v = (jax.ShapeDtypeStruct((1, 8192, h, 8), jnp.float32) for h in (4, 2, 2))
     grad = jax.grad(lambda *x: attend(*x, mask=Mask(causal=True), implementation="xla").sum(), (0, 1, 2))
-    attention_limit = attention.MAX_SCORES
+    attention_limit = xla.MAX_SCORES
     try:
-        attention.MAX_SCORES = 2**23
+        xla.MAX_SCORES = 2**23
         memory = jax.jit(grad).lower(q, k, v).compile().memory_analysis()
     finally:
-        attention.MAX_SCORES = attention_limit
+        xla.MAX_SCORES = attention_limit
     assert memory.temp_size_in_bytes < 6 * 2**23 * 4
 
 
@@ -189,17 +188,17 @@ def test_splash_compiles_for_tpu_with_gradient():
 
 
 def test_cudnn_predicate():
-    why_not = functools.partial(attention.why_not_cudnn, (1, 64, 8, 128), (1, 64, 2, 128), jnp.bfloat16)
+    why_not = functools.partial(cudnn.why_not, (1, 64, 8, 128), (1, 64, 2, 128), jnp.bfloat16)
     assert why_not(Mask(causal=True)) is None
     assert why_not(Mask(keys=jnp.ones((1, 64), bool), causal=True)) is None
-    assert "float32" in attention.why_not_cudnn((1, 64, 8, 128), (1, 64, 2, 128), jnp.float32, Mask())
-    assert "head_dim 130" in attention.why_not_cudnn((1, 64, 8, 130), (1, 64, 2, 130), jnp.float16, Mask())
-    assert "head_dim 136" in attention.why_not_cudnn((1, 64, 8, 136), (1, 64, 2, 136), jnp.float16, Mask())
+    assert "float32" in cudnn.why_not((1, 64, 8, 128), (1, 64, 2, 128), jnp.float32, Mask())
+    assert "head_dim 130" in cudnn.why_not((1, 64, 8, 130), (1, 64, 2, 130), jnp.float16, Mask())
+    assert "head_dim 136" in cudnn.why_not((1, 64, 8, 136), (1, 64, 2, 136), jnp.float16, Mask())
     odd = (1, 63, 8, 128), (1, 63, 2, 128)
-    assert attention.why_not_cudnn(*odd, jnp.bfloat16, Mask(causal=True)) is None
-    assert "even" in attention.why_not_cudnn(*odd, jnp.bfloat16, Mask(segments=jnp.ones((1, 63), int)))
+    assert cudnn.why_not(*odd, jnp.bfloat16, Mask(causal=True)) is None
+    assert "even" in cudnn.why_not(*odd, jnp.bfloat16, Mask(segments=jnp.ones((1, 63), int)))
     long = (2, 2**14, 8, 128), (2, 2**14, 2, 128)
-    assert "larger" in attention.why_not_cudnn(*long, jnp.bfloat16, Mask(tree=Tree(2**13, 8, 2**10)))
+    assert "larger" in cudnn.why_not(*long, jnp.bfloat16, Mask(tree=Tree(2**13, 8, 2**10)))
 
 
 @pytest.mark.parametrize(

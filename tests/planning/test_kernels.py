@@ -4,8 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import SingleDeviceSharding
 
-from omnir1_jax.models import splash
-from omnir1_jax.models.attention import Mask, Tree
+from omnir1_jax.models.attention import Mask, Tree, splash
 from omnir1_jax.planning import hlo, operations, traffic
 from omnir1_jax.planning.topology import devices_of
 

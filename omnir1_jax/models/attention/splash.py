@@ -1,4 +1,4 @@
-"""Splash attention on TPU behind `attention.attend`: masks by blocks, padding by segments, one shard a device."""
+"""Splash attention on TPU behind `dispatch.attend`: masks by blocks, padding by segments, one shard a device."""
 
 import dataclasses
 import functools
@@ -11,7 +11,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ma
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
-from omnir1_jax.models.attention import Mask, Tree, tree_allowed
+from omnir1_jax.models.attention.mask import Mask, Tree, tree_allowed
 from omnir1_jax.parallel.rules import DEFAULT_RULES, named_sharding
 
 BLOCK = 512
@@ -42,7 +42,7 @@ def attend(
     scale: float,
     interpret: bool = False,
 ) -> Float[Array, "b s h d"]:
-    """See `attention.attend`, which has checked the shapes. Queries without a key give arbitrary finite values.
+    """See `dispatch.attend`, which has checked the shapes. Queries without a key give arbitrary finite values.
 
     On a mesh set with `jax.set_mesh` each device runs the kernel on its rows and heads.
 

@@ -1,0 +1,121 @@
+"""Attention in plain XLA, for every platform and mask; long sequences in pieces of queries."""
+
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from omnir1_jax.models.attention.mask import Mask, allowed
+
+# At most this many scores exist at a time (float32: 512 MiB), but queries are taken in pieces no smaller than
+# MIN_QUERIES, below which matrix products are inefficient.
+MAX_SCORES = 2**27
+MIN_QUERIES = 128
+_MASKED = -1e30  # finite, so that a query without any key gives the mean of the values, not NaN
+
+
+def attend(
+    q: Float[Array, "b s h d"], k: Float[Array, "b t k d"], v: Float[Array, "b t k d"], mask: Mask, scale: float
+) -> Float[Array, "b s h d"]:
+    """See `dispatch.attend`, which has checked the shapes. What a tree forbids is not computed."""
+    if mask.tree is not None and mask.dense is None and mask.segments is None and not mask.causal:
+        return _attend_tree(q, k, v, mask, scale)
+    b, s, h, d = q.shape
+    t, key_heads = k.shape[1:3]
+
+    def piece(q, rows):
+        grouped = q.reshape(b, -1, key_heads, h // key_heads, d)
+        scores = jnp.einsum("bskrd,btkd->bkrst", grouped, k, preferred_element_type=jnp.float32) * scale
+        table = allowed(mask, rows, t, causal=True)
+        if table is not None:
+            scores = jnp.where(table[:, None, None], scores, _MASKED)
+        weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+        return jnp.einsum("bkrst,btkd->bskrd", weights, v).reshape(q.shape)
+
+    return _in_pieces(piece, b * h * t, (q, 1), (jnp.arange(s), 0))
+
+
+def _in_pieces(piece: Callable, scores_per_query: int, *arrays: tuple[jax.Array, int]):
+    """`piece(*arrays)` over slices of the query axis of each array, so that at most MAX_SCORES scores exist.
+
+    Args:
+      arrays: (array, its query axis); the first gives the axis of the result.
+    """
+    queries = arrays[0][0].shape[arrays[0][1]]
+    size = max(MIN_QUERIES, MAX_SCORES // scores_per_query)
+    if size >= queries:
+        return piece(*(array for array, _ in arrays))
+    count = math.ceil(queries / size)
+    size = math.ceil(queries / count)
+
+    def split(array, axis):
+        padding = [(0, count * size - queries if i == axis else 0) for i in range(array.ndim)]
+        array = jnp.pad(array, padding)
+        shape = (*array.shape[:axis], count, size, *array.shape[axis + 1 :])
+        return jnp.moveaxis(array.reshape(shape), axis, 0)
+
+    # Checkpointed: the backward pass makes the scores of one piece at a time too.
+    out = jax.lax.map(lambda parts: jax.checkpoint(piece)(*parts), tuple(split(*a) for a in arrays))
+    axis = arrays[0][1]
+    out = jnp.moveaxis(out, 0, axis)
+    out = out.reshape(*out.shape[:axis], count * size, *out.shape[axis + 2 :])
+    return jax.lax.slice_in_dim(out, 0, queries, axis=axis)
+
+
+def _attend_tree(q, k, v, mask: Mask, scale: float):
+    """Prompt against prompt, completions against prompt and themselves: what the mask forbids is not computed."""
+    p, g, c = mask.tree
+    b, _, h, d = q.shape
+    keys = jnp.ones(k.shape[:2], bool) if mask.keys is None else mask.keys
+    first = attend(q[:, :p], k[:, :p], v[:, :p], Mask(keys=keys[:, :p], causal=True), scale)
+    tail_k, tail_v = (x[:, p:].reshape(b, g, c, -1, d).swapaxes(2, 3) for x in (k, v))
+    rest = attend_shared(
+        q[:, p:].reshape(b, g, c, h, d),
+        k[:, :p].swapaxes(1, 2),
+        v[:, :p].swapaxes(1, 2),
+        keys[:, :p],
+        tail_k,
+        tail_v,
+        keys[:, p:].reshape(b, g, 1, c) & jnp.tri(c, dtype=bool),
+        scale=scale,
+    )
+    return jnp.concatenate([first, rest.reshape(b, g * c, h, d)], axis=1)
+
+
+def attend_shared(
+    q: Float[Array, "b g n h d"],
+    prompt_k: Float[Array, "b k p d"],
+    prompt_v: Float[Array, "b k p d"],
+    prompt_mask: Bool[Array, "b p"],
+    tail_k: Float[Array, "b g k c d"],
+    tail_v: Float[Array, "b g k c d"],
+    tail_mask: Bool[Array, "b g n c"],
+    *,
+    scale: float | None = None,
+) -> Float[Array, "b g n h d"]:
+    """g continuations look at one prompt and each at its own tail; the prompt's keys are read in place, once.
+
+    Keys stand before tokens in the layout, so that neither product has to move them. One softmax spans both parts.
+    """
+    b, g, _, h, d = q.shape
+    key_heads = prompt_k.shape[1]
+    scale = 1 / math.sqrt(d) if scale is None else scale
+
+    def piece(q, tail_mask):
+        grouped = q.reshape(b, g, -1, key_heads, h // key_heads, d)
+        on_prompt = jnp.einsum("bgnkrd,bkpd->bkgnrp", grouped, prompt_k, preferred_element_type=jnp.float32) * scale
+        on_tail = jnp.einsum("bgnkrd,bgkcd->bkgnrc", grouped, tail_k, preferred_element_type=jnp.float32) * scale
+        on_prompt = jnp.where(prompt_mask[:, None, None, None, None], on_prompt, _MASKED)
+        on_tail = jnp.where(tail_mask[:, None, :, :, None], on_tail, _MASKED)
+        top = jnp.maximum(on_prompt.max(-1, keepdims=True), on_tail.max(-1, keepdims=True))
+        top = jax.lax.stop_gradient(top)
+        on_prompt, on_tail = jnp.exp(on_prompt - top), jnp.exp(on_tail - top)
+        total = on_prompt.sum(-1, keepdims=True) + on_tail.sum(-1, keepdims=True)
+        on_prompt, on_tail = ((x / total).astype(q.dtype) for x in (on_prompt, on_tail))
+        out = jnp.einsum("bkgnrp,bkpd->bgnkrd", on_prompt, prompt_v)
+        return (out + jnp.einsum("bkgnrc,bgkcd->bgnkrd", on_tail, tail_v)).reshape(q.shape)
+
+    keys = prompt_k.shape[2] + tail_k.shape[3]
+    return _in_pieces(piece, b * g * h * keys, (q, 2), (tail_mask, 2))
