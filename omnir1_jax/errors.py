@@ -95,12 +95,10 @@ def printable(text: object) -> str:
 
     A name or a model's text could else move the cursor, colour the terminal, forge a line of a log, or fail to print.
     """
-    return "".join(char if char.isprintable() or _is_space(char) else _escaped(char) for char in str(text))
-
-
-def _is_space(char: str) -> bool:
-    return unicodedata.category(char) == "Zs"  # no-break and ideographic spaces: no control characters
-
-
-def _escaped(char: str) -> str:
-    return char.encode("unicode_escape").decode("ascii")
+    # No-break and ideographic spaces (Zs) are no control characters.
+    return "".join(
+        char
+        if char.isprintable() or unicodedata.category(char) == "Zs"
+        else char.encode("unicode_escape").decode("ascii")
+        for char in str(text)
+    )

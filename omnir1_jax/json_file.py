@@ -32,12 +32,13 @@ def parse(data: bytes | str, where: str) -> Any:
         raise InputError(f"{where} is not JSON: {error}") from error
     except RecursionError as error:
         raise InputError(f"{where}: nested deeper than {MAX_DEPTH} levels") from error
-    if _deeper(value, MAX_DEPTH):
+    if deeper(value, MAX_DEPTH):
         raise InputError(f"{where}: nested deeper than {MAX_DEPTH} levels")
     return value
 
 
-def _deeper(value: Any, depth: int) -> bool:
+def deeper(value: Any, depth: int) -> bool:
+    """Whether lists and objects are nested more than `depth` levels deep; never recurses."""
     level = [value] if isinstance(value, list | dict) else []
     for _ in range(depth):
         if not level:

@@ -9,12 +9,12 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
 PACKAGE = ROOT / "omnir1_jax"
-FILES = {"errors", "json_file", "regular_file", "folders", "locks", "orbax_files"}
+FILES = {"errors", "json_file", "regular_file", "tags", "folders", "locks", "orbax_files"}
 BASE = FILES | {"cli", "parallel"}
 MAY_IMPORT = {
     "parallel": {"errors"},
     "models": BASE,
-    "text": {"errors"},
+    "text": FILES,
     # The layout of media in a prompt (numpy only) is worked out once, for the model's door and for the pipeline.
     "data": FILES | {"cli", "text", "models.qwen_omni.layout"},
     "systems": BASE | {"models", "text"},

@@ -19,6 +19,7 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 
+from omnir1_jax import tags
 from omnir1_jax.data import paths, records
 from omnir1_jax.data.reader import TableReader, check_split, make_reader
 from omnir1_jax.data.samples import ClipRef, ImageBytes, ImageFiles
@@ -47,11 +48,11 @@ def parse_solution(text: str) -> tuple[tuple[Box, ...], tuple[Point, ...]]:
     if text.lstrip().startswith("["):
         boxes, points = _parse_objects(text)
     else:
-        corners = [_pairs(part) for part in re.findall(r"<box>(.*?)</box>", text, re.DOTALL)]
+        corners = [_pairs(part) for part in tags.all_between(text, "box")]
         if any(len(c) % 2 for c in corners):
             raise ValueError("a box needs two corners")
         boxes = [(*c[i], *c[i + 1]) for c in corners for i in range(0, len(c), 2)]
-        points = [p for part in re.findall(r"<points>(.*?)</points>", text, re.DOTALL) for p in _pairs(part)]
+        points = [p for part in tags.all_between(text, "points") for p in _pairs(part)]
     if not boxes:
         raise ValueError("no box")
     if any(x0 >= x1 or y0 >= y1 for x0, y0, x1, y1 in boxes):

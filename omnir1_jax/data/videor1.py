@@ -7,15 +7,13 @@ free-form, regression, ...), and where there is a choice `options`; `problem_id`
 
 import functools
 import glob
-import re
 from typing import Any
 
+from omnir1_jax import tags
 from omnir1_jax.data import paths, qa, records
 from omnir1_jax.data.reader import TableReader, check_split
 from omnir1_jax.data.samples import ClipRef, ImageFiles, VideoAudio, VideoFile
 from omnir1_jax.errors import InputError
-
-_ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 
 
 def open(root: str, split: str = "train") -> TableReader:
@@ -32,8 +30,8 @@ def open(root: str, split: str = "train") -> TableReader:
         record = {key: records.get(row, key, str, where) for key in ("problem", "solution", "path", "data_type")}
         if record["data_type"] not in ("video", "image"):
             raise InputError(f"{where}.data_type: expected video or image, found {record['data_type'][:40]!r}")
-        found = _ANSWER.search(record["solution"])
-        answer = (found.group(1) if found else record["solution"]).strip()
+        answer = tags.between(record["solution"], "answer")
+        answer = (record["solution"] if answer is None else answer).strip()
         options = tuple(records.get_list(row, "options", str, where)) if row.get("options") else ()
         index = qa.letter_index(options, answer, where) if options and len(answer) == 1 else None
         record |= {"answer": answer, "options": options, "answer_index": index, "where": where}

@@ -10,13 +10,12 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from omnir1_jax import tags
 from omnir1_jax.errors import InputError
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 JUDGE_TASKS = ("Audio-driven Video Hallucination", "Video-driven Audio Hallucination", "AV Matching")
 
-_ANSWER = re.compile(r"<answer>\s*(.*?)\s*</answer>", re.DOTALL)
-_THINK = re.compile(r"^.*</think>", re.DOTALL)
 _PREFIXES = (
     "The best answer is",
     "The correct answer is",
@@ -30,6 +29,7 @@ _PREFIXES = (
 _YES_NO = re.compile(r"\b(yes|no)\b", re.IGNORECASE)
 _ALONE = re.compile(r"(?<![\w'’-])[A-Za-z](?![\w'’-])")
 _VERB = re.compile(r"\s+(is|was|seems|would|because|since|as|or|and)\b")
+_WORD, _LOWER = re.compile(r"\s+\w"), re.compile(r" [a-z]")
 _OPTION_LABEL = re.compile(r"^\s*\(?([A-Z])\s*[).:]\s*")
 
 
@@ -38,11 +38,12 @@ def answer_text(completion: str) -> str | None:
 
     None where the thinking never ended and nothing was answered.
     """
-    if match := _ANSWER.search(completion):
-        return match.group(1).strip()
-    if "<think>" in completion and "</think>" not in completion:
+    answer = tags.between(completion, "answer")
+    if answer is None and "<think>" in completion and "</think>" not in completion:
         return None
-    return _THINK.sub("", completion).replace("<answer>", "").strip()
+    if answer is None:
+        answer = completion.rpartition("</think>")[2].replace("<answer>", "")
+    return answer.strip()
 
 
 def choice_letter(text: str, letters: str = "ABCD") -> str | None:
@@ -87,14 +88,14 @@ def option_index(completion: str, options: Sequence[str]) -> int | None:
             return longest
     alone = [match for match in _ALONE.finditer(stripped) if _names_option(match, letters)]
     # A letter before a lower-case word is less sure: "plan B is ... (C)".
-    sure = [match for match in alone if not re.match(r" [a-z]", stripped[match.end() :])]
+    sure = [match for match in alone if not _LOWER.match(stripped, match.end())]
     return letters.index((sure or alone)[0].group().upper()) if alone else None
 
 
 def _names_option(match: re.Match, letters: str) -> bool:
     """Whether a letter standing alone is one of `letters` and not the article or the pronoun ("a cat", "I see")."""
-    letter, rest = match.group().upper(), match.string[match.end() :]
-    return letter in letters and not (letter in "AI" and re.match(r"\s+\w", rest) and not _VERB.match(rest))
+    letter, rest = match.group().upper(), (match.string, match.end())
+    return letter in letters and not (letter in "AI" and _WORD.match(*rest) and not _VERB.match(*rest))
 
 
 class Choice(NamedTuple):

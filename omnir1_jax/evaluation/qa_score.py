@@ -2,20 +2,18 @@
 
 import collections
 import functools
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from omnir1_jax import tags
 from omnir1_jax.errors import InputError
 
 QUESTION_TYPES = ("multiple choice", "numerical", "OCR", "free-form", "regression")
-_ANSWER = re.compile(r"<answer>\s*(.*?)\s*</answer>", re.DOTALL)
 
 
 def extract_answer(text: str) -> str:
     """The first `<answer>` of a completion or solution, stripped; "" if there is none."""
-    found = _ANSWER.search(text)
-    return found.group(1).strip() if found else ""
+    return (tags.between(text, "answer") or "").strip()
 
 
 def number(text: str) -> float | None:

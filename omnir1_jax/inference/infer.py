@@ -201,9 +201,8 @@ def check_query(ask: Ask, task: Task, systems: Systems) -> None:
 
 def sections(completion: str) -> tuple[str, str]:
     """What a completion says between its think tags, and between its answer tags (all of it where there are none)."""
-    between = lambda tag: re.search(rf"<{tag}>(.*?)(</{tag}>|$)", completion, re.DOTALL)
-    thought, said = between("think"), between("answer")
-    return thought[1].strip() if thought else "", (said[1] if said else completion).strip()
+    inside = lambda tag: completion.partition(f"<{tag}>")[2].partition(f"</{tag}>")[0].strip()
+    return inside("think"), inside("answer") if "<answer>" in completion else completion.strip()
 
 
 def _folder(path: pathlib.Path) -> ImageFiles:

@@ -13,7 +13,7 @@ from omnir1_jax.errors import InputError
 # What `str.splitlines` takes for the end of a line and JSON does not escape.
 _BREAKS = str.maketrans({code: f"\\u{code:04x}" for code in (0x85, 0x2028, 0x2029)})
 # Every line begins with its step, so that cutting need not parse a rollout of many kilobytes.
-_STEP = re.compile(rb'\{"step": ?(\d+)[,}]')
+_STEP = re.compile(rb'\{"step": ?(\d{1,18})[,}]')  # more digits are no step
 
 
 def cut(path: pathlib.Path, last_step: int) -> None:

@@ -10,13 +10,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from omnir1_jax import json_file, tags
 from omnir1_jax.text import rules
 from omnir1_jax.text.rules import Failure, Limits
 
-_ANSWER = re.compile(r"<answer>\s*(.*?)\s*</answer>", re.DOTALL | re.ASCII)
-_FORMAT = re.compile(r"<think>.*?</think>\s*<answer>.*?</answer>", re.DOTALL | re.ASCII)
-_GROUP = re.compile(r"\{.*?\}", re.DOTALL)
-_FIRST_OBJECT = re.compile(r"\{[^}]+\}", re.DOTALL)
+_JOINT = re.compile(r"</think>\s*<answer>", re.ASCII)
 _TIME = re.compile(r"(\d+):(\d+)\.(\d+)", re.ASCII)
 _STRING = re.compile(r'"((?:[^"\\]|\\.)*)"(?:([ \t\n\r]*:)[ \t\n\r]*)?', re.DOTALL)
 _NUMBER = re.compile(r"(-?)(\d+)(?:\.(\d+))?(?:[eE]([+-]?)(\d+))?", re.ASCII)
@@ -88,8 +86,29 @@ def _reject(name: str) -> None:
     raise ValueError(f"{name} is no JSON")
 
 
-def _depth(value: Any) -> int:
-    return 1 + max(map(_depth, value), default=0) if isinstance(value, list) else 0
+def _formatted(text: str) -> bool:
+    """Whether the whole text is `<think>...</think> <answer>...</answer>`."""
+    head, tail = "<think>", "</answer>"
+    inner = _JOINT.search(text, len(head), max(len(text) - len(tail), 0))
+    return inner is not None and text.startswith(head) and text.endswith(tail)
+
+
+def _answer(text: str) -> str | None:
+    content = tags.between(text, "answer")
+    return None if content is None else content.strip(tags.ASCII_WHITE)
+
+
+def _groups(text: str) -> list[str]:
+    return ["{" + content + "}" for content in tags.spans(text, "{", "}")]
+
+
+def _first_object(text: str) -> str | None:
+    """The first `{...}` with anything in it, braces that open included."""
+    start = text.find("{")
+    while start >= 0 and text.startswith("}", start + 1):
+        start = text.find("{", start + 1)
+    end = text.find("}", start) if start >= 0 else -1
+    return text[start : end + 1] if end >= 0 else None
 
 
 def read_object(group: str) -> dict[str, _Field] | None:
@@ -104,7 +123,7 @@ def read_object(group: str) -> dict[str, _Field] | None:
         )
     except (ValueError, RecursionError):
         return None
-    if any(_depth(value) > rules.MAX_NESTING for _, value in pairs):
+    if any(json_file.deeper(value, rules.MAX_NESTING) for _, value in pairs):
         return None
     # The spelling of keys and values: in good JSON without nested objects, a string before a colon is a key.
     strings = list(_STRING.finditer(group))
@@ -219,11 +238,11 @@ def read_plan(text: str, frames: int, limits: Limits = rules.DEFAULT, max_bytes:
     """The VOS plan of a completion about a clip of `frames` frames at 2 a second."""
     if _too_long(text, max_bytes):
         return Plan(False, False, 0, Failure.TOO_LONG, [])
-    formatted = _FORMAT.fullmatch(text) is not None
-    answer = _ANSWER.search(text)
+    formatted = _formatted(text)
+    answer = _answer(text)
     if answer is None:
         return Plan(formatted, False, 0, Failure.NO_ANSWER, [])
-    groups = _GROUP.findall(answer[1])
+    groups = _groups(answer)
     pieces = [_piece(group, frames, limits) for group in groups[: limits.groups]]
     return Plan(formatted, True, len(groups), Failure.OK, pieces)
 
@@ -232,18 +251,18 @@ def read_answer(text: str, limits: Limits = rules.DEFAULT, max_bytes: int | None
     """The RefAVS answer of a completion."""
     if _too_long(text, max_bytes):
         return Answer(False, False, Failure.TOO_LONG, b"", False)
-    formatted = _FORMAT.fullmatch(text) is not None
-    answer = _ANSWER.search(text)
+    formatted = _formatted(text)
+    answer = _answer(text)
     if answer is None:
         return Answer(formatted, False, Failure.NO_ANSWER, b"", False)
-    return Answer(formatted, True, Failure.OK, *cut(answer[1].encode(), limits.description))
+    return Answer(formatted, True, Failure.OK, *cut(answer.encode(), limits.description))
 
 
 def read_boxes(text: str, slots: int, max_bytes: int | None = None) -> tuple[int, list[Box]]:
     """How many groups a grounding answer has, and the boxes of the first ones."""
     if _too_long(text, max_bytes):
         return 0, [Box(Failure.TOO_LONG, _MISSING_BOX)] * slots
-    groups = _GROUP.findall(text)
+    groups = _groups(text)
     boxes = []
     for group in groups[:slots]:
         fields = read_object(group)
@@ -258,9 +277,9 @@ def read_boxes(text: str, slots: int, max_bytes: int | None = None) -> tuple[int
 def read_box_and_points(text: str, max_bytes: int | None = None) -> BoxAndPoints:
     """The refCOCOg answer of a completion."""
     too_long = _too_long(text, max_bytes)
-    formatted = not too_long and _FORMAT.fullmatch(text) is not None
-    found = None if too_long else _FIRST_OBJECT.search(text)
-    fields = read_object(found[0]) if found else None
+    formatted = not too_long and _formatted(text)
+    found = None if too_long else _first_object(text)
+    fields = read_object(found) if found else None
     if fields is None:
         failure = Failure.TOO_LONG if too_long else Failure.BAD_JSON if found else Failure.ABSENT
         missing = Box(failure, (-1, -1))
