@@ -67,6 +67,7 @@ def reader(
     rows: Sequence[tuple[str, dict[str, Any]]],
     find_media: Callable[[dict[str, Any]], object],
     make: Callable[[str, dict[str, Any]], ClipRef],
+    notes: tuple[str, ...] = (),
 ) -> TableReader:
     """A reader over (name, row), after checking that every row's media are there (on a remote root, the first row's).
 
@@ -83,4 +84,4 @@ def reader(
         more = f" ({len(errors)} of {len(rows)} items have such a fault)" if len(errors) > 1 else ""
         raise InputError(f"{errors[0]}{more}") from errors[0]
     items = [(label, repr(found), row) for (label, row), found in zip(rows, media)]
-    return make_reader(dataset, split, items, make, path)
+    return make_reader(dataset, split, items, make, path, notes)

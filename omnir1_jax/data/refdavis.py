@@ -4,11 +4,13 @@ Frames lie in `valid/JPEGImages/<video>` or, as DAVIS ships them, `JPEGImages/48
 `meta_expressions/valid/meta_expressions.json`. Masks, whichever is there:
 - `mask_dict.json` (in `valid/` or at the root), for the protocol by expression. Its annotation ids are a running
   counter over the sorted videos and their *lexicographically* sorted expression ids ("10" before "2").
+  Copies that hold the same as a pickle (`mask_dict.pkl`): see `unpickle_masks`.
 - label maps in `Annotations_unsupervised/480p/<video>` or `valid/Annotations/<video>`: object n has value n + 1.
   The unsupervised protocol compares whole maps (`annotation`), in which 255 is void and ignored.
 """
 
 import functools
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -60,9 +62,9 @@ def open(root: str, split: str = "valid", masks: str = "auto") -> TableReader:
         if missing := [n for n in anno_ids.values() if str(n) not in index]:
             raise InputError(f"{index.path}: {len(missing)} of {len(anno_ids)} ids are missing, first '{missing[0]}'")
     elif masks == "dict":
-        raise InputError(f"refdavis: {root} holds none of {', '.join(MASK_FILES)} (pickled mask files are not read)")
+        raise InputError(f"refdavis: {root} holds none of {', '.join(MASK_FILES)}{_pickle_advice(root)}")
     else:
-        map_folder = _folder(root, MAP_FOLDERS)
+        map_folder = _folder(root, MAP_FOLDERS, (*MASK_FILES, *MAP_FOLDERS), _pickle_advice(root))
     tree = _Tree(root, frames, map_folder, index, videos, anno_ids)
     items = vos_json.expressions(videos, keep_empty=True)
     return make_reader("refdavis", split, items, functools.partial(_clip, tree), path)
@@ -80,11 +82,23 @@ def annotation(root: str, video: str, names: tuple[str, ...]) -> PngMasks:
     return PngMasks(paths.files(root, folder, [f"{n}.png" for n in names], video), (None,))
 
 
-def _folder(root: str, candidates: tuple[str, ...]) -> str:
+def _folder(root: str, candidates: tuple[str, ...], named: tuple[str, ...] = (), advice: str = "") -> str:
+    """The first of the folders that exists. `named`, `advice`: what else would do, for the message."""
     for name in candidates:
         if paths.exists(paths.inside(root, name, "refdavis")):
             return name
-    raise InputError(f"refdavis: {root} holds none of {', '.join(candidates)}")
+    raise InputError(f"refdavis: {root} holds none of {', '.join(named or candidates)}{advice}")
+
+
+def _pickle_advice(root: str) -> str:
+    for name in MASK_FILES:
+        source = name.replace(".json", ".pkl")
+        if paths.exists(f"{root}/{source}"):
+            command = shlex.join(
+                ["python", "-m", "omnir1_jax.data.unpickle_masks", f"{root}/{source}", f"{root}/{name}"]
+            )
+            return f"; {source} is a pickle, which can run code of its own: if you trust it, convert it with: {command}"
+    return ""
 
 
 def _clip(tree: _Tree, sample_id: str, row: tuple[str, str]) -> ClipRef:

@@ -1,5 +1,6 @@
 """Datasets by name."""
 
+import inspect
 from collections.abc import Callable
 
 from omnir1_jax.data import (
@@ -49,5 +50,8 @@ def open_dataset(name: str, root: str, split: str | None = None, **options: obje
     """A reader of the split (the dataset's own first one by default). Raises `InputError`."""
     if name not in DATASETS:
         raise InputError(f"no dataset is called '{name}'; choose one of {', '.join(DATASETS)}")
+    known = [option for option in inspect.signature(DATASETS[name]).parameters if option not in ("root", "split")]
+    if unknown := [option for option in options if option not in known]:
+        raise InputError(f"{name} has no option '{unknown[0]}'; it has {', '.join(known) or 'none'}")
     chosen = {} if split is None else {"split": split}
     return DATASETS[name](root, **chosen, **options)

@@ -1,4 +1,7 @@
-"""Question answering as Video-R1 writes it: one json list (or jsonl) beside folders of videos and images.
+"""Question answering as Video-R1 writes it: a json list (or jsonl) beside folders of videos and images.
+
+The published data has two of them side by side: split "train" reads `Video-R1-260k.json` (what RL trains on), split
+"cot" `Video-R1-COT-165k.json` (what its supervised start trains on). Any other file is named by the option `file`.
 
 Keys of an item: `problem` (the question), `solution` ("<answer>B</answer>" or the bare answer), `path` (of the media,
 "./folder/file.mp4", within the root), `data_type` (video or image), `problem_type` (multiple choice, numerical, OCR,
@@ -15,15 +18,19 @@ from omnir1_jax.data.reader import TableReader, check_split
 from omnir1_jax.data.samples import ClipRef, ImageFiles, VideoAudio, VideoFile
 from omnir1_jax.errors import InputError
 
+SPLITS = ("train", "cot", "test")
+PUBLISHED = {"train": "Video-R1-260k.json", "cot": "Video-R1-COT-165k.json"}
 
-def open(root: str, split: str = "train") -> TableReader:
+
+def open(root: str, split: str = "train", file: str = "") -> TableReader:
     """`extra`: options, answer, answer_index (None unless a letter), problem_type, data_source, data_type.
 
-    The table is `<split>.json`, `<split>.jsonl`, or the only json at the root. Raises `InputError`.
+    The table is `file` where it is given, else `<split>.json`, `<split>.jsonl`, the published file of the split, or
+    the only json at the root. Raises `InputError`.
     """
-    check_split("videor1", split, ("train", "test"))
+    check_split("videor1", split, SPLITS)
     records.require_root(root)
-    path = _table(root, split)
+    path = paths.existing(root, file, "videor1.file") if file else _table(root, split)
     rows = []
     for number, row in enumerate(records.load_rows(path)):
         where = f"{path} row {number}"
@@ -42,13 +49,20 @@ def open(root: str, split: str = "train") -> TableReader:
 
 
 def _table(root: str, split: str) -> str:
-    for name in (f"{split}.json", f"{split}.jsonl"):
-        if paths.exists(f"{root}/{name}"):
+    for name in (f"{split}.json", f"{split}.jsonl", PUBLISHED.get(split)):
+        if name and paths.exists(f"{root}/{name}"):
             return paths.inside(root, name, "videor1")
-    found = sorted(glob.glob(f"{glob.escape(root)}/*.json") + glob.glob(f"{glob.escape(root)}/*.jsonl"))
-    if len(found) != 1:
-        raise InputError(f"videor1: {root} holds {len(found)} json files; name the one to read {split}.json")
-    return paths.inside(root, found[0][len(root.rstrip("/")) + 1 :], "videor1")
+    names = sorted(
+        path[len(root.rstrip("/")) + 1 :]
+        for ending in ("json", "jsonl")
+        for path in glob.glob(f"{glob.escape(root)}/*.{ending}")
+    )
+    if not names:
+        raise InputError(f"videor1: {root} holds no json or jsonl file of questions")
+    if len(names) > 1:
+        advice = f"choose one in the config: datasets(videor1=dict(..., file={names[0]!r}))"
+        raise InputError(f"videor1: {root} holds {', '.join(names)}, none of split '{split}'; {advice}")
+    return paths.inside(root, names[0], "videor1")
 
 
 def _media(root: str, row: dict[str, Any]) -> str:

@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
-from omnir1_jax.data import audio, avhbench, folder, media, mvbench, omnibench, videomme, videor1
+from omnir1_jax.data import audio, avhbench, folder, media, mvbench, omnibench, registry, videomme, videor1
 from omnir1_jax.data.masks import decode_masks
 from omnir1_jax.data.samples import AudioFile, BadSample, ImageFiles, VideoAudio, VideoFile
 from omnir1_jax.data.synthetic import writers
@@ -63,6 +63,25 @@ def test_mvbench(root):
     assert frames.names == ("00002", "00003", "00004", "00005", "00006") and frames.fps == 3.0
 
 
+def test_mvbench_as_it_can_be_downloaded_today(copy):
+    """Without the withdrawn videos, and with some of clevrer's and star's in a folder of their own."""
+    tree = copy("mvbench")
+    shutil.rmtree(tree / "video" / "nturgbd")
+    for videos in ("clevrer/video_validation", "star/Charades_v1_480"):
+        (tree / "video" / "data0613" / videos).mkdir(parents=True)
+        for path in sorted((tree / "video" / videos).iterdir())[::2]:
+            path.rename(tree / "video" / "data0613" / videos / path.name)
+    reader = mvbench.open(str(tree))
+    assert len(reader) == 38 and all(ref.extra["task"] != "fine_grained_pose" for ref in reader)
+    assert sum("data0613" in getattr(ref.frames, "path", "") for ref in reader) == 2 * (3 + 2)
+    assert {ref.sample_id.split("/")[2] for ref in reader} == set(mvbench.FOLDERS) - {"fine_grained_pose"}
+    pose, total = reader.notes
+    assert pose.startswith("fine_grained_pose: 2 questions left out") and pose.endswith("video/nturgbd")
+    assert total == "the total is over 38 questions of 19 of 20 tasks"
+    with pytest.raises(InputError, match=r"nturgbd/fine_grained_pose\.mp4 is missing"):
+        mvbench.open(str(tree), tasks=("fine_grained_pose",))
+
+
 @pytest.mark.parametrize(
     "count, start, end, first, last",
     [(90, 0.0, 3.0, 1, 9), (90, 10.0, 20.0, 30, 60), (20, 5.0, 50.0, 15, 20), (5, 9.0, 9.9, 5, 5)],
@@ -88,6 +107,25 @@ def test_videor1(root):
     assert video.sample_id == "videor1/train/7" and video.extra["problem_type"] == "multiple choice"
     assert image.extra["answer"] == "3" and image.extra["answer_index"] is None and image.audio is None
     assert np.array_equal(media.load_frames(image.frames, [0])[0], trees.clip(51).frames[0][..., ::-1])
+
+
+def test_videor1_as_published_has_two_files(copy):
+    tree = copy("videor1")
+    rows = json.loads((tree / "train.json").read_text())
+    (tree / "train.json").unlink()
+    (tree / "Video-R1-260k.json").write_text(json.dumps(rows[:1]))
+    (tree / "Video-R1-COT-165k.json").write_text(json.dumps([row | {"process": "<think>x</think>"} for row in rows]))
+    assert len(videor1.open(str(tree))) == 1 and len(videor1.open(str(tree), "cot")) == 2
+    assert len(videor1.open(str(tree), file="Video-R1-COT-165k.json")) == 2
+    with pytest.raises(
+        InputError, match=r"Video-R1-COT-165k\.json, none of split 'test'; choose .*file='Video-R1-260k"
+    ):
+        videor1.open(str(tree), "test")
+    assert len(registry.open_dataset("videor1", str(tree), "test", file="Video-R1-260k.json")) == 1
+    with pytest.raises(InputError, match="videor1.file: the path '../x.json' leaves"):
+        videor1.open(str(tree), file="../x.json")
+    with pytest.raises(InputError, match="videor1 has no option 'table'; it has file"):
+        registry.open_dataset("videor1", str(tree), table="x.json")
 
 
 def test_folder_round_trip(root):
@@ -161,6 +199,12 @@ def test_missing_media_are_named_and_counted(copy):
         frame.unlink()
     with pytest.raises(BadSample, match="holds no JPEG frames"):
         reader[0]
+    (tree / "video" / "FunQA_test" / "test" / "unexpected_action.mp4").rename(tree / "video" / "one.mp4")
+    edited = json.loads((tree / "json" / "unexpected_action.json").read_text())
+    (tree / "video" / "FunQA_test" / "test" / "other.mp4").symlink_to(tree / "video" / "one.mp4")
+    (tree / "json" / "unexpected_action.json").write_text(json.dumps([edited[0], edited[1] | {"video": "other.mp4"}]))
+    with pytest.raises(InputError, match=r"unexpected_action\.mp4 is missing"):  # a part of a task is a fault
+        mvbench.open(str(tree))
     (tree / "json" / "object_shuffle.json").unlink()
     with pytest.raises(InputError, match=r"object_shuffle\.json is missing"):
         mvbench.open(str(tree))

@@ -1,14 +1,28 @@
 """Readers of the video and image sets: from disk, exactly what was written; and errors that name what is missing."""
 
+import collections
 import csv
 import json
 import pickle
+import shlex
 import shutil
 
 import numpy as np
 import pytest
 
-from omnir1_jax.data import media, mevis, paths, refavs, refcocog, refdavis, refytvos, registry, revos
+from omnir1_jax.data import (
+    media,
+    mevis,
+    paths,
+    refavs,
+    refcocog,
+    refdavis,
+    refytvos,
+    registry,
+    revos,
+    rle,
+    unpickle_masks,
+)
 from omnir1_jax.data.masks import decode_label_map, decode_masks
 from omnir1_jax.data.samples import BadSample, Reader
 from omnir1_jax.data.synthetic import encode, writers
@@ -209,6 +223,60 @@ def test_refdavis_protocols(root, masks):
     assert anno_ids["aerobatics", "10"] == anno_ids["aerobatics", "1"] + 1 < anno_ids["aerobatics", "2"]
     maps = refdavis.annotation(folder, "aerobatics", reader[0].frames.names)
     assert decode_label_map(paths.read_bytes(maps.paths[0]))[0, 0] == refdavis.VOID
+
+
+def test_refdavis_with_pickled_masks(copy):
+    """The copy that others hand out: the message says what to run, and that gives the same masks."""
+    tree = copy("refdavis")
+    shutil.rmtree(tree / "Annotations_unsupervised")
+    path = tree / "valid" / "mask_dict.json"
+    wanted = json.loads(path.read_text())
+    path.unlink()
+    tracks = {
+        key: [mask and {"size": mask["size"], "counts": mask["counts"].encode()} for mask in track]
+        for key, track in wanted.items()
+    }
+    (tree / "valid" / "mask_dict.pkl").write_bytes(pickle.dumps(tracks, protocol=2))
+    for masks in ("auto", "dict"):
+        with pytest.raises(InputError, match=r"holds none of .*mask_dict\.pkl is a pickle.*if you trust it") as error:
+            refdavis.open(str(tree), masks=masks)
+    command = shlex.split(str(error.value).partition("convert it with: ")[2])
+    assert command[:3] == ["python", "-m", "omnir1_jax.data.unpickle_masks"]
+    assert unpickle_masks.convert(*command[3:]) == len(wanted)
+    assert json.loads(path.read_text()) == wanted and refdavis.open(str(tree))[0].masks is not None
+    with pytest.raises(InputError, match="exists already"):
+        unpickle_masks.convert(*command[3:])
+
+
+class Evil:
+    def __reduce__(self):
+        return print, ("this ran",)
+
+
+def test_the_converter_runs_nothing_of_a_pickle(tmp_path, capsys):
+    mask = np.eye(3, 4, dtype=np.uint8)
+    lengths = {"size": [np.int64(3), np.int64(4)], "counts": rle.encode(mask > 0)["counts"]}
+    good = {0: [mask, mask > 0, None, lengths], "1": [collections.OrderedDict(lengths)]}
+    for protocol in range(2, pickle.HIGHEST_PROTOCOL + 1):
+        (tmp_path / "good.pkl").write_bytes(pickle.dumps(good, protocol=protocol))
+        assert unpickle_masks.convert(tmp_path / "good.pkl", tmp_path / f"{protocol}.json") == 2
+        first = json.loads((tmp_path / f"{protocol}.json").read_text())["0"]
+        assert first[:2] == [rle.encode(mask > 0)] * 2 and first[2] is None and first[3] == first[0]
+    bad = [
+        pickle.dumps({"0": [Evil()]}),
+        pickle.dumps({"0": [np.array([None])]}),
+        pickle.dumps({"0": [{"size": [3, 4], "counts": "~"}]}),
+        pickle.dumps({"0": [np.zeros((2, 2, 2), np.uint8)]}),
+        pickle.dumps([1]),
+        pickle.dumps(good)[:-9],
+        b"",
+    ]
+    for data in bad:
+        (tmp_path / "bad.pkl").write_bytes(data)
+        with pytest.raises(InputError, match=r"bad\.pkl"):
+            unpickle_masks.convert(tmp_path / "bad.pkl", tmp_path / "out.json")
+        assert not (tmp_path / "out.json").exists()
+    assert "this ran" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("tree", ["refcocog", "refcocog_parquet"])
