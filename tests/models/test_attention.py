@@ -65,8 +65,8 @@ MASKS = {
 @pytest.mark.parametrize("pieces", [False, True])
 def test_masks(name, pieces, monkeypatch):
     if pieces:  # queries 7 at a time, the last piece short
-        monkeypatch.setattr(attention, "MIN_QUERIES", 7)
-        monkeypatch.setattr(attention, "MAX_SCORES", 1)
+        monkeypatch.setattr(xla, "MIN_QUERIES", 7)
+        monkeypatch.setattr(xla, "MAX_SCORES", 1)
     q, k, v = random_qkv(1, 2, S, S, 6, 2, 8)
     mask = MASKS[name]
     want = oracle(q, k, v, table_of(mask, 2, S, S), 0.3)
@@ -99,8 +99,8 @@ def test_gradients_in_pieces(name, monkeypatch):
         return (jnp.einsum("bhst,bthd->bshd", jax.nn.softmax(scores), v) * weights).sum()
 
     want = jax.jit(jax.grad(plain, (0, 1, 2)))(q, k, v)
-    monkeypatch.setattr(attention, "MIN_QUERIES", 7)
-    monkeypatch.setattr(attention, "MAX_SCORES", 1)
+    monkeypatch.setattr(xla, "MIN_QUERIES", 7)
+    monkeypatch.setattr(xla, "MAX_SCORES", 1)
     got = jax.jit(jax.grad(lambda *x: (attend(*x, mask=mask) * weights).sum(), (0, 1, 2)))(q, k, v)
     for a, b in zip(got, want):
         np.testing.assert_allclose(a, b, atol=5e-6)
@@ -210,7 +210,7 @@ def test_auto_takes_what_fits(backend, dtype, want, monkeypatch):
     for name, module, attribute in [
         ("splash", splash, "attend"),
         ("cudnn", jax.nn, "dot_product_attention"),
-        ("xla", attention, "_attend_xla"),
+        ("xla", xla, "attend"),
     ]:
         monkeypatch.setattr(module, attribute, lambda q, *_, _name=name, **__: taken.append(_name) or q)
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
