@@ -99,9 +99,9 @@ def lines(data: bytes, where: str) -> Iterator[tuple[str, Any]]:
 
 
 def describe(value: Any) -> str:
-    """What a value is, for messages: 'a list', 'the text "abc"', never more than a few words."""
+    """What a value is, for messages: 'a list', "'abc'", never more than a few words."""
     if isinstance(value, str):
-        return f"the text {value[:40]!r}"
+        return repr(value[:40])
     if isinstance(value, list):
         return "a list"
     if isinstance(value, dict):

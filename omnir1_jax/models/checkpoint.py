@@ -169,7 +169,13 @@ def _fill(
     host, filled = _aligned(shape, np.dtype(dtype)), set()
     for leaf, info in zip(group, infos, strict=True):
         part = host if leaf.layer is None else host[leaf.layer]
-        value = leaf.layout.to_params(safetensors_file.read_tensor(info), part.shape)
+        tensor = safetensors_file.read_tensor(info)
+        if count := safetensors_file.not_finite(tensor):
+            raise InputError(
+                f"{info.file}: the tensor {prefix + leaf.name!r} holds {count} of {tensor.size} values that are NaN or "
+                "infinite; fetch the file again, or take weights from before the run diverged"
+            )
+        value = leaf.layout.to_params(tensor, part.shape)
         if leaf.layer in filled:
             if not np.array_equal(part, value.astype(dtype), equal_nan=True):
                 raise InputError(f"{info.file}: {leaf.name!r} differs from its twin; which one counts is unknown")

@@ -107,6 +107,30 @@ def read_tensor(info: TensorInfo) -> np.ndarray:
     return data.view(DTYPES[info.dtype]).reshape(info.shape)
 
 
+# Of each floating type: an unsigned type of its width, and the bits of the exponent, all set where it is not finite.
+_EXPONENTS = {
+    np.dtype(np.float64): (np.uint64, 0x7FF0 << 48),
+    np.dtype(np.float32): (np.uint32, 0x7F80 << 16),
+    np.dtype(np.float16): (np.uint16, 0x7C00),
+    np.dtype(jnp.bfloat16): (np.uint16, 0x7F80),
+}
+_BLOCK = 1 << 18  # elements looked at a time: they stay in the processor's cache
+
+
+def not_finite(tensor: np.ndarray) -> int:
+    """How many values of a tensor as `read_tensor` gives it are infinite or not a number."""
+    if tensor.dtype not in _EXPONENTS:
+        return 0
+    unsigned, exponent = _EXPONENTS[tensor.dtype]
+    bits, exponent = tensor.reshape(-1).view(unsigned), unsigned(exponent)
+    count = 0
+    for start in range(0, bits.size, _BLOCK):
+        masked = bits[start : start + _BLOCK] & exponent
+        if masked.max() == exponent:
+            count += int((masked == exponent).sum())
+    return count
+
+
 def index(path: epath.PathLike) -> dict[str, TensorInfo]:
     """All tensors of a checkpoint, by name: a `.safetensors` file, or a directory with one or with an index.
 

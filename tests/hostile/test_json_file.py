@@ -43,7 +43,7 @@ def test_values_are_those_of_json(tmp_path):
     assert list(json_file.lines(rows, "f")) == [("f line 1", {"a": 1}), ("f line 3", [2]), ("f line 4", 3)]
 
 
-@pytest.mark.parametrize(("text", "said"), [("[]", "a list"), ("1" * 400, "400 digits"), ('"x"', "text 'x'")])
+@pytest.mark.parametrize(("text", "said"), [("[]", "a list"), ("1" * 400, "400 digits"), ('"x"', "'x'")])
 def test_an_object_is_asked_for(text, said):
     with pytest.raises(InputError, match=f"where is not a JSON object, but .*{said}"):
         json_file.parse_object(text, "where")

@@ -10,8 +10,11 @@ from jax.typing import DTypeLike
 
 from omnir1_jax import json_file
 from omnir1_jax.errors import InputError
+from omnir1_jax.json_file import describe
+from omnir1_jax.models.config_values import MAX_COUNT, flag, number, section, whole, wholes, without_null
 from omnir1_jax.models.qwen_omni.config import AudioConfig, TextConfig, ThinkerConfig, TokenIds, VisionConfig
 
+MAX_WIDTH = 1 << 16  # of hidden states
 WHOLE, THINKER = "qwen2_5_omni", "qwen2_5_omni_thinker"
 ARCHITECTURES = {WHOLE: "Qwen2_5OmniForConditionalGeneration", THINKER: "Qwen2_5OmniThinkerForConditionalGeneration"}
 
@@ -120,55 +123,52 @@ def parse(raw: Mapping[str, Any], source: str = "config.json", dtype: DTypeLike 
     audio = _section(raw, "audio_config", _AUDIO, source)
     top = _OTHER | {key: value for key, value in raw.items() if key in _OTHER and value is not None}
     theta, sections = _rope(text, source)
-    try:
-        heads = text["num_attention_heads"]
-        head_dim = text.get("head_dim") or text["hidden_size"] // heads
-        rope = vision.get("rope_parameters") or {}
-        config = ThinkerConfig(
-            text=TextConfig(
-                vocab_size=int(text["vocab_size"]),
-                hidden_size=int(text["hidden_size"]),
-                intermediate_size=int(text["intermediate_size"]),
-                num_layers=int(text["num_hidden_layers"]),
-                num_heads=int(heads),
-                num_kv_heads=int(text["num_key_value_heads"]),
-                head_dim=int(head_dim),
-                rope_theta=float(theta),
-                mrope_section=tuple(int(n) for n in sections),
-                rms_norm_eps=float(text["rms_norm_eps"]),
-                tie_word_embeddings=bool(top["tie_word_embeddings"]),
-            ),
-            vision=VisionConfig(
-                depth=int(vision["depth"]),
-                hidden_size=int(vision["hidden_size"]),
-                intermediate_size=int(vision["intermediate_size"]),
-                num_heads=int(vision["num_heads"]),
-                out_hidden_size=int(vision["out_hidden_size"]),
-                full_attention_blocks=tuple(int(n) for n in vision["fullatt_block_indexes"]),
-                patch_size=int(vision["patch_size"]),
-                temporal_patch_size=int(vision["temporal_patch_size"]),
-                spatial_merge_size=int(vision["spatial_merge_size"]),
-                window_size=int(vision["window_size"]),
-                in_channels=int(vision["in_channels"]),
-                rope_theta=float(rope.get("rope_theta", vision.get("rope_theta", 1e4))),
-            ),
-            audio=AudioConfig(
-                num_mel_bins=int(audio["num_mel_bins"]),
-                d_model=int(audio["d_model"]),
-                num_layers=int(audio["encoder_layers"]),
-                num_heads=int(audio["encoder_attention_heads"]),
-                ffn_dim=int(audio["encoder_ffn_dim"]),
-                output_dim=int(audio["output_dim"]),
-                n_window=int(audio["n_window"]),
-                max_source_positions=int(audio["max_source_positions"]),
-            ),
-            tokens=_token_ids(raw, text),
-            position_id_per_second=int(top["position_id_per_seconds"]),
-            seconds_per_chunk=float(top["seconds_per_chunk"]),
-            dtype=dtype,
-        )
-    except (TypeError, ValueError, ZeroDivisionError) as error:
-        raise InputError(f"{source}: a size has the wrong type or value ({error})") from error
+    t, v, a = (f"{source}: {name}." for name in ("text_config", "vision_config", "audio_config"))
+    width, heads = whole(text, "hidden_size", t, 1, MAX_WIDTH), whole(text, "num_attention_heads", t, 1, MAX_COUNT)
+    rope = section(vision, "rope_parameters", v)
+    config = ThinkerConfig(
+        text=TextConfig(
+            vocab_size=whole(text, "vocab_size", t),
+            hidden_size=width,
+            intermediate_size=whole(text, "intermediate_size", t),
+            num_layers=whole(text, "num_hidden_layers", t, 1, MAX_COUNT),
+            num_heads=heads,
+            num_kv_heads=whole(text, "num_key_value_heads", t, 1, heads),
+            head_dim=whole({"head_dim": width // heads} | without_null(text), "head_dim", t, 1, MAX_WIDTH),
+            rope_theta=theta,
+            mrope_section=sections,
+            rms_norm_eps=number(text, "rms_norm_eps", t, high=1.0),
+            tie_word_embeddings=flag(top, "tie_word_embeddings", f"{source}: "),
+        ),
+        vision=VisionConfig(
+            depth=whole(vision, "depth", v, 1, MAX_COUNT),
+            hidden_size=whole(vision, "hidden_size", v, 1, MAX_WIDTH),
+            intermediate_size=whole(vision, "intermediate_size", v),
+            num_heads=whole(vision, "num_heads", v, 1, MAX_COUNT),
+            out_hidden_size=whole(vision, "out_hidden_size", v, 1, MAX_WIDTH),
+            full_attention_blocks=wholes(vision, "fullatt_block_indexes", v, 0, MAX_COUNT),
+            patch_size=whole(vision, "patch_size", v, 1, MAX_COUNT),
+            temporal_patch_size=whole(vision, "temporal_patch_size", v, 1, 16),
+            spatial_merge_size=whole(vision, "spatial_merge_size", v, 1, 64),
+            window_size=whole(vision, "window_size", v),
+            in_channels=whole(vision, "in_channels", v, 1, MAX_COUNT),
+            rope_theta=number({"rope_theta": vision.get("rope_theta", 1e4)} | without_null(rope), "rope_theta", v),
+        ),
+        audio=AudioConfig(
+            num_mel_bins=whole(audio, "num_mel_bins", a, 1, MAX_COUNT),
+            d_model=whole(audio, "d_model", a, 1, MAX_WIDTH),
+            num_layers=whole(audio, "encoder_layers", a, 1, MAX_COUNT),
+            num_heads=whole(audio, "encoder_attention_heads", a, 1, MAX_COUNT),
+            ffn_dim=whole(audio, "encoder_ffn_dim", a),
+            output_dim=whole(audio, "output_dim", a, 1, MAX_WIDTH),
+            n_window=whole(audio, "n_window", a, 1, 4096),
+            max_source_positions=whole(audio, "max_source_positions", a),
+        ),
+        tokens=_token_ids(raw, text, source),
+        position_id_per_second=whole(top, "position_id_per_seconds", f"{source}: "),
+        seconds_per_chunk=number(top, "seconds_per_chunk", f"{source}: ", high=1e6),
+        dtype=dtype,
+    )
     _check_sizes(config, source)
     return config
 
@@ -180,42 +180,47 @@ def _section(raw: Mapping[str, Any], name: str, defaults: Mapping[str, Any], sou
     part = dict(defaults) | {key: value for key, value in part.items() if value is not None}
     for key, value in _FIXED[name].items():
         if part[key] != value:
-            raise InputError(f"{source}: {name}.{key} is {part[key]!r}; only {value!r} is supported")
+            raise InputError(f"{source}: {name}.{key} is {describe(part[key])}; only {describe(value)} is supported")
     return part
 
 
-def _rope(text: Mapping[str, Any], source: str) -> tuple[Any, Any]:
+def _rope(text: Mapping[str, Any], source: str) -> tuple[float, tuple[int, int, int]]:
     """(theta, mrope_section) from `rope_parameters`, or from `rope_theta` and `rope_scaling` of older files."""
-    rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
-    if not isinstance(rope, dict):
-        raise InputError(f"{source}: text_config.rope_parameters must be an object")
+    where = f"{source}: text_config."
+    rope = section(text, "rope_parameters", where) or section(text, "rope_scaling", where)
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind not in ("default", "mrope"):
-        raise InputError(f"{source}: text_config rope_type {kind!r} is not supported; only 'default' is")
-    return rope.get("rope_theta", text.get("rope_theta", 1e6)), rope.get("mrope_section", (16, 24, 24))
+        raise InputError(f"{where}rope_type is {describe(kind)}, which is not supported; only 'default' is")
+    sections = wholes({"mrope_section": (16, 24, 24)} | without_null(rope), "mrope_section", where, 1, MAX_WIDTH)
+    if len(sections) != 3:
+        raise InputError(f"{where}mrope_section {list(sections)} must be 3 numbers: of time, height and width")
+    return number({"rope_theta": text.get("rope_theta", 1e6)} | without_null(rope), "rope_theta", where), sections
 
 
-def _token_ids(raw: Mapping[str, Any], text: Mapping[str, Any]) -> TokenIds:
-    found = {_ALIASES.get(key, key): value for key, value in raw.items() if value is not None}
+def _token_ids(raw: Mapping[str, Any], text: Mapping[str, Any], source: str) -> TokenIds:
+    named = {_ALIASES.get(key, key): value for key, value in raw.items() if value is not None}
     ids = _IDS | {key: text[key] for key in ("pad_token_id", "eos_token_id") if text.get(key) is not None}
-    ids |= {key: found[key] for key in _IDS if key in found}
-    eos = ids["eos_token_id"]
+    ids |= {key: named[key] for key in _IDS if key in named}
+    eos = ids.pop("eos_token_id")
+    one = {key: whole(ids, key, f"{source}: ", 0) for key in ids}
     return TokenIds(
-        audio=int(ids["audio_token_index"]),
-        image=int(ids["image_token_index"]),
-        video=int(ids["video_token_index"]),
-        audio_start=int(ids["audio_start_token_id"]),
-        audio_end=int(ids["audio_end_token_id"]),
-        vision_start=int(ids["vision_start_token_id"]),
-        vision_end=int(ids["vision_end_token_id"]),
-        pad=int(ids["pad_token_id"]),
-        eos=tuple(int(n) for n in (eos if isinstance(eos, list) else [eos])),
+        audio=one["audio_token_index"],
+        image=one["image_token_index"],
+        video=one["video_token_index"],
+        audio_start=one["audio_start_token_id"],
+        audio_end=one["audio_end_token_id"],
+        vision_start=one["vision_start_token_id"],
+        vision_end=one["vision_end_token_id"],
+        pad=one["pad_token_id"],
+        eos=wholes({"eos_token_id": eos if isinstance(eos, list) else [eos]}, "eos_token_id", f"{source}: "),
     )
 
 
 def _check_sizes(config: ThinkerConfig, source: str) -> None:
     """InputError where sizes of the parts do not fit together."""
     t, v, a = config.text, config.vision, config.audio
+    if t.head_dim % 2:
+        raise InputError(f"{source}: head_dim {t.head_dim} must be even")
     if t.num_heads % t.num_kv_heads:
         raise InputError(
             f"{source}: num_attention_heads {t.num_heads} is not a multiple of num_key_value_heads {t.num_kv_heads}"
@@ -230,6 +235,10 @@ def _check_sizes(config: ThinkerConfig, source: str) -> None:
         raise InputError(
             f"{source}: vision out_hidden_size {v.out_hidden_size} and audio output_dim {a.output_dim} must both be "
             f"the text's hidden_size {t.hidden_size}"
+        )
+    if a.n_window > a.max_source_positions:
+        raise InputError(
+            f"{source}: audio n_window {a.n_window} is more than max_source_positions {a.max_source_positions}"
         )
     if v.window_size % v.cell_pixels:
         raise InputError(f"{source}: window_size {v.window_size} is not a multiple of a cell's {v.cell_pixels} pixels")

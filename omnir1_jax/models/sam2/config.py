@@ -77,6 +77,48 @@ class HieraConfig:
         return tuple(out)
 
 
+# Layers, heads and the like, which are iterated over or divided by; every other size may be zero and larger.
+_COUNTS = (
+    *("decoder_layers", "decoder_heads", "decoder_downsample", "multimasks", "attention_layers", "attention_heads"),
+    *("attention_downsample", "mask_kernel", "mask_stride", "fuser_kernel", "point_embeddings", "memory_channels"),
+)
+_MAX_COUNT, _MAX_SIZE, _MAX_LAYERS = 1024, 1 << 16, 512
+
+
+def _check_ranges(config: "Sam2Config") -> None:
+    """InputError where a size is no size: before blocks are iterated over or anything is divided by it."""
+    whole = lambda value, low, high: type(value) is int and low <= value <= high
+    for name in _COUNTS:
+        if not whole(getattr(config, name), 1, _MAX_COUNT):
+            raise InputError(f"SAM 2 config: {name} {getattr(config, name)!r} must be from 1 to {_MAX_COUNT}")
+    for name in ("memories", "pointers", "fuser_layers", "mask_layers", "fuser_padding", "mask_padding"):
+        if not whole(getattr(config, name), 0, _MAX_COUNT):
+            raise InputError(f"SAM 2 config: {name} {getattr(config, name)!r} must be from 0 to {_MAX_COUNT}")
+    if not whole(config.iou_depth, 2, _MAX_COUNT):
+        raise InputError(f"SAM 2 config: iou_depth {config.iou_depth!r} must be from 2 to {_MAX_COUNT}")
+    for name in ("width", "mask_channels", "decoder_mlp", "iou_width", "attention_mlp", "fuser_mlp", "side"):
+        if not whole(getattr(config, name), 1, _MAX_SIZE):
+            raise InputError(f"SAM 2 config: {name} {getattr(config, name)!r} must be from 1 to {_MAX_SIZE}")
+    for name in ("prompt_eps", "rope_theta"):
+        if not getattr(config, name) > 0:
+            raise InputError(f"SAM 2 config: {name} {getattr(config, name)!r} must be above 0")
+    hiera = config.hiera
+    for name, low, high in (("dims", 1, _MAX_SIZE), ("heads", 1, _MAX_COUNT), ("blocks", 1, _MAX_LAYERS)):
+        if not all(whole(value, low, high) for value in getattr(hiera, name)):
+            raise InputError(f"SAM 2 config: backbone {name} {getattr(hiera, name)} must be from {low} to {high}")
+    for name in ("windows", "background"):
+        if not all(whole(value, 1, _MAX_COUNT) for value in getattr(hiera, name)):
+            raise InputError(f"SAM 2 config: backbone {name} {getattr(hiera, name)} must be from 1 to {_MAX_COUNT}")
+    if len(hiera.background) != 2 or not all(whole(level, 0, 3) for level in config.top_down_levels):
+        raise InputError("SAM 2 config: the background has a height and a width, top_down_levels are from 0 to 3")
+    if not whole(hiera.patch_kernel, 1, 64) or not whole(hiera.patch_padding, 0, 64) or hiera.patch_stride != 4:
+        raise InputError(
+            f"SAM 2 config: patch_kernel {hiera.patch_kernel}, patch_stride (only 4) or patch_padding is invalid"
+        )
+    if not 0 < hiera.mlp_ratio <= 64 or not hiera.eps > 0:
+        raise InputError(f"SAM 2 config: mlp_ratio {hiera.mlp_ratio} must be from 0 to 64, layer_norm_eps above 0")
+
+
 @dataclasses.dataclass(frozen=True)
 class Sam2Config:
     """A SAM 2.1 model and how it is run; the first group of fields is the checkpoint's, the last one is ours.
@@ -149,6 +191,7 @@ class Sam2Config:
 
     def __post_init__(self):
         hiera = self.hiera
+        _check_ranges(self)
         if not len(hiera.dims) == len(hiera.heads) == len(hiera.blocks) == len(hiera.windows) == 4:
             raise InputError("SAM 2 config: embed dims, heads, blocks and windows a stage must each have 4 entries")
         if self.side <= 0 or self.side % 64 or (self.side // hiera.patch_stride) % hiera.windows[0]:
@@ -168,6 +211,15 @@ class Sam2Config:
                 raise InputError(f"SAM 2 config: {name} {getattr(self, name)!r} is not one of {ACTIVATIONS}")
         if hiera.activation not in ACTIVATIONS:
             raise InputError(f"SAM 2 config: backbone hidden_act {hiera.activation!r} is not one of {ACTIVATIONS}")
+        heads = {"decoder_heads": (self.decoder_downsample, self.decoder_heads)}
+        if self.video:
+            heads["attention_heads"] = (self.attention_downsample, self.attention_heads)
+        for name, (downsample, count) in heads.items():
+            if self.width % (downsample * count):
+                raise InputError(
+                    f"SAM 2 config: width {self.width} is not a multiple of {name} {count} times its downsampling "
+                    f"{downsample}"
+                )
         if self.width % 8 or (self.video and self.width % self.memory_channels):
             raise InputError(
                 f"SAM 2 config: width {self.width} must be a multiple of 8 and of the memory channels "

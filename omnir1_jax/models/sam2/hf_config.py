@@ -9,7 +9,10 @@ from etils import epath
 
 from omnir1_jax import json_file
 from omnir1_jax.errors import InputError
+from omnir1_jax.models.config_values import flag, number, section, whole, wholes, without_null
 from omnir1_jax.models.sam2.config import HieraConfig, Sam2Config
+
+_WHERE = "SAM 2 config: "
 
 
 def _same(values: Mapping[str, Any], what: str) -> Any:
@@ -19,11 +22,36 @@ def _same(values: Mapping[str, Any], what: str) -> Any:
     return next(iter(values.values()))
 
 
-def _square(value: Any, key: str) -> int:
-    values = tuple(value) if isinstance(value, list | tuple) else (value,)
-    if len(set(values)) != 1:
-        raise InputError(f"SAM 2 config: {key} {value} must be square")
-    return int(values[0])
+def _get(part: Mapping[str, Any], key: str, default: Any) -> Any:
+    """`part[key]` of the default's type and within a size's range; the default where it is absent or null.
+
+    Raises:
+      InputError: naming the key.
+    """
+    part = {key: default} | without_null({key: part.get(key)})
+    match default:
+        case bool():
+            return flag(part, key, _WHERE)
+        case int():
+            return whole(part, key, _WHERE, min(default, 0))
+        case float():
+            return number(part, key, _WHERE, -1e6, 1e6)
+        case tuple():
+            return wholes(part, key, _WHERE)
+    if not isinstance(part[key], str):
+        raise InputError(f"{_WHERE}{key} is {json_file.describe(part[key])}; it must be a name")
+    return part[key]
+
+
+def _square(part: Mapping[str, Any], key: str, default: int) -> int:
+    """`part[key]`: one number, or an equal height and width."""
+    value = part.get(key)
+    if not isinstance(value, list | tuple):
+        return _get(part, key, default)
+    sides = wholes(part, key, _WHERE)
+    if len(set(sides)) != 1:
+        raise InputError(f"{_WHERE}{key} {list(sides)} must be square")
+    return sides[0]
 
 
 def from_hf(config: Mapping[str, Any], **options: Any) -> Sam2Config:
@@ -35,14 +63,15 @@ def from_hf(config: Mapping[str, Any], **options: Any) -> Sam2Config:
     kind = config.get("model_type")
     if kind not in ("sam2", "sam2_video"):
         raise InputError(f"config.json: model_type {kind!r} is not sam2 or sam2_video")
-    vision = config.get("vision_config") or {}
-    back = vision.get("backbone_config") or {}
-    prompt, decoder = config.get("prompt_encoder_config") or {}, config.get("mask_decoder_config") or {}
+    vision = section(config, "vision_config", _WHERE)
+    back = section(vision, "backbone_config", _WHERE)
+    prompt = section(config, "prompt_encoder_config", _WHERE)
+    decoder = section(config, "mask_decoder_config", _WHERE)
 
-    dims = tuple(back.get("embed_dim_per_stage") or (96, 192, 384, 768))
-    if back.get("hidden_size", 96) != dims[0]:
-        raise InputError(f"config.json: backbone hidden_size {back.get('hidden_size', 96)} is not {dims[0]}")
-    if tuple(vision.get("backbone_channel_list") or (768, 384, 192, 96)) != dims[::-1]:
+    dims = _get(back, "embed_dim_per_stage", (96, 192, 384, 768))
+    if _get(back, "hidden_size", 96) != (dims or (0,))[0]:
+        raise InputError(f"config.json: backbone hidden_size {back.get('hidden_size', 96)} is not that of {dims}")
+    if _get(vision, "backbone_channel_list", (768, 384, 192, 96)) != dims[::-1]:
         raise InputError(f"config.json: backbone_channel_list is not the reverse of embed_dim_per_stage {dims}")
     fixed = (
         (back, "query_stride", [2, 2]),
@@ -55,90 +84,88 @@ def from_hf(config: Mapping[str, Any], **options: Any) -> Sam2Config:
     for part, key, wanted in fixed:
         value = part.get(key)
         if value is not None and (list(value) if isinstance(value, list | tuple) else value) != wanted:
-            raise InputError(f"config.json: {key} {value} is not supported, only {wanted}")
+            raise InputError(f"config.json: {key} {json_file.describe(value)} is not supported, only {wanted}")
     widths = {
-        "fpn_hidden_size": vision.get("fpn_hidden_size", 256),
-        "prompt_encoder_config.hidden_size": prompt.get("hidden_size", 256),
-        "mask_decoder_config.hidden_size": decoder.get("hidden_size", 256),
+        "fpn_hidden_size": _get(vision, "fpn_hidden_size", 256),
+        "prompt_encoder_config.hidden_size": _get(prompt, "hidden_size", 256),
+        "mask_decoder_config.hidden_size": _get(decoder, "hidden_size", 256),
     }
     video = kind == "sam2_video"
     if video:
         names = ("memory_attention_hidden_size", "memory_encoder_hidden_size", "mask_downsampler_embed_dim")
-        widths |= {name: config.get(name, 256) for name in (*names, "memory_fuser_embed_dim")}
-    patch = _square(prompt.get("patch_size", 16), "patch_size")
+        widths |= {name: _get(config, name, 256) for name in (*names, "memory_fuser_embed_dim")}
+    patch = _square(prompt, "patch_size", 16)
     if patch != 16:
         raise InputError(f"config.json: prompt encoder patch_size {patch} is not supported, only 16")
     box_points = 2
-    low, high = config.get("multimask_min_pt_num", 0), config.get("multimask_max_pt_num", 1)
-    multimask = config.get("multimask_output_in_sam", True)
-    stride, total = config.get("mask_downsampler_stride", 2), config.get("mask_downsampler_total_stride", 16)
+    low, high = _get(config, "multimask_min_pt_num", 0), _get(config, "multimask_max_pt_num", 1)
+    multimask = _get(config, "multimask_output_in_sam", True)
+    stride, total = _get(config, "mask_downsampler_stride", 2), _get(config, "mask_downsampler_total_stride", 16)
     layers = next((n for n in range(1, 9) if stride**n == total), 0)
-    rope = config.get("rope_parameters") or {}
+    rope = section(config, "rope_parameters", _WHERE)
     values: dict[str, Any] = dict(
         hiera=HieraConfig(
             dims=dims,
-            heads=tuple(back.get("num_attention_heads_per_stage") or (1, 2, 4, 8)),
-            blocks=tuple(back.get("blocks_per_stage") or (1, 2, 7, 2)),
-            windows=tuple(back.get("window_size_per_stage") or (8, 4, 14, 7)),
-            global_blocks=tuple(
-                (5, 7, 9) if back.get("global_attention_blocks") is None else back["global_attention_blocks"]
-            ),
-            background=tuple(back.get("window_positional_embedding_background_size") or (7, 7)),
-            pool_stages=back.get("num_query_pool_stages", 3),
-            patch_kernel=_square(back.get("patch_kernel_size") or 7, "patch_kernel_size"),
-            patch_stride=_square(back.get("patch_stride") or 4, "patch_stride"),
-            patch_padding=_square(3 if back.get("patch_padding") is None else back["patch_padding"], "patch_padding"),
-            mlp_ratio=float(back.get("mlp_ratio", 4.0)),
-            activation=back.get("hidden_act", "gelu"),
-            eps=back.get("layer_norm_eps", 1e-6),
+            heads=_get(back, "num_attention_heads_per_stage", (1, 2, 4, 8)),
+            blocks=_get(back, "blocks_per_stage", (1, 2, 7, 2)),
+            windows=_get(back, "window_size_per_stage", (8, 4, 14, 7)),
+            global_blocks=_get(back, "global_attention_blocks", (5, 7, 9)),
+            background=_get(back, "window_positional_embedding_background_size", (7, 7)),
+            pool_stages=_get(back, "num_query_pool_stages", 3),
+            patch_kernel=_square(back, "patch_kernel_size", 7),
+            patch_stride=_square(back, "patch_stride", 4),
+            patch_padding=_square(back, "patch_padding", 3),
+            mlp_ratio=_get(back, "mlp_ratio", 4.0),
+            activation=_get(back, "hidden_act", "gelu"),
+            eps=_get(back, "layer_norm_eps", 1e-6),
         ),
         width=_same(widths, "the widths of the parts"),
-        top_down_levels=tuple((2, 3) if vision.get("fpn_top_down_levels") is None else vision["fpn_top_down_levels"]),
-        point_embeddings=prompt.get("num_point_embeddings", 4),
-        mask_channels=prompt.get("mask_input_channels", 16),
-        prompt_activation=prompt.get("hidden_act", "gelu"),
-        prompt_eps=prompt.get("layer_norm_eps", 1e-6),
-        decoder_layers=decoder.get("num_hidden_layers", 2),
-        decoder_heads=decoder.get("num_attention_heads", 8),
-        decoder_mlp=decoder.get("mlp_dim", 2048),
-        decoder_downsample=decoder.get("attention_downsample_rate", 2),
-        multimasks=decoder.get("num_multimask_outputs", 3),
-        iou_depth=decoder.get("iou_head_depth", 3),
-        iou_width=decoder.get("iou_head_hidden_dim", 256),
-        dynamic_multimask=decoder.get("dynamic_multimask_via_stability", True),
-        stability_delta=decoder.get("dynamic_multimask_stability_delta", 0.05),
-        stability_threshold=decoder.get("dynamic_multimask_stability_thresh", 0.98),
+        top_down_levels=_get(vision, "fpn_top_down_levels", (2, 3)),
+        point_embeddings=_get(prompt, "num_point_embeddings", 4),
+        mask_channels=_get(prompt, "mask_input_channels", 16),
+        prompt_activation=_get(prompt, "hidden_act", "gelu"),
+        prompt_eps=_get(prompt, "layer_norm_eps", 1e-6),
+        decoder_layers=_get(decoder, "num_hidden_layers", 2),
+        decoder_heads=_get(decoder, "num_attention_heads", 8),
+        decoder_mlp=_get(decoder, "mlp_dim", 2048),
+        decoder_downsample=_get(decoder, "attention_downsample_rate", 2),
+        multimasks=_get(decoder, "num_multimask_outputs", 3),
+        iou_depth=_get(decoder, "iou_head_depth", 3),
+        iou_width=_get(decoder, "iou_head_hidden_dim", 256),
+        dynamic_multimask=_get(decoder, "dynamic_multimask_via_stability", True),
+        stability_delta=_get(decoder, "dynamic_multimask_stability_delta", 0.05),
+        stability_threshold=_get(decoder, "dynamic_multimask_stability_thresh", 0.98),
         video=video,
-        side=_square(prompt.get("image_size", 1024), "image_size"),
+        side=_square(prompt, "image_size", 1024),
     )
     if video:
         values |= dict(
-            memories=config.get("num_maskmem", 7),
-            memory_channels=config.get("memory_encoder_output_channels", 64),
-            memory_scale=float(config.get("sigmoid_scale_for_mem_enc", 20.0)),
-            memory_bias=float(config.get("sigmoid_bias_for_mem_enc", -10.0)),
-            occlusion_embedding=config.get("enable_occlusion_spatial_embedding", True),
+            memories=_get(config, "num_maskmem", 7),
+            memory_channels=_get(config, "memory_encoder_output_channels", 64),
+            memory_scale=_get(config, "sigmoid_scale_for_mem_enc", 20.0),
+            memory_bias=_get(config, "sigmoid_bias_for_mem_enc", -10.0),
+            occlusion_embedding=_get(config, "enable_occlusion_spatial_embedding", True),
             multimask_box=multimask and low <= box_points <= high,
-            multimask_tracking=multimask and config.get("multimask_output_for_tracking", True) and low <= 0 <= high,
-            pointers=config.get("max_object_pointers_in_encoder", 16),
-            pointer_time=config.get("enable_temporal_pos_encoding_for_object_pointers", True),
-            attention_layers=config.get("memory_attention_num_layers", 4),
-            attention_heads=config.get("memory_attention_num_attention_heads", 1),
-            attention_downsample=config.get("memory_attention_downsample_rate", 1),
-            attention_mlp=config.get("memory_attention_feed_forward_hidden_size", 2048),
-            attention_activation=config.get("memory_attention_feed_forward_hidden_act", "relu"),
-            rope_theta=float(rope.get("rope_theta", config.get("memory_attention_rope_theta", 10000.0))),
-            mask_kernel=config.get("mask_downsampler_kernel_size", 3),
+            multimask_tracking=multimask and _get(config, "multimask_output_for_tracking", True) and low <= 0 <= high,
+            pointers=_get(config, "max_object_pointers_in_encoder", 16),
+            pointer_time=_get(config, "enable_temporal_pos_encoding_for_object_pointers", True),
+            attention_layers=_get(config, "memory_attention_num_layers", 4),
+            attention_heads=_get(config, "memory_attention_num_attention_heads", 1),
+            attention_downsample=_get(config, "memory_attention_downsample_rate", 1),
+            attention_mlp=_get(config, "memory_attention_feed_forward_hidden_size", 2048),
+            attention_activation=_get(config, "memory_attention_feed_forward_hidden_act", "relu"),
+            rope_theta=_get(rope, "rope_theta", _get(config, "memory_attention_rope_theta", 10000.0)),
+            mask_kernel=_get(config, "mask_downsampler_kernel_size", 3),
             mask_stride=stride,
-            mask_padding=config.get("mask_downsampler_padding", 1),
+            mask_padding=_get(config, "mask_downsampler_padding", 1),
             mask_layers=layers,
-            mask_activation=config.get("mask_downsampler_hidden_act", "gelu"),
-            fuser_layers=config.get("memory_fuser_num_layers", 2),
-            fuser_mlp=config.get("memory_fuser_intermediate_dim", 1024),
-            fuser_kernel=config.get("memory_fuser_kernel_size", 7),
-            fuser_padding=config.get("memory_fuser_padding", 3),
-            fuser_activation=config.get("memory_fuser_hidden_act", "gelu"),
-            conditioning_slots=config.get("max_cond_frame_num", -1),
+            mask_activation=_get(config, "mask_downsampler_hidden_act", "gelu"),
+            fuser_layers=_get(config, "memory_fuser_num_layers", 2),
+            fuser_mlp=_get(config, "memory_fuser_intermediate_dim", 1024),
+            fuser_kernel=_get(config, "memory_fuser_kernel_size", 7),
+            fuser_padding=_get(config, "memory_fuser_padding", 3),
+            fuser_activation=_get(config, "memory_fuser_hidden_act", "gelu"),
+            conditioning_slots=_get(config, "max_cond_frame_num", -1),
         )
     known = {field.name for field in dataclasses.fields(Sam2Config)}
     if unknown := sorted(set(options) - known):
@@ -151,7 +178,11 @@ def read_config(path: epath.PathLike, **options: Any) -> Sam2Config:
     file = epath.Path(path) / "config.json"
     if not file.exists():
         raise InputError(f"{file}: no such file; give a directory saved by transformers' Sam2Model or Sam2VideoModel")
-    return from_hf(json_file.read_object(file), **options)
+    config = json_file.read_object(file)
+    try:
+        return from_hf(config, **options)
+    except InputError as error:
+        raise InputError(f"{file}: {error}") from error
 
 
 def to_hf(config: Sam2Config) -> dict[str, Any]:
