@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from omnir1_jax import checkpoints, settings
 from omnir1_jax.errors import InputError
-from omnir1_jax.setup import models, weights
+from omnir1_jax.setup import models, valid, weights
 from omnir1_jax.setup.models import Loaded
 
 TOY = "toy"
@@ -52,8 +52,14 @@ def config_of(checkpoint: str, config: ConfigDict | None = None) -> ConfigDict:
       config: for weights without a run the only source of prompts, pixels and segmenter.
 
     Raises:
-      InputError: no such checkpoint, or weights that no config goes with.
+      InputError: no such checkpoint, weights that no config goes with, or a setting that is invalid.
     """
+    chosen = _config_of(checkpoint, config)
+    valid.check(chosen, training=False)
+    return chosen
+
+
+def _config_of(checkpoint: str, config: ConfigDict | None) -> ConfigDict:
     path = epath.Path(checkpoint)
     if checkpoint == TOY and not path.is_dir():
         return _toy() if config is None else config
