@@ -12,7 +12,7 @@ from absl import logging
 from omnir1_jax.data import pipeline
 from omnir1_jax.data.batching import Batch, Fault
 from omnir1_jax.data.pipeline import Family, PipelineConfig
-from omnir1_jax.errors import InputError
+from omnir1_jax.errors import InputError, printable
 
 _VERSION = 1
 _NAMED = 5
@@ -57,7 +57,7 @@ class Stream:
     def _count(self, batch: Batch) -> None:
         bad = [f for f in batch.faults if f.kind == "bad"]
         for f in bad:
-            logging.warning("bad sample %s: %s", f.sample_id, f.reason)
+            logging.warning("bad sample %s: %s", printable(f.sample_id), f.reason)
         self.counts["samples"] += batch.tried
         self.counts["bad"] += len(bad)
         self.counts["dropped"] += len(batch.faults) - len(bad)

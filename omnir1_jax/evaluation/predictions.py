@@ -45,10 +45,10 @@ def read(root: str, video: str, expression: str, names: Sequence[str]) -> UInt8[
     for name in names:
         path = where / f"{name}.png"
         try:
-            frame = masks.decode_label_map(path.read_bytes())
+            frame = masks.decode_label_map(paths.read_bytes(str(path)))
         except FileNotFoundError as error:
             raise InputError(f"{path} is missing; write one PNG a frame, or leave out the whole folder") from error
-        except ValueError as error:
+        except (OSError, ValueError) as error:
             raise InputError(f"{path}: {error}") from error
         if out and frame.shape != out[0].shape:
             raise InputError(f"{path}: {frame.shape} in a clip whose other masks are {out[0].shape}")
