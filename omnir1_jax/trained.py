@@ -77,6 +77,18 @@ def _config_of(checkpoint: str, config: ConfigDict | None) -> ConfigDict:
     return chosen
 
 
+def inputs(checkpoint: str, config: ConfigDict | None = None) -> dict[str, str]:
+    """Directories that `load` reads, by the flag or setting that names them; for `folders.apart`.
+
+    Raises:
+      InputError: as of `config_of`.
+    """
+    chosen = config_of(checkpoint, config)
+    named = {f"{name}.path": chosen[name].path for name in ("thinker", "sam2")}
+    named["--checkpoint"] = "" if checkpoint == TOY else checkpoint
+    return named | {"thinker.tokenizer": chosen.thinker.tokenizer}
+
+
 def load(checkpoint: str, config: ConfigDict, mesh: Mesh | None = None, *, segmenter: bool = True) -> Trained:
     """Reads models and trained parameters.
 
