@@ -83,7 +83,8 @@ def _train(config: ConfigDict, folder: epath.Path, progress: Progress, quiet: bo
             if log is not None:
                 log.step(step, metrics, time.perf_counter() - started)
                 tell(log, run, step, batch, made, rollout)
-            manager.check_for_errors()  # of the write in the background: now, not at the next checkpoint
+            if not manager.is_saving_in_progress():
+                manager.wait_until_finished()  # raises what went wrong in the background, not only at the next save
             last = stop(step) or step == config.steps  # asked once a step, so that no stop goes unsaved
             if last or due(step, config.checkpoint.every):
                 if log is not None:
