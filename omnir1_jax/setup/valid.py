@@ -207,7 +207,7 @@ RULES_OF: dict[str, Rule | Fields] = {
     "step.top_p": Number(0, 1, above=True),
     "step.grounding_tokens": Whole(1),
     "step.keyframes": Whole(1),
-    "step.groups": Whole(1),
+    "step.groups": Whole(),
     "step.description_bytes": Whole(1),
     "step.completion_bytes": Whole(1),
     "step.grounding_bytes": Whole(1),
