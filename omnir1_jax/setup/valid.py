@@ -17,7 +17,8 @@ from ml_collections import ConfigDict
 from omnir1_jax.data.clips import DecodeConfig
 from omnir1_jax.data.registry import DATASETS
 from omnir1_jax.errors import InputError
-from omnir1_jax.models import attention, remat, sam2
+from omnir1_jax.models import remat, sam2
+from omnir1_jax.models.attention import dispatch
 from omnir1_jax.models.qwen_omni.config import ThinkerConfig
 from omnir1_jax.parallel.mesh import AXES
 from omnir1_jax.rl import grpo
@@ -174,7 +175,7 @@ RULES_OF: dict[str, Rule | Fields] = {
     "thinker.dtype": _DTYPE,
     "thinker.param_dtype": _DTYPE,
     "thinker.remat": Choice(lambda: remat.POLICIES),
-    "thinker.attention": Choice(lambda: typing.get_args(attention.Implementation)),
+    "thinker.attention": Choice(lambda: dispatch.IMPLEMENTATIONS),
     "sam2.path": Text(),
     "sam2.sizes": Fields(sam2.Sam2Config),
     "sam2.side": Whole(64, multiple=64),
