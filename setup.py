@@ -13,7 +13,7 @@ setup(
     install_requires=[
         "absl-py>=2.1",
         "array_record>=0.8",
-        "av>=14",
+        "av>=17",
         "etils[epath]>=1.10",
         "flax>=0.12",
         "grain>=0.2.10",

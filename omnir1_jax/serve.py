@@ -104,13 +104,13 @@ def checked(video: str | None, sound: str | None, query: str | None, task: str |
             raise InputError(f"The {name} has {size / 1e6:.0f} MB; {limits.megabytes} are taken at most.")
     if pathlib.Path(video).suffix.lower() not in IMAGES:
         try:
-            info = media.video_info(video)
-            count = media.frame_count(VideoFile(video))
+            times = media.frame_times(VideoFile(video))
         except BadSample as error:
             raise InputError(f"The video: {error.reason}") from error
-        if count / info.fps > limits.seconds or count > limits.frames:
+        count, seconds = len(times) - 1, float(times[-1] - times[0])
+        if seconds > limits.seconds or count > limits.frames:
             raise InputError(
-                f"The video has {count / info.fps:.1f} seconds and {count} frames; {limits.seconds:g} seconds and "
+                f"The video has {seconds:.1f} seconds and {count} frames; {limits.seconds:g} seconds and "
                 f"{limits.frames} frames are taken at most."
             )
     return Ask(video, query, TASKS[task], sound or "", most_frames=limits.frames)

@@ -76,19 +76,23 @@ def decode(ref: ClipRef, config: DecodeConfig, rng: np.random.Generator) -> Deco
 
 
 def choose_frames(ref: ClipRef, total: int, config: DecodeConfig, rng: np.random.Generator) -> Int[np.ndarray, " t"]:
-    """Positions of the frames to read, at most config.frames of them."""
+    """Positions of the frames to read, at most config.frames of them. Those of a variable rate are evenly spaced in
+    time, as those of a constant rate are."""
+    times = media.uneven_times(ref.frames, ref.sample_id)
     match config.sampling:
         case "first":
             return np.zeros(1, np.int64)
         case "training":
-            indices = sampling.training_frames(total, rng)
+            indices = sampling.training_frames(total, rng, times)
         case "video":
             fps = media.frame_rate(ref.frames, ref.sample_id)
             # A folder of frames that declares no rate is a clip sampled already.
             rate = sampling.SAMPLED_FPS if fps is None else fps
-            indices = sampling.video_frame_indices(total, rate, maximum=max(config.frames, 2))
+            indices = sampling.video_frame_indices(total, rate, times, maximum=max(config.frames, 2))
         case "uniform":
             indices = np.arange(total)
+            if times is not None and total > config.frames:
+                indices = np.unique(sampling.evenly_in_time(times, config.frames))
     if len(indices) > config.frames:
         indices = indices[np.linspace(0, len(indices) - 1, config.frames, dtype=np.int64)]
     return indices

@@ -1,54 +1,37 @@
-"""Decoded frames from image files or video files.
+"""Decoded frames from image files or video files, and when they appear."""
 
-Frames of a video file are reached by decoding from its start: seeking by index is not exact in every container
-(B-frames, edit lists, variable rates), and a wrong frame under a right mask would go unnoticed.
-"""
-
-import functools
 import math
-import os
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import cv2
 import numpy as np
-from jaxtyping import Int, UInt8
+from jaxtyping import Float, Int, UInt8
 
-from omnir1_jax.data import paths
+from omnir1_jax.data import paths, video_decoder, video_index
 from omnir1_jax.data.samples import BadSample, FrameSource, ImageBytes, ImageFiles, VideoFile
+from omnir1_jax.data.video_index import VideoError, VideoIndex
 
-# Three channels, no EXIF rotation; in OpenCV's order where it is too old to give RGB itself.
+# Three channels; in OpenCV's order where it is too old to give RGB itself.
 _IS_RGB = hasattr(cv2, "IMREAD_COLOR_RGB")
-_AS_STORED = (cv2.IMREAD_COLOR_RGB if _IS_RGB else cv2.IMREAD_COLOR) | cv2.IMREAD_IGNORE_ORIENTATION
+_UPRIGHT = cv2.IMREAD_COLOR_RGB if _IS_RGB else cv2.IMREAD_COLOR
+_AS_STORED = _UPRIGHT | cv2.IMREAD_IGNORE_ORIENTATION
 _JPEG, _PNG = b"\xff\xd8", b"\x89PNG\r\n\x1a\n"
 _PNG_END = b"IEND\xaeB`\x82"
-# Files that make ffmpeg open other files or addresses.
-_PLAYLISTS = (b"#EXTM3U", b"ffconcat", b"<?xml", b"<MPD")
-
 
 Size = tuple[int, int] | Callable[[int, int], tuple[int, int]]
 
 
-class VideoInfo(NamedTuple):
-    """A video file's frame count (as declared), rate in frames a second, and size in pixels."""
+def decode_image(data: bytes, name: str, sample_id: str = "?", upright: bool = False) -> UInt8[np.ndarray, "h w 3"]:
+    """RGB pixels of an encoded image: as stored, or upright, after its EXIF rotation (masks would not follow it).
 
-    frames: int
-    fps: float
-    height: int
-    width: int
-
-
-def decode_image(data: bytes, name: str, sample_id: str = "?") -> UInt8[np.ndarray, "h w 3"]:
-    """RGB pixels of an encoded image, as stored (an EXIF rotation is not applied: masks would not follow it).
-
-    Raises BadSample for anything cut short: OpenCV alone would fill the missing part with gray.
+    Raises BadSample for anything truncated: OpenCV alone would fill the missing part with gray.
     """
     if not data:
         raise BadSample(sample_id, f"{name} is empty")
     if (data.startswith(_JPEG) and not _jpeg_is_whole(data)) or (data.startswith(_PNG) and _PNG_END not in data[-32:]):
-        raise BadSample(sample_id, f"{name} is cut short")
+        raise BadSample(sample_id, f"{name} is truncated")
     try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), _AS_STORED)
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), _UPRIGHT if upright else _AS_STORED)
     except cv2.error as error:
         raise BadSample(sample_id, f"{name} is not a readable image") from error
     if image is None:
@@ -84,47 +67,46 @@ def local_media(path: str, sample_id: str) -> str:
     """`path`, checked to be a local file that is not a playlist naming others. Raises BadSample."""
     if paths.is_remote(path):
         raise BadSample(sample_id, f"{path}: video files have to be on a local disk; copy them there first")
-    if not os.path.isfile(path):
-        raise BadSample(sample_id, f"{path} is missing")
-    with open(path, "rb") as file:
-        head = file.read(16).lstrip()
-    if not head or head.startswith(_PLAYLISTS):
-        raise BadSample(sample_id, f"{path} is {'a playlist' if head else 'empty'}, not a video")
+    try:
+        video_index.check_file(path)
+    except VideoError as error:
+        raise BadSample(sample_id, f"{path} {error}") from error
     return path
 
 
-def _open_video(path: str, sample_id: str) -> cv2.VideoCapture:
-    capture = cv2.VideoCapture(local_media(path, sample_id), cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
-    if not capture.isOpened():
-        raise BadSample(sample_id, f"{path} is not a readable video")
-    return capture
-
-
-@functools.lru_cache(maxsize=256)
-def video_info(path: str, sample_id: str = "?") -> VideoInfo:
-    """What the container declares. Raises BadSample where it declares nothing usable."""
-    capture = _open_video(path, sample_id)
+def video_info(path: str, sample_id: str = "?") -> VideoIndex:
+    """What a video file shows. Raises BadSample for one that cannot be read."""
     try:
-        values = [capture.get(p) for p in (cv2.CAP_PROP_FRAME_COUNT, cv2.CAP_PROP_FPS)]
-        values += [capture.get(p) for p in (cv2.CAP_PROP_FRAME_HEIGHT, cv2.CAP_PROP_FRAME_WIDTH)]
-    finally:
-        capture.release()
-    frames, fps, height, width = values
-    if not (1 <= frames < 1e9 and 0 < fps < 1e4 and height >= 1 and width >= 1):
-        raise BadSample(sample_id, f"{path}: a video of {frames:g} frames at {fps:g} frames a second")
-    return VideoInfo(int(frames), fps, int(height), int(width))
+        return video_index.read(local_media(path, sample_id))
+    except VideoError as error:
+        raise BadSample(sample_id, f"{path} {error}") from error
 
 
-def _span(source: VideoFile, sample_id: str) -> tuple[int, int]:
-    """First frame and number of frames of the part of a video that a VideoFile means."""
-    info = video_info(source.path, sample_id)
-    first = math.floor((source.start or 0.0) * info.fps + 0.5)
-    last = info.frames - 1 if source.end is None else min(math.floor(source.end * info.fps + 0.5), info.frames - 1)
-    if not 0 <= first <= last:
+def _span(source: VideoFile, sample_id: str) -> tuple[VideoIndex, int, int]:
+    """The file, and first frame and number of frames of the part that a VideoFile means: from the frame nearest to
+    its start to that nearest to its end."""
+    index = video_info(source.path, sample_id)
+    first, last = 0, index.count - 1
+    if source.start is not None:
+        first = max(_nearest(index, source.start), 0)
+    if source.end is not None:
+        last = min(_nearest(index, source.end), last)
+    if not first <= last:
         raise BadSample(
-            sample_id, f"{source.path}: no frame from {source.start} s to {source.end} s; it has {info.frames} frames"
+            sample_id,
+            f"{source.path}: no frame from {source.start} s to {source.end} s; it has {index.count} frames, from "
+            f"{index.times[0]:g} s to {index.times[-1]:g} s",
         )
-    return first, last - first + 1
+    return index, first, last - first + 1
+
+
+def _nearest(index: VideoIndex, seconds: float) -> int:
+    """The frame that appears nearest to a time, the later of two; -1 before the first, the count after the last."""
+    first = index.times[0]
+    if index.constant:
+        return min(max(math.floor((seconds - first) * index.fps + 0.5), -1), index.count)
+    middles = (index.times[1:] + index.times[:-1]) / 2
+    return -1 if seconds < 2 * first - middles[0] else int(np.searchsorted(middles, seconds, "right"))
 
 
 def within(max_pixels: int) -> Callable[[int, int], tuple[int, int]]:
@@ -139,12 +121,31 @@ def within(max_pixels: int) -> Callable[[int, int], tuple[int, int]]:
 
 def frame_count(source: FrameSource, sample_id: str = "?") -> int:
     """Number of frames of the clip. Raises BadSample for a video that cannot be opened."""
-    return _span(source, sample_id)[1] if isinstance(source, VideoFile) else len(source)
+    return _span(source, sample_id)[2] if isinstance(source, VideoFile) else len(source)
 
 
 def frame_rate(source: FrameSource, sample_id: str = "?") -> float | None:
-    """Frames a second of the clip, None where a folder of images does not say."""
+    """Frames per second of the clip (the mean, where its rate varies), None where a folder of images has none."""
     return video_info(source.path, sample_id).fps if isinstance(source, VideoFile) else source.fps
+
+
+def frame_times(source: FrameSource, sample_id: str = "?") -> Float[np.ndarray, " edges"] | None:
+    """Seconds at which each frame of the clip appears, and last, at which its last frame ends.
+
+    Times of a video file count from its own beginning, also where the clip is a part of it. None where a folder of
+    images has no rate.
+    """
+    if isinstance(source, VideoFile):
+        index, first, count = _span(source, sample_id)
+        return index.times[first : first + count + 1]
+    return None if source.fps is None else np.arange(len(source) + 1) / source.fps
+
+
+def uneven_times(source: FrameSource, sample_id: str = "?") -> Float[np.ndarray, " t"] | None:
+    """Seconds at which each frame appears, if the clip is a video file of variable rate; else None."""
+    if not isinstance(source, VideoFile) or video_info(source.path, sample_id).constant:
+        return None
+    return frame_times(source, sample_id)[:-1]
 
 
 def load_frames(
@@ -157,7 +158,7 @@ def load_frames(
     """The clip's frames at `indices` (any order, repeats allowed) as RGB, resized to `size` if given: (height, width),
     or a function from the frames' own to that.
 
-    Raises BadSample, naming the file: missing, cut short, unreadable, of another size than its clip's other frames.
+    Raises BadSample, naming the file: missing, truncated, unreadable, of another size than its clip's other frames.
     """
     wanted = sorted(set(int(i) for i in indices))
     if not wanted:
@@ -165,6 +166,7 @@ def load_frames(
     total = frame_count(source, sample_id)
     if wanted[0] < 0 or wanted[-1] >= total:
         raise BadSample(sample_id, f"frame {wanted[-1] if wanted[-1] >= total else wanted[0]} of {total}")
+    upright = isinstance(source, ImageFiles) and source.upright
     match source:
         case ImageFiles():
             named = ((i, source.paths[i], _read(source.paths[i], sample_id)) for i in wanted)
@@ -175,7 +177,7 @@ def load_frames(
     frames: dict[int, np.ndarray] = {}
     first_size: tuple[int, ...] | None = None
     for i, name, data in named:
-        frame = decode_image(data, name, sample_id)
+        frame = decode_image(data, name, sample_id, upright)
         first_size = first_size or frame.shape
         if frame.shape != first_size:
             raise BadSample(
@@ -202,23 +204,11 @@ def _video_frames(
     size: Size | None,
     sample_id: str,
 ) -> np.ndarray:
-    first, _ = _span(source, sample_id)
-    capture = _open_video(source.path, sample_id)
+    _, first, _ = _span(source, sample_id)
     frames: dict[int, np.ndarray] = {}
     try:
-        position = -1
-        for i in wanted:
-            while position < first + i:
-                if not capture.grab():
-                    raise BadSample(sample_id, f"{source.path} ends at frame {position + 1}, before frame {first + i}")
-                position += 1
-            good, frame = capture.retrieve()
-            if not good:
-                raise BadSample(sample_id, f"{source.path}: frame {first + i} cannot be decoded")
-            frame = cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
-            frames[i] = resize(frame, size) if size else frame
-    except cv2.error as error:
-        raise BadSample(sample_id, f"{source.path} cannot be decoded") from error
-    finally:
-        capture.release()
+        for position, frame in video_decoder.frames(source.path, [first + i for i in wanted]):
+            frames[position - first] = resize(frame, size) if size else frame
+    except VideoError as error:
+        raise BadSample(sample_id, f"{source.path} {error}") from error
     return np.stack([frames[int(i)] for i in indices])

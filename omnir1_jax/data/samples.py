@@ -11,8 +11,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
-from omnir1_jax.errors import printable
-
 FAMILIES = ("vos", "refavs", "refcocog", "qa")
 
 
@@ -21,10 +19,10 @@ class BadSample(Exception):
 
     def __init__(self, sample_id: str, reason: str):
         super().__init__(sample_id, reason)
-        self.sample_id, self.reason = sample_id, printable(reason)
+        self.sample_id, self.reason = sample_id, reason
 
     def __str__(self) -> str:
-        return f"{printable(self.sample_id)}: {self.reason}"
+        return f"{self.sample_id}: {self.reason}"
 
 
 @dataclass(frozen=True)
@@ -34,6 +32,7 @@ class ImageFiles:
     paths: tuple[str, ...]
     names: tuple[str, ...]
     fps: float | None = None  # None where the dataset does not say
+    upright: bool = False  # after their EXIF rotation; as stored where masks belong to them
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -62,7 +61,7 @@ class VideoFile:
 
 @dataclass(frozen=True)
 class AudioFile:
-    """A sound file (wav, flac, ogg, mp3)."""
+    """A sound file, or a film whose track is meant."""
 
     path: str
 

@@ -4,7 +4,7 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 MERGED_PATCH = 28
 VIDEO_MAX_PIXELS = 768 * MERGED_PATCH**2
@@ -34,11 +34,27 @@ def video_frame_number(
 
 
 def video_frame_indices(
-    total: int, fps: float, *, minimum: int = 4, maximum: int = 768, sampled_fps: float = SAMPLED_FPS
+    total: int,
+    fps: float,
+    times: Float[np.ndarray, " total"] | None = None,
+    *,
+    minimum: int = 4,
+    maximum: int = 768,
+    sampled_fps: float = SAMPLED_FPS,
 ) -> Int[np.ndarray, " n"]:
-    """Which frames: linspace(0, total-1, n) in float32, rounded half to even."""
+    """Which frames: linspace(0, total-1, n) in float32, rounded half to even.
+
+    Args:
+      times: seconds of the frames, where they are unevenly spaced; then as of `evenly_in_time`.
+    """
     n = video_frame_number(total, fps, minimum=minimum, maximum=maximum, sampled_fps=sampled_fps)
-    return np.round(_linspace32(total - 1, n)).astype(np.int64)
+    return np.round(_linspace32(total - 1, n)).astype(np.int64) if times is None else evenly_in_time(times, n)
+
+
+def evenly_in_time(times: Float[np.ndarray, " total"], n: int) -> Int[np.ndarray, " n"]:
+    """The frames nearest to `n` evenly spaced moments from the first frame to the last; one may serve several."""
+    middles = (times[1:] + times[:-1]) / 2
+    return np.searchsorted(middles, np.linspace(times[0], times[-1], n), "right")
 
 
 def _linspace32(end: int, n: int) -> np.ndarray:
@@ -61,13 +77,15 @@ def frame_pixel_budget(
     return max(min(maximum, total_pixels / n * 2), int(1.05 * minimum))
 
 
-def training_frames(length: int, rng: np.random.Generator) -> Int[np.ndarray, " n"]:
-    """All frames of a clip of at most 16, else 16 to 24 by linspace cut to whole numbers (repeats are possible
-    where the clip has fewer frames than were drawn)."""
+def training_frames(
+    length: int, rng: np.random.Generator, times: Float[np.ndarray, " length"] | None = None
+) -> Int[np.ndarray, " n"]:
+    """All frames of a clip of at most 16, else 16 to 24 by linspace truncated to whole numbers (repeats are possible
+    where the clip has fewer frames than were drawn), or as of `evenly_in_time` where `times` are given."""
     if length <= TRAIN_LONG_CLIP:
         return np.arange(length)
     n = int(rng.integers(TRAIN_MIN_FRAMES, TRAIN_MAX_FRAMES + 1))
-    return np.linspace(0, length - 1, n, dtype=np.int64)
+    return np.linspace(0, length - 1, n, dtype=np.int64) if times is None else evenly_in_time(times, n)
 
 
 def training_objects(count: int, rng: np.random.Generator, limit: int = MAX_OBJECTS) -> Int[np.ndarray, " n"]:

@@ -192,7 +192,7 @@ def test_bad_samples_are_replaced_counted_and_named(caplog):
     assert not any("mem/train/3." in s for batch in batches for s in batch.sample_ids)
     faults = [f for batch in batches for f in batch.faults]
     assert len(faults) >= 4 and {f.kind for f in faults} == {"bad"}
-    assert all(f.sample_id.startswith("mem/train/3.") and "cut short" in f.reason for f in faults)
+    assert all(f.sample_id.startswith("mem/train/3.") and "truncated" in f.reason for f in faults)
     assert source.counts == {"samples": 40 + len(faults), "bad": len(faults), "dropped": 0, "without_sound": 0}
     assert sum("bad sample mem/train/3." in r.getMessage() for r in caplog.records) == len(faults)
 
@@ -210,7 +210,7 @@ def test_too_many_bad_samples_stop_the_run_the_same_way_after_a_resume():
 
     number, message = run(stream.training_stream(families, setting))
     assert "samples are bad, more than max_bad_share = 0.2 allows" in message
-    assert message.count("mem/train/") <= 5 and "cut short" in message
+    assert message.count("mem/train/") <= 5 and "truncated" in message
     resumed = stream.training_stream(families, setting)
     source = stream.training_stream(families, setting)
     for _ in range(number - 1):
@@ -222,7 +222,7 @@ def test_too_many_bad_samples_stop_the_run_the_same_way_after_a_resume():
 
 
 def test_nothing_but_bad_samples_stops_at_once():
-    with pytest.raises(InputError, match=r"20 samples of family vos in a row are bad: mem/train/.*cut short"):
+    with pytest.raises(InputError, match=r"20 samples of family vos in a row are bad: mem/train/.*truncated"):
         next(stream.training_stream([family(count=3, bad=(0, 1, 2))], config()))
 
 

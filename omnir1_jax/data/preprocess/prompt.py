@@ -176,7 +176,9 @@ def _video(item: tokens.Item, name: str, sizes: Sizes, budget: PixelBudget) -> _
         source = VideoFile(source)
     if isinstance(source, VideoFile):
         total, rate = media.frame_count(source, name), media.frame_rate(source, name)
-        source = media.load_frames(source, sampling.video_frame_indices(total, rate, sampled_fps=fps), sample_id=name)
+        times = media.uneven_times(source, name)
+        indices = sampling.video_frame_indices(total, rate, times, sampled_fps=fps)
+        source = media.load_frames(source, indices, sample_id=name)
     elif isinstance(source, ImageFiles | ImageBytes):
         source = media.load_frames(source, range(len(source)), sample_id=name)
     if not isinstance(source, np.ndarray | list | tuple) or (
