@@ -10,6 +10,7 @@ import argparse
 from collections.abc import Sequence
 
 import jax
+import jax.numpy as jnp
 from absl import logging
 from absl.flags import argparse_flags
 from etils import epath
@@ -22,9 +23,9 @@ from omnir1_jax.models.qwen_omni import hf_config, pretrained, store
 from omnir1_jax.models.qwen_omni.thinker import Thinker, count
 from omnir1_jax.models.qwen_omni.weights import PREFIXES
 from omnir1_jax.parallel import make_mesh
-from omnir1_jax.setup import models, weights
+from omnir1_jax.setup import weights
 
-DTYPES = {"stored": None, **models.DTYPES}
+DTYPES = {"stored": None, "float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:

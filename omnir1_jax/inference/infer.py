@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 from ml_collections import ConfigDict
 
-from omnir1_jax import settings
+from omnir1_jax import regular_file, settings
 from omnir1_jax.data import audio, media
 from omnir1_jax.data.audio import SAMPLE_RATE
 from omnir1_jax.data.clips import DecodeConfig, choose_frames
@@ -38,10 +38,10 @@ class Ask:
     """What is asked about which video.
 
     Attributes:
-      video: a video file, an image, or a folder of images in the order of their names.
+      video: a video file, an image, or a folder of images in the order of their names; images are set upright.
       family: "vos": find and segment what the query names; "refavs": the same by the whole sound and the first frame;
         "qa": answer a question in text.
-      audio: a sound file in place of the video's own track.
+      audio: a sound file, or a film, heard in place of the video's own track.
       options: of a question, to choose from.
       start, end: seconds of a video file.
       frames: most frames that System 1 sees; 0 for the config's own.
@@ -85,6 +85,7 @@ class Result(NamedTuple):
 
     Attributes:
       count: frames of the clip. size: their height and width. fps: None for a folder of images.
+      times: seconds in the video at which each frame appears, and last, at which the clip ends; None without fps.
       seen: the clip's frames that System 1 saw.
       line: as `records.record` makes it.
       masks: of all frames at their own size; None where no box was found, and for questions.
@@ -95,6 +96,7 @@ class Result(NamedTuple):
     count: int
     size: tuple[int, int]
     fps: float | None
+    times: Float[np.ndarray, " edges"] | None
     seen: tuple[int, ...]
     sound: Sound
     line: Mapping[str, Any]
@@ -116,6 +118,7 @@ def answer(systems: Systems, ask: Ask, seed: int = 0) -> Result:
     ref = clip_ref(ask)
     try:
         count, fps = media.frame_count(ref.frames, ref.sample_id), media.frame_rate(ref.frames, ref.sample_id)
+        times = media.frame_times(ref.frames, ref.sample_id)
     except BadSample as error:
         raise InputError(f"--video: {error.reason}") from error
     if count > ask.most_frames:
@@ -141,7 +144,7 @@ def answer(systems: Systems, ask: Ask, seed: int = 0) -> Result:
         height, width = sample.size
         kept = masks[0, : len(sample.clip), :height, :width]
     seen = tuple(int(t) for t in choose_frames(ref, count, task.decode, np.random.default_rng(0)))
-    return Result(ask, ref, count, sample.size, fps, seen, sound, line, kept)
+    return Result(ask, ref, count, sample.size, fps, times, seen, sound, line, kept)
 
 
 def clip_ref(ask: Ask) -> ClipRef:
@@ -156,15 +159,14 @@ def clip_ref(ask: Ask) -> ClipRef:
     if path.is_dir():
         frames = _folder(path)
     elif path.suffix.lower() in IMAGES:
-        frames = ImageFiles((str(path),), (path.stem,))
+        frames = ImageFiles((str(path),), (path.stem,), upright=True)
     else:
         frames = VideoFile(str(path), ask.start, ask.end)
     if not isinstance(frames, VideoFile) and (ask.start is not None or ask.end is not None):
         raise InputError("--start, --end: only a video file has times; name fewer images")
     sound = None
     if ask.audio:
-        if not pathlib.Path(ask.audio).is_file():
-            raise InputError(f"--audio: {ask.audio} is not there")
+        regular_file.require(ask.audio, "--audio")
         sound = AudioFile(ask.audio)
     elif isinstance(frames, VideoFile):
         sound = VideoAudio(frames.path, ask.start, ask.end, required=False)
@@ -178,7 +180,6 @@ def check_query(ask: Ask, task: Task, systems: Systems) -> None:
     if not ask.query.strip():
         raise InputError(f"{flag}: is empty; say what to {'answer' if ask.family == 'qa' else 'find'}")
     for text in (ask.query, *ask.options):
-        tokens.check_unicode(text, flag)
         held = sorted(token for token in words.get_added_vocab() if token.strip() and token in text)
         if held:
             raise InputError(f"{flag}: holds {held[0]}, a control token of the model; write it in another way")
@@ -207,21 +208,24 @@ def sections(completion: str) -> tuple[str, str]:
 
 
 def _folder(path: pathlib.Path) -> ImageFiles:
-    found = sorted((file for file in path.iterdir() if file.suffix.lower() in IMAGES), key=lambda file: _natural(file))
-    if not found:
+    # Hidden names are of systems and editors, such as ._1.jpg beside each image on a disk from a Mac.
+    images = [file for file in path.iterdir() if file.suffix.lower() in IMAGES and not file.name.startswith(".")]
+    if not images:
         raise InputError(
             f"--video: {path} holds no image ({', '.join(IMAGES)}); name a video file or a folder of frames"
         )
-    names = [file.stem for file in found]
+    images.sort(key=_natural)
+    names = [file.stem for file in images]
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise InputError(f"--video: {path} holds two images named {twice}; keep one")
-    return ImageFiles(tuple(map(str, found)), tuple(names))
+    return ImageFiles(tuple(map(str, images)), tuple(names), upright=True)
 
 
 def _natural(file: pathlib.Path) -> list[Any]:
     """2 before 10."""
-    return [(not part.isdigit(), int(part) if part.isdigit() else 0, part) for part in re.split(r"(\d+)", file.stem)]
+    parts = re.split(r"([0-9]+)", file.stem)  # not all that Unicode calls a digit is part of a number
+    return [(i % 2 == 0, int(part) if i % 2 else 0, part) for i, part in enumerate(parts)]
 
 
 def _entry(config: ConfigDict, family: str) -> ConfigDict:
@@ -253,14 +257,15 @@ def _sound(ask: Ask, ref: ClipRef, own: float) -> tuple[Sound, float]:
             raise InputError(f"--video: {source} has no audio track, which this task needs; name one with --audio")
         return Sound(None, 0.0, "the video has no audio track"), 0.0
     length = len(wave) / SAMPLE_RATE
+    silence = "" if wave.any() else "; the sound is silent throughout"
     if not asked:
-        return Sound(wave, 0.0, "not heard: this query goes by sight"), 0.0
+        return Sound(wave, 0.0, "not heard: this query goes by sight" + silence), 0.0
     room = ask.audio_seconds if ask.audio_seconds > 0 else own
     if room <= 0:
         room = next((size for size in SECONDS if size >= length), SECONDS[-1])
     heard = min(length, room)
     note = "heard whole" if heard == length else f"heard for the first {heard:g} of {length:.1f} seconds"
-    return Sound(wave, heard, note), float(room)
+    return Sound(wave, heard, note + silence), float(room)
 
 
 def _task(systems: Systems, ask: Ask, entry: ConfigDict, ref: ClipRef, sound: Sound) -> Task:

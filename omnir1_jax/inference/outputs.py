@@ -25,7 +25,6 @@ WORDS = {
     "completion/unended": "the answer was cut off at its greatest length",
     "plan/no_answer": "the model gave no <answer>",
     "plan/no_piece": "the answer holds no moment of the form {start_time, end_time, description}",
-    "plan/over_limit": "the answer holds more moments than step.groups; those beyond it were not read",
     "answer/no_answer": "the model gave no <answer>",
     "answer/empty": "the model's description is empty",
     "description/too_long": "a description is too long for System 2's prompt",
@@ -102,13 +101,18 @@ def told(result: Result) -> dict[str, Any]:
     pieces = []
     for piece in line["plan"]:
         ends = piece["frames"] and [result.seen[min(t, len(result.seen) - 1)] for t in piece["frames"]]
-        times = ends and result.fps and [ends[0] / result.fps, (ends[1] + 1) / result.fps]
+        times = ends and _seconds(result, ends[0], ends[1] + 1)
         pieces.append(piece | {"frames": ends, "seconds_in_video": times})
-    keyframes = [one | {"seconds": result.fps and one["frame"] / result.fps} for one in line["keyframes"]]
+    keyframes = [one | {"seconds": (_seconds(result, one["frame"]) or [None])[0]} for one in line["keyframes"]]
     masks = None
     if result.masks is not None:
         masks = {"folder": MASKS, "frames_with_object": int(result.masks.any(axis=(1, 2)).sum())}
     return common | {"plan": pieces, "keyframes": keyframes, "masks": masks}
+
+
+def _seconds(result: Result, *frames: int) -> list[float] | None:
+    """When frames of the clip appear in the video; None where that is not known."""
+    return None if result.times is None else [float(result.times[t]) for t in frames]
 
 
 def outcome(result: Result) -> str:
@@ -133,7 +137,7 @@ def example(result: Result, frames: UInt8[np.ndarray, "t h w 3"]) -> Example:
         Keyframe(one["frame"], one["description"], one["answer"], tuple(tuple(box) for box in one["boxes"]))
         for one in line["keyframes"]
     )
-    times = None if result.fps is None else tuple(round(t / result.fps, 2) for t in range(len(frames)))
+    times = None if result.times is None else tuple(round(float(t), 2) for t in result.times[:-1])
     clip = Clip(frames, result.size[::-1], None, result.masks, seconds=times)
     answer = None if result.ask.family == "vos" else sections(line["completion"])[1]
     name = pathlib.Path(result.ask.video).name
@@ -169,8 +173,15 @@ def _masks(result: Result, folder: pathlib.Path) -> None:
 
 
 def _film(result: Result, frames: np.ndarray, target: pathlib.Path) -> None:
-    fps = result.fps or FOLDER_FPS
-    wave = result.sound.samples
+    """The clip with its masks: each frame when it appears, beside the sound of that moment."""
+    fps, wave, times = result.fps or FOLDER_FPS, result.sound.samples, None
+    seconds = result.count / fps
+    if result.times is not None:
+        # The sound begins where the clip was told to; its first frame is the one nearest to that.
+        start, first = result.ask.start or 0.0, float(result.times[0])
+        times = np.maximum(result.times - (first if abs(first - start) < 0.5 / fps else start), 0.0)
+        seconds = float(times[-1])
+        times = None if np.allclose(times, np.arange(len(times)) / fps, atol=1e-6) else times[:-1]
     if wave is not None:
-        wave = wave[: round(result.count / fps * SAMPLE_RATE)]
-    video.write(target, video.overlay(frames, result.masks), fps, wave, SAMPLE_RATE)
+        wave = wave[: round(seconds * SAMPLE_RATE)]
+    video.write(target, video.overlay(frames, result.masks), fps, wave, SAMPLE_RATE, times=times)

@@ -20,6 +20,7 @@ from omnir1_jax.reporting.pictures import marked
 ENCODERS = ("libx264", "libopenh264", "h264_videotoolbox")  # in software, or without asking for a device
 CRF = 20
 LEAST_SIDE = 480
+TICK = Fraction(1, 90000)  # seconds: unit of times that are not evenly spaced
 AUDIO_RATES = (96000, 88200, 64000, 48000, 44100, 32000, 24000, 22050, 16000, 12000, 11025, 8000, 7350)  # of AAC
 
 
@@ -66,11 +67,13 @@ def write(
     fps: Number | Fraction,
     audio: Float[np.ndarray, " samples"] | Float[np.ndarray, "channels samples"] | None = None,
     sample_rate: int = 16000,
+    times: Float[np.ndarray, " t"] | None = None,
 ) -> epath.Path:
     """Encodes frames of one size, taken one by one, and returns the path.
 
     Args:
-      fps: frames a second.
+      fps: frames per second; the mean, where `times` are given.
+      times: seconds at which each frame appears, ascending from 0 on, where they are not evenly spaced.
       audio: in [-1, 1], one or two channels; what is beyond that is clipped. None for a silent video.
 
     Raises:
@@ -84,20 +87,21 @@ def write(
         # On this machine first: the index is moved to the front when all is written, which needs a real file.
         made = pathlib.Path(folder, "video.mp4")
         with av.open(str(made), "w", format="mp4", options={"movflags": "+faststart"}) as container:
-            _encode(container, str(target), encoder, iter(frames), rate, audio, sample_rate)
+            _encode(container, str(target), encoder, iter(frames), rate, audio, sample_rate, times)
         with atomic_path(target) as scratch, scratch.open("wb") as out:
             out.write(made.read_bytes())
     return epath.Path(target)
 
 
-def _encode(container, name: str, encoder: str, frames, rate: Fraction, audio, sample_rate: int) -> None:
+def _encode(container, name: str, encoder: str, frames, rate: Fraction, audio, sample_rate: int, times) -> None:
     first = next(frames, None)
     if first is None:
         raise InputError(f"{name}: a video needs at least one frame")
     height, width = draw.even(first).shape[:2]
     video = container.add_stream(encoder, rate=rate)
     video.width, video.height, video.pix_fmt = width, height, "yuv420p"
-    video.time_base = 1 / rate
+    unit = 1 / rate if times is None else TICK
+    video.codec_context.time_base = unit
     if encoder == "libx264":
         video.options = {"crf": str(CRF), "preset": "medium"}
     else:
@@ -113,10 +117,11 @@ def _encode(container, name: str, encoder: str, frames, rate: Fraction, audio, s
             raise InputError(f"{name}: frame {count} is {frame.shape[:2]}, the first {first.shape[:2]}; give one size")
         picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(draw.even(frame)), format="rgb24")
         picture = picture.reformat(format="yuv420p", dst_colorspace=matrix, dst_color_range="MPEG")
-        picture.pts, picture.time_base = count, 1 / rate
+        picture.pts = count if times is None else round(float(times[count]) / unit)
+        picture.time_base = unit
         container.mux(video.encode(picture))
         if sound:
-            sound.until(count / rate)  # side by side, so that a player need not jump and the muxer not wait
+            sound.until(picture.pts * unit)  # side by side, so that a player need not jump and the muxer not wait
     container.mux(video.encode(None))
     if sound:
         sound.finish()

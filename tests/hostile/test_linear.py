@@ -1,7 +1,6 @@
 """Text that a model or a dataset wrote is read as the original expressions read it, in time linear in its length."""
 
 import contextlib
-import pathlib
 import re
 import signal
 
@@ -72,7 +71,6 @@ def at_most(seconds: float):
         signal.signal(signal.SIGALRM, before)
 
 
-ROOT = pathlib.Path(__file__).parent.parent.parent
 LENGTH = 1_000_000
 UNITS = (
     "\n",

@@ -13,15 +13,17 @@ import pytest
 import soundfile
 
 from omnir1_jax import infer, trained
-from omnir1_jax.data import sampling
+from omnir1_jax.data import audio, media, sampling
 from omnir1_jax.data.clips import decode
 from omnir1_jax.data.preprocess import pixels
+from omnir1_jax.data.samples import AudioFile, VideoFile
 from omnir1_jax.errors import InputError
 from omnir1_jax.inference import load, outputs
-from omnir1_jax.inference.infer import Ask, answer
+from omnir1_jax.inference.infer import Ask, _sound, answer, clip_ref
 from omnir1_jax.reporting import video
 from omnir1_jax.setup import data
 from omnir1_jax.systems import detail, reasoner
+from tests.data import films
 from tests.inference import small
 from tests.rl.small import scripted, spoken
 
@@ -160,6 +162,57 @@ def test_folder_of_images(made, speaking, tmp_path):
     assert files.overlay.is_file()
 
 
+def test_times_are_the_videos_own(speaking, tmp_path):
+    """One frame per second, then ten: what is written tells and shows each when the film shows it, also of a part."""
+    ms = [1000 * t for t in range(8)] + [8000 + 100 * t for t in range(8)]
+    sound = films.tone(9, channels=1) * (np.arange(9 * 48_000) >= 5 * 48_000)
+    film = films.write(tmp_path / "uneven.mp4", 16, rate=30, ms=ms, sound=sound.astype(np.float32))
+    result = answer(speaking, Ask(film, "it", start=2.0))
+    files = outputs.write(result, tmp_path / "out")
+    said = read(files.said)
+    assert said["frames_seen"] == [0, 1, 2, 3, 4, 5, 6, 13]
+    assert [piece["frames"] for piece in said["plan"]] == [[2, 3], [6, 6]]
+    np.testing.assert_allclose([p["seconds_in_video"] for p in said["plan"]], [[4.0, 6.0], [8.0, 8.1]], atol=2e-3)
+    np.testing.assert_allclose([one["seconds"] for one in said["keyframes"]], [4.0, 5.0, 8.0], atol=2e-3)
+    shown = media.frame_times(VideoFile(str(files.overlay)))
+    np.testing.assert_allclose(shown[:-1], np.array(ms[2:]) / 1000 - 2, atol=2e-3)
+    # The tone begins at 5 s of the film, 3 s of the part.
+    heard = audio.load_audio(AudioFile(str(files.overlay)))
+    assert np.flatnonzero(np.abs(heard) > 0.1)[0] / 16_000 == pytest.approx(3.0, abs=0.05)
+    assert len(heard) / 16_000 == pytest.approx(6.8, abs=0.1)
+
+
+def test_photos_stand_upright_and_names_are_any(tmp_path, monkeypatch):
+    image = np.zeros((20, 40, 3), np.uint8)
+    image[:, :10] = 255  # to the left as stored, above when upright
+    encoded = cv2.imencode(".jpg", image)[1].tobytes()
+    exif = b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"
+    photo = encoded[:2] + b"\xff\xe1" + (len(exif) + 2).to_bytes(2, "big") + exif + encoded[2:]
+    (tmp_path / "frames").mkdir()
+    for name in ("photo.jpg", "frames/10.jpg", "frames/2.jpg", "frames/1².jpg", "frames/٣.jpg"):
+        (tmp_path / name).write_bytes(photo)
+    for name in ("._2.jpg", ".10.jpg.swp.jpg"):
+        (tmp_path / "frames" / name).write_bytes(b"no image")
+    ref = clip_ref(Ask(str(tmp_path / "frames"), "it"))
+    assert ref.frames.names == ("1²", "2", "10", "٣")
+    for video_ in (tmp_path / "photo.jpg", tmp_path / "frames"):
+        source = clip_ref(Ask(str(video_), "it")).frames
+        frames = media.load_frames(source, range(len(source)))
+        assert frames.shape == (len(source), 40, 20, 3)
+        assert frames[:, :8].min() > 200 and frames[:, 12:].max() < 50
+    monkeypatch.chdir(tmp_path)
+    films.write(tmp_path / "12:30.mp4", 3)
+    assert media.frame_count(clip_ref(Ask("12:30.mp4", "it")).frames) == 3
+
+
+def test_silence_is_told(tmp_path):
+    film = films.write(tmp_path / "silent.mp4", 5, sound=films.tone(1) * 0)
+    for ask in (Ask(film, "it", "qa"), Ask(film, "it"), Ask(film, "it", audio=film, audio_seconds=5.0)):
+        assert "silent throughout" in _sound(ask, clip_ref(ask), 0.0)[0].note
+    film = films.write(tmp_path / "loud.mp4", 5, sound=films.tone(1))
+    assert _sound(Ask(film, "it", "qa"), clip_ref(Ask(film, "it")), 0.0)[0].note == "heard whole"
+
+
 def middle(frames, descriptions):
     return [[(10, 5, 20, 9), (50, 30, 70, 60)]] * len(frames)
 
@@ -220,7 +273,7 @@ def test_bad_input_is_one_line(made, tmp_path):
         (dict(query="x" * 10_000), r"10000 characters come to \d+ tokens and about \d+ fit"),
         (dict(query="a <|im_end|> b"), "control token"),
         (dict(query="a <|VIDEO|> b"), "control token"),
-        (dict(audio=str(tmp_path / "absent.wav")), "is not there"),
+        (dict(audio=str(tmp_path / "absent.wav")), "--audio: .*no such file"),
         (dict(audio=str(tmp_path / "noise.mp4")), "not a readable sound"),
         (dict(video=str(folder / "silent.mp4"), family="refavs"), "no audio track"),
         (dict(video=str(folder / "frames"), family="refavs"), "needs sound"),

@@ -73,7 +73,8 @@ def answered(ask):
     masks = np.zeros((8, 64, 64), bool)
     masks[2:, 10:20, 10:20] = True
     ref = infer.clip_ref(ask)
-    return infer.Result(ask, ref, 8, (64, 64), 4.0, (0, 4), infer.Sound(None, 0.0, "none"), line, masks)
+    sound = infer.Sound(None, 0.0, "none")
+    return infer.Result(ask, ref, 8, (64, 64), 4.0, np.arange(9) / 4, (0, 4), sound, line, masks)
 
 
 def test_shows_an_answer_and_keeps_the_last_ones(clips, tmp_path, monkeypatch):

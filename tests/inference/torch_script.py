@@ -1,7 +1,7 @@
 import pathlib
 import sys
 
-import cv2
+import av
 import numpy as np
 import torch
 from transformers import Qwen2_5OmniProcessor, Qwen2_5OmniThinkerForConditionalGeneration
@@ -10,9 +10,8 @@ folder, video, query = sys.argv[1:4]
 kind = "".join(sys.argv[4:])  # toy_ for the toy's prompts
 prompt = lambda name: pathlib.Path(f"omnir1_jax/systems/templates/{kind}{name}.txt").read_text().removesuffix("\n")
 
-film, frames = cv2.VideoCapture(video), []
-while (read := film.read())[0]:
-    frames.append(read[1][..., ::-1])
+with av.open(video) as film:
+    frames = [frame.to_ndarray(format="rgb24") for frame in film.decode(video=0)]
 seen = np.linspace(0, len(frames) - 1, min(24, len(frames))).astype(int)
 fields = {"query": query, "duration": f"{len(seen) / 2:g}", "fps": "2"}
 fields["example"] = '{"start_time": "00:00.50", "end_time": "00:01.00", "description": "..."}'
