@@ -5,7 +5,6 @@ files. What else lies there (`10.backup`, a copied `30`) is the user's: it is ne
 where orbax would take it for a step or for its own temporary folder.
 """
 
-import json
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -16,7 +15,7 @@ from absl import logging
 from etils import epath
 from jax.experimental import multihost_utils
 
-from omnir1_jax import folders, orbax_files
+from omnir1_jax import folders, json_file, orbax_files
 from omnir1_jax.errors import InputError
 
 KIND, FLAG = "checkpoints", "--workdir"
@@ -195,7 +194,7 @@ def _mark(step: epath.Path) -> folders.Mark | None:
 def _unreadable(path: epath.Path) -> OSError | None:
     """Why the index of a step cannot be read; None where it lists all of the step's arrays."""
     try:
-        record = json.loads((path / "run" / RECORD.format(0)).read_bytes())
+        record = json_file.read(path / "run" / RECORD.format(0))
         names = [name.split("/", 1) for name in record["checksums"]]
         for item in sorted({item for item, _ in names}):
             arrays = [name.replace("/", ".") for other, name in names if other == item]

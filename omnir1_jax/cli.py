@@ -7,6 +7,7 @@ import os
 import sys
 import uuid
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 from absl import app, flags, logging
 from etils import epath
@@ -22,7 +23,8 @@ def run(main: Callable, flags_parser: Callable[[Sequence[str]], object] | None =
     Nothing ends because of standard output or error.
     """
     terminal.protect()
-    logging.get_absl_handler().addFilter(_is_news)
+    logging.get_absl_logger().addFilter(_is_news)
+    sys.unraisablehook = _unraisable
 
     def guarded(function):
         @functools.wraps(function)
@@ -47,6 +49,12 @@ def _is_news(record: std_logging.LogRecord) -> bool:
     error = record.exc_info[1] if record.exc_info else None
     refused = errors.storage_failure(error or Exception(record.getMessage()))
     return record.levelno < std_logging.ERROR or refused is None
+
+
+def _unraisable(unraisable: Any) -> None:
+    """Leaves out what tensorstore's threads print after a failed write: that nobody waits for the others any more."""
+    if "Event loop is closed" not in str(unraisable.exc_value):
+        sys.__unraisablehook__(unraisable)
 
 
 def need(**holders: flags.FlagHolder) -> None:

@@ -10,7 +10,6 @@ import argparse
 from collections.abc import Sequence
 
 import jax
-import jax.numpy as jnp
 from absl import logging
 from absl.flags import argparse_flags
 from etils import epath
@@ -23,9 +22,9 @@ from omnir1_jax.models.qwen_omni import hf_config, pretrained, store
 from omnir1_jax.models.qwen_omni.thinker import Thinker, count
 from omnir1_jax.models.qwen_omni.weights import PREFIXES
 from omnir1_jax.parallel import make_mesh
-from omnir1_jax.setup import weights
+from omnir1_jax.setup import models, weights
 
-DTYPES = {"stored": None, "float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
+DTYPES = {"stored": None, **models.DTYPES}
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:

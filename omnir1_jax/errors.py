@@ -59,7 +59,8 @@ def storage_failure(error: BaseException) -> OSError | None:
                 return cause
         elif (number := _NUMBER.search(str(cause))) and int(number[1]) in _STORAGE:
             path = _PATH.search(str(cause))
-            return OSError(int(number[1]), os.strerror(int(number[1])), path and path[1])
+            name = path and path[1].split(".orbax-checkpoint-tmp")[0]  # the checkpoint that was being written
+            return OSError(int(number[1]), os.strerror(int(number[1])), name)
     return None
 
 

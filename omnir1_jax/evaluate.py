@@ -13,8 +13,8 @@ from typing import Any
 
 from absl import flags, logging
 
-from omnir1_jax import cli, settings
-from omnir1_jax.inference import load, tasks
+from omnir1_jax import cli, folders, settings, trained
+from omnir1_jax.inference import load, store, tasks
 from omnir1_jax.inference.answer import KEYFRAMES
 from omnir1_jax.inference.benchmark import evaluate
 from omnir1_jax.inference.samples import SOUNDS
@@ -161,15 +161,19 @@ def main(_) -> None:
     cli.need(checkpoint=_CHECKPOINT, benchmark=_BENCHMARK, out=_OUT)
     logging.set_verbosity(logging.ERROR)  # bad items are named in results.json
     out = pathlib.Path(_OUT.value)
-    keep_compiled(out / "cache")
-    made = load.from_checkpoint(
-        _CHECKPOINT.value,
-        _CONFIG.value,
-        _SYSTEM2.value,
-        temperature=_TEMPERATURE.value,
-        max_tokens=_MAX_TOKENS.value,
-    )
-    results = evaluate(made, options(), out, tuple(_KEYFRAMES.value))
+    store.check_folder(_OUT.value)
+    inputs = trained.inputs(_CHECKPOINT.value, _CONFIG.value)
+    folders.apart(out, store.FLAG, inputs | {"--root": _ROOT.value, "--boxes": _BOXES.value})
+    with folders.hold(out, store.KIND, store.FLAG, adopt=store.adopt):
+        keep_compiled(folders.begin(out, store.CACHE, store.FLAG))
+        made = load.from_checkpoint(
+            _CHECKPOINT.value,
+            _CONFIG.value,
+            _SYSTEM2.value,
+            temperature=_TEMPERATURE.value,
+            max_tokens=_MAX_TOKENS.value,
+        )
+        results = evaluate(made, options(), out, tuple(_KEYFRAMES.value))
     print(show(results))
     print(f"{out}: {RESULTS}, report.html")
 

@@ -153,7 +153,9 @@ def _tell_vos(config: StepConfig, batch: dict, reading, found, at: tuple[int, in
     failures = [] if plan.answered[at] else ["plan/no_answer"]
     failures += ["plan/no_piece"] if plan.answered[at] and not plan.count[at] else []
     pieces = []
-    for slot in range(min(int(plan.count[at]), config.limits.groups)):
+    failures += ["plan/too_short"] if plan.short[at] else []
+    failures += ["plan/over_limit"] if plan.unread[at] else []
+    for slot in range(int(plan.slots_used[at])):
         where = (*at, slot)
         frames = (int(plan.first_frame[where]), int(plan.last_frame[where])) if plan.valid[where] else None
         why = _kind("plan", plan.failure[where])

@@ -66,27 +66,27 @@ def defaults() -> ConfigDict:
     c.data = ConfigDict()  # task -> `task(...)`
 
     c.loader = ConfigDict()
-    c.loader.threads = 4
+    c.loader.threads = 4  # 0: clips are decoded one by one
     c.loader.workers = 0  # processes in place of threads
-    c.loader.prefetch = 2  # batches ready on the device
-    c.loader.max_bad_share = 0.05  # of samples; more stop the run
+    c.loader.prefetch = 2  # batches ready on the device; 0: each is made when it is asked for
+    c.loader.max_bad_share = 0.05  # of samples; more end the run
 
     c.step = ConfigDict()
     c.step.mode = "fused"  # one program; "staged": one a stage, for debugging and profiling
     c.step.group = 8
     c.step.max_tokens = 800  # of a completion
     c.step.temperature = 1.0
-    c.step.top_k = 50
-    c.step.top_p = 0.95
+    c.step.top_k = 50  # 0: all tokens
+    c.step.top_p = 0.95  # 1: all tokens
     c.step.grounding_tokens = 256  # of System 2's answer, which is greedy
     c.step.keyframes = 4
-    c.step.groups = 8  # objects of a plan that are read
+    c.step.groups = 0  # maximum objects of a plan that are read and counted; 0: all that fit in completion_bytes
     c.step.description_bytes = 256
     c.step.completion_bytes = 4096
     c.step.grounding_bytes = 1024
     c.step.description_tokens = 160
     c.step.updates = 1  # on each rollout
-    c.step.score_chunk = 256  # tokens whose logits exist at a time
+    c.step.score_chunk = 256  # tokens whose logits exist at a time; 0: all
     c.step.score_lengths = ()  # shorter completions that learning is compiled for too; each costs compile time
     c.step.grounder = "qwen_omni"
     c.step.segmenter = "sam2"
@@ -96,7 +96,7 @@ def defaults() -> ConfigDict:
     c.grpo.ratio = "token"  # token, sequence
     c.grpo.clip_low = 0.2
     c.grpo.clip_high = 0.2
-    c.grpo.beta = 0.04
+    c.grpo.beta = 0.04  # 0: no KL term
     c.grpo.reduce = "completion"  # completion, token, constant
     c.grpo.skip_flat_groups = False
 
@@ -115,7 +115,7 @@ def defaults() -> ConfigDict:
     c.optimizer.b2 = 0.999
     c.optimizer.eps = 1e-8
     c.optimizer.weight_decay = 0.01  # of matrices
-    c.optimizer.clip_norm = 5.0
+    c.optimizer.clip_norm = 5.0  # 0: no clipping
     c.optimizer.accumulate = 1  # rollouts whose gradients are averaged for one update
     c.optimizer.freeze = ()  # shell patterns of trained parameters' paths, such as "embed/*"
 
@@ -144,12 +144,12 @@ def defaults() -> ConfigDict:
     c.mesh.tensor = 1  # heads and widths are cut
 
     c.checkpoint = ConfigDict()
-    c.checkpoint.every = 50
+    c.checkpoint.every = 50  # steps; 0: only the last one, or that of a stop
     c.checkpoint.keep = 2
 
     c.log = ConfigDict()
-    c.log.rollouts_every = 1
-    c.log.pictures_every = 50
+    c.log.rollouts_every = 1  # steps; 0: never
+    c.log.pictures_every = 50  # steps, and at the last one; 0: never
     c.log.pictures = 2  # completions of each pictured batch
     c.log.tensorboard = True
     c.lock()
@@ -166,7 +166,7 @@ def task(**changes: Any) -> ConfigDict:
     c.example = ""  # what is made of a clip; empty: the family's
     c.datasets = ConfigDict()
     c.batch_size = 1  # prompts a step, over all devices
-    c.weight = 1.0  # share of steps
+    c.weight = 1.0  # share of steps; 0 leaves the task out
     c.frames = 24
     c.objects = 3
     c.sampling = "training"  # training, video, uniform, first

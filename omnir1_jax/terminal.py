@@ -2,9 +2,12 @@
 
 import io
 import os
+import re
 import sys
 
 from absl import logging
+
+from omnir1_jax import errors
 
 
 class _Output(io.FileIO):
@@ -34,7 +37,19 @@ def protect() -> None:
     logging.get_absl_handler().python_handler.setStream(sys.stderr)
 
 
+class _Text(io.TextIOWrapper):
+    """Escapes what a terminal would obey: names of files and a model's text are shown, never carried out."""
+
+    def write(self, text: str) -> int:
+        super().write(_OBEYED.sub(lambda match: errors.printable(match[0]), text))
+        return len(text)
+
+
+# Controls but for line ends, tabs and the carriage return of a progress bar; and what turns the direction of writing.
+_OBEYED = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+
+
 def _text(number: int, encoding: str) -> io.TextIOWrapper:
     raw = _Output(number, "w", closefd=False)
     lines = number == 2 or raw.isatty()
-    return io.TextIOWrapper(io.BufferedWriter(raw), encoding, "backslashreplace", line_buffering=lines)
+    return _Text(io.BufferedWriter(raw), encoding, "backslashreplace", line_buffering=lines)

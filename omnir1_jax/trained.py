@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from omnir1_jax import checkpoints, settings
 from omnir1_jax.errors import InputError
-from omnir1_jax.setup import models, weights
+from omnir1_jax.setup import models, valid, weights
 from omnir1_jax.setup.models import Loaded
 
 TOY = "toy"
@@ -52,8 +52,14 @@ def config_of(checkpoint: str, config: ConfigDict | None = None) -> ConfigDict:
       config: for weights without a run the only source of prompts, pixels and segmenter.
 
     Raises:
-      InputError: no such checkpoint, or weights that no config goes with.
+      InputError: no such checkpoint, weights that no config goes with, or a setting that is invalid.
     """
+    chosen = _config_of(checkpoint, config)
+    valid.check(chosen, training=False)
+    return chosen
+
+
+def _config_of(checkpoint: str, config: ConfigDict | None) -> ConfigDict:
     path = epath.Path(checkpoint)
     if checkpoint == TOY and not path.is_dir():
         return _toy() if config is None else config
@@ -69,6 +75,18 @@ def config_of(checkpoint: str, config: ConfigDict | None = None) -> ConfigDict:
     with chosen.unlocked():
         chosen.thinker.path, chosen.thinker.tokenizer, chosen.lora.rank = checkpoint, "", 0
     return chosen
+
+
+def inputs(checkpoint: str, config: ConfigDict | None = None) -> dict[str, str]:
+    """Directories that `load` reads, by the flag or setting that names them; for `folders.apart`.
+
+    Raises:
+      InputError: as of `config_of`.
+    """
+    chosen = config_of(checkpoint, config)
+    named = {f"{name}.path": chosen[name].path for name in ("thinker", "sam2")}
+    named["--checkpoint"] = "" if checkpoint == TOY else checkpoint
+    return named | {"thinker.tokenizer": chosen.thinker.tokenizer}
 
 
 def load(checkpoint: str, config: ConfigDict, mesh: Mesh | None = None, *, segmenter: bool = True) -> Trained:

@@ -123,9 +123,9 @@ def caused(error: Exception, cause: Exception) -> Exception:
         (OSError(errno.EROFS, "", "/a/b"), "/a/b: read-only file system; give this user the right to it"),
         (PermissionError(errno.EACCES, "", "/a/b"), "/a/b: permission denied; give"),
         (
-            ValueError("""RESOURCE_EXHAUSTED: Error writing "x/0.0" in OCDBT database at local file "/r/1/d": """
+            ValueError("""RESOURCE_EXHAUSTED: Error writing "x/0.0" at local file "/r/1.orbax-checkpoint-tmp/d": """
                        "Failed to write 344025 bytes to file 7: No space left on device [os_error_code='28']"),
-            "/r/1/d: no space left on device (",
+            "/r/1: no space left on device (",
         ),
         (Exception("Error while serializing: I/O error: File too large (os error 27)"), "file too large; raise"),
         (caused(RuntimeError("x"), OSError(errno.ENOSPC, "", "/a")), "/a: no space left on device ("),

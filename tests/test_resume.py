@@ -35,8 +35,8 @@ def start(runs: Runs, workdir: pathlib.Path, steps: int) -> int:
     return runs.start(workdir, f"--config.steps={steps}")
 
 
-def finish(runs: Runs, workdir: pathlib.Path, steps: int) -> None:
-    assert runs.wait(start(runs, workdir, steps)) == 0, printed(workdir)
+def finish(runs: Runs, workdir: pathlib.Path, steps: int, log: str = "") -> None:
+    assert runs.wait(runs.start(workdir, f"--config.steps={steps}", log=log)) == 0, log or printed(workdir)
 
 
 def result(workdir: pathlib.Path, steps: int):
@@ -85,14 +85,15 @@ def test_killed_and_stopped_it_ends_the_same(runs, whole, tmp_path):
     before = done(workdir)
     run = start(runs, workdir, STEPS)
     until(lambda: done(workdir) > before + 3)
-    os.kill(run, signal.SIGTERM)
+    os.kill(run, signal.SIGHUP)  # as SIGTERM: the terminal went away
     assert runs.wait(run) == 42, printed(workdir)
     stopped = done(workdir)
     assert before < stopped < STEPS
     assert f"stopped after step {stopped}; run the same command again to resume" in printed(workdir)
     assert (workdir / "checkpoints" / str(stopped)).is_dir()
-    finish(runs, workdir, STEPS)
+    finish(runs, workdir, STEPS, log="/dev/full")
     assert result(workdir, STEPS) == result(whole, STEPS)
+    assert not (workdir / "attempts.json").exists()
     assert len(list(runs.cache.glob("jit_train_step-*-cache"))) == 1  # none of them compiled it anew
 
 
@@ -101,6 +102,27 @@ def test_a_work_directory_of_another_config_is_refused(runs, whole):
     assert runs.wait(run) == 2
     want = f"error: {whole}/checkpoints/{STEPS}: was saved with optimizer.learning_rate = 0.01, this run has 0.5"
     assert printed(whole).splitlines()[-1].startswith(want)
+
+
+def test_a_disk_that_takes_no_more_ends_the_run_with_one_line(runs, whole, tmp_path):
+    """A limit on the size of files stands for the disk: the first checkpoint meets it, in the background."""
+    workdir = tmp_path / "run"
+    assert runs.wait(runs.start(workdir, f"--config.steps={STEPS}", file_bytes=20000)) == 2, printed(workdir)
+    steps = [line for line in printed(workdir).splitlines() if not line.startswith("step ")]
+    assert len(steps) == 1, steps
+    assert steps[0].startswith(f"error: {workdir}/checkpoints/5: file too large; raise the limit")
+    assert steps[0].endswith("; there is no checkpoint yet")
+    assert 5 <= done(workdir) < STEPS and len(rows(workdir)) == done(workdir)
+
+
+def test_a_crash_that_comes_again_is_not_restarted(runs, whole, tmp_path):
+    workdir = tmp_path / "run"
+    run = lambda: runs.wait(runs.start(workdir, f"--config.steps={STEPS}", crash=7))
+    assert run() == 42, printed(workdir)
+    assert printed(workdir).splitlines()[-1].startswith("error: step 7 crashed (ZeroDivisionError: planted); run the")
+    assert run() == 2, printed(workdir)
+    assert printed(workdir).splitlines()[-1].startswith("error: step 7 crashed again, as a rerun would")
+    assert printed(workdir).count("Traceback") == 1
 
 
 @pytest.mark.slow

@@ -28,7 +28,7 @@ def wait_for(condition):
         time.sleep(0.001)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_is_a_flag_and_nothing_stays_behind(number):
     before = signal.getsignal(number)
     with stop_flag() as stop:
@@ -39,6 +39,18 @@ def test_a_signal_is_a_flag_and_nothing_stays_behind(number):
     assert signal.getsignal(number) is before
     with stop_flag() as stop:
         assert not stop(1)
+
+
+def test_what_nohup_ignores_is_no_stop():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stop_flag() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            time.sleep(0.1)
+            assert not stop(1)
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_the_second_signal_ends_a_computing_process():

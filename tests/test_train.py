@@ -207,7 +207,7 @@ def test_masks_are_trained_too(root, tmp_path):
         (lambda c: c.step.update(mode="fast"), "step.mode"),
         (lambda c: c.prompts.update(text_tokens=8), "tokens do not fit"),
         (lambda c: c.data.vos.update(batch_size=0), "data.vos.batch_size"),
-        (lambda c: c.sam2.update(side=100), "side 100"),
+        (lambda c: c.sam2.update(side=100), "sam2.side: 100"),
     ],
 )  # fmt: skip
 def test_bad_settings_are_named(root, tmp_path, change, words):

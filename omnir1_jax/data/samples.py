@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
+from omnir1_jax.errors import printable
+
 FAMILIES = ("vos", "refavs", "refcocog", "qa")
 
 
@@ -19,10 +21,10 @@ class BadSample(Exception):
 
     def __init__(self, sample_id: str, reason: str):
         super().__init__(sample_id, reason)
-        self.sample_id, self.reason = sample_id, reason
+        self.sample_id, self.reason = sample_id, printable(reason)
 
     def __str__(self) -> str:
-        return f"{self.sample_id}: {self.reason}"
+        return f"{printable(self.sample_id)}: {self.reason}"
 
 
 @dataclass(frozen=True)

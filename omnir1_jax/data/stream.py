@@ -12,7 +12,7 @@ from absl import logging
 from omnir1_jax.data import pipeline
 from omnir1_jax.data.batching import Batch, Fault
 from omnir1_jax.data.pipeline import Family, PipelineConfig
-from omnir1_jax.errors import InputError
+from omnir1_jax.errors import InputError, printable
 
 _VERSION = 1
 _NAMED = 5
@@ -57,7 +57,7 @@ class Stream:
     def _count(self, batch: Batch) -> None:
         bad = [f for f in batch.faults if f.kind == "bad"]
         for f in bad:
-            logging.warning("bad sample %s: %s", f.sample_id, f.reason)
+            logging.warning("bad sample %s: %s", printable(f.sample_id), f.reason)
         self.counts["samples"] += batch.tried
         self.counts["bad"] += len(bad)
         self.counts["dropped"] += len(batch.faults) - len(bad)
@@ -136,7 +136,7 @@ class Stateful(Protocol):
 
 class Prefetch:
     """Runs a stream ahead in a thread and puts its batches on the device: with depth 2 the next batch is there while
-    this one is computed on.
+    this one is computed on. With depth 0 each batch is made when it is asked for.
 
     State is that of the batch handed out last. An error of the stream surfaces at the batch it belongs to. A stream
     that gives nothing for `warn_s` seconds is reported, one that gives nothing for `stop_s` raises TimeoutError.
@@ -174,6 +174,10 @@ class Prefetch:
     def __next__(self) -> Batch:
         if self._ended is not None:
             raise self._ended
+        if not self._depth:
+            batch = self._ready(next(self._stream))
+            self._state = self._stream.get_state()
+            return batch
         if self._thread is None:
             self._start()
         waited = 0.0

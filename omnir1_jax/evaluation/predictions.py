@@ -1,14 +1,14 @@
 """Predicted masks on disk, `<root>/<video>/<expression>/<frame>.png`: what the benchmarks' scripts and servers read."""
 
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import cv2
 import numpy as np
 from etils import epath
 from jaxtyping import Shaped, UInt8
 
-from omnir1_jax import cli
+from omnir1_jax import cli, folders
 from omnir1_jax.data import masks, paths
 from omnir1_jax.errors import InputError
 
@@ -22,15 +22,55 @@ def folder(root: str, video: str, expression: str) -> epath.Path:
     return epath.Path(paths.inside(root, f"{video}/{expression}", "prediction"))
 
 
-def write(root: str, video: str, expression: str, names: Sequence[str], predicted: Shaped[np.ndarray, "t h w"]) -> None:
-    """Writes one expression's masks as PNGs of 0 and 255; the folder appears whole or not at all."""
+def write(
+    root: str,
+    video: str,
+    expression: str,
+    names: Sequence[str],
+    predicted: Shaped[np.ndarray, "t h w"],
+    *,
+    rewrite: bool = False,
+) -> None:
+    """Writes one expression's masks as PNGs of 0 and 255; the folder appears whole or not at all.
+
+    Args:
+      rewrite: the caller wrote this folder before, or began to: the frames in it are replaced.
+
+    Raises:
+      InputError: what is there was not written by the caller, or one frame's mask is missing.
+    """
     if len(names) != len(predicted):
         raise InputError(f"{video}/{expression}: {len(predicted)} masks for {len(names)} frames")
-    with cli.atomic_path(folder(root, video, expression)) as scratch:
-        scratch.mkdir(parents=True)
+    target = folder(root, video, expression)
+    scratch = target.with_name(f".{target.name}{folders.PART}")
+    for above in [target, *target.parents[: len(target.relative_to(root).parts)]]:
+        if folders.is_link(above):
+            raise InputError(f"{above} is a symbolic link, not written by this command; move it elsewhere")
+    for path in (scratch, target):
+        if folders.is_link(path) or path.exists():
+            if not rewrite:
+                raise InputError(f"{path} was not written by this command; move it elsewhere")
+            _remove(path, names)
+    scratch.mkdir(parents=True)
+    try:
         for name, mask in zip(names, predicted):
             encoded = cv2.imencode(".png", np.where(mask > 0, np.uint8(255), np.uint8(0)))[1]
             (scratch / f"{name}.png").write_bytes(encoded.tobytes())
+        scratch.rename(target)
+    except BaseException:
+        _remove(scratch, names)
+        raise
+
+
+def _remove(path: epath.Path, names: Sequence[str]) -> None:
+    """Removes a folder of the frames `names`; one that holds anything else stays as it is, with an InputError."""
+    own = {f"{name}.png" for name in names}
+    others = sorted(folders.entries(path) - own) if path.is_dir() and not folders.is_link(path) else [path.name]
+    if others:
+        raise InputError(f"{path} holds {folders.some(others)}, not written by this command; move that elsewhere")
+    for name in own:
+        (path / name).unlink(missing_ok=True)
+    path.rmdir()
 
 
 def read(root: str, video: str, expression: str, names: Sequence[str]) -> UInt8[np.ndarray, "t h w"] | None:
@@ -45,10 +85,10 @@ def read(root: str, video: str, expression: str, names: Sequence[str]) -> UInt8[
     for name in names:
         path = where / f"{name}.png"
         try:
-            frame = masks.decode_label_map(path.read_bytes())
+            frame = masks.decode_label_map(paths.read_bytes(str(path)))
         except FileNotFoundError as error:
             raise InputError(f"{path} is missing; write one PNG a frame, or leave out the whole folder") from error
-        except ValueError as error:
+        except (OSError, ValueError) as error:
             raise InputError(f"{path}: {error}") from error
         if out and frame.shape != out[0].shape:
             raise InputError(f"{path}: {frame.shape} in a clip whose other masks are {out[0].shape}")
@@ -56,19 +96,21 @@ def read(root: str, video: str, expression: str, names: Sequence[str]) -> UInt8[
     return np.stack(out) if out else None
 
 
-def write_zip(root: str, target: str, prefix: str = "") -> int:
+def write_zip(root: str, target: str, prefix: str = "", items: Collection[tuple[str, str]] | None = None) -> int:
     """Packs a prediction tree for a benchmark's server, `prefix` above the videos; returns the number of PNGs.
 
-    Entries are sorted and carry one fixed time, so equal predictions give equal archives.
+    With `items`, pairs of video and expression, nothing else that lies in the tree is packed. Entries are sorted and
+    carry one fixed time, so equal predictions give equal archives.
     """
     base = epath.Path(root)
     found: list[str] = []
+    chosen = None if items is None else {f"{video}/{expression}/" for video, expression in items}
 
     def walk(above: epath.Path, below: str) -> None:
         for path in sorted(above.iterdir(), key=lambda p: p.name):
             if path.is_dir():
                 walk(path, f"{below}{path.name}/")
-            elif path.name.endswith(".png"):
+            elif path.name.endswith(".png") and (chosen is None or below in chosen):
                 found.append(f"{below}{path.name}")
 
     if not base.is_dir():

@@ -184,10 +184,7 @@ def slots(how: How) -> int:
 
 def ask(frozen: Frozen, config: StepConfig, descriptions: Buffer, chosen: Keyframes) -> Requests:
     """Each keyframe's description put to System 2. Descriptions are [b pieces ...]."""
-    tails = common.tails(frozen, config, descriptions)
-    shape = descriptions.length.shape
-    pick = lambda x: jax.vmap(lambda row, at: row[at])(x.reshape(*shape, *x.shape[1:]), chosen.piece)
-    tails = jax.tree.map(pick, tails)
+    tails = common.tails(frozen, config, keyframes.descriptions(descriptions, chosen))
     return common.requests(config, tails, chosen.frame[:, None], chosen.valid[:, None])
 
 

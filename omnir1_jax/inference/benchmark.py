@@ -1,31 +1,72 @@
 """A benchmark's tasks with every rule for keyframes, each evaluated and reported in its own directory."""
 
+import dataclasses
 import itertools
+import json
 import pathlib
-from typing import Any
+from typing import Any, NamedTuple
 
 from etils import epath
 
-from omnir1_jax.inference import load, report, run, tasks
-from omnir1_jax.inference.store import RESULTS, write_json
+from omnir1_jax import folders
+from omnir1_jax.errors import InputError
+from omnir1_jax.inference import identity, load, report, run, store, tasks
+from omnir1_jax.inference.samples import Task
+from omnir1_jax.inference.store import RESULTS, RUN
 from omnir1_jax.inference.tasks import Options
+from omnir1_jax.reporting.example import finite
+
+
+class Part(NamedTuple):
+    """One evaluation of a benchmark: a task with one rule for keyframes, in its own directory."""
+
+    label: str
+    task: Task
+    options: Options
 
 
 def evaluate(
     made: load.Systems, options: Options, out: epath.PathLike, keyframes: tuple[str, ...] = (), *, quiet: bool = False
 ) -> dict[str, Any]:
-    """Every task of the benchmark with every keyframe rule; returns results by label (one label: "")."""
+    """Every task of the benchmark with every keyframe rule; returns results by label (one label: "").
+
+    Raises:
+      InputError: `out` or a directory in it is not of this evaluation, before anything is computed; another process
+        holds it.
+    """
+    parts = _parts(made, options, keyframes)
+    several = len(parts) > 1
+    tops = list(dict.fromkeys(part.label.partition("/")[0] for part in parts)) if several else []
+    weights = load.fingerprint(made)
+    values = [identity.identity(made, part.task, part.options, weights) for part in parts]
+    store.check_folder(out)
+    with folders.hold(out, store.KIND, store.FLAG, names=[*store.NAMES, *tops], adopt=store.adopt) as mark:
+        if (RUN in mark.names) == several and RESULTS in mark.names:
+            kind = "one evaluation" if several else "an evaluation for each of several tasks or rules for keyframes"
+            raise InputError(f"{store.FLAG}: {out} holds {kind}; name another directory")
+        places = [pathlib.Path(out, part.label) for part in parts]
+        for place, own in zip(places, values):
+            store.check_folder(place, own, mark.id)
+        for top in tops:
+            folders.begin(out, top, store.FLAG)
+        results = {}
+        for part, place, own in zip(parts, places, values):
+            found = run.evaluate(made, part.task, part.options, place, quiet=quiet, values=own, owner=mark.id)
+            report.write(place, part.task, found)
+            results[part.label] = found
+        if several:
+            with folders.file(out, RESULTS, store.FLAG) as scratch:
+                scratch.write_text(json.dumps(finite({"runs": results}), indent=2) + "\n")
+    return results
+
+
+def _parts(made: load.Systems, options: Options, keyframes: tuple[str, ...]) -> list[Part]:
     asked = list(tasks.tasks(made, options))
     rules = keyframes or (options.keyframes,)
-    results = {}
+    parts = []
     for task, rule in itertools.product(asked, rules):
         if task.family != "vos" and rule != "plan" and len(rules) > 1:
             continue
-        parts = [task.name] * (len(asked) > 1) + [rule] * (len(rules) > 1)
-        folder = pathlib.Path(out).joinpath(*parts)
-        chosen = Options(**{**vars(options), "keyframes": rule})
-        results["/".join(parts)] = run.evaluate(made, task, chosen, folder, quiet=quiet)
-        report.write(folder, task, results["/".join(parts)])
-    if len(results) > 1:
-        write_json(pathlib.Path(out) / RESULTS, {"runs": results})
-    return results
+        label = "/".join([task.name] * (len(asked) > 1) + [rule] * (len(rules) > 1))
+        parts.append(Part(label, task, dataclasses.replace(options, keyframes=rule)))
+    return parts

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from omnir1_jax import json_file, regular_file
 from omnir1_jax.errors import InputError
 
 THRESHOLD = 0.25  # of a box's score; the default of transformers
@@ -35,6 +36,11 @@ def load(settings: str):
         raise InputError(f"{FLAG}: needs PyTorch; pip install torch")
     from transformers import AutoModelForZeroShotObjectDetection, AutoProcessor
 
+    for file in sorted(pathlib.Path(folder).iterdir()):
+        if file.suffix == ".json":
+            json_file.read(file, FLAG)
+        elif not file.is_dir():
+            regular_file.require(file, FLAG)
     try:
         processor = AutoProcessor.from_pretrained(folder)
         model = AutoModelForZeroShotObjectDetection.from_pretrained(folder).eval()

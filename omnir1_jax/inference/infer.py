@@ -180,6 +180,7 @@ def check_query(ask: Ask, task: Task, systems: Systems) -> None:
     if not ask.query.strip():
         raise InputError(f"{flag}: is empty; say what to {'answer' if ask.family == 'qa' else 'find'}")
     for text in (ask.query, *ask.options):
+        tokens.check_unicode(text, flag)
         held = sorted(token for token in words.get_added_vocab() if token.strip() and token in text)
         if held:
             raise InputError(f"{flag}: holds {held[0]}, a control token of the model; write it in another way")

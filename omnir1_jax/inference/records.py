@@ -71,9 +71,8 @@ def record(
 
 
 def _pieces(plan: Any) -> list[Piece]:
-    count = min(int(plan.count), len(plan.failure))
     out = []
-    for i in range(count):
+    for i in range(int(plan.slots_used)):
         failure, valid = Failure(int(plan.failure[i])), bool(plan.valid[i])
         description = plan.description
         buffer = Buffer(description.bytes[i], description.length[i], description.cut[i])
@@ -88,7 +87,9 @@ def _plan_failures(plan: Any, pieces: list[Piece]) -> list[str]:
         return ["plan/no_answer"]
     if not int(plan.count):
         return ["plan/no_piece"]
-    return [f"plan/{piece.failure}" for piece in pieces if piece.failure]
+    failures = [f"plan/{piece.failure}" for piece in pieces if piece.failure]
+    failures += ["plan/too_short"] if plan.short else []
+    return failures + (["plan/over_limit"] if plan.unread else [])
 
 
 def description(mine: Found, family: str, k: int) -> str:

@@ -6,20 +6,20 @@ from typing import Any
 
 import numpy as np
 
+from omnir1_jax import folders
 from omnir1_jax.data import media
 from omnir1_jax.data.masks import decode_masks
 from omnir1_jax.data.samples import BadSample
 from omnir1_jax.evaluation import predictions
 from omnir1_jax.inference import scores, store
 from omnir1_jax.inference.samples import Task
-from omnir1_jax.inference.store import LINES, PREDICTIONS
+from omnir1_jax.inference.store import FLAG, LINES, PREDICTIONS, REPORT
 from omnir1_jax.reporting import eval_report, pictures
 from omnir1_jax.reporting.eval_report import Row
 from omnir1_jax.reporting.example import Clip, Example, Keyframe
 
 MOST_PIXELS = 640 * 480  # of a frame in a picture
 MOST_FRAMES = 64
-REPORT = "report.html"
 
 
 def write(folder: pathlib.Path, task: Task, results: Mapping[str, Any]) -> None:
@@ -32,7 +32,8 @@ def write(folder: pathlib.Path, task: Task, results: Mapping[str, Any]) -> None:
         rows[i] = rows[i]._replace(picture=drawn)
     about = {key: str(value) for key, value in results.items() if isinstance(value, str | int)}
     title = f"{results['benchmark']} {results['split']}: {task.name}"
-    eval_report.write_eval_report(folder / REPORT, title, rows, _tables(results["table"]), about)
+    page = pathlib.Path(folders.begin(folder, REPORT, FLAG))
+    eval_report.write_eval_report(page, title, rows, _tables(results["table"]), about)
 
 
 def _tables(table: Mapping[str, Any]) -> list[dict[str, Any]]:

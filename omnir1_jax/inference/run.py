@@ -19,7 +19,7 @@ from omnir1_jax.inference import host, identity, records, result_lines, samples,
 from omnir1_jax.inference.answer import Found, How, answer, to_asked
 from omnir1_jax.inference.load import Systems, fingerprint
 from omnir1_jax.inference.samples import Batch, Sample, Task
-from omnir1_jax.inference.store import LINES, RESULTS, Store, write_json
+from omnir1_jax.inference.store import LINES, RESULTS, TIMING, Store
 from omnir1_jax.inference.tasks import Options, positions
 from omnir1_jax.parallel import batch_sharding
 
@@ -64,9 +64,20 @@ def launch(
 
 
 def evaluate(
-    systems: Systems, task: Task, options: Options, out: epath.PathLike, *, quiet: bool = False
+    systems: Systems,
+    task: Task,
+    options: Options,
+    out: epath.PathLike,
+    *,
+    quiet: bool = False,
+    values: Mapping[str, Any] | None = None,
+    owner: str = "",
 ) -> dict[str, Any]:
     """Runs or resumes an evaluation and writes its directory; `results.json` is also returned.
+
+    Args:
+      values: its identity, where the caller has it already.
+      owner: id of the evaluation whose directory holds `out`.
 
     Raises:
       InputError: `out` holds an evaluation of another identity; a batch that the devices cannot share.
@@ -79,9 +90,10 @@ def evaluate(
     batch_size = identity.padded_batch_size(systems, options)
     chosen = positions(task, options)
     groups = [chosen[i : i + batch_size] for i in range(0, len(chosen), batch_size)]
-    values = identity.identity(systems, task, options, fingerprint(systems))
+    if values is None:
+        values = identity.identity(systems, task, options, fingerprint(systems))
     started, threads = time.perf_counter(), max(systems.config.loader.threads, 1)
-    with Store(out, values) as store, futures.ThreadPoolExecutor(threads, "write") as pool:
+    with Store(out, values, owner) as store, futures.ThreadPoolExecutor(threads, "write") as pool:
         earlier = [store.lines[position] for position in chosen if position in store.lines]
         result_lines.require(earlier, task.family, scores.nothing(task.reader), store.folder / LINES)
         pending = [group for group in groups if any(position not in store.lines for position in group)]
@@ -98,10 +110,11 @@ def evaluate(
                 finish(systems, task, store, before, pool, bar)
         lines = [store.lines[position] for position in chosen]
         results = summary(systems, task, options, lines, store)
-        write_json(store.folder / RESULTS, results)
+        store.write_json(RESULTS, results)
+        store.end()
         seconds = time.perf_counter() - started
         done = len(chosen) - already
-        write_json(store.folder / "timing.json", {"items": done, "seconds": seconds, "a_minute": 60 * done / seconds})
+        store.write_json(TIMING, {"items": done, "seconds": seconds, "a_minute": 60 * done / seconds})
     return results
 
 
@@ -120,14 +133,16 @@ def finish(systems: Systems, task: Task, store: Store, done: Answered, pool: fut
         if sample.fault is None:
             height, width = sample.size
             predicted = masks[row, : len(sample.clip), :height, :width]
-        return line | judged(task, sample, predicted, store.predictions)
+        return line | judged(task, sample, predicted, store)
 
+    if task.family != "qa":
+        store.begin(sample.position for _, sample in new)
     for line in pool.map(one, new):
         store.add(line)
         bar.update()
 
 
-def judged(task: Task, sample: Sample, predicted: np.ndarray | None, root: str) -> dict[str, Any]:
+def judged(task: Task, sample: Sample, predicted: np.ndarray | None, store: Store) -> dict[str, Any]:
     """Writes an item's prediction and scores it. An unreadable item is a prediction of nothing."""
     ref = sample.ref
     if ref is None:
@@ -137,7 +152,8 @@ def judged(task: Task, sample: Sample, predicted: np.ndarray | None, root: str) 
     kind = {"type_id": ref.extra.get("type_id")}
     if predicted is None:
         return {"predicted": False, "scores": scores.nothing(task.reader)} | kind
-    predictions.write(root, *scores.place(ref), scores.names(ref, len(predicted)), predicted)
+    names, rewrite = scores.names(ref, len(predicted)), sample.position in store.interrupted
+    predictions.write(store.predictions, *scores.place(ref), names, predicted, rewrite=rewrite)
     clean = scores.score(ref, predicted)
     return {"predicted": True, "scores": clean, **scores.official(ref, predicted, clean)} | kind
 
@@ -169,6 +185,6 @@ def summary(
     if scores.two_scorings(task.reader):
         out["other_scoring"] = scored("official" if options.scoring == "clean" else "clean")
     if task.family != "qa" and scores.served(task.reader, lines):
-        target = store.folder / f"{task.name}_{task.reader.split}.zip"
+        target = store.path(f"{task.name}_{task.reader.split}.zip")
         out["archive"] = {"file": target.name, **scores.archive(task.reader, lines, store.predictions, str(target))}
     return out

@@ -187,5 +187,6 @@ def served(reader: Reader, lines: Iterable[Line]) -> bool:
 def archive(reader: Reader, lines: Iterable[Line], root: str, target: str) -> dict[str, int]:
     """Writes the archive for a benchmark's server: how many PNGs are in it, how many items are not."""
     prefix = predictions.REFYTVOS_PREFIX if reader.name == "refytvos" else ""
+    items = {place(reader[line["position"]]) for line in lines if line["predicted"]}
     missing = sum(not line["predicted"] for line in lines)
-    return {"pngs": predictions.write_zip(root, target, prefix), "missing": missing}
+    return {"pngs": predictions.write_zip(root, target, prefix, items), "missing": missing}

@@ -1,46 +1,56 @@
 """An evaluation's directory: what it is of, a line for each item that is done, predictions, results.
 
-run.json       the settings; an evaluation with others is not taken up here
-results.jsonl  one line an item, appended once its predictions are written
-predictions/   PNG trees, each folder whole or not there
+run.json       its identity; an evaluation of another identity is refused
+results.jsonl  one line per item, appended once its predictions are written
+predictions/   PNG trees, each folder complete or not there
+pending.json   while it runs: positions of the items whose predictions may be there without a line
 results.json   the tables, at the end
+.omnir1.json   the mark with the names of all these (`omnir1_jax.folders`)
 """
 
 import json
 import os
 import pathlib
-import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from omnir1_jax import cli, json_file, regular_file
+from etils import epath
+
+from omnir1_jax import cli, folders, json_file, regular_file
 from omnir1_jax.errors import InputError
 from omnir1_jax.inference import identity, result_lines
 from omnir1_jax.reporting import lines
 from omnir1_jax.reporting.example import finite
 
 LINES, RESULTS, RUN, PREDICTIONS = "results.jsonl", "results.json", "run.json", "predictions"
+PENDING, TIMING, REPORT, CACHE = "pending.json", "timing.json", "report.html", "cache"
+NAMES = (LINES, RESULTS, RUN, PREDICTIONS, PENDING, TIMING, REPORT)
+KIND, FLAG = "evaluate", "--out"
 
 
 class Store:
-    """Lines of an evaluation by position; appended to, and read back when it is taken up again."""
+    """Lines of an evaluation by position; appended to, and read back when it is resumed.
 
-    def __init__(self, folder: str | os.PathLike, values: Mapping[str, Any]):
-        """Opens `folder` for the evaluation that `values` (of `identity.identity`) describe.
+    Attributes:
+      interrupted: positions whose predictions an earlier process may have written, without a line.
+    """
+
+    def __init__(self, folder: str | os.PathLike, values: Mapping[str, Any], owner: str = ""):
+        """Claims and opens `folder` for the evaluation that `values` (of `identity.identity`) describe.
+
+        Args:
+          owner: id of the mark of the evaluation that the folder lies in.
 
         Raises:
-          InputError: another evaluation's directory, naming the first difference; a damaged line.
+          InputError: not this evaluation's folder, naming what is there or the differences; a damaged line.
         """
         self.folder = pathlib.Path(folder)
-        if self.folder.exists() and not self.folder.is_dir():
-            raise InputError(f"--out: {folder} is a file; name a directory")
-        self.folder.mkdir(parents=True, exist_ok=True)
-        claim(self.folder / RUN, values)
-        for left in sorted(self.folder.rglob(".*.part*")):  # what a killed run was writing
-            shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
-        self._path = self.folder / LINES
-        self.lines = read_lines(self._path)
-        self._file = self._path.open("ab", buffering=0)
+        check_folder(folder, values, owner)
+        folders.claim(folder, KIND, FLAG, names=NAMES, owner=owner, adopt=adopt)
+        claim(self.path(RUN), values)
+        self.lines = read_lines(self.path(LINES))
+        self.interrupted = frozenset(_positions(self.folder / PENDING))
+        self._file = (self.folder / LINES).open("ab", buffering=0)
 
     def __enter__(self) -> "Store":
         return self
@@ -48,15 +58,76 @@ class Store:
     def __exit__(self, *_: object) -> None:
         self._file.close()
 
+    def path(self, name: str) -> pathlib.Path:
+        """The path of a file or folder that the evaluation writes, listed in its mark."""
+        return pathlib.Path(folders.begin(self.folder, name, FLAG))
+
+    def write_json(self, name: str, value: Any) -> None:
+        write_json(self.path(name), value)
+
     @property
     def predictions(self) -> str:
         return str(self.folder / PREDICTIONS)
+
+    def begin(self, positions: Iterable[int]) -> None:
+        """Notes the items whose predictions are written next."""
+        self.path(PREDICTIONS)
+        self.write_json(PENDING, sorted({*positions, *(self.interrupted - self.lines.keys())}))
+
+    def end(self) -> None:
+        """All items have their lines."""
+        (self.folder / PENDING).unlink(missing_ok=True)
+        folders.forget(self.folder, PENDING, FLAG)
 
     def add(self, line: Mapping[str, Any]) -> None:
         """Writes the line of an item. A killed process loses none that was written."""
         line = finite(line)
         lines.write(self._file, json.dumps(line, ensure_ascii=True, allow_nan=False).encode() + b"\n")
         self.lines[line["position"]] = line
+
+
+def check_folder(folder: str | os.PathLike, values: Mapping[str, Any] | None = None, owner: str = "") -> None:
+    """Raises InputError if `folder` is not one of the evaluation that `values` describe. Changes nothing."""
+    if "://" in os.fspath(folder):
+        raise InputError(f"--out: {folder} is not on a local disk; name a local directory")
+    folders.check(folder, KIND, FLAG, names=NAMES, owner=owner, adopt=adopt)
+    if values is not None:
+        check(pathlib.Path(folder) / RUN, json.loads(json.dumps(finite(values))))
+
+
+def adopt(folder: epath.Path) -> Sequence[str] | None:
+    """What an earlier version, without marks, wrote in an evaluation's folder; None for another folder."""
+    own = [RUN] if _is_run(folder / RUN) else []
+    inner = [
+        above.name
+        for above in folder.iterdir()
+        if _is_folder(above) and (_is_run(above / RUN) or any(_is_run(path / RUN) for path in above.iterdir()))
+    ]
+    if not own and not inner:
+        return None
+    entries = [path for path in folder.iterdir() if not folders.is_link(path)]
+    archives = [path.name for path in entries if path.suffix == ".zip" and own]
+    return [*inner, *archives, *(path.name for path in entries if path.name in (*NAMES, CACHE))]
+
+
+def _is_folder(path: epath.Path) -> bool:
+    return path.is_dir() and not folders.is_link(path)
+
+
+def _is_run(path: epath.Path) -> bool:
+    if not path.is_file() or folders.is_link(path):
+        return False
+    try:
+        return json_file.read_object(path).keys() >= {"options", "task", "weights"}
+    except InputError:
+        return False
+
+
+def _positions(path: pathlib.Path) -> list[int]:
+    values = json_file.read(path, FLAG) if path.exists() else []
+    if not isinstance(values, list) or not all(type(value) is int for value in values):
+        raise InputError(f"--out: {path} is damaged; name another directory")
+    return values
 
 
 def claim(path: pathlib.Path, values: Mapping[str, Any]) -> None:

@@ -20,6 +20,7 @@ from omnir1_jax.planning import abstract, hlo, lowering, memory, operations, ste
 from omnir1_jax.planning.abstract import Program
 from omnir1_jax.planning.step import Rollout
 from omnir1_jax.planning.topology import GIB, Chip, chip_of, devices_of
+from omnir1_jax.setup import valid
 
 MEMORY_PHASES = tuple(name for name in step.STAGES if name != "other")
 
@@ -83,6 +84,7 @@ def plan(
     Raises:
       InputError: a topology, mesh, or batch that will not do, naming the setting.
     """
+    valid.check(config)
     chip, devices = chip_of(topology), devices_of(topology)
     mesh = make_mesh(config.mesh.to_dict(), devices)
     task = next((name for name, entry in config.data.items() if (entry.example or name) == "vos"), None)

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO
 
-from omnir1_jax import json_file
+from omnir1_jax import json_file, regular_file
 from omnir1_jax.errors import InputError
 
 # What `str.splitlines` takes for the end of a line and JSON does not escape.
@@ -24,6 +24,7 @@ def cut(path: pathlib.Path, last_step: int) -> None:
     """
     if not path.exists():
         return
+    regular_file.require(path)
     with path.open("r+b") as file:
         keep = 0
         for number, row in enumerate(file, 1):

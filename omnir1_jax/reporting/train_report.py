@@ -158,7 +158,7 @@ def _clips(folder: epath.Path) -> list[Html]:
     shown, room = [], IMAGE_BYTES
     for step in made:
         for path in sorted(step.glob("*.png")):
-            small = shrink(path.read_bytes(), str(path))
+            small = shrink(regular_file.read_bytes(path), str(path))
             room -= len(small) * 4 // 3
             if room < 0 or len(shown) == PICTURES_SHOWN:
                 return _with_title(shown)
@@ -212,7 +212,7 @@ def _tail(path: epath.Path) -> list[dict[str, Any]]:
     """The last lines of a file of any size."""
     if not path.exists():
         return []
-    with path.open("rb") as file:
+    with regular_file.require(path).open("rb") as file:
         size = file.seek(0, 2)
         file.seek(max(0, size - TAIL_BYTES))
         data = file.read()

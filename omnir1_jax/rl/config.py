@@ -27,10 +27,10 @@ class StepConfig:
       sampling: of System 1's completions.
       grounding: of System 2's answers; greedy in the paper.
       keyframes: most frames of a completion that System 2 looks at.
-      limits: groups and description bytes that are read of a plan.
+      limits: maximum groups and description bytes that are read of a plan.
       completion_bytes, grounding_bytes: longest texts that are read.
       description_tokens: longest description and instruction in System 2's prompt.
-      reward: of the video family; its format and length weights count for RefAVS too.
+      reward: of the video family; its format and length weights count for every family.
       bonus_range: lengths in tokens that earn the length bonus.
       updates: optimiser updates on each rollout.
       score_chunk: tokens whose logits exist at a time.

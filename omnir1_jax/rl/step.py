@@ -18,6 +18,8 @@ from omnir1_jax.rl.families import family_of
 from omnir1_jax.rl.learn import Learned, TrainState
 from omnir1_jax.systems import reasoner
 
+MODES = ("fused", "staged")
+
 
 @no_type_check  # also holds shapes and shardings
 @flax.struct.dataclass
@@ -93,8 +95,8 @@ def make_train_step(
         and small memory. Both give the same numbers.
       shardings: of the state, which it keeps from step to step; default what the compiler chooses.
     """
-    if mode not in ("fused", "staged"):
-        raise InputError(f"step.mode: {mode!r} is neither 'fused' nor 'staged'")
+    if mode not in MODES:
+        raise InputError(f"step.mode: {mode!r} is none of {', '.join(MODES)}")
     stage, tell = make_stages(models, optimizer, config), _told
     if mode == "staged":
         kept = None if shardings is None else (shardings, None)

@@ -58,7 +58,10 @@ def readers(config: ConfigDict, name: str) -> tuple[Reader, ...]:
                     f"--config.data.{name}.datasets.{label}.root (or --config.data_root) to the dataset, or {TRY}"
                 )
             root = str(path)
-        found.append(open_dataset(kind, root, split, **options))
+        try:
+            found.append(open_dataset(kind, root, split, **options))
+        except InputError as error:
+            raise InputError(f"data.{name}.datasets.{label}: {error}") from error
     if not found:
         raise InputError(f"data.{name}.datasets: names no dataset")
     return tuple(found)
@@ -119,6 +122,8 @@ def families(
         raise InputError("data: names no task; see settings.task")
     made = []
     for name, entry in config.data.items():
+        if not entry.weight:
+            continue
         kind = entry.example or entry.family or name
         if kind not in examples:
             raise InputError(f"data.{name}: {kind!r} is no example of this objective; there are {', '.join(examples)}")

@@ -88,6 +88,8 @@ def _files(path: str) -> str:
         folders.sort()
         for name in sorted(names):
             file = pathlib.Path(folder, name)
+            if not file.is_file():
+                continue
             with file.open("rb") as stream:
                 begin = hashlib.sha256(stream.read(1 << 16)).hexdigest()
             texts.append(f"{file.relative_to(path)}\0{file.stat().st_size}\0{begin}")

@@ -44,6 +44,8 @@ BROAD = (
 )
 TRY = "to see everything run without weights of your own, try configs/toy.py"
 
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
+
 
 class Loaded(NamedTuple):
     """Modules with their parameters. `sam2_params` is None where `models.sam2` is; a run that trains SAM 2 itself has
@@ -178,8 +180,6 @@ def trainable(config: ConfigDict, loaded: Loaded) -> Any:
             raise InputError("sam2.sizes: objective 'masks' trains a segmenter; name its path or its sizes")
         return master(loaded.sam2_params)
     if config.objective == "sft" and config.sft.towers:
-        if config.lora.rank:
-            raise InputError("sft.towers: towers are trained whole, so lora.rank has to be 0")
         return master(loaded.params)
     if config.lora.rank:
         return lora.init(jax.random.key(config.seed), loaded.params["text"], lora_config(config))

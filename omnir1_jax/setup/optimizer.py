@@ -14,38 +14,33 @@ from omnir1_jax.errors import InputError
 MUON_RMS = 0.2  # of Muon's updates, about that of AdamW's, so that both take one learning rate (arXiv 2502.16982)
 DECAYED = ("kernel", "embedding", "a", "b")  # last names of the matrices' paths
 
+# From the peak learning rate, the updates after the warm-up, and the share of the rate that is left at the last one.
+SCHEDULES: dict[str, Callable[[float, int, float], Callable[[Any], Any]]] = {
+    "cosine": optax.cosine_decay_schedule,
+    "linear": lambda rate, updates, share: optax.linear_schedule(rate, share * rate, updates),
+    "constant": lambda rate, updates, share: optax.constant_schedule(rate),
+}
+
 
 def schedule(config: ConfigDict) -> Callable[[Any], Any]:
     """Learning rate by update, over all updates of the run."""
     own = config.optimizer
     total = max(config.steps * config.step.updates // own.accumulate, 1)
-    rest, last = max(total - own.warmup_steps, 1), own.final_share * own.learning_rate
-    shapes = {
-        "cosine": lambda: optax.cosine_decay_schedule(own.learning_rate, rest, own.final_share),
-        "linear": lambda: optax.linear_schedule(own.learning_rate, last, rest),
-        "constant": lambda: optax.constant_schedule(own.learning_rate),
-    }
-    if own.schedule not in shapes:
-        raise InputError(f"optimizer.schedule: {own.schedule!r} is none of {', '.join(shapes)}")
+    after = SCHEDULES[own.schedule](own.learning_rate, max(total - own.warmup_steps, 1), own.final_share)
     if own.warmup_steps == 0:
-        return shapes[own.schedule]()
+        return after
     rise = optax.linear_schedule(0.0, own.learning_rate, own.warmup_steps)
-    return optax.join_schedules([rise, shapes[own.schedule]()], [own.warmup_steps])
+    return optax.join_schedules([rise, after], [own.warmup_steps])
 
 
 def make(config: ConfigDict, trainable: Any) -> optax.GradientTransformation:
     """The chain for parameters like `trainable` (shapes will do).
 
     Raises:
-      InputError: a freeze pattern that matches nothing, or all; an unknown schedule or rule.
+      InputError: a freeze pattern that matches nothing, or all.
     """
     own = config.optimizer
-    if own.accumulate < 1:
-        raise InputError(f"optimizer.accumulate: {own.accumulate} is less than 1")
-    rules = {"adamw": _adamw, "muon": _muon}
-    if own.rule not in rules:
-        raise InputError(f"optimizer.rule: {own.rule!r} is none of {', '.join(rules)}")
-    rule = rules[own.rule](own, schedule(config))
+    rule = RULES[own.rule](own, schedule(config))
     chain = optax.chain(optax.clip_by_global_norm(own.clip_norm), rule) if own.clip_norm else rule
     if own.freeze:
         labels = _labels(trainable, tuple(own.freeze))
@@ -106,3 +101,9 @@ def _labels(trainable: Any, patterns: tuple[str, ...]) -> Any:
 def _by_path(tree: Any, rule: Callable[[tuple[str, ...], Any], Any]) -> Any:
     flat = flax.traverse_util.flatten_dict(tree)
     return flax.traverse_util.unflatten_dict({path: rule(path, leaf) for path, leaf in flat.items()})
+
+
+RULES: dict[str, Callable[[ConfigDict, Callable[[Any], Any]], optax.GradientTransformation]] = {
+    "adamw": _adamw,
+    "muon": _muon,
+}

@@ -20,7 +20,7 @@ from omnir1_jax.models.qwen_omni.config import ThinkerConfig
 from omnir1_jax.parallel import agree, batch_sharding, make_mesh, whole
 from omnir1_jax.rl import learn
 from omnir1_jax.rl.learn import TrainState
-from omnir1_jax.setup import data, facts, models, optimizer
+from omnir1_jax.setup import data, facts, models, optimizer, valid
 from omnir1_jax.setup.models import Loaded
 from omnir1_jax.setup.objectives import OBJECTIVES
 
@@ -64,8 +64,7 @@ def build(config: ConfigDict) -> Run:
     Raises:
       InputError: names the setting that will not do.
     """
-    if config.objective not in OBJECTIVES:
-        raise InputError(f"objective: {config.objective!r} is none of {', '.join(OBJECTIVES)}")
+    valid.check(config)
     objective, mesh = OBJECTIVES[config.objective], mesh_of(config)
     found, share = models.sizes(config), data.share_of(mesh)
     if mesh is not None and found.thinker is not None:

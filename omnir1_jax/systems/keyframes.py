@@ -2,8 +2,11 @@
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
+
+from omnir1_jax.text.strings import Buffer
 
 
 class Keyframes(NamedTuple):
@@ -37,3 +40,8 @@ def select(member: Bool[Array, "p t"], count: int) -> Keyframes:
     valid = jnp.any(chosen, axis=1)
     piece = jnp.argmax(member[:, frame], axis=0)
     return Keyframes(frame, jnp.where(valid, piece, 0), valid)
+
+
+def descriptions(of_pieces: Buffer, chosen: Keyframes) -> Buffer:
+    """The description of each keyframe, [n k ...], out of those of the plans' pieces, [n p ...]."""
+    return jax.tree.map(lambda x: jax.vmap(lambda row, piece: row[piece])(x, chosen.piece), of_pieces)

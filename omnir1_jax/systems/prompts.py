@@ -5,6 +5,7 @@ import re
 
 import numpy as np
 
+from omnir1_jax import regular_file
 from omnir1_jax.errors import InputError
 
 FOLDER = pathlib.Path(__file__).parent / "templates"
@@ -33,8 +34,8 @@ def load(name: str, path: str | None = None) -> str:
         raise InputError(f"prompt {name!r}: there are {', '.join(FIELDS)}")
     file = pathlib.Path(path) if path else FOLDER / f"{name}.txt"
     try:
-        text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        text = regular_file.read_bytes(file).decode("utf-8-sig")
+    except ValueError as error:
         raise InputError(f"prompts.{name}: {file} cannot be read ({error})") from error
     text = text.removesuffix("\n") if name != "grounding" else text
     found = {match[1] for match in _FIELD.finditer(text)}

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Int, UInt8
 
 from omnir1_jax.text import rules
-from omnir1_jax.text.scan import among, first, occurs, places
+from omnir1_jax.text.scan import among, occurs, places
 from omnir1_jax.text.vocab import shift
 
 _NAMES = (
@@ -218,8 +218,9 @@ def loose_keys(group: UInt8[Array, "n m"], trace: UInt8[Array, "m n"], good: Boo
 
 def string_end(quotes: Bool[Array, "n m"], begin: Int[Array, "n k"]) -> Int[Array, "n k"]:
     """The closing quote of the string that opens at `begin`: the next one that is not escaped."""
-    place = places(quotes)
-    return first(quotes[:, None] & (place > begin[:, :, None]))
+    m = quotes.shape[1]
+    following = jax.lax.cummin(jnp.where(quotes, places(quotes), m), axis=1, reverse=True)
+    return jnp.take_along_axis(jnp.pad(following, ((0, 0), (0, 1)), constant_values=m), begin + 1, axis=1)
 
 
 def escapes(text: UInt8[Array, "n m"]) -> Bool[Array, "n m"]:

@@ -37,11 +37,13 @@ class Piece(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """A VOS plan; `pieces` has one entry for each of the first groups."""
+    """A VOS plan; `pieces` has one entry for each slot of `readers.Plan` that is used."""
 
     formatted: bool
     answered: bool
     count: int
+    short: int
+    unread: int
     failure: Failure  # of the text: OK, TOO_LONG or NO_ANSWER
     pieces: list[Piece]
 
@@ -237,14 +239,18 @@ def _piece(group: str, frames: int, limits: Limits) -> Piece:
 def read_plan(text: str, frames: int, limits: Limits = rules.DEFAULT, max_bytes: int | None = None) -> Plan:
     """The VOS plan of a completion about a clip of `frames` frames at 2 a second."""
     if _too_long(text, max_bytes):
-        return Plan(False, False, 0, Failure.TOO_LONG, [])
+        return Plan(False, False, 0, 0, 0, Failure.TOO_LONG, [])
     formatted = _formatted(text)
     answer = _answer(text)
     if answer is None:
-        return Plan(formatted, False, 0, Failure.NO_ANSWER, [])
+        return Plan(formatted, False, 0, 0, 0, Failure.NO_ANSWER, [])
     groups = _groups(answer)
-    pieces = [_piece(group, frames, limits) for group in groups[: limits.groups]]
-    return Plan(formatted, True, len(groups), Failure.OK, pieces)
+    short = [i for i, group in enumerate(groups) if len(group.encode()) < rules.MIN_PIECE_BYTES]
+    skipped = set() if limits.groups else set(short[rules.SHORT_SLOTS :])
+    unread = max(len(groups) - limits.groups, 0) if limits.groups else 0
+    read = [group for i, group in enumerate(groups[: len(groups) - unread]) if i not in skipped]
+    pieces = [_piece(group, frames, limits) for group in read]
+    return Plan(formatted, True, len(groups) - unread, len(skipped), unread, Failure.OK, pieces)
 
 
 def read_answer(text: str, limits: Limits = rules.DEFAULT, max_bytes: int | None = None) -> Answer:
@@ -274,16 +280,25 @@ def read_boxes(text: str, slots: int, max_bytes: int | None = None) -> tuple[int
     return len(groups), boxes
 
 
+def _no_object(formatted: bool, failure: Failure) -> BoxAndPoints:
+    missing = Box(failure, (-1, -1))
+    return BoxAndPoints(formatted, failure, Box(failure, _MISSING_BOX), (missing, missing), False)
+
+
 def read_box_and_points(text: str, max_bytes: int | None = None) -> BoxAndPoints:
     """The refCOCOg answer of a completion."""
-    too_long = _too_long(text, max_bytes)
-    formatted = not too_long and _formatted(text)
-    found = None if too_long else _first_object(text)
-    fields = read_object(found) if found else None
+    if _too_long(text, max_bytes):
+        return _no_object(False, Failure.TOO_LONG)
+    formatted = _formatted(text)
+    answer = _answer(text)
+    if answer is None:
+        return _no_object(formatted, Failure.NO_ANSWER)
+    group = _first_object(answer)
+    if group is None:
+        return _no_object(formatted, Failure.ABSENT)
+    fields = read_object(group)
     if fields is None:
-        failure = Failure.TOO_LONG if too_long else Failure.BAD_JSON if found else Failure.ABSENT
-        missing = Box(failure, (-1, -1))
-        return BoxAndPoints(formatted, failure, Box(failure, _MISSING_BOX), (missing, missing), False)
+        return _no_object(formatted, Failure.BAD_JSON)
 
     def holders(literal: str) -> list[str]:
         return [key for key in fields if literal in key.lower()]

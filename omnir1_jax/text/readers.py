@@ -3,7 +3,7 @@
 `omnir1_jax.text.host` reads the same from a Python string; `rules` says what both hold to.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
@@ -14,11 +14,13 @@ from omnir1_jax.text.vocab import Text
 
 
 class Plan(NamedTuple):
-    """VOS plans: one slot for each of the first groups of an answer."""
+    """VOS plans: one slot for each group of an answer, as far as the limits go."""
 
     formatted: Bool[Array, "n"]  # <think>...</think> <answer>...</answer> and nothing else
     answered: Bool[Array, "n"]
-    count: Int[Array, "n"]  # of all groups, also those beyond the slots
+    count: Int[Array, "n"]  # of groups: those in the slots and the short ones
+    short: Int[Array, "n"]  # groups too short to be a piece that have no slot
+    unread: Int[Array, "n"]  # groups beyond the slots, not in `count`; 0 unless limits.groups is set
     failure: Int[Array, "n k"]  # rules.Failure
     complete: Bool[Array, "n k"]  # three fields and two times
     valid: Bool[Array, "n k"]  # complete, and within the clip
@@ -28,6 +30,11 @@ class Plan(NamedTuple):
     last_frame: Int[Array, "n k"]  # inclusive
     description: strings.Buffer  # [n, k, d], empty unless complete
     source: Int[Array, "n k 2"]  # where the description's JSON string begins in the text, and its length there
+
+    @property
+    def slots_used(self) -> Any:
+        """How many slots hold a group, of the shape and type of `count`."""
+        return self.count - self.short
 
 
 class Answer(NamedTuple):
@@ -48,10 +55,10 @@ class Boxes(NamedTuple):
 
 
 class BoxAndPoints(NamedTuple):
-    """refCOCOg: the first object, read loosely, and whether it is strictly well-formed."""
+    """refCOCOg: the first object of the answer, read loosely, and whether it is strictly well-formed."""
 
     formatted: Bool[Array, "n"]
-    failure: Int[Array, "n"]  # of the object: OK, TOO_LONG, ABSENT or BAD_JSON
+    failure: Int[Array, "n"]  # of the object: OK, TOO_LONG, NO_ANSWER, ABSENT or BAD_JSON
     box_failure: Int[Array, "n"]
     box: Float[Array, "n 4"]  # -1 where missing
     point_failure: Int[Array, "n 2"]
@@ -95,8 +102,10 @@ def _first_of(cases: list[tuple[Array, Failure]]) -> Int[Array, "*s"]:
 def read_plan(text: Text, frames: Int[Array, "n"], limits: Limits = rules.DEFAULT) -> Plan:
     """VOS plans of completions about clips of `frames` frames at 2 a second (rewards: steps 1 to 6)."""
     answer = scan.answer(text)
-    n, k = text.length.shape[0], limits.groups
-    found = scan.groups(text, answer, k)
+    n, k = text.length.shape[0], rules.plan_slots(text.bytes.shape[1], limits)
+    shortest = 0 if limits.groups else rules.MIN_PIECE_BYTES
+    found = scan.groups(text, answer, k, min_bytes=shortest, max_short=rules.SHORT_SLOTS)
+    unread = jnp.maximum(found.count - found.short - k, 0)
     objects = _objects(text, found, rules.PLAN_KEYS)
     parse, row = objects.parse, objects.row
     present = _present(text, row, parse)
@@ -138,7 +147,9 @@ def read_plan(text: Text, frames: Int[Array, "n"], limits: Limits = rules.DEFAUL
     return Plan(
         formatted=scan.formatted(text),
         answered=answer.found,
-        count=found.count,
+        count=found.count - unread,
+        short=found.short,
+        unread=unread,
         failure=failure,
         complete=complete,
         valid=valid,
@@ -194,13 +205,14 @@ def read_boxes(text: Text, slots: int) -> Boxes:
 
 
 def read_box_and_points(text: Text) -> BoxAndPoints:
-    r"""refCOCOg: the first `{[^}]+}` of the whole text.
+    r"""refCOCOg: the first `{[^}]+}` of the answer.
 
     Loosely: the box under the first key that contains "bbox", the points under the first two that contain "points",
     in any case. Strictly: `bbox_2d`, `points_1` and `points_2` are lists of 4, 2 and 2 numbers.
     """
     n, m = text.bytes.shape
-    found = scan.groups(text, scan.whole(text), 1, skip_empty=True)
+    answer = scan.answer(text)
+    found = scan.groups(text, answer, 1, skip_empty=True)
     strict = _objects(text, found, rules.BOX_AND_POINTS_KEYS)
     row, good = strict.row, strict.parse.good
 
@@ -220,7 +232,12 @@ def read_box_and_points(text: Text) -> BoxAndPoints:
     well_formed = box.in_range & one.in_range & two.in_range
     there, (box, one, two) = lists(aligned, loose)
 
-    base = [(text.too_long, Failure.TOO_LONG), (~found.present[:, 0], Failure.ABSENT), (~good, Failure.BAD_JSON)]
+    base = [
+        (text.too_long, Failure.TOO_LONG),
+        (~answer.found, Failure.NO_ANSWER),
+        (~found.present[:, 0], Failure.ABSENT),
+        (~good, Failure.BAD_JSON),
+    ]
     kind = lambda f, numbers: _first_of([*base, *_list_failure(there[:, f], numbers)])
     points = jnp.stack([jnp.where(p.in_range[:, None], p.whole, -1) for p in (one, two)], axis=1)
     return BoxAndPoints(

@@ -31,6 +31,10 @@ PLAN_KEYS = ("start_time", "end_time", "description")
 BOX_KEYS = ("bbox_2d",)
 BOX_AND_POINTS_KEYS = ("bbox_2d", "points_1", "points_2")
 
+# A group with fewer bytes cannot be a complete piece of a plan, whatever it holds.
+MIN_PIECE_BYTES = len('{"start_time":"0:0.0","end_time":"0:0.0","description":""}')
+SHORT_SLOTS = 8  # shorter groups of a plan whose failure is told apart
+
 
 class Failure(enum.IntEnum):
     """Why a group gave nothing; the first that applies, in the order of reading."""
@@ -47,10 +51,22 @@ class Failure(enum.IntEnum):
 
 
 class Limits(NamedTuple):
-    """Static sizes. Groups beyond `groups` are counted but not read."""
+    """Static sizes.
 
-    groups: int = 8
-    description: int = 256  # bytes
+    Attributes:
+      groups: maximum number of groups of a plan that are read; those beyond it are not counted either. 0: as many as
+        the text buffer can hold, and of those that are too short to be a piece the first SHORT_SLOTS.
+      description: bytes.
+    """
+
+    groups: int = 0
+    description: int = 256
 
 
 DEFAULT = Limits()
+
+
+def plan_slots(text_bytes: int, limits: Limits) -> int:
+    """Slots for the groups of a plan in a text of at most so many bytes."""
+    answer_bytes = text_bytes - len("<answer></answer>")
+    return limits.groups or SHORT_SLOTS + max(answer_bytes // MIN_PIECE_BYTES, 0)

@@ -25,6 +25,7 @@ class Groups(NamedTuple):
     """The `{...}` groups of each row: byte positions of the braces, and how many there are in all."""
 
     count: Int[Array, "n"]
+    short: Int[Array, "n"]  # groups shorter than the minimum that are not located
     begin: Int[Array, "n k"]
     last: Int[Array, "n k"]  # position of the closing brace
     present: Bool[Array, "n k"]
@@ -100,10 +101,13 @@ def formatted(text: Text) -> Bool[Array, "n"]:
     return starts & ends & jnp.any(joint, axis=1)
 
 
-def groups(text: Text, within: Span, most: int, skip_empty: bool = False) -> Groups:
+def groups(
+    text: Text, within: Span, most: int, skip_empty: bool = False, min_bytes: int = 0, max_short: int = 0
+) -> Groups:
     r"""Every `{` to the next `}` within the span, scanning on after each `}`: `\{.*?\}`, dot matching newlines.
 
-    With `skip_empty`, `{}` is none: `\{[^}]+\}`. At most `most` are located; all are counted.
+    With `skip_empty`, `{}` is none: `\{[^}]+\}`. All are counted. The first `most` are located, of those with fewer
+    than `min_bytes` bytes no more than `max_short`.
     """
     place = places(text.bytes)
     inside = (place >= within.begin[:, None]) & (place < within.end[:, None]) & within.found[:, None]
@@ -118,9 +122,12 @@ def groups(text: Text, within: Span, most: int, skip_empty: bool = False) -> Gro
     within_group = (latest % 2 == 1) & (latest > 0) & (place > 0)
     opens = left & ~within_group & ~hollow
     closes = right & within_group & ~shift(left & ~within_group & hollow, -1)
-    before = jnp.cumsum(closes, axis=1, dtype=jnp.int32) - closes
-    slot = jnp.arange(most, dtype=jnp.int32)[:, None]
-    mine = before[:, None] == slot
-    begin, end = first(opens[:, None] & mine), first(closes[:, None] & mine)
-    count = jnp.sum(closes, axis=1, dtype=jnp.int32)
-    return Groups(count, begin, end, slot[:, 0] < count[:, None])
+    opened = jax.lax.cummax(jnp.where(opens, place, -1), axis=1)
+    short = closes & (place - opened + 1 < min_bytes)
+    located = closes & (~short | (jnp.cumsum(short, axis=1) <= max_short))
+    before = jnp.cumsum(located, axis=1, dtype=jnp.int32) - located
+    slot = jnp.arange(most, dtype=jnp.int32)
+    end = first(located[:, None] & (before[:, None] == slot[:, None]))
+    begin = jnp.take_along_axis(opened, jnp.minimum(end, place.size - 1), axis=1)
+    count = lambda mask: jnp.sum(mask, axis=1, dtype=jnp.int32)
+    return Groups(count(closes), count(closes & ~located), begin, end, slot < count(located)[:, None])

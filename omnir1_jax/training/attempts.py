@@ -13,10 +13,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import orbax.checkpoint as ocp
 from etils import epath
 
-from omnir1_jax import checkpoints, cli, errors, json_file
+from omnir1_jax import checkpoint_steps, checkpoints, cli, errors, json_file
 from omnir1_jax.errors import InputError, Interrupted
 from omnir1_jax.parallel import agree
 
@@ -42,7 +41,7 @@ def attempt(folder: epath.Path, peers: agree.Peers | None) -> Iterator[Progress]
     """
     if peers is None or peers.index == 0:
         _count(folder)
-    agree.one_folder(peers, f"--workdir {folder}", lambda: read(folder).get("start"))
+    agree.one_folder(peers, f"--workdir {folder}", lambda: read(folder).get("start"), seconds=300.0)
     progress = Progress()
     try:
         yield progress
@@ -68,8 +67,7 @@ def read(folder: epath.Path) -> dict[str, Any]:
 
 
 def _newest(folder: epath.Path) -> int:
-    path = folder / checkpoints.FOLDER
-    return max(ocp.utils.checkpoint_steps(path), default=0) if path.is_dir() else 0
+    return max(checkpoint_steps.finished(folder / checkpoints.FOLDER), default=0)
 
 
 def _count(folder: epath.Path) -> None:

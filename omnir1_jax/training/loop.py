@@ -20,7 +20,7 @@ from omnir1_jax.reporting import lines
 from omnir1_jax.reporting.log import METRICS, RunLog
 from omnir1_jax.reporting.train_report import write_report
 from omnir1_jax.rl.learn import TrainState
-from omnir1_jax.setup import facts, models, weights
+from omnir1_jax.setup import facts, models, valid, weights
 from omnir1_jax.setup.run import Run, batches, build, keep_compiled, step_key
 from omnir1_jax.training import attempts
 from omnir1_jax.training.attempts import Progress
@@ -70,6 +70,8 @@ def _train(config: ConfigDict, folder: epath.Path, progress: Progress, quiet: bo
             if jax.process_index() == 0
             else None
         )
+        for note in valid.notes(config) if log is not None else ():
+            log.say(f"note: {note}")
         saved, key = done, step_key(config, run.mesh)
         for step in range(done + 1, config.steps + 1):
             started, progress.step = time.perf_counter(), step
@@ -81,9 +83,10 @@ def _train(config: ConfigDict, folder: epath.Path, progress: Progress, quiet: bo
             if log is not None:
                 log.step(step, metrics, time.perf_counter() - started)
                 tell(log, run, step, batch, made, rollout)
-            manager.check_for_errors()  # of the write in the background: now, not at the next checkpoint
+            if not manager.is_saving_in_progress():
+                manager.wait_until_finished()  # raises what went wrong in the background, not only at the next save
             last = stop(step) or step == config.steps  # asked once a step, so that no stop goes unsaved
-            if last or step % config.checkpoint.every == 0:
+            if last or due(step, config.checkpoint.every):
                 if log is not None:
                     log.flush()
                 if checkpoints.save(manager, step, state, stream.get_state(), plain, wait=last):
@@ -113,6 +116,11 @@ def _closed(manager: ocp.CheckpointManager) -> Iterator[ocp.CheckpointManager]:
     manager.close()
 
 
+def due(step: int, every: int) -> bool:
+    """Whether a step is one of every so many; 0: none is."""
+    return bool(every) and step % every == 0
+
+
 def data_metrics(stream: Prefetch, waited: float) -> dict[str, float]:
     """What the data had to say: samples passed over since the first step, seconds waited for this batch."""
     counts = stream.get_state()["counts"]
@@ -122,8 +130,9 @@ def data_metrics(stream: Prefetch, waited: float) -> dict[str, float]:
 def tell(log: RunLog, run: Run, step: int, batch: Batch, made: Any, rollout: Any) -> None:
     """Completions into the log, some of them with pictures."""
     own = run.config.log
-    pictured = step % own.pictures_every == 0 or step == run.config.steps
-    if rollout is None or not (pictured or step % own.rollouts_every == 0):
+    last = step == run.config.steps
+    pictured = bool(own.pictures_every and own.pictures) and (last or due(step, own.pictures_every))
+    if rollout is None or not (pictured or due(step, own.rollouts_every)):
         return
     choices = models.step_config(run.config, run.loaded.models.thinker.config.tokens)
     clips = own.pictures if pictured else 0

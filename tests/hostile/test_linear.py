@@ -1,6 +1,7 @@
 """Text that a model or a dataset wrote is read as the original expressions read it, in time linear in its length."""
 
 import contextlib
+import pathlib
 import re
 import signal
 
@@ -71,6 +72,7 @@ def at_most(seconds: float):
         signal.signal(signal.SIGALRM, before)
 
 
+ROOT = pathlib.Path(__file__).parent.parent.parent
 LENGTH = 1_000_000
 UNITS = (
     "\n",

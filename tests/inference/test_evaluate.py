@@ -2,7 +2,10 @@
 
 import dataclasses
 import json
+import re
 import shutil
+import subprocess
+import sys
 import zipfile
 
 import cv2
@@ -18,6 +21,7 @@ from omnir1_jax.data.synthetic.world import PRESETS
 from omnir1_jax.errors import InputError
 from omnir1_jax.evaluation import score_masks
 from omnir1_jax.inference import benchmark, run, segment, tasks
+from omnir1_jax.inference.store import Store
 from omnir1_jax.inference.tasks import Options
 from omnir1_jax.parallel import make_mesh
 from tests.data import trees as own_trees
@@ -228,9 +232,95 @@ def test_an_evaluation_is_not_mixed_with_another(made, trees, tmp_path, monkeypa
     options = Options("mevis", root=str(trees / "mevis"), limit=1)
     (task,) = tasks.tasks(made, options)
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "run.json").write_text('{"options": {"benchmark": "revos"}}')
+    (tmp_path / "out" / "run.json").write_text('{"options": {"benchmark": "revos"}, "task": [], "weights": ""}')
     with pytest.raises(InputError, match='--out: .*holds results with --benchmark "revos", this one has "mevis"'):
         run.evaluate(made, task, options, tmp_path / "out")
+
+
+def plant(folder):
+    """Files and folders of a user, also with names that look like an evaluation's; a function that checks them."""
+    planted = {
+        "notes.txt": b"mine", ".x.part": b"mine", ".results.json.1.abc.part": b"mine", "results.json.backup": b"mine",
+        ".0.omnir1.part/00000.png": b"mine", "weights/model.safetensors": b"mine", "predictions/v/0/00000.png": b"mine",
+        "predictions/.a.1.b.part/x": b"mine", "predictions.old/v/0/00000.png": b"mine",
+    }  # fmt: skip
+    for name, content in planted.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    (folder / "link").symlink_to(folder.parent)
+    return lambda: all((folder / name).read_bytes() == content for name, content in planted.items())
+
+
+def test_a_users_files_stay_and_only_what_was_written_is_resumed(made, trees, tmp_path, monkeypatch):
+    scripted.install(monkeypatch, scripted.PLANS)
+    wanted = dict(benchmark="mevis", split="valid", limit=3)
+    unharmed = plant(tmp_path)
+    for out, said in (
+        (tmp_path, "holds .0.omnir1.part, .results.json.1.abc.part, .x.part and 6 more, not written by this command"),
+        (tmp_path / "notes.txt", "is a file"),
+        (tmp_path / "notes.txt" / "out", "is a file"),
+        (tmp_path / "link", "is a symbolic link"),
+    ):
+        with pytest.raises(InputError, match=f"--out: {re.escape(str(out))}.* {said}"):
+            evaluated(made, out, trees / "mevis", **wanted)
+    assert unharmed() and not (tmp_path / "run.json").exists()
+
+    out = tmp_path / "out"
+    found = evaluated(made, out, trees / "mevis", **wanted)
+    assert unharmed()
+    items = sorted(path for path in (out / "predictions").glob("*/*"))
+    contents = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    inner = plant(out)  # from now on beside, and among, what the evaluation wrote
+
+    def kill(pending):
+        """The last line is not there, its prediction is, and half of it once more."""
+        rows = (out / "results.jsonl").read_bytes().splitlines(keepends=True)
+        (out / "results.jsonl").write_bytes(b"".join(rows[:2]))
+        half = items[2].with_name(f".{items[2].name}.omnir1.part")
+        half.mkdir(exist_ok=True)
+        (half / next(items[2].iterdir()).name).write_bytes(b"half")
+        if pending:
+            with Store(out, json.loads((out / "run.json").read_text())) as store:
+                store.begin([2])
+        return half
+
+    half = kill(pending=False)  # a prediction that the evaluation does not know of
+    with pytest.raises(InputError, match=f"{half} was not written by this command; move it elsewhere"):
+        evaluated(made, out, trees / "mevis", **wanted)
+    kill(pending=True)
+    (items[2] / "notes.txt").write_bytes(b"mine")
+    with pytest.raises(InputError, match=r"2 holds notes.txt, not written by this command; move that elsewhere"):
+        evaluated(made, out, trees / "mevis", **wanted)
+    (items[2] / "notes.txt").unlink()
+    assert evaluated(made, out, trees / "mevis", **wanted) == found  # the archive among it holds nothing of the user's
+    different = {path.name for path, content in contents.items() if path.read_bytes() != content}
+    assert different <= {"timing.json", ".omnir1.json"} and inner() and unharmed() and not half.exists()
+
+
+def test_every_part_is_looked_at_before_the_first_is_computed(made, trees, tmp_path, monkeypatch):
+    scripted.install(monkeypatch, scripted.PLANS)
+    options, rules, out = Options("mevis", root=str(trees / "mevis"), limit=1), ("first", "uniform"), tmp_path / "out"
+    benchmark.evaluate(made, options, out, rules, quiet=True)
+    assert benchmark.evaluate(made, options, out, rules, quiet=True).keys() == {*rules}
+    monkeypatch.setattr(run, "launch", lambda *_: pytest.fail("nothing may be computed"))
+    with pytest.raises(InputError, match=r"holds an evaluation for each of several tasks or rules"):
+        benchmark.evaluate(made, options, out, quiet=True)
+    values = json.loads((out / "uniform" / "run.json").read_text())
+    (out / "first" / "results.jsonl").write_text("")
+    (out / "uniform" / "run.json").write_text(json.dumps(values | {"weights": "other"}))
+    with pytest.raises(InputError, match=r"out/uniform holds results with other weights"):
+        benchmark.evaluate(made, options, out, rules, quiet=True)
+    shutil.move(out / "uniform", tmp_path / "moved")
+    (out / "uniform").symlink_to(tmp_path / "moved")
+    with pytest.raises(InputError, match=r"out/uniform is a symbolic link"):
+        benchmark.evaluate(made, options, out, rules, quiet=True)
+    (out / "uniform").unlink()
+    hold = f"from omnir1_jax import locks\nwith locks.lock({str(out)!r}, ''): print(1, flush=True), input()"
+    holder = subprocess.Popen([sys.executable, "-c", hold], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    holder.stdout.readline()
+    with pytest.raises(InputError, match=rf"--out: {out} is in use by process {holder.pid} on host "):
+        benchmark.evaluate(made, options, out, rules, quiet=True)
+    holder.communicate(b"\n")
 
 
 @pytest.mark.parametrize(

@@ -87,10 +87,8 @@ def test_a_log_cut_short_loses_its_last_line_alone(tmp_path):
         store.add({"position": 4, "scores": {"J": float("nan")}})
     with (tmp_path / "results.jsonl").open("a") as file:
         file.write('{"position": 5, "sco')
-    half = tmp_path / "predictions" / "video" / ".0.123.abc.part"
-    half.mkdir(parents=True)
     with Store(tmp_path, {"options": {"seed": 1}, "task": ["a", 2]}) as store:
-        assert not half.exists() and sorted(store.lines) == [3, 4] and store.lines[4]["scores"] == {"J": None}
+        assert sorted(store.lines) == [3, 4] and store.lines[4]["scores"] == {"J": None}
         store.add({"position": 5})
     assert [json.loads(row)["position"] for row in (tmp_path / "results.jsonl").read_text().splitlines()] == [3, 4, 5]
     with pytest.raises(InputError, match=r"holds results with --seed 1, this one has 3, and task \[.*2\], this one"):

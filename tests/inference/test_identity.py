@@ -63,10 +63,12 @@ def test_every_flag_of_the_command_counts_or_is_known_to_be_idle(made):
     known = {flag.name for flag in flags.FLAGS.get_key_flags_for_module(evaluate)}
     options = {field.name for field in dataclasses.fields(Options)}
     assert known == options | {"temperature", "max_tokens"} | IDLE
-    assert OTHER.keys() == options
+    assert OTHER.keys() == options - set(identity.RESCORED)
     made, options, _ = made
     (task,) = tasks.tasks(made, options)
     own = identity.identity(made, task, options, "weights")
+    rescored = identity.identity(made, task, dataclasses.replace(options, scoring="official"), "weights")
+    assert not identity.differences(own, rescored)
     for name, value in OTHER.items():
         changed = identity.identity(made, task, dataclasses.replace(options, **{name: value}), "weights")
         described = identity.describe(identity.differences(own, changed))

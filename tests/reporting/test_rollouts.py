@@ -141,7 +141,7 @@ def test_the_smaller_families_are_told_in_their_own_terms():
     batch, _, image = told("refcocog", 3)
     scale = np.tile(np.asarray(batch.scale[0]), 2)
     np.testing.assert_allclose(image[0].keyframes[0].boxes, [np.array([4, 8, 20, 24]) / scale], rtol=1e-5)
-    assert image[1].keyframes[0].boxes == () and "object/absent" in image[1].failures
+    assert image[1].keyframes[0].boxes == () and "object/no_answer" in image[1].failures
     assert next(e.clip for e in image if e.clip is not None).size == (840, 840)  # that dataset is square
 
     batch, _, asked = told("qa", 3)

@@ -8,8 +8,6 @@ import re
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-GROUPS = 8  # groups of a plan that are read; those beyond still count
-
 
 def numbers(value, count):
     """`value` as a list of exactly `count` usable numbers, else None."""
@@ -42,7 +40,7 @@ def read_plan(text, frames):
     block = re.search(r"<answer>\s*(.*?)\s*</answer>", text, re.S | re.A)
     groups = re.findall(r"\{.*?\}", block[1], re.S) if block else []
     complete, pieces = 0, []
-    for group in groups[:GROUPS]:
+    for group in groups:
         fields = strict_json(group)
         if fields is None or not isinstance(fields.get("description"), str):
             continue
@@ -146,9 +144,10 @@ def vos(text, groundings, masks, boxes, scale, predicted, config, most=4):
 
 
 def refcocog(text, box, points, scale):
-    """Seg-Zero's terms of one answer."""
+    """Seg-Zero's terms of the first object in the answer."""
     terms = {"overlap": 0.0, "points": 0.0, "corners": 0.0, "strict": 0.0}
-    found = re.search(r"\{[^}]+\}", text)
+    block = re.search(r"<answer>\s*(.*?)\s*</answer>", text, re.S | re.A)
+    found = re.search(r"\{[^}]+\}", block[1]) if block else None
     fields = strict_json(found[0]) if found else None
     if fields is None:
         return terms

@@ -12,11 +12,11 @@ from omnir1_jax.systems import detail, prompts
 from tests.rl import reward_oracle, small
 
 
-def judge(family, texts, config):
+def judge(family, texts, config, size=192):
     """Reading, grounding and rewards of two prompts' completions."""
     batch = small.batches(family, 2)[0]
     module, frozen, models = family_of(batch), small.frozen(), small.models()
-    said = small.spoken(texts, 192)
+    said = small.spoken(texts, size)
     reading = jax.jit(lambda: module.read(frozen, config, batch, said))()
     found = module.ground(models, frozen, config, batch, reading)
     rewards = module.reward(config, batch, said, reading, found, module.segment())
@@ -43,17 +43,31 @@ def test_refavs_earns_the_overlap_of_system_2_s_first_box(monkeypatch):
 def test_refcocog_reads_the_policy_s_own_box():
     batch = small.batches("refcocog", 2)[0]
     scale = np.asarray(batch.scale)
-    say = lambda b, shift: '<think>a</think><answer>{{"bbox_2d": {}, "points_1": {}, "points_2": {}}}</answer>'.format(
+    true = lambda b, shift=0: '{{"bbox_2d": {}, "points_1": {}, "points_2": {}}}'.format(
         (np.trunc(np.asarray(batch.box[b]) * np.tile(scale[b], 2)) + shift).tolist(),
         *(np.trunc(np.asarray(batch.points[b, i]) * scale[b]).tolist() for i in range(2)),
     )
-    texts = [[say(b, 0), say(b, 4), "none", say(b, 500)] for b in range(2)]
-    _, _, rewards = judge("refcocog", texts, small.step_config(completion_bytes=256))
-    for b in range(2):
-        for g, text in enumerate(texts[b]):
-            expected = reward_oracle.refcocog(text, *(np.asarray(x[b]) for x in (batch.box, batch.points, batch.scale)))
-            assert rewards.terms["accuracy"][b, g] == pytest.approx(sum(expected.values()), abs=1e-4)
-    assert np.all(np.asarray(rewards.terms["accuracy"][:, 0]) > 4.39)  # the truth earns all of 1.4 + 1 + 1 + 1
+    wrong = '{"bbox_2d": [0, 0, 2, 2]}'
+    say = lambda thought, answer: f"<think>{thought}</think><answer>{answer}</answer>"
+    sets = {
+        "said": lambda b: [say("a", true(b)), say("a", true(b, 4)), "none", say("a", true(b, 500))],
+        "where": lambda b: [say(wrong, true(b)), say(true(b), wrong), true(b), say(true(b), "that one")],
+    }
+    for name, made in sets.items():
+        texts = [made(b) for b in range(2)]
+        _, _, rewards = judge("refcocog", texts, small.step_config(completion_bytes=384), size=256)
+        accuracy = np.asarray(rewards.terms["accuracy"])
+        for at in np.ndindex(accuracy.shape):
+            truth = (np.asarray(x[at[0]]) for x in (batch.box, batch.points, batch.scale))
+            expected = reward_oracle.refcocog(texts[at[0]][at[1]], *truth)
+            assert accuracy[at] == pytest.approx(sum(expected.values()), abs=1e-4)
+        # The truth in the answer earns all of 1.4 + 1 + 1 + 1; outside of it, nothing.
+        assert np.all(accuracy[:, 0] > 4.39) and np.all(accuracy[:, 2] == 0)
+        if name == "where":
+            assert np.all(accuracy[:, 3] == 0) and rewards.failures["object/no_answer"] == 2
+        else:  # the length bonus, as in every family, of those above the bar
+            np.testing.assert_array_equal(rewards.terms["length_bonus"], [[1, 1, 0, 1]] * 2)
+            np.testing.assert_allclose(rewards.total, accuracy + np.array([2, 2, 0, 2]), rtol=1e-6)
 
 
 def test_questions_are_right_or_wrong():

@@ -1,5 +1,6 @@
 """In-graph rewards against the oracle, from raw text to the number, on thousands of random rollouts."""
 
+import functools
 import json
 
 import jax
@@ -11,12 +12,13 @@ from omnir1_jax.errors import InputError
 from omnir1_jax.rl import rewards
 from omnir1_jax.rl.rewards import boxes as box_rules
 from omnir1_jax.systems import keyframes
-from omnir1_jax.text import readers
+from omnir1_jax.text import host, readers, rules
+from omnir1_jax.text.rules import Limits
 from omnir1_jax.text.vocab import Text
 from tests.rl import reward_oracle as oracle
 
 N, T, H, W, K = 3, 10, 12, 16, 4
-BYTES, BOX_BYTES = 1024, 384
+BYTES, BOX_BYTES = 2048, 384
 ROLLOUTS = 2000
 CONFIGS = {
     **rewards.PRESETS,
@@ -45,7 +47,7 @@ def spoil(rng, text, chance):
 def random_plan(rng, frames):
     """A completion: mostly good pieces, some late, reversed, incomplete or broken; now and then none at all."""
     objects = []
-    for _ in range(rng.integers(0, 7) if rng.random() < 0.9 else rng.integers(7, 11)):
+    for _ in range(rng.integers(0, 7) if rng.random() < 0.9 else rng.integers(7, 20)):
         start = rng.integers(0, 50 * frames + 60)
         end = start + rng.choice([0, 10, 60, 200, -80], p=[0.4, 0.2, 0.2, 0.1, 0.1])
         clock = lambda cs: f"{max(cs, 0) // 6000:02d}:{max(cs, 0) // 100 % 60:02d}.{max(cs, 0) % 100:02d}"
@@ -53,6 +55,8 @@ def random_plan(rng, frames):
         if rng.random() < 0.1:
             fields[rng.choice(list(fields))] = [None, 3, "1:2", ""][rng.integers(4)]
         objects.append(spoil(rng, json.dumps(fields), 0.05))
+    if rng.random() < 0.05:
+        objects += [rng.choice(["{}", '{"start_time": "0:0.0"}'])] * int(rng.integers(1, 30))
     text = f"<think>why</think>\n<answer> {' '.join(objects)} </answer>"
     return spoil(rng, text, 0.2)
 
@@ -144,6 +148,39 @@ def padded(rollouts):
     return jax.tree.map(jnp.asarray, out)
 
 
+def plan_of(moments):
+    piece = '{"start_time": "00:%02d.00", "end_time": "00:%02d.00", "description": "a"}'
+    return f"<think>a</think><answer>{' '.join(piece % (second, second) for second in moments)}</answer>"
+
+
+def test_pieces_are_read_as_far_as_they_are_counted():
+    """Twelve good moments, one in each second of a clip of six: too many distinct frames, by the authors' count."""
+    texts, frames = [plan_of(range(12)), plan_of([*range(12)] * 2)], 24
+    plan = jax.jit(readers.read_plan)(as_text(texts, BYTES), jnp.full(2, frames))
+    areas = jnp.ones((1, frames))
+    terms = jax.vmap(lambda one: rewards.plan_terms(one, areas, jnp.int32(1), rewards.preset("authors")))(plan)
+    earned = terms.structure + terms.coverage + terms.count + terms.span + terms.overlap
+    np.testing.assert_allclose(earned, [0.6 + 1 - 2, 0.6 + 1 - 2 - 6], rtol=1e-5)
+    # Of a plan beyond a limit of one's own nothing is counted that is not read.
+    limited = jax.jit(functools.partial(readers.read_plan, limits=Limits(groups=8)))(as_text(texts, BYTES), plan.count)
+    assert limited.count.tolist() == [8, 8] and limited.unread.tolist() == [4, 16]
+    assert plan.count.tolist() == [12, 24] and not plan.unread.any()
+
+
+def test_objects_that_are_too_short_to_be_pieces_take_no_slots_from_those_that_are():
+    """As many pieces as the buffer holds, behind hundreds of empty objects; the host reads the same."""
+    shortest = '{"start_time":"0:0.0","end_time":"0:0.0","description":""}'
+    assert len(shortest) == rules.MIN_PIECE_BYTES
+    dense, sparse = (BYTES - 17) // len(shortest), (BYTES - 17 - 1000) // len(shortest)
+    texts = [f"<answer>{body}</answer>" for body in (shortest * dense, "{}" * 500 + shortest * sparse)]
+    plan = jax.jit(readers.read_plan)(as_text(texts, BYTES), jnp.full(2, 24))
+    for i, (pieces, short) in enumerate(((dense, 0), (sparse, 500 - rules.SHORT_SLOTS))):
+        assert plan.valid[i].sum() == pieces and plan.short[i] == short
+        told = host.read_plan(texts[i], 24)
+        assert (told.count, told.short, told.unread) == (plan.count[i], short, 0)
+        assert [piece.failure for piece in told.pieces] == plan.failure[i, : plan.slots_used[i]].tolist()
+
+
 @pytest.fixture(scope="module")
 def read(rollouts):
     """Texts read in the graph, once for all presets."""
@@ -207,6 +244,15 @@ def test_refavs_is_the_iou_of_the_first_box():
         assert got[i] == pytest.approx(expected, rel=1e-5, abs=1e-6)
 
 
+def random_answer(rng, good):
+    """The good object in the answer, with others before and behind, or in the thinking, or nowhere that counts."""
+    other = '{"bbox_2d": [0, 0, 9, 9], "points_1": [1, 1], "points_2": [2, 2]}'
+    inside, before, after = rng.choice([good, other, ""], 3, p=[0.6, 0.2, 0.2])
+    opening, closing = rng.choice(["<answer>", ""], p=[0.9, 0.1]), rng.choice(["</answer>", ""], p=[0.9, 0.1])
+    again = rng.choice([f"<answer>{other}</answer>", f"<answer>{good}</answer>", ""], p=[0.1, 0.1, 0.8])
+    return f"<think>a {before}</think>{opening}{inside}{closing}{after}{again}"
+
+
 def test_refcocog_terms_equal_the_oracle():
     rng = np.random.default_rng(5)
     texts, boxes, points, scales = [], [], [], []
@@ -220,16 +266,18 @@ def test_refcocog_terms_equal_the_oracle():
         keys = ["bbox_2d", "points_1", "points_2"] if rng.random() < 0.8 else ["my_BBox", "Points_a", "POINTS"]
         values = [shake(box * np.tile(scale, 2)), *(shake(p * scale) for p in spots[rng.permutation(2)])]
         fields = {k: v for k, v in zip(keys, values) if rng.random() < 0.95}
-        texts.append(spoil(rng, f"<think>a</think><answer>{json.dumps(fields)}</answer>", 0.1))
+        texts.append(spoil(rng, random_answer(rng, json.dumps(fields)), 0.1))
         boxes.append(box), points.append(spots), scales.append(scale)
     arrays = [jnp.asarray(np.stack(x)) for x in (boxes, points, scales)]
-    answer = jax.jit(readers.read_box_and_points)(as_text(texts, BOX_BYTES))
+    answer = jax.jit(readers.read_box_and_points)(as_text(texts, 2 * BOX_BYTES))
     got = jax.tree.map(np.asarray, rewards.refcocog_terms(answer, *arrays))
     for i, text in enumerate(texts):
         expected = oracle.refcocog(text, boxes[i], points[i], scales[i])
         for name, value in expected.items():
             assert got[name][i] == pytest.approx(value, rel=1e-4, abs=1e-4), (text, name)
     assert all(np.mean(got[name] > 0) > 0.1 for name in got)
+    outside = [i for i, text in enumerate(texts) if "<answer>" not in text and "{" in text]
+    assert len(outside) > 50 and not any(got[name][outside].any() for name in got)
 
 
 def test_ties_go_to_the_first_assignment():

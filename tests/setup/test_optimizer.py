@@ -133,9 +133,6 @@ def test_schedule_rises_and_falls_within_the_run(kind, middle, last):
     [
         ({"freeze": ("embd/*",)}, "optimizer.freeze: 'embd/\\*'"),
         ({"freeze": ("*",)}, "every parameter"),
-        ({"rule": "adam"}, "optimizer.rule: 'adam' is none of adamw, muon"),
-        ({"schedule": "cosin"}, "optimizer.schedule"),
-        ({"accumulate": 0}, "optimizer.accumulate"),
     ],
 )
 def test_bad_settings_are_named(changes, words):

@@ -185,7 +185,8 @@ def grounding(r):
 def pointing(r):
     keys = ["bbox_2d", "points_1", "points_2"] if r.random() < 0.6 else ["bbox", "Points", "my_points_2"]
     body = r.choice(["", "{}", "{ }", "{"]) * (r.random() < 0.15) + group(r, keys)
-    return f"<think>{prose(r)}</think>{gap(r)}<answer>{body}</answer>"
+    outside = lambda: prose(r) + (group(r, keys) if r.random() < 0.2 else "")
+    return f"<think>{outside()}</think>{gap(r)}<answer>{body}</answer>{outside() if r.random() < 0.2 else ''}"
 
 
 def mutate(r, text):

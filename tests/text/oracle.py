@@ -8,6 +8,7 @@ import numpy as np
 
 OK, ABSENT, TOO_LONG, NO_ANSWER, BAD_JSON, MISSING, BAD_TIME, BAD_LIST, RANGE = range(9)
 MARK = "\U0010fffe"
+SHORTEST_PIECE = '{"start_time":"0:0.0","end_time":"0:0.0","description":""}'
 
 
 class Lexeme:
@@ -117,29 +118,37 @@ def plan(text, frames, slots, size):
     )
     ans = answer(text)
     groups = re.findall(r"\{.*?\}", ans or "", re.DOTALL)
-    out.update(formatted=formatted(text), answered=ans is not None, count=len(groups))
+    short = [group for group in groups if len(group.encode()) < len(SHORTEST_PIECE)]
+    assert all(isinstance(piece(group, frames, size), int) for group in short)
+    unread = max(len(groups) - slots, 0)
+    out.update(formatted=formatted(text), answered=ans is not None)
+    out.update(count=len(groups) - unread, short=0, unread=unread)
     if ans is None:
         out["failure"] = [NO_ANSWER] * slots
     for i, group in enumerate(groups[:slots]):
-        pairs = parse(group)
-        if pairs is None:
-            out["failure"][i] = BAD_JSON
-            continue
-        start, end, described = (field(pairs, k) for k in ("start_time", "end_time", "description"))
-        if None in (start, end, described) or not isinstance(described[1], str):
-            out["failure"][i] = MISSING
-            continue
-        a, b = centiseconds(start[0]), centiseconds(end[0])
-        if a is None or b is None:
-            out["failure"][i] = BAD_TIME
-            continue
-        told = "".join("\ufffd" if "\ud800" <= c <= "\udfff" else c for c in described[1])
-        valid = a <= b and b <= 50 * frames
-        out["failure"][i] = OK if valid else RANGE
-        out["complete"][i], out["valid"][i], out["start"][i], out["end"][i] = True, valid, a, b
-        out["description"][i], out["cut"][i] = fit(told, size), len(told.encode()) > size
-        if valid:
-            out["first_frame"][i], out["last_frame"][i] = min(a // 50, frames - 1), min(b // 50, frames - 1)
+        fields = piece(group, frames, size)
+        for name, value in ({"failure": fields} if isinstance(fields, int) else fields).items():
+            out[name][i] = value
+    return out
+
+
+def piece(group, frames, size):
+    """The fields of a complete piece of a plan, or why it is none."""
+    pairs = parse(group)
+    if pairs is None:
+        return BAD_JSON
+    start, end, described = (field(pairs, k) for k in ("start_time", "end_time", "description"))
+    if None in (start, end, described) or not isinstance(described[1], str):
+        return MISSING
+    a, b = centiseconds(start[0]), centiseconds(end[0])
+    if a is None or b is None:
+        return BAD_TIME
+    text = "".join("\ufffd" if "\ud800" <= c <= "\udfff" else c for c in described[1])
+    out = dict(failure=RANGE, complete=True, start=a, end=b)
+    out.update(description=fit(text, size), cut=len(text.encode()) > size)
+    if a <= b and b <= 50 * frames:
+        frame = lambda cs: min(cs // 50, frames - 1)
+        out.update(failure=OK, valid=True, first_frame=frame(a), last_frame=frame(b))
     return out
 
 
@@ -155,9 +164,10 @@ def boxes(text, slots):
 
 
 def box_and_points(text):
-    found = re.search(r"\{[^}]+\}", text)
+    block = answer(text)
+    found = re.search(r"\{[^}]+\}", block or "")
     pairs = parse(found[0]) if found else None
-    kind = OK if pairs is not None else BAD_JSON if found else ABSENT
+    kind = NO_ANSWER if block is None else ABSENT if found is None else BAD_JSON if pairs is None else OK
     out = dict(formatted=formatted(text), failure=kind, box_failure=kind, point_failure=[kind] * 2, strict=False)
     out.update(box=[-1.0] * 4, points=[[-1, -1], [-1, -1]])
     if pairs is None:

@@ -67,8 +67,9 @@ def check(raws, frames):
         got["cut"] = plan.description.cut[i].tolist()
         assert got == want, raw
         hosted = host.read_plan(said, T, LIMITS, BYTES)
-        assert (hosted.formatted, hosted.answered, hosted.count) == (want["formatted"], want["answered"], want["count"])
-        assert len(hosted.pieces) == min(want["count"], LIMITS.groups)
+        for name in ("formatted", "answered", "count", "short", "unread"):
+            assert getattr(hosted, name) == want[name], (name, raw)
+        assert len(hosted.pieces) == want["count"] - want["short"]
         for k, piece in enumerate(hosted.pieces):
             assert piece._asdict() == {name: want[name][k] for name in piece._fields}, raw
             if piece.complete:
@@ -115,7 +116,7 @@ def test_fuzz():
     plan, boxes, pointed = kinds
     assert (plan[[0, 1, 3, 4, 5, 6, 8]] >= 50).all(), plan
     assert (boxes[[0, 1, 4, 5, 7, 8]] >= 50).all(), boxes
-    assert (pointed[[0, 1, 4, 5, 7, 8]] >= 20).all(), pointed
+    assert (pointed[[0, 1, 3, 4, 5, 7, 8]] >= 10).all(), pointed
 
 
 @pytest.mark.slow
@@ -158,6 +159,34 @@ def spoken(draw):
 @given(st.lists(spoken() | st.binary(max_size=60), min_size=1, max_size=20), st.integers(1, 400))
 def test_property(raws, frames):
     check(raws, np.full(len(raws), frames))
+
+
+PARTS = st.lists(
+    st.sampled_from(
+        ["<think>", "</think>", "<ans", "wer>", "{", "}", '"', " ", "\n", "A"]
+        + ['{"bbox_2d": [1, 2, 30, 40], "points_1": [5, 6], "points_2": [7, 8]}', '{"bbox_2d": [0, 0, 9, 9]}', "{}"]
+        + ['{"start_time": "0:0.0", "end_time": "0:1.0", "description": "it"}']
+    ),
+    max_size=4,
+).map("".join)
+
+
+@settings(max_examples=20)
+@given(st.lists(st.tuples(PARTS, PARTS, PARTS, st.booleans()), min_size=1, max_size=30))
+def test_what_stands_outside_of_the_answer_is_not_read(cases):
+    """Whatever stands around the answer, and whether one follows: every reader reads the answer alone."""
+    another = '<answer>{"bbox_2d": [3, 3, 4, 4]}</answer>'
+    cases = [case for case in cases if "<answer>" not in case[0] + case[1]]
+    raws = [f"{a}<answer>{b}</answer>{c}{another * more}".encode() for a, b, c, more in cases]
+    raws += [f"<answer>{b}</answer>".encode() for _, b, _, _ in cases]
+    _, plan, answer, _, pointed = in_graph(raws, np.full(len(raws), 20))
+    drop = dict(formatted=0)
+    read = plan._replace(source=0, **drop), answer._replace(**drop), pointed._replace(**drop)
+    n = len(cases)
+    jax.tree.map(lambda x: np.testing.assert_array_equal(x[:n], x[n : 2 * n]) if np.ndim(x) else None, read)
+    check(raws, np.full(len(raws), 20))
+    # Without the end of the answer there is none, whatever stands in it.
+    check([raw.replace(b"</answer>", b"") for raw in raws], np.full(len(raws), 20))
 
 
 def test_numbers_are_those_of_python():
@@ -229,7 +258,7 @@ CASES = [
     ('<answer>{"start_time": "0:0.0", "end_time": "0:1.0", "description": 3}</answer>', [5, 1, 1, 1], (0, 0), 1),
     ('<answer>{"start_time": "0:0.0", "end_time": "0:1.0", "description": "}"}</answer>', [4, 1, 1, 1], (0, 0), 1),
     ('<answer>{"start_time": "0:0.0", "end_time": "0:1", "description": "{"}</answer>', [6, 1, 1, 1], (0, 0), 1),
-    ("<answer>{}{}{}{}{} {</answer>{}", [5, 5, 5, 5], (0, 0), 5),
+    ("<answer>{}{}{}{}{} {</answer>{}", [5, 5, 5, 5], (0, 0), 4),  # of five, four are read and counted
     ('<answer>{"a": [[[[[[[[[[[[[[[[]]]]]]]]]]]]]]]]}{"a": [[[[[[[[[[[[[[[[[]]]]]]]]]]]]]]]]]}', [3] * 4, (0, 0), 0),
     (
         '<answer>{"a": [[[[[[[[[[[[[[[[]]]]]]]]]]]]]]]]}{"a": [[[[[[[[[[[[[[[[[]]]]]]]]]]]]]]]]]}</answer>',

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Int
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from omnir1_jax import json_file, regular_file
 from omnir1_jax.errors import InputError
 
 SPELLING = {
@@ -22,6 +23,10 @@ SPELLING = {
     "pad": "<|endoftext|>",
     "end": "<|im_end|>",
 }
+_FILES = (  # that transformers opens
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "config.json"),
+    *("vocab.json", "merges.txt", "chat_template.json", "chat_template.jinja"),
+)
 MEDIA = ("image", "video", "audio")
 DEFAULT_SYSTEM = "You are a helpful assistant."
 
@@ -48,10 +53,14 @@ def load_tokenizer(path: str | pathlib.Path) -> PreTrainedTokenizerBase:
     """The tokenizer in a local directory. Raises InputError if there is none, or one without the media tokens."""
     if not pathlib.Path(path).is_dir():
         raise InputError(f"{path} is not a directory with a tokenizer")
+    for file in (pathlib.Path(path) / name for name in _FILES):
+        if file.is_symlink() or file.exists():
+            json_file.read(file) if file.suffix == ".json" else regular_file.require(file)
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(path), local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: no readable tokenizer ({str(error).splitlines()[0]})") from error
+    except Exception as error:  # tokenizers raises the bare class, transformers whatever a damaged file leads to
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"{path}: no readable tokenizer ({reason})") from error
     token_ids(tokenizer)
     return tokenizer
 
@@ -113,9 +122,18 @@ _KEYS: dict[str, set[str]] = {
 }
 
 
+def check_unicode(text: str, name: str) -> None:
+    """InputError for a text that is not Unicode: bytes of a command line that are not UTF-8, halves of a pair."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"{name}: the text is not UTF-8 at character {error.start + 1}; write it in UTF-8") from error
+
+
 def _check_text(text: Any, name: str) -> None:
     if not isinstance(text, str) or not text.strip():
         raise InputError(f"{name}: the text is empty" if isinstance(text, str) else f"{name}: text must be a string")
+    check_unicode(text, name)
     for kind in MEDIA:
         if SPELLING[kind] in text:
             raise InputError(f"{name}: the text holds {SPELLING[kind]}; give the {kind} as an item of its own")

@@ -9,6 +9,8 @@ from omnir1_jax.errors import InputError
 from omnir1_jax.models.attention import cudnn, xla
 from omnir1_jax.models.attention.mask import Mask
 
+IMPLEMENTATIONS = ("auto", "xla", "splash", "cudnn")
+
 
 def attend(
     q: Float[Array, "b s h d"],
@@ -43,8 +45,8 @@ def attend(
         implementation = {"tpu": "splash", "gpu": "cudnn"}.get(_platform(), "xla")
         if why_not[implementation]() is not None:
             implementation = "xla"
-    elif implementation not in why_not:
-        raise InputError(f"attention: no implementation named {implementation!r}; there are auto, {', '.join(why_not)}")
+    elif implementation not in IMPLEMENTATIONS:
+        raise InputError(f"attention: {implementation!r} is none of {', '.join(IMPLEMENTATIONS)}")
     elif (reason := why_not[implementation]()) is not None:
         raise InputError(f"attention: {implementation} cannot be used because {reason}; use 'auto' or 'xla'")
 

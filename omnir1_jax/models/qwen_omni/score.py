@@ -48,7 +48,7 @@ def score(
       variables: {"params": ...} and, for an adapted model, {"lora": ...}.
       lengths: real tokens of each completion.
       temperature: divides the logits.
-      chunk: tokens of a row whose logits exist at a time, in the backward pass too.
+      chunk: tokens of a row whose logits exist at a time, in the backward pass too; 0: all.
     """
     b, g, c = tokens.shape
     p = prompt.mask.shape[1]
@@ -89,7 +89,7 @@ def token_logprobs(
 ) -> tuple[Float[Array, "b n"], Float[Array, "b n"], Bool[Array, "b n"]]:
     """Log-probability of each target, entropy of its distribution, whether it is the most probable token.
 
-    From `chunk` tokens' logits at a time.
+    From `chunk` tokens' logits at a time; 0: of all.
 
     Over a mesh the vocabulary is cut, as for decoding: each device takes its part of it for the tokens of all, so that
     a piece moves hidden states and not the head or its gradient. The head is cast inside a piece, so that its gradient
@@ -97,7 +97,7 @@ def token_logprobs(
     """
     head = constrain(head, (None, "vocab"), DECODING)
     b, n = targets.shape
-    count = -(-n // min(chunk, n))
+    count = -(-n // min(chunk or n, n))
     size = -(-n // count)
     hidden = jnp.pad(hidden, ((0, 0), (0, count * size - n), (0, 0)))
     targets = jnp.pad(targets, ((0, 0), (0, count * size - n)))

@@ -15,6 +15,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
+from omnir1_jax import regular_file
 from omnir1_jax.cli import absolute, atomic_path
 from omnir1_jax.errors import InputError
 from omnir1_jax.models.qwen_omni import hf_config
@@ -36,6 +37,7 @@ def text_files(path: epath.PathLike) -> dict[str, bytes]:
         file.name: file.read_bytes()
         for file in sorted(folder.iterdir())
         if file.suffix in TEXT_FILES and file.name != "config.json" and not file.name.endswith(".index.json")
+        if regular_file.problem(file) is None
     }
 
 

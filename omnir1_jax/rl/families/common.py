@@ -60,13 +60,10 @@ def total(
     completions: Completions,
     terms: dict[str, Float[Array, "b g"]],
     failures: dict[str, Float[Array, ""]],
-    *,
-    length_bonus: bool = True,
 ) -> Rewards:
     """Accuracy, format and length bonus with their weights, and everything measured."""
     low, high = config.bonus_range
     bonus = grpo.length_bonus(accuracy, completions.lengths.astype(jnp.float32), low=low, high=high)
-    bonus = bonus if length_bonus else jnp.zeros_like(bonus)
     shape = formatted.astype(jnp.float32)
     value = accuracy + config.reward.format * shape + config.reward.length_bonus * bonus
     every = {**terms, "accuracy": accuracy, "format": shape, "length_bonus": bonus}

@@ -46,7 +46,7 @@ def segment(*_) -> None:
 
 
 def reward(config: StepConfig, batch: Batch, completions: Completions, answer: BoxAndPoints, *_: None) -> Rewards:
-    """The sum of Seg-Zero's four terms, and the format."""
+    """The sum of Seg-Zero's four terms of what stands in the answer."""
     shape = completions.lengths.shape
     truth = jax.tree.map(lambda x: jnp.repeat(x, config.group, axis=0), (batch.box, batch.points, batch.scale))
     terms = jax.tree.map(lambda x: x.reshape(shape), rewards.refcocog_terms(answer, *truth))
@@ -55,5 +55,4 @@ def reward(config: StepConfig, batch: Batch, completions: Completions, answer: B
         **common.kinds("box", answer.box_failure),
         **common.kinds("points", answer.point_failure),
     }
-    formatted = answer.formatted.reshape(shape)
-    return common.total(config, sum(terms.values()), formatted, completions, terms, failures, length_bonus=False)
+    return common.total(config, sum(terms.values()), answer.formatted.reshape(shape), completions, terms, failures)

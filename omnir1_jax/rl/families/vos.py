@@ -72,9 +72,7 @@ def read(frozen: Frozen, config: StepConfig, batch: Batch, completions: Completi
     member = jax.vmap(keyframes.members, (0, 0, 0, None))(plan.valid, plan.first_frame, plan.last_frame, t)
     chosen = jax.vmap(keyframes.select, (0, None))(member, config.keyframes)
 
-    tails = common.tails(frozen, config, plan.description)
-    pick = lambda x: jax.vmap(lambda row, at: row[at])(x.reshape(*plan.valid.shape, *x.shape[1:]), chosen.piece)
-    tails = jax.tree.map(pick, tails)
+    tails = common.tails(frozen, config, keyframes.descriptions(plan.description, chosen))
     plan, chosen = _grouped((plan, chosen), g)
     asked = common.requests(config, tails, chosen.frame, chosen.valid)
     return Reading(plan, chosen, asked, jnp.sum(chosen.valid & ~asked.valid))
@@ -159,11 +157,14 @@ def reward(
         jnp.arange(found.boxes.failure.shape[-1])
         < jnp.minimum(found.boxes.count, batch.objects[:, None, None])[..., None]
     )
+    plan = reading.plan
     failures = {
-        **common.kinds("plan", reading.plan.failure, jnp.arange(config.limits.groups) < reading.plan.count[..., None]),
+        **common.kinds("plan", plan.failure, jnp.arange(plan.failure.shape[-1]) < plan.slots_used[..., None]),
         **common.kinds("box", found.boxes.failure, asked[..., None] & taken),
-        "plan/no_answer": jnp.sum(~reading.plan.answered).astype(jnp.float32),
-        "plan/no_piece": jnp.sum(reading.plan.answered & (reading.plan.count == 0)).astype(jnp.float32),
+        "plan/no_answer": jnp.sum(~plan.answered).astype(jnp.float32),
+        "plan/no_piece": jnp.sum(plan.answered & (plan.count == 0)).astype(jnp.float32),
+        "plan/too_short": jnp.sum(plan.short).astype(jnp.float32),
+        "plan/over_limit": jnp.sum(plan.unread > 0).astype(jnp.float32),
         "box/no_group": jnp.sum(asked & (found.boxes.count == 0)).astype(jnp.float32),
         "description/too_long": reading.too_long.astype(jnp.float32),
     }
@@ -172,4 +173,4 @@ def reward(
         "boxes": jnp.sum(found.matching.prompt, axis=(2, 3)).astype(jnp.float32),
     }
     every = {**terms._asdict(), **measured}
-    return common.total(config, accuracy, reading.plan.formatted, completions, every, failures)
+    return common.total(config, accuracy, plan.formatted, completions, every, failures)
