@@ -80,7 +80,7 @@ def defaults() -> ConfigDict:
     c.step.top_p = 0.95  # 1: all tokens
     c.step.grounding_tokens = 256  # of System 2's answer, which is greedy
     c.step.keyframes = 4
-    c.step.groups = 0  # maximum objects of a plan that are read and counted; 0: all that fit in completion_bytes
+    c.step.max_pieces = 0  # objects of a plan that are read and counted; 0: all that fit in completion_bytes
     c.step.description_bytes = 256
     c.step.completion_bytes = 4096
     c.step.grounding_bytes = 1024

@@ -25,7 +25,7 @@ WORDS = {
     "completion/unended": "the answer was cut off at its greatest length",
     "plan/no_answer": "the model gave no <answer>",
     "plan/no_piece": "the answer holds no moment of the form {start_time, end_time, description}",
-    "plan/over_limit": "the answer holds more moments than step.groups; those beyond it were not read",
+    "plan/over_limit": "the answer holds more moments than step.max_pieces; those beyond it were not read",
     "answer/no_answer": "the model gave no <answer>",
     "answer/empty": "the model's description is empty",
     "description/too_long": "a description is too long for System 2's prompt",

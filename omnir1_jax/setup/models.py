@@ -247,7 +247,7 @@ def step_config(config: ConfigDict, ids: TokenIds) -> StepConfig:
         grpo=_fields(GrpoConfig, config.grpo.to_dict(), "grpo"),
         reward=preset(config.reward.preset, **config.reward.terms.to_dict()),
         keyframes=own.keyframes,
-        limits=Limits(own.groups, own.description_bytes),
+        limits=Limits(own.max_pieces, own.description_bytes),
         completion_bytes=own.completion_bytes,
         grounding_bytes=own.grounding_bytes,
         description_tokens=own.description_tokens,

@@ -208,7 +208,7 @@ RULES_OF: dict[str, Rule | Fields] = {
     "step.top_p": Number(0, 1, above=True),
     "step.grounding_tokens": Whole(1),
     "step.keyframes": Whole(1),
-    "step.groups": Whole(),
+    "step.max_pieces": Whole(),
     "step.description_bytes": Whole(1),
     "step.completion_bytes": Whole(1),
     "step.grounding_bytes": Whole(1),
