@@ -85,9 +85,8 @@ def check(
     if mark is None:
         foreign = sorted(entry.name for entry in path.iterdir() if not _OURS.fullmatch(entry.name))
         if foreign and (adopt is None or adopt(path) is None):
-            raise InputError(
-                f"{flag}: {path} holds {some(foreign)}, not written by this command; name a new or an empty folder"
-            )
+            advice = "move that elsewhere" if owner else "name a new or an empty folder"
+            raise InputError(f"{flag}: {path} holds {some(foreign)}, not written by this command; {advice}")
         return None
     if mark.kind != kind:
         raise InputError(f"{flag}: {path} is a folder of kind {mark.kind}, not {kind}; name another folder")
@@ -120,7 +119,13 @@ def claim(
 
 @contextlib.contextmanager
 def hold(
-    path: epath.PathLike, kind: str, flag: str, *, names: Sequence[str] = (), adopt: Adopt | None = None
+    path: epath.PathLike,
+    kind: str,
+    flag: str,
+    *,
+    names: Sequence[str] = (),
+    owner: str = "",
+    adopt: Adopt | None = None,
 ) -> Iterator[Mark]:
     """Locks and claims a folder that is filled over time; called by one process of a run.
 
@@ -130,14 +135,14 @@ def hold(
       InputError: as `check`; or another process holds the folder, which is named with its host.
     """
     path = epath.Path(path)
-    check(path, kind, flag, names=names, adopt=adopt)
+    check(path, kind, flag, names=names, owner=owner, adopt=adopt)
     fresh = not path.exists()
     _make(path, flag)
     with contextlib.ExitStack() as stack:
         if fresh:
             stack.callback(_remove_unused, path)
         stack.enter_context(locks.lock(path, flag))
-        yield claim(path, kind, flag, names=names, adopt=adopt)
+        yield claim(path, kind, flag, names=names, owner=owner, adopt=adopt)
 
 
 def begin(folder: epath.PathLike, name: str, flag: str) -> epath.Path:

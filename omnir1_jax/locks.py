@@ -40,8 +40,8 @@ class Lease(NamedTuple):
         free lease to its own write. The last writer has it.
     """
 
-    seconds: float = 60.0
-    beat: float = 10.0
+    seconds: float = 40.0  # the other processes of a run wait for the first one for 60
+    beat: float = 8.0
     settle: float = 3.0
 
 

@@ -26,7 +26,8 @@ MAY_IMPORT = {
     "inference": BASE
     | {"models", "text", "systems", "data", "rl", "evaluation", "reporting", "setup", "settings", "trained"},
     "training": BASE
-    | {"data", "rl", "reporting", "setup", "settings", "checkpoints", "checkpoint_steps", "rollouts", "signals"},
+    | {"models", "data", "rl", "reporting", "setup", "settings"}
+    | {"checkpoints", "checkpoint_steps", "rollouts", "signals"},
     "planning": BASE | {"models", "text", "systems", "data", "rl", "setup", "settings"},
 }
 

@@ -17,12 +17,13 @@ from etils import epath
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.typing import DTypeLike
 
-from omnir1_jax.cli import atomic_path
+from omnir1_jax import folders
 from omnir1_jax.errors import InputError
 from omnir1_jax.models import safetensors_file
 from omnir1_jax.models.safetensors_file import TensorInfo
 
 LISTED = 8  # names of each kind that an error spells out
+WEIGHTS = "weights"  # kind of a directory that is written here, in its mark
 MAX_SHARD_BYTES = 5_000_000_000
 
 
@@ -231,16 +232,22 @@ def save_params(
     prefix: str = "",
     max_shard_bytes: int = MAX_SHARD_BYTES,
     files: Mapping[str, bytes] | None = None,
+    owner: str = "",
+    flag: str = "weights",
 ) -> None:
     """Writes a checkpoint directory that transformers can read; it appears whole or not at all.
 
     Args:
-      path: the directory; an existing one is replaced.
+      path: the directory; one that was written here is replaced.
       leaves: the table, as for `load_params`.
       params: nested dicts of arrays, all addressable by this process; dtypes are kept.
       prefix: put before every name.
       max_shard_bytes: of tensors in one file; a larger tensor has a file of its own.
       files: further files of the directory, by name (config.json, the tokenizer).
+      owner, flag: of `folders.replace`.
+
+    Raises:
+      InputError: `path` is something else, or holds what was not written here.
     """
     params = flatten_dict(params)
     groups = by_parameter(leaves, params)
@@ -261,8 +268,7 @@ def save_params(
     names = ["model.safetensors"]
     if len(shards) > 1:
         names = [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
-    with atomic_path(path) as scratch:
-        scratch.mkdir(parents=True)
+    with folders.replace(path, WEIGHTS, flag, owner=owner) as scratch:
         for name, content in (files or {}).items():
             (scratch / name).write_bytes(content)
         for name, shard, owned in zip(names, shards, owners, strict=True):

@@ -18,12 +18,13 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 from tqdm import tqdm
 
-from omnir1_jax.cli import atomic_path
+from omnir1_jax import folders
 from omnir1_jax.errors import InputError
 from omnir1_jax.reporting import lines, pictures
 from omnir1_jax.reporting.example import Example, Number, finite, line
 
 METRICS, ROLLOUTS, PICTURES, TENSORBOARD = "metrics.jsonl", "rollouts.jsonl", "pictures", "tensorboard"
+FLAG = "--workdir"
 UPLOAD_SECONDS, EVENT_SECONDS = 300, 10
 HEADLINE = ("reward/total", "learn/loss", "loss")  # the first two that a step has stand in its line
 
@@ -40,6 +41,7 @@ class RunLog:
         total_steps: int,
         resume_step: int = 0,
         *,
+        owner: str = "",
         tensorboard: bool = True,
         quiet: bool = False,
     ):
@@ -48,6 +50,7 @@ class RunLog:
         Args:
           workdir: also `gs://`; such a log is kept on this machine and copied by `flush`, every few minutes and at
             the end.
+          owner: id of the work directory's mark, which its pictures carry.
           tensorboard: write its events too.
           quiet: nothing on the terminal.
         """
@@ -65,7 +68,8 @@ class RunLog:
                     (self.path / name).write_bytes((self._remote / name).read_bytes())
         for name in (METRICS, ROLLOUTS):
             lines.cut(self.path / name, resume_step)
-        _remove_pictures(self._remote or epath.Path(self.path), resume_step)
+        self._owner = owner
+        _remove_pictures(self._remote or epath.Path(self.path), resume_step, owner)
         self._metrics = (self.path / METRICS).open("ab", buffering=0)
         self._rollouts = (self.path / ROLLOUTS).open("ab", buffering=0)
         self._events = _open_events(self.path / TENSORBOARD, resume_step + 1) if tensorboard else None
@@ -118,8 +122,7 @@ class RunLog:
         seen = [example for example in examples if example.clip is not None]
         if not seen:
             return
-        with atomic_path(self.path / PICTURES / str(step)) as folder:
-            folder.mkdir(parents=True)
+        with folders.replace(self.path / PICTURES / str(step), PICTURES, FLAG, owner=self._owner) as folder:
             for number, example in enumerate(seen):
                 drawn = pictures.draw(example)
                 encoded = pictures.png(drawn)
@@ -158,13 +161,15 @@ class RunLog:
         self._flushed_at = time.monotonic()
 
     def _upload(self) -> None:
-        for file in sorted(p for p in self.path.rglob("*") if p.is_file() and not p.name.startswith(".")):
+        # Marks come first, since files of a mark's folder are the user's until it lists them.
+        files = [p for p in self.path.rglob("*") if p.is_file() and not p.name.endswith(".part")]
+        for file in sorted(files, key=lambda p: (p.name != folders.MARK, p)):
             state = (file.stat().st_size, file.stat().st_mtime_ns)
-            if self._copied.get(file) == state:
-                continue
-            with atomic_path(self._remote / str(file.relative_to(self.path))) as target:
+            if self._copied.get(file) != state:
+                target = self._remote / str(file.relative_to(self.path))
+                target.parent.mkdir(parents=True, exist_ok=True)
                 target.write_bytes(file.read_bytes())
-            self._copied[file] = state
+                self._copied[file] = state
         self._copied_at = time.monotonic()
 
 
@@ -190,13 +195,22 @@ def file_name(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "_", text).strip("._")[:80] or "clip"
 
 
-def _remove_pictures(workdir: epath.Path, last_step: int) -> None:
+def check_pictures(workdir: epath.PathLike, owner: str) -> None:
+    """InputError where something lies in `pictures/` under the name of a step that the run did not write."""
+    folder = epath.Path(workdir) / PICTURES
+    for entry in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if entry.name.isdecimal() and (not entry.is_dir() or folders.check(entry, PICTURES, FLAG, owner=owner) is None):
+            raise InputError(f"{FLAG}: {entry} was not written by this run; move it elsewhere")
+
+
+def _remove_pictures(workdir: epath.Path, last_step: int, owner: str) -> None:
+    check_pictures(workdir, owner)
     folder = workdir / PICTURES
-    if not folder.exists():
-        return
-    for entry in folder.iterdir():
-        if entry.name.endswith((".part", ".old")) or (entry.name.isdecimal() and int(entry.name) > last_step):
-            entry.rmtree()
+    for entry in folder.iterdir() if folder.is_dir() else ():
+        if entry.name.isdecimal() and int(entry.name) > last_step and (foreign := folders.remove(entry)):
+            raise InputError(
+                f"{FLAG}: {entry} holds {folders.some(foreign)}, not written by this run; move it elsewhere"
+            )
 
 
 def _open_events(folder: pathlib.Path, step: int) -> EventsWriter:

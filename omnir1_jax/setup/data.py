@@ -39,6 +39,12 @@ def share_of(mesh: Mesh | None) -> Share:
     return ALL if mesh is None else Share(parts_here(mesh), batch_parts(mesh))
 
 
+def root_of(config: ConfigDict, root: str) -> epath.Path:
+    """Where a dataset's root leads: relative ones lie below `data_root`."""
+    path = epath.Path(root)
+    return path if path.is_absolute() or "://" in root else epath.Path(config.data_root) / root
+
+
 def readers(config: ConfigDict, name: str) -> tuple[Reader, ...]:
     """The opened datasets of one task."""
     found = []
@@ -46,11 +52,7 @@ def readers(config: ConfigDict, name: str) -> tuple[Reader, ...]:
         options = entry.to_dict()
         kind, root, split = options.pop("name"), options.pop("root"), options.pop("split") or None
         if kind not in ROOTLESS:
-            path = (
-                epath.Path(root)
-                if epath.Path(root).is_absolute() or "://" in root
-                else epath.Path(config.data_root) / root
-            )
+            path = root_of(config, root)
             if not root or not path.exists():
                 where = path if root else "no directory"
                 raise InputError(

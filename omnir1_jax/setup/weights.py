@@ -29,14 +29,14 @@ def save(path: epath.PathLike, config: Any, loaded: Loaded, trainable: Any, **la
     Called by every process of the run; the first one writes, and has room for the whole model in its host memory.
 
     Args:
-      layout: `prefix` and `max_shard_bytes` of `pretrained.save`; the thinker's only.
+      layout: of `pretrained.save`; a segmenter takes `owner` and `flag` only.
     """
     masks = config.objective == "masks"
     found = gathered(trainable if masks else merged(config, loaded, trainable))
     if jax.process_index():
         return
     if masks:
-        sam2.export(path, loaded.models.sam2, found)
+        sam2.export(path, loaded.models.sam2, found, **layout)
         return
     source = epath.Path(config.thinker.path) if config.thinker.path else None
     files = text_files(source, loaded.tokenizer)

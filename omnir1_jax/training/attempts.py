@@ -88,8 +88,11 @@ def _count(folder: epath.Path) -> None:
 def _reset(folder: epath.Path) -> None:
     """This start ended with a message, so that it does not count."""
     with contextlib.suppress(OSError):  # on a full disk it counts; twenty of them in a row end the same
-        if record := read(folder):
+        record = read(folder)
+        if record.get("crash"):
             _write(folder, record | {"starts": 0})
+        else:
+            (folder / FILE).unlink(missing_ok=True)
 
 
 def _crashed(folder: epath.Path, step: int, error: BaseException) -> None:

@@ -12,9 +12,10 @@ from absl import logging
 from etils import epath
 from ml_collections import ConfigDict
 
-from omnir1_jax import checkpoints, cli, rollouts, settings, signals
+from omnir1_jax import checkpoints, rollouts, settings, signals
 from omnir1_jax.data.batching import Batch
 from omnir1_jax.data.stream import Prefetch
+from omnir1_jax.folders import Mark, begin, file
 from omnir1_jax.parallel import agree
 from omnir1_jax.reporting import lines
 from omnir1_jax.reporting.log import METRICS, RunLog
@@ -22,12 +23,13 @@ from omnir1_jax.reporting.train_report import write_report
 from omnir1_jax.rl.learn import TrainState
 from omnir1_jax.setup import facts, models, valid, weights
 from omnir1_jax.setup.run import Run, batches, build, keep_compiled, step_key
-from omnir1_jax.training import attempts
+from omnir1_jax.training import attempts, workdir
 from omnir1_jax.training.attempts import Progress
+from omnir1_jax.training.workdir import CACHE, CONFIG, FLAG, REPORT, SUMMARY
 
 
-def train(config: ConfigDict, workdir: epath.PathLike, *, quiet: bool = False) -> TrainState | None:
-    """Runs `config.steps` steps, from the newest good checkpoint of `workdir` if there is one.
+def train(config: ConfigDict, path: epath.PathLike, *, quiet: bool = False) -> TrainState | None:
+    """Runs `config.steps` steps, from the newest good checkpoint of the work directory `path` if there is one.
 
     Args:
       quiet: nothing on the terminal.
@@ -36,19 +38,22 @@ def train(config: ConfigDict, workdir: epath.PathLike, *, quiet: bool = False) -
       the state after the last step; None where a signal ended the run before, its state saved.
 
     Raises:
-      InputError: a setting that will not do, or a work directory of other settings; the processes differ in what
-        they were started with; the disk takes no more, or the same step crashed before.
+      InputError: a setting that is invalid, or a work directory that is not this run's (see `workdir.hold`); the
+        processes differ in what they were started with; the disk takes no more, or the same step crashed before.
       Interrupted: a step crashed, for the first time.
     """
-    folder, peers = epath.Path(workdir), agree.joined()
+    folder, peers = epath.Path(path), agree.joined()
     agree.same(peers, "settings", lambda: facts.of_settings(config))
-    with attempts.attempt(folder, peers) as progress:
-        return _train(config, folder, progress, quiet)
+    with workdir.hold(folder, config) as mark, attempts.attempt(folder, peers) as progress:
+        return _train(config, folder, mark, progress, quiet)
 
 
-def _train(config: ConfigDict, folder: epath.Path, progress: Progress, quiet: bool) -> TrainState | None:
+def _train(
+    config: ConfigDict, folder: epath.Path, mark: Mark | None, progress: Progress, quiet: bool
+) -> TrainState | None:
+    """`train` in a work directory that is held; `mark` is its mark in the first process, None in the others."""
     plain = settings.plain(config)
-    keep_compiled(folder / "cache")  # a resumed run does not compile again
+    keep_compiled(folder / CACHE)  # a resumed run does not compile again
     run = build(config)
     stream = batches(run)
     with _closed(checkpoints.manager(folder, config.checkpoint.keep)) as manager, signals.stop_flag() as stop:
@@ -63,12 +68,12 @@ def _train(config: ConfigDict, folder: epath.Path, progress: Progress, quiet: bo
             stream.set_state(found.stream)
             logging.info("going on after step %d", done)
         if jax.process_index() == 0:
-            with cli.atomic_path(folder / "config.json") as scratch:
+            with file(folder, CONFIG, FLAG) as scratch:
                 scratch.write_text(json.dumps(plain, indent=2) + "\n")
         log = (
-            RunLog(folder, config.steps, done, tensorboard=config.log.tensorboard, quiet=quiet)
-            if jax.process_index() == 0
-            else None
+            None
+            if mark is None
+            else RunLog(folder, config.steps, done, owner=mark.id, tensorboard=config.log.tensorboard, quiet=quiet)
         )
         for note in valid.notes(config) if log is not None else ():
             log.say(f"note: {note}")
@@ -100,7 +105,7 @@ def _train(config: ConfigDict, folder: epath.Path, progress: Progress, quiet: bo
         if jax.process_index() == 0:
             print(f"stopped after step {saved}; run the same command again to resume")
         return None
-    finish(folder, run, state)
+    finish(folder, mark, run, state)
     return state
 
 
@@ -143,14 +148,16 @@ def tell(log: RunLog, run: Run, step: int, batch: Batch, made: Any, rollout: Any
     log.pictures(step, found)
 
 
-def finish(folder: epath.Path, run: Run, state: TrainState) -> None:
+def finish(folder: epath.Path, mark: Mark | None, run: Run, state: TrainState) -> None:
     """The trained weights, the summary and the report. Called by every process, written by the first."""
-    weights.save(folder / "weights", run.config, run.loaded, state.trainable)
-    if jax.process_index():
+    owner = mark.id if mark is not None else ""
+    weights.save(folder / "weights", run.config, run.loaded, state.trainable, owner=owner, flag=FLAG)
+    if mark is None:
         return
     rows = list(lines.read((folder / METRICS).read_bytes(), str(folder / METRICS)))
-    with cli.atomic_path(folder / "summary.json") as scratch:
+    with file(folder, SUMMARY, FLAG) as scratch:
         scratch.write_text(json.dumps(summary(run.config, rows), indent=2) + "\n")
+    begin(folder, REPORT, FLAG)
     write_report(folder)
     print(f"{folder}: weights/, summary.json, report.html")
 

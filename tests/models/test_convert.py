@@ -54,7 +54,7 @@ def test_there_and_back(source, tmp_path):
     run("export", tmp_path / "orbax", tmp_path / "back")
     same(tmp_path / "back" / "model.safetensors", source / "model.safetensors")
     names = sorted(path.name for path in (tmp_path / "back").iterdir())
-    assert names == ["config.json", "generation_config.json", "model.safetensors", "tokenizer.json"]
+    assert names == [".omnir1.json", "config.json", "generation_config.json", "model.safetensors", "tokenizer.json"]
     _, stored = qwen_omni.load(tmp_path / "orbax")
     _, original = qwen_omni.load(source)
     assert stored["text"]["norm"]["scale"].dtype == np.float32

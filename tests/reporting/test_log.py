@@ -179,8 +179,15 @@ def test_pictures_stand_in_their_step_and_go_with_it(tmp_path):
     images = [v.image for e in events(tmp_path) for v in e.summary.value if v.tag == "clips/0"]
     assert images[0].encoded_image_string == (tmp_path / "pictures/1/00_a_b_c.png").read_bytes()
     (tmp_path / "pictures" / ".3.99.part").mkdir()
+    (tmp_path / "pictures/1/notes.txt").write_text("mine")
     RunLog(tmp_path, 10, 1, quiet=True).close()
-    assert [p.name for p in (tmp_path / "pictures").iterdir()] == ["1"]
+    assert sorted(p.name for p in (tmp_path / "pictures").iterdir()) == [".3.99.part", "1"]
+    with pytest.raises(InputError, match="pictures/1 holds notes.txt, not written by this run; move it elsewhere"):
+        RunLog(tmp_path, 10, 0, quiet=True)
+    (tmp_path / "pictures/12").mkdir()
+    with pytest.raises(InputError, match="pictures/12 was not written by this run; move it elsewhere"):
+        RunLog(tmp_path, 10, 1, quiet=True)
+    assert (tmp_path / "pictures/1/notes.txt").read_text() == "mine" and (tmp_path / "pictures/12").is_dir()
 
 
 def test_a_line_a_step_on_the_terminal(tmp_path, monkeypatch):

@@ -93,10 +93,13 @@ def save(
     base: Mapping[str, Any] | None = None,
     files: Mapping[str, bytes] | None = None,
     max_shard_bytes: int = checkpoint.MAX_SHARD_BYTES,
+    owner: str = "",
+    flag: str = "weights",
 ) -> None:
     """Writes a directory that transformers' `from_pretrained` reads; it appears whole or not at all.
 
     Args:
+      path, owner, flag: as for `checkpoint.save_params`.
       prefix: "" or "thinker.", which also wraps the config as the whole model's.
       base: the `config.json` that the weights came with; its other fields are kept.
       files: further files of the directory, by name (tokenizer, processor).
@@ -117,6 +120,8 @@ def save(
         prefix=prefix,
         max_shard_bytes=max_shard_bytes,
         files={**(files or {}), "config.json": text.encode()},
+        owner=owner,
+        flag=flag,
     )
 
 

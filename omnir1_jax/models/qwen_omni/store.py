@@ -15,14 +15,15 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
-from omnir1_jax import regular_file
-from omnir1_jax.cli import absolute, atomic_path
+from omnir1_jax import folders, orbax_files, regular_file
+from omnir1_jax.cli import absolute
 from omnir1_jax.errors import InputError
 from omnir1_jax.models.qwen_omni import hf_config
 from omnir1_jax.models.qwen_omni.config import ThinkerConfig
 from omnir1_jax.models.qwen_omni.thinker import abstract_params
 from omnir1_jax.parallel import DEFAULT_RULES, Rules, tree_shardings
 
+STORE = "store"  # its kind, in its mark
 TEXT_FILES = (".json", ".txt", ".jinja", ".model")  # tokenizer, processor, generation settings; never pickles
 
 
@@ -36,8 +37,11 @@ def text_files(path: epath.PathLike) -> dict[str, bytes]:
     return {
         file.name: file.read_bytes()
         for file in sorted(folder.iterdir())
-        if file.suffix in TEXT_FILES and file.name != "config.json" and not file.name.endswith(".index.json")
-        if regular_file.problem(file) is None
+        if file.suffix in TEXT_FILES
+        and file.name != "config.json"
+        and not file.name.endswith(".index.json")
+        and not file.name.startswith(".")
+        and regular_file.problem(file) is None
     }
 
 
@@ -48,20 +52,28 @@ def save_store(
     *,
     base: Mapping[str, Any] | None = None,
     files: Mapping[str, bytes] | None = None,
+    flag: str = "target",
 ) -> None:
-    """Writes the directory; it appears whole or not at all.
+    """Writes the directory; it appears whole or not at all, and once its index was read back.
 
     Args:
       base, files: as for `pretrained.save`.
+      flag: names the directory in messages.
+
+    Raises:
+      InputError: `path` is something else, or one in which orbax cannot store arrays.
+      OSError: what was written cannot be read back.
     """
+    orbax_files.check_path(path, flag)
     text = json.dumps(hf_config.to_json(config, base=base), indent=2, sort_keys=True) + "\n"
-    with atomic_path(absolute(path)) as scratch:
+    with folders.replace(absolute(path), STORE, flag) as scratch:
         (scratch / "files").mkdir(parents=True)
         (scratch / "config.json").write_text(text)
         for name, content in (files or {}).items():
             (scratch / "files" / name).write_bytes(content)
         with ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save(scratch / "params", params)
+        orbax_files.check_written(scratch / "params", [".".join(key) for key in flatten_dict(params)])
 
 
 def load_store(

@@ -208,12 +208,28 @@ def load(
     return Sam2(config), params
 
 
-def export(path: epath.PathLike, model: Sam2, params: Any, *, max_shard_bytes: int = MAX_SHARD_BYTES) -> None:
+def export(
+    path: epath.PathLike,
+    model: Sam2,
+    params: Any,
+    *,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+    owner: str = "",
+    flag: str = "weights",
+) -> None:
     """Writes a directory that transformers' `Sam2VideoModel` (or `Sam2Model`, without `video`) and `load` read.
 
     Tensors keep the names, order of axes and dtype of a checkpoint: what `load` read comes out bit for bit. The
-    directory appears by rename.
+    directory appears by rename. `path`, `owner` and `flag` as for `checkpoint.save_params`.
     """
     config = to_hf(model.config) | {"dtype": jnp.dtype(jax.tree.leaves(params)[0].dtype).name}
     files = {"config.json": json.dumps(config, indent=2, sort_keys=True).encode()}
-    save_params(path, leaves(model.config), nn.meta.unbox(params), max_shard_bytes=max_shard_bytes, files=files)
+    save_params(
+        path,
+        leaves(model.config),
+        nn.meta.unbox(params),
+        max_shard_bytes=max_shard_bytes,
+        files=files,
+        owner=owner,
+        flag=flag,
+    )
