@@ -37,8 +37,18 @@ def existing(root: str, relative: Any, what: str) -> str:
     """`inside`, for a file or directory that has to be there. Raises `InputError` naming what is missing where."""
     path = inside(root, relative, what)
     if not exists(path):
-        raise InputError(f"{what}: {path} is missing")
+        raise InputError(f"{what}: {missing(path)}")
     return path
+
+
+def missing(path: str) -> str:
+    """Says that `path` is missing, and which link on the way to it leads nowhere: a disk that is not mounted."""
+    part = path
+    while not is_remote(path) and part and part != os.path.dirname(part):
+        if os.path.islink(part) and not os.path.exists(part):
+            return f"{path} is missing: {part} is a link to {os.readlink(part)}, which is not there"
+        part = os.path.dirname(part)
+    return f"{path} is missing"
 
 
 def files(root: str, directory: str, names: Sequence[str], what: str) -> tuple[str, ...]:
@@ -53,6 +63,8 @@ def files(root: str, directory: str, names: Sequence[str], what: str) -> tuple[s
         return out
     try:
         present = set(os.listdir(folder))
+    except FileNotFoundError as error:
+        raise InputError(f"{what}: {missing(folder)}") from error
     except OSError as error:
         raise InputError(f"{what}: the directory {folder} cannot be read ({error.strerror})") from error
     for name, path in zip(names, out):

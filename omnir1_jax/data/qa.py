@@ -1,5 +1,6 @@
 """What the question-answering sets share."""
 
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -36,12 +37,16 @@ def get_options(row: dict[str, Any], key: str, where: str) -> tuple[str, ...]:
 
 
 def media_file(root: str, names: Sequence[str], where: str) -> str:
-    """The first of `names` (within `root`) that is there. Raises `InputError` naming the one first looked for."""
+    """The first of `names` (within `root`) that is there.
+
+    Raises `InputError` naming the one that is a link to nothing, else the one first looked for.
+    """
     candidates = [paths.inside(root, name, where) for name in names]
     for path in candidates:
         if paths.exists(path):
             return path
-    raise InputError(f"{where}: {candidates[0]} is missing")
+    broken = next((path for path in candidates if os.path.islink(path)), candidates[0])
+    raise InputError(f"{where}: {paths.missing(broken)}")
 
 
 def clip(

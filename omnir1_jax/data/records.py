@@ -31,7 +31,7 @@ def load_bytes(path: str) -> bytes:
     try:
         return paths.read_bytes(path)
     except FileNotFoundError as error:
-        raise InputError(f"{path} is missing") from error
+        raise InputError(paths.missing(path)) from error
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror or error})") from error
 
@@ -130,7 +130,7 @@ def find(root: str, candidates: tuple[str, ...], what: str) -> str:
 
 def require_root(root: str) -> None:
     if not paths.exists(root):
-        raise InputError(f"{root} is missing; give the directory that holds the dataset")
+        raise InputError(f"{paths.missing(root)}; give the directory that holds the dataset")
 
 
 @dataclass(frozen=True)

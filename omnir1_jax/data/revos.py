@@ -6,6 +6,7 @@ Two trees: the official one, `JPEGImages/<video>/<frame>.jpg`, and the copy that
 """
 
 import functools
+import os
 
 from omnir1_jax.data import paths, records, vos_json
 from omnir1_jax.data.reader import TableReader, check_split, make_reader
@@ -22,7 +23,7 @@ def open(root: str, split: str = "train", keep_empty: bool | None = None) -> Tab
     """
     check_split("revos", split, SPLITS)
     records.require_root(root)
-    frames_root = "JPEGImages" if paths.exists(f"{root}/JPEGImages") else ""
+    frames_root = "JPEGImages" if paths.exists(f"{root}/JPEGImages") or os.path.islink(f"{root}/JPEGImages") else ""
     path = paths.existing(root, f"meta_expressions_{split}_.json", "revos")
     videos = vos_json.load_videos(path, root, frames_root, with_size=True, with_objects=True)
     for video, record in videos.items():

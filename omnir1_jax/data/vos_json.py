@@ -53,7 +53,8 @@ def load_videos(path: str, root: str, frames_root: str, with_size: bool, with_ob
         if not paths.is_remote(root) and not paths.exists(folder):
             missing.append(folder)
     if missing:
-        raise InputError(f"{path}: {len(missing)} of {len(videos)} videos have no frames; the first is {missing[0]}")
+        first = paths.missing(missing[0])
+        raise InputError(f"{path}: {len(missing)} of {len(videos)} videos have no frames; {first}")
     return videos
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from omnir1_jax.data import clips, registry
 from omnir1_jax.data.tfds_builders import builders
+from omnir1_jax.errors import InputError
 from tests.data import trees
 
 DECODE = clips.DecodeConfig(frames=4, objects=8, sound="optional")
@@ -81,3 +82,21 @@ def test_trees_as_found_are_read_like_the_originals(originals, tmp_path, layout)
             assert found[0] == wanted[0]
             for one, other in zip(found[1:], wanted[1:]):
                 assert (one is None and other is None) or np.array_equal(one, other), name
+
+
+def test_a_link_that_leads_nowhere_is_named(originals, tmp_path):
+    """A disk that is not mounted; a blob that was not fetched."""
+    root = other_disk(originals["revos"], tmp_path)
+    (root / "JPEGImages").unlink()
+    (root / "JPEGImages").symlink_to(tmp_path / "unmounted")
+    with pytest.raises(
+        InputError, match=r"have no frames; .*/JPEGImages is a link to .*/unmounted, which is not"
+    ):
+        registry.open_dataset("revos", str(root))
+    root = hub_cache(originals["videomme"], tmp_path / "hub")
+    os.remove((root / "data" / "vid1.mp4").resolve())
+    with pytest.raises(InputError, match=r"vid1\.mp4 is a link to .*blobs/\w+, which is not there \(2 of 6 items"):
+        registry.open_dataset("videomme", str(root))
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(InputError, match="nowhere, which is not there; give the directory"):
+        registry.open_dataset("mevis", str(tmp_path / "link"))

@@ -1,6 +1,5 @@
 """The parts of an evaluation: frames chosen in place of the plan's, masks lifted, the log of what is done."""
 
-import dataclasses
 import json
 from unittest import mock
 
@@ -144,4 +143,11 @@ def test_tables_are_shown_side_by_side():
     assert lines[0].split() == ["plan", "first"] and lines[1].split() == ["overall", "/", "J", "50.00", "1.00"]
     assert lines[2].split() == ["overall", "/", "F", "40.00"] and lines[-1].split() == ["unreadable", "1", "0"]
     assert len({len(line.rstrip()) for line in lines[:2]}) == 1
-    assert dataclasses.is_dataclass(How)
+    results["plan"] |= {"notes": ["a task is left out"]}
+    results["first"] |= {"other_scoring": {"scoring": "official", "paper": {"overall J": 0.5, "overall F": 2}}}
+    output = evaluate.show(results).splitlines()
+    assert output[: len(lines)] == lines
+    assert output[len(lines) :] == [
+        "plan: a task is left out",
+        "first: scoring official: overall J 0.50, overall F 2.00",
+    ]

@@ -34,8 +34,8 @@ def made(tmp_path_factory):
     return scripted.systems(config)
 
 
-def evaluated(made, out, root, benchmark, **changes):
-    options = Options(benchmark, root=str(root), **{"frames": 2, "batch_size": 5, **changes})
+def evaluated(made, out, root, name, **changes):
+    options = Options(name, root=str(root), **{"frames": 2, "batch_size": 5, **changes})
     (found,) = benchmark.evaluate(made, options, out, quiet=True).values()
     rows = [json.loads(row) for row in (out / "results.jsonl").read_text().splitlines()]
     assert found["items"] == len(rows) and found["bad"] == []
@@ -44,7 +44,7 @@ def evaluated(made, out, root, benchmark, **changes):
         "videomme": lambda: {"general": table["accuracy"], "short": table["duration"]["short"]["accuracy"]},
         "avhbench": lambda: {"judge": table["all"]["accuracy"]},
     }
-    assert found["paper"] == columns.get(benchmark, lambda: {"average": table["accuracy"]})()
+    assert found["paper"] == columns.get(name, lambda: {"average": table["accuracy"]})()
     return table, [row["completion"] for row in rows]
 
 
@@ -172,7 +172,7 @@ def test_noise_is_fresh_for_every_item_whatever_the_batch(made, trees, tmp_path,
     monkeypatch.setattr(run, "ANSWER", scripted.program())
     hot = dataclasses.replace(made.step.sampling, temperature=1e6)
     made = made._replace(step=dataclasses.replace(made.step, sampling=hot))
-    ask = dict(root=trees / "videomme", benchmark="videomme", tokens=6, prompt="direct")
+    ask = dict(root=trees / "videomme", name="videomme", tokens=6, prompt="direct")
     _, four = evaluated(made, tmp_path / "four", batch_size=4, **ask)
     assert len(set(four)) == len(four) == 6
     assert evaluated(made, tmp_path / "one", batch_size=1, **ask)[1] == four
