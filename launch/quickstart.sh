@@ -27,10 +27,6 @@ make_environment "$venv" "" 3000000
 mkdir -p "$out" || fail "cannot write to $out; name another directory with --out"
 out=$(cd "$out" && pwd)
 need_disk "$out" 500000 "the run"
-exec 9>"$out/.lock" || fail "cannot write to $out; name another directory with --out"
-if command -v flock >/dev/null && ! flock -n 9; then
-  fail "another run is at work in $out; wait for it, or name another directory with --out"
-fi
 cd "$root"
 exec "$venv/bin/python" -m omnir1_jax.toy --out "$out" --install_seconds "$(cat "$venv/.install_seconds")" \
   ${arguments[@]+"${arguments[@]}"}

@@ -5,7 +5,8 @@
     after/<name>/   the same clips after it, with System 2 as it was
     summary.json, table.md, curves.png, report.html
 
-Everything that is whole is kept: the same command goes on where it was stopped, and further seeds or rewards are added.
+If interrupted, rerun the command to resume; further seeds or rewards are added to what is there. Only one command works
+in the directory at a time, and only names that it listed as its own are written anew (`omnir1_jax.folders`).
 """
 
 import functools
@@ -17,20 +18,20 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from absl import flags, logging
+from etils import epath
 from ml_collections import ConfigDict
 
-from omnir1_jax import cli, json_file, settings, trained
+from omnir1_jax import cli, folders, json_file, settings, trained
 from omnir1_jax.errors import AGAIN, InputError
-from omnir1_jax.inference import benchmark, load
+from omnir1_jax.inference import benchmark, load, store
 from omnir1_jax.inference.answer import KEYFRAMES
 from omnir1_jax.inference.load import Systems
 from omnir1_jax.inference.samples import SOUNDS
-from omnir1_jax.inference.store import claim, write_json
 from omnir1_jax.inference.tasks import Options
 from omnir1_jax.reporting import lines, toy_report
 from omnir1_jax.reporting.log import METRICS
 from omnir1_jax.setup.run import keep_compiled
-from omnir1_jax.training import loop
+from omnir1_jax.training import loop, workdir
 
 # The paper's ablation: what is left of the reward of segmentation.
 REWARDS: dict[str, dict[str, float]] = {
@@ -44,6 +45,9 @@ NAMES = {  # of each family, by the names they have in the summary
     "refavs": {"reward": "reward/total", "box IoU": "reward/accuracy"},
 }
 BATCH = 16
+KIND, FLAG = "toy", "--out"
+OF, PHASES, SUMMARY, PAGE = "toy.json", "phases", "summary.json", ("table.md", "curves.png", "report.html")
+FOLDERS = ("before", "runs", "after", PHASES, "cache")
 
 
 def score(made: Systems, folder: pathlib.Path, task: str, clips: int, label: str, **choices: Any) -> float:
@@ -106,10 +110,13 @@ def experiment(config: ConfigDict, reward: str, seed: int) -> ConfigDict:
 def measure(
     config: ConfigDict, out: pathlib.Path, rewards: Sequence[str], seeds: Sequence[int], clips: int
 ) -> dict[str, Any] | None:
-    """Every phase that is not whole yet. None where a run was stopped: the same call goes on from there."""
-    out.mkdir(parents=True, exist_ok=True)
-    claim(out / "toy.json", {"config": settings.plain(config), "clips": clips})
-    timed = _timer(out / "phases")
+    """Every phase that is not complete yet. None where a run was stopped: the same call resumes it."""
+    claim(out)
+    check_parts(config, out, rewards, seeds)
+    store.claim(pathlib.Path(folders.begin(out, OF, FLAG)), {"config": settings.plain(config), "clips": clips})
+    for name in FOLDERS:
+        folders.begin(out, name, FLAG)
+    timed = _timer(out)
     cold = timed("before", lambda: before(config, out / "before", clips))
     for reward, seed in [(reward, seed) for reward in rewards for seed in seeds]:
         name = f"{reward}_{seed}"
@@ -118,21 +125,51 @@ def measure(
         if timed(f"train_{name}", functools.partial(train_whole, own, run)) is None:
             return None
         timed(f"after_{name}", functools.partial(after, run, out / "after" / name, clips))
-    runs = finished(out / "phases")
-    seconds = {path.stem: _phase(path)["seconds"] for path in sorted((out / "phases").glob("*.json"))}
-    return {"clips": clips, "steps": config.steps, "before": cold["result"], "runs": runs, "seconds": seconds}
+    seconds = {path.stem: _phase(path)["seconds"] for path in phases(out)}
+    return {"clips": clips, "steps": config.steps, "before": cold["result"], "runs": finished(out), "seconds": seconds}
 
 
-def finished(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
-    """Every run whose phases are whole, those of earlier calls among them."""
-    result = lambda name: _phase(folder / f"{name}.json")["result"]
-    named = lambda reward: folder.glob(f"after_{reward}_[0-9]*.json")
-    found = [(reward, int(path.stem.rsplit("_", 1)[1])) for reward in REWARDS for path in named(reward)]
+def claim(out: pathlib.Path) -> folders.Mark:
+    """InputError where something in `out` is not this command's."""
+    return folders.claim(out, KIND, FLAG, names=(OF, SUMMARY, *PAGE, *FOLDERS), adopt=adopt)
+
+
+def adopt(out: epath.Path) -> list[str] | None:
+    """What an older version of this command, without marks, wrote in `out`; None where it is not such a directory."""
+    try:
+        if folders.is_link(out / OF) or not json_file.read_object(out / OF).keys() >= {"config", "clips"}:
+            return None
+    except InputError:
+        return None
+    done = [f"{PHASES}/{path.name}" for path in (out / PHASES).glob("*.json")]
+    return [*done, *(name for name in (OF, SUMMARY, *PAGE, *FOLDERS) if (out / name).exists())]
+
+
+def check_parts(config: ConfigDict, out: pathlib.Path, rewards: Sequence[str], seeds: Sequence[int]) -> None:
+    """InputError where something of the user's is in the way of any phase. Before anything is computed."""
+    results = [out / "before" / label for label in (*KEYFRAMES, *SOUNDS)]
+    for name in (f"{reward}_{seed}" for reward in rewards for seed in seeds):
+        workdir.check(out / "runs" / name, config)
+        results += [out / "after" / name / label for label in ("plan", *SOUNDS)]
+    for folder in results:
+        folders.check(folder, store.KIND, FLAG, names=store.NAMES, adopt=store.adopt)
+
+
+def phases(out: pathlib.Path) -> list[pathlib.Path]:
+    """Files of the phases that are complete, those of earlier calls among them."""
+    names = [name for name in folders.read(out).names if name.startswith(f"{PHASES}/")]
+    return [out / name for name in sorted(names) if (out / name).exists()]
+
+
+def finished(out: pathlib.Path) -> dict[str, dict[str, Any]]:
+    """Every run whose phases are complete."""
+    results = {path.stem: _phase(path)["result"] for path in phases(out)}
+    done = [name.removeprefix("after_").rsplit("_", 1) for name in results if name.startswith("after_")]
     runs = {}
-    for reward, seed in sorted(found, key=lambda run: (list(REWARDS).index(run[0]), run[1])):
+    for reward, seed in sorted(done, key=lambda run: (list(REWARDS).index(run[0]), int(run[1]))):
         name = f"{reward}_{seed}"
-        about = {"reward": reward, "seed": seed, "learnt": result(f"train_{name}")}
-        runs[name] = about | result(f"after_{name}")
+        about = {"reward": reward, "seed": int(seed), "learnt": results[f"train_{name}"]}
+        runs[name] = about | results[f"after_{name}"]
     return runs
 
 
@@ -144,11 +181,11 @@ def _phase(path: pathlib.Path) -> dict[str, Any]:
     return phase
 
 
-def _timer(folder: pathlib.Path) -> Callable[[str, Callable[[], Any]], dict[str, Any] | None]:
+def _timer(out: pathlib.Path) -> Callable[[str, Callable[[], Any]], dict[str, Any] | None]:
     """`timed(name, phase)`: the phase's result and seconds, kept in a file; None of a phase that was stopped."""
 
     def timed(name: str, phase: Callable[[], Any]) -> dict[str, Any] | None:
-        path = folder / f"{name}.json"
+        path = pathlib.Path(folders.begin(out, f"{PHASES}/{name}.json", FLAG))
         if path.exists():
             return _phase(path)
         print(f"== {name}", flush=True)
@@ -156,7 +193,7 @@ def _timer(folder: pathlib.Path) -> Callable[[str, Callable[[], Any]], dict[str,
         result = phase()
         if result is None:
             return None
-        write_json(path, {"seconds": round(time.perf_counter() - started, 1), "result": result})
+        store.write_json(path, {"seconds": round(time.perf_counter() - started, 1), "result": result})
         return _phase(path)
 
     return timed
@@ -184,14 +221,18 @@ def main(_) -> None:
     logging.set_verbosity(logging.ERROR)
     config = _CONFIG.value if _CONFIG.value is not None else trained.config_of(trained.TOY)
     out = pathlib.Path(_OUT.value)
-    keep_compiled(out / "cache")
-    found = measure(config, out, _REWARDS.value, [int(seed) for seed in _SEEDS.value], _CLIPS.value)
-    if found is None:
-        sys.exit(AGAIN)
-    if _INSTALL.value is not None:
-        found["seconds"] = {"install": _INSTALL.value} | found["seconds"]
-    write_json(out / "summary.json", found)
-    print(toy_report.write(out, found))
+    with folders.hold(out, KIND, FLAG, adopt=adopt):
+        claim(out)
+        keep_compiled(folders.begin(out, "cache", FLAG))
+        found = measure(config, out, _REWARDS.value, [int(seed) for seed in _SEEDS.value], _CLIPS.value)
+        if found is None:
+            sys.exit(AGAIN)
+        if _INSTALL.value is not None:
+            found["seconds"] = {"install": _INSTALL.value} | found["seconds"]
+        store.write_json(pathlib.Path(folders.begin(out, SUMMARY, FLAG)), found)
+        for name in PAGE:
+            folders.begin(out, name, FLAG)
+        print(toy_report.write(out, found))
     print(f"{out}: summary.json, table.md, curves.png, report.html")
 
 

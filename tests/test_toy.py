@@ -7,7 +7,7 @@ import pytest
 from etils import epath
 from matplotlib.figure import Figure
 
-from omnir1_jax import settings, toy
+from omnir1_jax import folders, settings, toy
 from omnir1_jax.errors import InputError
 from omnir1_jax.inference.answer import KEYFRAMES
 from omnir1_jax.inference.samples import SOUNDS
@@ -23,7 +23,7 @@ def world(monkeypatch):
 
     def train(config, run):
         calls["train"].append((run.name, config.seed, dict(config.reward.terms)))
-        run.mkdir(parents=True, exist_ok=True)
+        folders.claim(run, "train", "--workdir")
         if run.name in calls["stop"]:
             calls["stop"].remove(run.name)
             return None
@@ -31,7 +31,7 @@ def world(monkeypatch):
         for step in range(1, 21):
             row = {"step": step, "reward/total": step / 10, "reward/accuracy": step / 20}
             rows.append(row | ({"reward/segmentation": step / 40, "reward/alignment": step / 80} if step % 2 else {}))
-        (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        folders.begin(run, "metrics.jsonl", "--workdir").write_text("".join(json.dumps(row) + "\n" for row in rows))
         return "state"
 
     def before(config, folder, clips):
@@ -68,8 +68,40 @@ def test_goes_on_where_it_was_stopped(world, config, tmp_path):
     # Odd steps are of segmentation: 1, 3 and 17, 19 of 20 are the first and the last fifth.
     assert found["runs"]["all_0"]["learnt"]["vos reward"] == pytest.approx({"first": 0.2, "last": 1.8})
     assert found["runs"]["all_0"]["learnt"]["refavs box IoU"] == pytest.approx({"first": 0.15, "last": 0.95})
-    with pytest.raises(InputError, match="clips: 8 -> 9"):
+    with pytest.raises(InputError, match="--clips 8, this one has 9"):
         toy.measure(config, tmp_path, ["all"], [0], 9)
+
+
+def test_what_the_user_put_in_the_way_is_named_before_anything_is_computed(world, config, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/thesis.txt").write_text("mine")
+    with pytest.raises(
+        InputError, match="--out: .*out holds thesis.txt, not written by this command; name a new or an"
+    ):
+        toy.measure(config, tmp_path / "out", ["all"], [0], 8)
+    (tmp_path / "out/thesis.txt").unlink()
+    toy.measure(config, tmp_path / "out", ["all"], [0], 8)
+    for name in ("runs/rk_1", "after/rk_1/plan", "phases/before_mine", "runs/all_0/weights"):
+        (tmp_path / "out" / name).mkdir(parents=True)
+        (tmp_path / "out" / name / "thesis.txt").write_text("mine")
+    (tmp_path / "out/phases/mine.json").write_text("mine")
+    for name in ("runs/rk_1", "after/rk_1/plan"):
+        with pytest.raises(InputError, match=f"out/{name} holds thesis.txt"):
+            toy.measure(config, tmp_path / "out", ["rk"], [1], 8)
+        (tmp_path / "out" / name / "thesis.txt").unlink()
+    with pytest.raises(InputError, match="runs/all_0/weights holds thesis.txt"):
+        toy.measure(config, tmp_path / "out", ["all"], [0], 8)
+    assert (tmp_path / "out/phases/mine.json").read_text() == "mine" and world["before"] == 1
+
+
+def test_an_older_directory_is_adopted(world, config, tmp_path):
+    toy.measure(config, tmp_path, ["all"], [0], 8)
+    for mark in tmp_path.rglob(folders.MARK):
+        mark.unlink()
+    (tmp_path / "runs/all_0/config.json").write_text(json.dumps(settings.plain(config)))
+    (tmp_path / ".lock").touch()
+    assert set(toy.measure(config, tmp_path, ["all"], [0], 8)["runs"]) == {"all_0"}
+    assert world["before"] == 1
 
 
 def test_tables_and_page(world, config, tmp_path):

@@ -61,8 +61,9 @@ def hold(path: epath.PathLike, config: ConfigDict) -> Iterator[folders.Mark | No
         yield mark
 
 
-def check(folder: epath.Path, config: ConfigDict) -> None:
+def check(folder: epath.PathLike, config: ConfigDict) -> None:
     """`InputError` as of `hold`; changes nothing."""
+    folder = epath.Path(folder)
     orbax_files.check_path(folder / checkpoints.FOLDER, FLAG)
     folders.apart(folder, FLAG, inputs(config))
     mark = folders.check(folder, KIND, FLAG, names=(*START, *END), adopt=adopt)
