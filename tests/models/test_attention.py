@@ -227,7 +227,7 @@ def test_errors_name_the_dimension():
         attend(q, k[:, :23], v[:, :23], mask=Mask(causal=True))
     with pytest.raises(InputError, match="add up to 24"):
         attend(q, k, v, mask=Mask(tree=Tree(9, 3, 4)))
-    with pytest.raises(InputError, match="no implementation named 'flash'"):
+    with pytest.raises(InputError, match="'flash' is none of auto"):
         attend(q, k, v, implementation="flash")
     with pytest.raises(InputError, match="splash cannot be used because head_dim 8"):
         attend(q, k, v, implementation="splash")
