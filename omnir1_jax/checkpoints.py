@@ -14,6 +14,7 @@ by reading: tensorstore keeps no checksum of the arrays' bytes, hence ours.
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple, no_type_check
 
 import jax
@@ -39,6 +40,8 @@ MAY_DIFFER = (
     "mesh",
     "data_root",
     "loader",
+    "name",
+    "optimizer.max_skipped",
     "sam2.object_chunk",
     "sam2.frame_chunk",
     "step.mode",
@@ -140,6 +143,9 @@ def restore(
     state: Any,
     settings: Mapping[str, Any],
     may_differ: Sequence[str] = MAY_DIFFER,
+    *,
+    upgrade: Callable[[Mapping[str, Any], str], Mapping[str, Any]] = lambda saved, where: saved,
+    advice: Mapping[str, str] = MappingProxyType({}),
 ) -> Restored | None:
     """The newest good checkpoint, or None where there is none at all. Called by every process.
 
@@ -151,6 +157,8 @@ def restore(
         the checkpoint was written.
       settings: as given to `save`.
       may_differ: settings that are not compared.
+      upgrade: (saved settings, where they lie) -> the same under today's names.
+      advice: by setting, what to do where it differs; by default to set it back.
 
     Raises:
       InputError: checkpoints are there and none is good; or the newest good one is of other settings, shapes or types
@@ -162,7 +170,8 @@ def restore(
     trees = _split(like(state))
 
     def check(path, run):
-        _refuse_other_settings(path, run["settings"], _plain(settings), may_differ)
+        saved = _plain(upgrade(run["settings"], str(path)))
+        _refuse_other_settings(path, saved, _plain(settings), may_differ, advice)
 
     step, (run, read) = _newest(folder, steps, lambda path: _read(path, trees, check, same_dtype=True))
     for newer in (s for s in steps if s > step):
@@ -331,7 +340,9 @@ def _checksums(trees: Mapping[str, Any]) -> dict[str, int]:
     return dict(zip(flat, sums.tolist(), strict=True))
 
 
-def _refuse_other_settings(path: epath.Path, saved: dict, mine: dict, may_differ: Sequence[str]) -> None:
+def _refuse_other_settings(
+    path: epath.Path, saved: dict, mine: dict, may_differ: Sequence[str], advice: Mapping[str, str]
+) -> None:
     flat = lambda tree: flatten_dict(tree, keep_empty_nodes=True, sep=".")
     saved, mine = flat(saved), flat(mine)
     text = lambda flat, key: repr(flat[key]) if key in flat else "not set"
@@ -340,8 +351,8 @@ def _refuse_other_settings(path: epath.Path, saved: dict, mine: dict, may_differ
             continue
         if text(saved, key) != text(mine, key):
             raise InputError(
-                f"{path}: was saved with {key} = {text(saved, key)}, this run has {text(mine, key)}; set it back, or "
-                "take another --workdir"
+                f"{path}: was saved with {key} = {text(saved, key)}, this run has {text(mine, key)}; "
+                + advice.get(key, "set it back, or take another --workdir")
             )
 
 

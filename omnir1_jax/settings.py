@@ -4,17 +4,23 @@
 """
 
 import json
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from absl import flags
 from etils import epath
+from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict, config_flags
 
 from omnir1_jax import json_file
 from omnir1_jax.errors import InputError
 
 CELL = 28 * 28  # pixels of a visual token of the released models
+# Of the names of settings; saved configs without one are of version 1. RENAMED[v - 1]: names of version v, with
+# slashes, that version v + 1 calls otherwise.
+VERSION = 2
+RENAMED: tuple[dict[str, str], ...] = ({},)
 
 
 def defaults() -> ConfigDict:
@@ -117,6 +123,7 @@ def defaults() -> ConfigDict:
     c.optimizer.weight_decay = 0.01  # of matrices
     c.optimizer.clip_norm = 5.0  # 0: no clipping
     c.optimizer.accumulate = 1  # rollouts whose gradients are averaged for one update
+    c.optimizer.max_skipped = 10  # updates in a row that are not finite and end the run; 0: it never ends for them
     c.optimizer.freeze = ()  # shell patterns of trained parameters' paths, such as "embed/*"
 
     c.lora = ConfigDict()
@@ -231,14 +238,70 @@ def _line(error: Exception) -> str:
     return " ".join(str(text).split())
 
 
+def saved_form(config: ConfigDict) -> dict[str, Any]:
+    """A config as a run saves it: plain, with the version of its names."""
+    return {"version": VERSION} | plain(config)
+
+
+def upgraded(saved: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Saved settings under today's names: those that are lacking take their defaults, unknown ones are ignored.
+
+    Args:
+      where: they are from, for the line on stderr that names what is ignored.
+
+    Raises:
+      InputError: a section is no section.
+    """
+    values = {key: value for key, value in saved.items() if key != "version"}
+    version = saved.get("version", 1)
+    if type(version) is not int:
+        raise InputError(f"{where}: version is {version!r}, not a whole number")
+    flat = flatten_dict(values, keep_empty_nodes=True, sep="/")
+    for names in RENAMED[version - 1 :] if version > 0 else RENAMED:
+        flat = {names.get(name, name): value for name, value in flat.items()}
+    values, unknown = unflatten_dict(flat, sep="/"), []
+    data = _section(values.pop("data", {}), "data", where)
+    new = _filled(plain(defaults()), values, "", where, unknown)
+    new["data"] = {name: _filled(plain(task()), entry, f"data.{name}", where, unknown) for name, entry in data.items()}
+    if unknown:
+        print(f"note: {where}: ignores {', '.join(unknown)}, which this version does not know", file=sys.stderr)
+    return new
+
+
+def _filled(known: dict[str, Any], saved: Any, name: str, where: str, unknown: list[str]) -> dict[str, Any]:
+    """`known` with the saved values; sections without settings of their own take whatever was saved."""
+    if not known:
+        return _section(saved, name, where)
+    new = dict(known)
+    for key, value in _section(saved, name, where).items():
+        full = f"{name}.{key}" if name else key
+        if key not in known:
+            unknown.append(full)
+        elif isinstance(known[key], dict):
+            new[key] = _filled(known[key], value, full, where, unknown)
+        else:
+            new[key] = value
+    return new
+
+
+def _section(value: Any, name: str, where: str) -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        raise InputError(f"{where}: {name} is {json.dumps(value)}, not a section of settings")
+    return dict(value)
+
+
 def read(path: epath.PathLike) -> ConfigDict:
-    """A config that a run wrote (`config.json` of its work directory), on top of the defaults."""
-    saved = json_file.read_object(path)
+    """A config that a run wrote (`config.json` of its work directory), under today's names.
+
+    Raises:
+      InputError: the file is not a config.
+    """
+    new = upgraded(json_file.read_object(path), str(path))
     c = defaults()
     try:
         with c.unlocked():
-            c.update({key: value for key, value in saved.items() if key != "data"})
-            c.data = ConfigDict({name: task(**entry) for name, entry in saved["data"].items()})
+            c.update({key: value for key, value in new.items() if key != "data"})
+            c.data = ConfigDict({name: task(**entry) for name, entry in new["data"].items()})
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path}: not a config that a run wrote ({type(error).__name__}: {_line(error)})") from error
     return c

@@ -21,6 +21,8 @@ SCHEDULES: dict[str, Callable[[float, int, float], Callable[[Any], Any]]] = {
     "constant": lambda rate, updates, share: optax.constant_schedule(rate),
 }
 
+ENDLESS = ("constant",)  # schedules that do not depend on how many updates a run has
+
 
 def schedule(config: ConfigDict) -> Callable[[Any], Any]:
     """Learning rate by update, over all updates of the run."""

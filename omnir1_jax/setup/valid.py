@@ -239,6 +239,7 @@ RULES_OF: dict[str, Rule | Fields] = {
     "optimizer.weight_decay": Number(),
     "optimizer.clip_norm": Number(),
     "optimizer.accumulate": Whole(1),
+    "optimizer.max_skipped": Whole(),
     "optimizer.freeze": Each(Text(empty=False)),
     "lora.rank": Whole(),
     "lora.alpha": Number(above=True),

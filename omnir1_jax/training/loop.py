@@ -15,16 +15,18 @@ from ml_collections import ConfigDict
 from omnir1_jax import checkpoints, rollouts, settings, signals
 from omnir1_jax.data.batching import Batch
 from omnir1_jax.data.stream import Prefetch
+from omnir1_jax.errors import InputError
 from omnir1_jax.folders import Mark, begin, file
 from omnir1_jax.parallel import agree
 from omnir1_jax.reporting import lines
 from omnir1_jax.reporting.log import METRICS, RunLog
 from omnir1_jax.reporting.train_report import write_report
 from omnir1_jax.rl.learn import TrainState
-from omnir1_jax.setup import facts, models, valid, weights
+from omnir1_jax.setup import facts, models, optimizer, valid, weights
 from omnir1_jax.setup.run import Run, batches, build, keep_compiled, step_key
 from omnir1_jax.training import attempts, workdir
 from omnir1_jax.training.attempts import Progress
+from omnir1_jax.training.watch import Watch
 from omnir1_jax.training.workdir import CACHE, CONFIG, FLAG, REPORT, SUMMARY
 
 
@@ -42,6 +44,7 @@ def train(config: ConfigDict, path: epath.PathLike, *, quiet: bool = False) -> T
         processes differ in what they were started with; the disk takes no more, or the same step crashed before.
       Interrupted: a step crashed, for the first time.
     """
+    valid.check(config)
     folder, peers = epath.Path(path), agree.joined()
     agree.same(peers, "settings", lambda: facts.of_settings(config))
     with workdir.hold(folder, config) as mark, attempts.attempt(folder, peers) as progress:
@@ -52,7 +55,7 @@ def _train(
     config: ConfigDict, folder: epath.Path, mark: Mark | None, progress: Progress, quiet: bool
 ) -> TrainState | None:
     """`train` in a work directory that is held; `mark` is its mark in the first process, None in the others."""
-    plain = settings.plain(config)
+    plain = settings.saved_form(config)
     keep_compiled(folder / CACHE)  # a resumed run does not compile again
     run = build(config)
     stream = batches(run)
@@ -63,7 +66,7 @@ def _train(
         run = run._replace(state=None)  # donated by the first step, or replaced
         if manager.all_steps():
             del state  # there is room for one
-            found = checkpoints.restore(manager, target, plain)
+            found = restore(manager, target, config, folder)
             state, done = found.state, found.step
             stream.set_state(found.stream)
             logging.info("going on after step %d", done)
@@ -77,7 +80,8 @@ def _train(
         )
         for note in valid.notes(config) if log is not None else ():
             log.say(f"note: {note}")
-        saved, key = done, step_key(config, run.mesh)
+        step, saved, key = done, done, step_key(config, run.mesh)
+        watch = Watch(config.step.updates if config.objective == "grpo" else 1, int(jax.device_get(state.skipped)))
         for step in range(done + 1, config.steps + 1):
             started, progress.step = time.perf_counter(), step
             batch = next(stream)
@@ -85,13 +89,21 @@ def _train(
             made = run.to_batch(batch.family, batch.arrays)
             state, metrics, rollout = run.step(state, run.frozen, made, key)
             metrics = {**jax.device_get(metrics), **data_metrics(stream, waited)}
+            watch.step(int(jax.device_get(state.skipped)), metrics.get("learn/flat_groups"))
             if log is not None:
                 log.step(step, metrics, time.perf_counter() - started)
                 tell(log, run, step, batch, made, rollout)
+                if note := watch.note():
+                    log.say(f"note: {note}")
             if not manager.is_saving_in_progress():
                 manager.wait_until_finished()  # raises what went wrong in the background, not only at the next save
             last = stop(step) or step == config.steps  # asked once a step, so that no stop goes unsaved
-            if last or due(step, config.checkpoint.every):
+            if config.optimizer.max_skipped and watch.row >= config.optimizer.max_skipped:
+                if log is not None:
+                    log.close()
+                raise InputError(diverged(config, folder, step, watch.row, max(manager.all_steps(), default=0)))
+            # What is saved in a row of skipped updates may be what they are skipped for: it pushes out no good one.
+            if not watch.row and (last or due(step, config.checkpoint.every)):
                 if log is not None:
                     log.flush()
                 if checkpoints.save(manager, step, state, stream.get_state(), plain, wait=last):
@@ -101,7 +113,7 @@ def _train(
         stream.close()
     if log is not None:
         log.close()
-    if saved < config.steps:
+    if step < config.steps:
         if jax.process_index() == 0:
             print(f"stopped after step {saved}; run the same command again to resume")
         return None
@@ -119,6 +131,47 @@ def _closed(manager: ocp.CheckpointManager) -> Iterator[ocp.CheckpointManager]:
             manager.close()
         raise
     manager.close()
+
+
+def restore(
+    manager: ocp.CheckpointManager, target: TrainState, config: ConfigDict, folder: epath.Path
+) -> checkpoints.Restored:
+    """The newest good checkpoint of a run of these settings, or of an older version of them.
+
+    Raises:
+      InputError: none is good, or the run has other settings; names the first.
+    """
+    endless = config.optimizer.schedule in optimizer.ENDLESS
+    advice = (
+        f"the {config.optimizer.schedule} schedule is spread over all steps, so that they stay as they are. "
+        f"{train_on(config, folder)}"
+    )
+    return checkpoints.restore(
+        manager,
+        target,
+        settings.plain(config),
+        (*checkpoints.MAY_DIFFER, *(["steps"] * endless)),
+        upgrade=settings.upgraded,
+        advice={"steps": advice},
+    )
+
+
+def diverged(config: ConfigDict, folder: epath.Path, step: int, row: int, good: int) -> str:
+    """The message of a run that ends since its updates are not finite; `good` is the newest checkpoint's step or 0."""
+    skipped = f"step {step}: {row} updates in a row were skipped, since their loss or gradient is not finite"
+    if not good:
+        return f"{skipped}; there is no checkpoint yet: take a smaller --config.optimizer.learning_rate"
+    newest = folder / checkpoints.FOLDER / str(good)
+    return f"{skipped}; the last good checkpoint is {newest}. {train_on(config, folder)}, and a smaller learning rate"
+
+
+def train_on(config: ConfigDict, folder: epath.Path) -> str:
+    """How to begin another run from what this one has learned."""
+    section = "sam2" if config.objective == "masks" else "thinker"
+    return (
+        f"To train on from what was learned: python -m omnir1_jax.convert export {folder} DIRECTORY, then train with "
+        f"--config.{section}.path=DIRECTORY, another --workdir"
+    )
 
 
 def due(step: int, every: int) -> bool:
