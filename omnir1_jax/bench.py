@@ -4,11 +4,11 @@ Each benchmark is a module of `omnir1_jax.benches` with `run(quick) -> dict`: fi
 """
 
 import importlib
-import json
+from typing import Any
 
 from absl import flags
 
-from omnir1_jax import cli
+from omnir1_jax import cli, output_file
 from omnir1_jax.errors import InputError
 
 BENCHES = ("thinker", "sam2", "text", "data", "preprocess", "metrics", "operations", "evaluate")
@@ -22,6 +22,8 @@ def main(_) -> None:
     unknown = [name for name in _ONLY.value if name not in BENCHES]
     if unknown:
         raise InputError(f"--only: no benchmark named {', '.join(unknown)}; there are {', '.join(BENCHES)}")
+    if _JSON.value:
+        output_file.check(_JSON.value, "--json", is_output)
     results = {}
     for name in _ONLY.value:
         print(f"== {name}", flush=True)
@@ -32,8 +34,16 @@ def main(_) -> None:
                 flush=True,
             )
     if _JSON.value:
-        with cli.atomic_path(_JSON.value) as scratch:
-            scratch.write_text(json.dumps(results, indent=2, sort_keys=True))
+        output_file.write(_JSON.value, "--json", results, is_output)
+
+
+def is_output(value: Any) -> bool:
+    """Whether a file's content is what `--json` writes: figures by the names of benchmarks."""
+    return (
+        isinstance(value, dict)
+        and bool(value)
+        and all(name in BENCHES and isinstance(figures, dict) for name, figures in value.items())
+    )
 
 
 if __name__ == "__main__":

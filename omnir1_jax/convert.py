@@ -7,6 +7,7 @@ transformers' `from_pretrained` loads as it is. The target appears whole or not 
 """
 
 import argparse
+import math
 from collections.abc import Sequence
 
 import jax
@@ -15,15 +16,17 @@ from absl.flags import argparse_flags
 from etils import epath
 from jax.sharding import Mesh
 
-from omnir1_jax import checkpoints, cli, trained
+from omnir1_jax import checkpoints, cli, folders, orbax_files, trained
 from omnir1_jax.errors import InputError
-from omnir1_jax.models.checkpoint import MAX_SHARD_BYTES
+from omnir1_jax.models import safetensors_file
+from omnir1_jax.models.checkpoint import MAX_SHARD_BYTES, WEIGHTS
 from omnir1_jax.models.qwen_omni import hf_config, pretrained, store
 from omnir1_jax.models.qwen_omni.thinker import Thinker, count
 from omnir1_jax.models.qwen_omni.weights import PREFIXES
 from omnir1_jax.parallel import make_mesh
 from omnir1_jax.setup import models, weights
 
+FLAG = "target"
 DTYPES = {"stored": None, **models.DTYPES}
 
 
@@ -38,7 +41,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     ):
         command = commands.add_parser(name, help=summary, description=summary)
         command.add_argument("source", help="directory to read")
-        command.add_argument("target", help="directory to write; must not exist yet")
+        command.add_argument("target", help="directory to write; new or empty")
         command.add_argument("--dtype", choices=DTYPES, default="stored", help="of the written parameters")
         command.add_argument(
             "--mesh", default="", help="devices to spread the parameters over meanwhile, such as fsdp=4,tensor=2"
@@ -65,7 +68,7 @@ def read_mesh(text: str) -> Mesh | None:
 
 
 def main(args: argparse.Namespace) -> None:
-    source, target = epath.Path(args.source), epath.Path(args.target)
+    source, target = epath.Path(args.source), cli.absolute(args.target)
     if trained.is_run(source) and not (source / checkpoints.FOLDER).is_dir():
         source = source / "weights"
     logging.set_verbosity(logging.WARNING)  # orbax tells of every step
@@ -73,21 +76,49 @@ def main(args: argparse.Namespace) -> None:
         raise InputError(f"{source}: no such directory")
     if args.command == "import" and (store.is_store(source) or trained.is_run(source)):
         raise InputError(f"{source}: import reads a Hugging Face directory with safetensors")
-    if target.exists():
-        raise InputError(f"{target} exists already; name another directory")
-    mesh = read_mesh(args.mesh)
-    if trained.is_run(source):
-        export_run(args, source, mesh)
-        return
-    if args.command == "export" and not (source / "config.json").is_file():
+    if args.command == "export" and not trained.is_run(source) and not (source / "config.json").is_file():
         raise InputError(
             f"{source}: export reads what import made, a run's work directory, or a Hugging Face directory"
         )
+    kind = store.STORE if args.command == "import" else WEIGHTS
+    check_target(target, kind, args.source)
+    mesh = read_mesh(args.mesh)
+    with folders.reserve(target, kind, FLAG):
+        if trained.is_run(source):
+            export_run(args, source, target, mesh)
+        else:
+            convert(args, source, target, mesh)
+
+
+def check_target(target: epath.Path, kind: str, source: str) -> None:
+    """InputError where the target is not a new or empty directory, apart from the source. Changes nothing."""
+    folders.apart(target, FLAG, {"source": source})
+    if folders.check(target, kind, FLAG) is not None:
+        raise InputError(f"{FLAG}: {target} exists already; name another directory")
+    folders.check_replaceable(target, kind, FLAG)
+    if kind == store.STORE:
+        orbax_files.check_path(target, FLAG)
+
+
+def check_written(target: epath.Path, count: int) -> None:
+    """Reads back the headers of a Hugging Face directory that was just written.
+
+    Raises:
+      InputError: a file is damaged or missing.
+      OSError: it does not hold `count` numbers.
+    """
+    sizes = [math.prod(info.shape) for info in safetensors_file.index(target).values()]
+    if sum(sizes) != count:
+        raise OSError(f"{target}: {sum(sizes):,} of {count:,} parameters can be read back after they were written")
+
+
+def convert(args: argparse.Namespace, source: epath.Path, target: epath.Path, mesh: Mesh | None) -> None:
+    """A Hugging Face directory or a store to the other, or to one of its own kind written anew."""
     base = hf_config.read_json(source)
     config = pretrained.read_config(source)
     params = pretrained.read_params(source, config, dtype=DTYPES[args.dtype], mesh=mesh)
     if args.command == "import":
-        store.save_store(target, config, params, base=base, files=store.text_files(source))
+        store.save_store(target, config, params, base=base, files=store.text_files(source), flag=FLAG)
     else:
         files = store.text_files(source)
         pretrained.save(
@@ -98,11 +129,13 @@ def main(args: argparse.Namespace) -> None:
             base=base,
             files=files,
             max_shard_bytes=args.max_shard_bytes,
+            flag=FLAG,
         )
-    print(f"{target}: {count(params):,} parameters")
+        check_written(target, count(params))
+    print(f"{args.target}: {count(params):,} parameters")
 
 
-def export_run(args: argparse.Namespace, source: epath.Path, mesh: Mesh | None) -> None:
+def export_run(args: argparse.Namespace, source: epath.Path, target: epath.Path, mesh: Mesh | None) -> None:
     """The newest good state of a run. In float32, if asked for, trained parameters are written without rounding."""
     config, dtype = trained.config_of(str(source)), DTYPES[args.dtype]
     thinker = config.objective != "masks"
@@ -115,8 +148,11 @@ def export_run(args: argparse.Namespace, source: epath.Path, mesh: Mesh | None) 
     if dtype is not None and not thinker:
         changed = jax.tree.map(lambda leaf: leaf.astype(dtype), changed)
     layout = dict(prefix=args.prefix, max_shard_bytes=args.max_shard_bytes) if thinker else {}
-    weights.save(args.target, found.config, found.loaded, changed, **layout)
-    print(f"{args.target}: {count(found.loaded.params if thinker else changed):,} parameters")
+    layout["flag"] = FLAG
+    weights.save(target, found.config, found.loaded, changed, **layout)
+    number = count(found.loaded.params if thinker else changed)
+    check_written(target, number)
+    print(f"{args.target}: {number:,} parameters")
 
 
 if __name__ == "__main__":

@@ -77,7 +77,7 @@ def check(
     path = epath.Path(path)
     if is_link(path):
         raise InputError(f"{flag}: {path} is a symbolic link; name the folder itself, or a new one")
-    if not _exists(path, flag):
+    if not exists(path, flag):
         return None
     if not path.is_dir():
         raise InputError(f"{flag}: {path} is a file; name a folder")
@@ -204,10 +204,7 @@ def replace(target: epath.PathLike, kind: str, flag: str, *, owner: str = "") ->
             write(scratch, mark._replace(names=tuple(sorted(entries(scratch)))))
             check_replaceable(target, kind, flag, owner=owner)
         except BaseException:
-            _clear(scratch)
-            (scratch / MARK).unlink(missing_ok=True)
-            (scratch / locks.LOCK).unlink(missing_ok=True)
-            _rmdir(scratch)
+            _discard(scratch)
             raise
         if not flocked:
             stack.close()  # a lease cannot be renewed while its folder moves
@@ -221,8 +218,31 @@ def replace(target: epath.PathLike, kind: str, flag: str, *, owner: str = "") ->
             remove(old)
 
 
+@contextlib.contextmanager
+def reserve(target: epath.PathLike, kind: str, flag: str) -> Iterator[None]:
+    """Holds the lock of `replace` for a target that it writes within: for what takes long to compute before.
+
+    Raises:
+      InputError: as `replace`, from the start on.
+    """
+    target = epath.Path(target)
+    check_replaceable(target, kind, flag)
+    scratch = target.with_name(f".{target.name}{PART}")
+    check(scratch, kind, flag)
+    _make(scratch, flag)
+    with locks.lock(scratch, flag):
+        try:
+            write(scratch, Mark(kind, uuid.uuid4().hex))
+            yield
+        finally:
+            if scratch.exists():  # not renamed to the target
+                _discard(scratch)
+
+
 def check_replaceable(target: epath.PathLike, kind: str, flag: str, *, owner: str = "") -> None:
     """InputError where `replace` would refuse `target`. Changes nothing."""
+    if "://" not in str(target) and pathlib.Path(target).resolve() in (cwd := pathlib.Path.cwd(), *cwd.parents):
+        raise InputError(f"{flag}: {target} is or holds the working directory; name a folder in it")
     if check(target, kind, flag, owner=owner) is not None and (others := foreign(target)):
         raise InputError(f"{flag}: {target} holds {some(others)}, not written by this command; move that elsewhere")
 
@@ -333,7 +353,7 @@ def _refuse_unlisted(folder: epath.Path, mark: Mark, name: str, flag: str) -> No
         raise InputError(f"{flag}: {path} was not written by this command; move it elsewhere")
 
 
-def _exists(path: epath.Path, flag: str) -> bool:
+def exists(path: epath.Path, flag: str) -> bool:
     """Whether there is such a path; InputError where there can be none."""
     if "://" in str(path):
         return path.exists()
@@ -358,6 +378,13 @@ def _clear(scratch: epath.Path) -> None:
             entry.rmtree()
         else:
             entry.unlink()
+
+
+def _discard(scratch: epath.Path) -> None:
+    _clear(scratch)
+    (scratch / MARK).unlink(missing_ok=True)
+    (scratch / locks.LOCK).unlink(missing_ok=True)
+    _rmdir(scratch)
 
 
 def _rename(source: epath.Path, target: epath.Path) -> None:

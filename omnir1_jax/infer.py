@@ -9,7 +9,7 @@ import pathlib
 
 from absl import flags, logging
 
-from omnir1_jax import cli, settings
+from omnir1_jax import cli, folders, settings, trained
 from omnir1_jax.errors import InputError, printable
 from omnir1_jax.inference import load, outputs
 from omnir1_jax.inference.infer import FAMILIES, Ask, answer
@@ -107,10 +107,14 @@ def main(_) -> None:
         limits = serve.Limits(_MEGABYTES.value, _CLIP.value, _MOST.value)
         serve.launch(page, made, limits, system2=_SYSTEM2.value, host=_HOST.value, port=_PORT.value)
         return
-    ask, out = asked(), pathlib.Path(_OUT.value)
+    ask, out = asked(), _OUT.value
     outputs.check_target(out)
-    result = answer(load.from_checkpoint(_CHECKPOINT.value, _CONFIG.value, **decoding), ask, _SEED.value)
-    files = outputs.write(result, out)
+    inputs = trained.inputs(_CHECKPOINT.value, _CONFIG.value)
+    folders.apart(out, outputs.FLAG, inputs | {"--video": ask.video, "--audio": ask.audio})
+    with folders.replace(out, outputs.KIND, outputs.FLAG) as scratch:
+        result = answer(load.from_checkpoint(_CHECKPOINT.value, _CONFIG.value, **decoding), ask, _SEED.value)
+        outputs.fill(result, pathlib.Path(scratch))
+    files = outputs.files(result, out)
     said = outputs.told(result)
     print(printable(f"{said['result']}: {said['answer']}" if ask.family == "qa" else said["result"]))
     print(printable(f"{out}: ") + ", ".join(path.name for path in files if path is not None))

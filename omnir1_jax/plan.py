@@ -8,12 +8,11 @@ import os
 # Platform set-up has to precede the import of jax: libtpu only compiles, what tracing makes lies on the CPU.
 os.environ.update(JAX_PLATFORMS="cpu", TPU_SKIP_MDS_QUERY="1", ALLOW_MULTIPLE_LIBTPU_LOAD="1")
 
-import json
 from typing import Any
 
 from absl import flags
 
-from omnir1_jax import cli, json_file, settings
+from omnir1_jax import cli, json_file, output_file, settings
 from omnir1_jax.errors import InputError
 from omnir1_jax.planning import report, scaling, search, table
 
@@ -62,6 +61,8 @@ def main(_: Any) -> int:
         print(table.summary([read_plan(path) for path in _SUMMARY.value]))
         return 0
     cli.need(config=_CONFIG)
+    if _JSON.value:
+        output_file.check(_JSON.value, "--json", is_output)
     expected = report.Expected(_COMPLETION.value, _ANSWER.value, _FRAMES.value)
     if _COMPLETION.value is not None and _COMPLETION.value < 1:
         raise InputError("--completion: must be at least 1")
@@ -81,9 +82,14 @@ def main(_: Any) -> int:
         text, good = table.table(found), found["fits"]
     print(text, flush=True)
     if _JSON.value:
-        with cli.atomic_path(_JSON.value) as scratch:
-            scratch.write_text(json.dumps(found, indent=2))
+        output_file.write(_JSON.value, "--json", found, is_output)
     return 0 if good else 1
+
+
+def is_output(value: Any) -> bool:
+    """Whether a file's content is what `--json` writes: a plan, or plans for several topologies."""
+    plans = value if isinstance(value, list) else [value]
+    return bool(plans) and all(isinstance(plan, dict) and "hbm_bytes_per_chip" in plan for plan in plans)
 
 
 def read_plan(path: str) -> dict[str, Any]:

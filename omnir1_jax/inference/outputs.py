@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from jaxtyping import UInt8
 
-from omnir1_jax import cli
+from omnir1_jax import folders
 from omnir1_jax.data import media
 from omnir1_jax.data.audio import SAMPLE_RATE
 from omnir1_jax.data.samples import BadSample, VideoFile
@@ -17,6 +17,7 @@ from omnir1_jax.inference.infer import Result, sections
 from omnir1_jax.reporting import pictures, video
 from omnir1_jax.reporting.example import Clip, Example, Keyframe, finite
 
+KIND, FLAG = "infer", "--out"
 PLAN, ANSWER, SHEET, OVERLAY, MASKS = "plan.json", "answer.json", "contact_sheet.png", "overlay.mp4", "masks"
 FILM_PIXELS, SMALL_PIXELS = 1280 * 720, 320 * 240  # most of a frame in the video; in the picture of a question
 FOLDER_FPS = 6.0  # of images that do not say
@@ -49,30 +50,35 @@ def write(result: Result, out: str | pathlib.Path) -> Files:
     Raises:
       InputError: `out` is something else.
     """
-    out = pathlib.Path(out)
     check_target(out)
-    frames = _frames(result)
+    with folders.replace(out, KIND, FLAG) as scratch:
+        fill(result, pathlib.Path(scratch))
+    return files(result, out)
+
+
+def fill(result: Result, folder: pathlib.Path) -> None:
+    """Writes the files of an answer to a folder."""
+    paths, frames = files(result, folder), _frames(result)
+    paths.said.write_text(json.dumps(finite(told(result)), indent=2, ensure_ascii=False) + "\n", "utf-8")
+    paths.sheet.write_bytes(pictures.png(pictures.draw(example(result, frames))))
+    if paths.masks is not None:
+        _masks(result, paths.masks)
+        _film(result, frames, paths.overlay)
+
+
+def files(result: Result, folder: str | pathlib.Path) -> Files:
+    """Paths of an answer's files in a folder."""
+    folder, found = pathlib.Path(folder), result.masks is not None
     said = ANSWER if result.ask.family == "qa" else PLAN
-    with cli.atomic_path(out) as scratch:
-        scratch = pathlib.Path(scratch)
-        scratch.mkdir(parents=True)
-        (scratch / said).write_text(json.dumps(finite(told(result)), indent=2, ensure_ascii=False) + "\n", "utf-8")
-        (scratch / SHEET).write_bytes(pictures.png(pictures.draw(example(result, frames))))
-        if result.masks is not None:
-            _masks(result, scratch / MASKS)
-            _film(result, frames, scratch / OVERLAY)
-    found = result.masks is not None
-    return Files(out / said, out / SHEET, out / OVERLAY if found else None, out / MASKS if found else None)
+    optional = [folder / name if found else None for name in (OVERLAY, MASKS)]
+    return Files(folder / said, folder / SHEET, *optional)
 
 
-def check_target(out: pathlib.Path) -> None:
-    """InputError where writing would replace anything but an earlier answer."""
-    if not out.exists():
-        return
-    if not out.is_dir():
-        raise InputError(f"--out: {out} is a file; name a directory")
-    if any(out.iterdir()) and not any((out / name).is_file() for name in (PLAN, ANSWER)):
-        raise InputError(f"--out: {out} holds something else than an earlier answer; name another directory")
+def check_target(out: str | pathlib.Path) -> None:
+    """InputError where writing would replace anything but an earlier answer. Changes nothing."""
+    if "://" in str(out):
+        raise InputError(f"{FLAG}: {out} is not on a local disk; name a local directory")
+    folders.check_replaceable(out, KIND, FLAG)
 
 
 def told(result: Result) -> dict[str, Any]:

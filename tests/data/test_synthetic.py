@@ -312,7 +312,9 @@ def test_world_without_a_disk(family):
 
 
 def tree_bytes(root) -> dict[str, bytes]:
-    return {str(p.relative_to(root)): p.read_bytes() for p in sorted(root.rglob("*")) if p.is_file()}
+    """Contents of all files but the mark of the folder."""
+    files = [path for path in sorted(root.rglob("*")) if path.is_file() and path.name != ".omnir1.json"]
+    return {str(path.relative_to(root)): path.read_bytes() for path in files}
 
 
 def test_same_seed_same_files(tmp_path):
@@ -346,8 +348,12 @@ def test_command(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["tree"]
     writers.refcocog(tmp_path / "same", replace(PRESETS["default"], height=48, width=64), 2, 3)
     assert tree_bytes(out) == tree_bytes(tmp_path / "same")
+    (out / "notes.txt").write_text("mine")
+    before = tree_bytes(out)
     again = run("--out", str(out), "--layout", "revos")
-    assert again.returncode == 2 and "exists and is not empty" in again.stderr and "Traceback" not in again.stderr
+    assert again.returncode == 2 and "holds notes.txt, not written by this command; move that" in again.stderr
+    assert len(again.stderr.splitlines()) == 1 and tree_bytes(out) == before
+    assert [p.name for p in tmp_path.iterdir() if p.name != "same"] == ["tree"]
     odd = run("--out", str(tmp_path / "odd"), "--layout", "mp4", "--size", "65,64")
     assert odd.returncode == 2 and "even" in odd.stderr and not (tmp_path / "odd").exists()
 

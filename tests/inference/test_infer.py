@@ -119,7 +119,7 @@ def test_everything_is_written(made, speaking, tmp_path):
     outputs.write(result, tmp_path / "out")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.txt").write_text("mine")
-    with pytest.raises(InputError, match="something else"):
+    with pytest.raises(InputError, match="holds thesis.txt, not written by this command"):
         outputs.write(result, tmp_path / "other")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["other", "out"]
 
@@ -146,7 +146,8 @@ def test_nonsense_is_told_and_has_no_masks(made, speaking, tmp_path):
     assert result.masks is None and files.overlay is None and said["masks"] is None
     assert said["result"].startswith("nothing was found: ") and said["failures"] == ["plan/no_answer"]
     assert said["completion"] == NONSENSE and said["plan"] == said["keyframes"] == []
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["contact_sheet.png", "plan.json"]
+    names = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert names == [".omnir1.json", "contact_sheet.png", "plan.json"]
     assert said["sound"]["note"] == "the video has no audio track"
 
 

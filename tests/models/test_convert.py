@@ -88,13 +88,24 @@ def test_bad_input_is_one_line_and_leaves_nothing(source, tmp_path):
     broken.mkdir()
     (broken / "config.json").write_text((source / "config.json").read_text())
     (broken / "model.safetensors").write_bytes((source / "model.safetensors").read_bytes()[:-7])
-    (tmp_path / "empty").mkdir()
+    for name in ("empty", "foreign", "run[1]"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "foreign" / "thesis.txt").write_text("mine")
+    (tmp_path / "link").symlink_to(tmp_path / "empty")
     before = sorted(tmp_path.iterdir())
     for args, complaint in (
         (("import", broken, tmp_path / "out"), "cut short"),
         (("import", tmp_path / "orbax", tmp_path / "out"), "import reads"),
         (("export", tmp_path / "empty", tmp_path / "out"), "export reads"),
-        (("import", source, tmp_path / "orbax"), "exists already"),
+        (("import", source, tmp_path / "orbax"), "exists already; name another directory"),
+        (("import", source, tmp_path / "foreign"), "target: .*foreign holds thesis.txt, not written by this command"),
+        (("export", source, tmp_path / "link"), "target: .*link is a symbolic link"),
+        (("export", source, tmp_path / "foreign" / "thesis.txt"), "thesis.txt is a file"),
+        (("export", source, tmp_path / "foreign" / "thesis.txt" / "out"), "thesis.txt is a file"),
+        (("export", source, source / "out"), "lies in the input"),
+        (("import", source, source.parent), "holds the input"),
+        (("export", source, "."), "target: .* holds "),
+        (("import", source, tmp_path / "run[1]"), r"has \[ \] in it"),
         (("import", source, tmp_path / "out", "--mesh", "fsdp"), "axis=size"),
         (("import", source, tmp_path / "out", "--mesh", "fsdp=3"), "mesh"),
     ):

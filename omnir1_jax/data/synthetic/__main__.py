@@ -3,14 +3,13 @@
 from dataclasses import replace
 
 from absl import flags
-from etils import epath
 
-from omnir1_jax import cli
+from omnir1_jax import cli, folders
 from omnir1_jax.data.synthetic import writers
 from omnir1_jax.data.synthetic.world import PRESETS
 from omnir1_jax.errors import InputError
 
-_OUT = flags.DEFINE_string("out", None, "Directory to write; it must not exist, or be empty.", required=True)
+_OUT = flags.DEFINE_string("out", None, "Directory to write: new, empty, or written by this command.", required=True)
 _LAYOUT = flags.DEFINE_enum("layout", "revos", sorted(writers.LAYOUTS), "Whose layout to write.")
 _CLIPS = flags.DEFINE_integer("clips", 64, "Training clips; each evaluation split has a fifth of that.", lower_bound=1)
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of the world.", lower_bound=0)
@@ -32,14 +31,12 @@ def main(_) -> None:
         config = replace(config, frames=_FRAMES.value)
     if _LAYOUT.value == "mp4" and (config.height % 2 or config.width % 2):
         raise InputError("--size: a video's height and width are even")
-    out = epath.Path(_OUT.value)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"--out: {out} exists and is not empty; name another directory")
+    out = _OUT.value
     options = {
         "revos": {"tree": _TREE.value},
         "refcocog": {"form": _FORM.value, "spelling": _SPELLING.value},
     }.get(_LAYOUT.value, {})
-    with cli.atomic_path(out) as scratch:
+    with folders.replace(out, "synthetic", "--out") as scratch:
         writers.LAYOUTS[_LAYOUT.value](scratch, config, _CLIPS.value, _SEED.value, **options)
     print(f"{out}: {_CLIPS.value} training clips in the layout of {_LAYOUT.value}")
 

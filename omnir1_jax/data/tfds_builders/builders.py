@@ -14,6 +14,7 @@ import tensorflow_datasets as tfds
 from absl import logging
 from etils import epath
 
+from omnir1_jax import folders, locks
 from omnir1_jax.data import mevis, paths, records, refavs, revos, rle
 from omnir1_jax.data.masks import decode_masks
 from omnir1_jax.data.reader import TableReader
@@ -130,12 +131,22 @@ def build(name: str, root: epath.PathLike, out: epath.PathLike) -> epath.Path:
     records.require_root(str(root))
     if not present_splits(BUILDERS[name].module, str(root)):
         raise InputError(f"{name}: {root} holds none of its splits")
+    folders.apart(out, "--out", {"--root": root})
     builder = BUILDERS[name](data_dir=str(out), file_format="array_record")
-    if epath.Path(builder.data_dir).exists():
-        raise InputError(f"{builder.data_dir} exists already; build into another directory with --out")
-    config = tfds.download.DownloadConfig(manual_dir=str(root))
-    builder.download_and_prepare(download_config=config, file_format="array_record")
-    return epath.Path(builder.data_dir)
+    target = epath.Path(builder.data_dir)
+    _check_new(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with locks.lock(target.parent, "--out"):
+        _check_new(target)
+        config = tfds.download.DownloadConfig(manual_dir=str(root))
+        builder.download_and_prepare(download_config=config, file_format="array_record")
+    return target
+
+
+def _check_new(target: epath.Path) -> None:
+    """InputError where the directory of a dataset is there. TFDS itself writes beside it and renames at the end."""
+    if folders.exists(target, "--out"):
+        raise InputError(f"--out: {target} exists already; build into another directory with --out")
 
 
 def _example(reader: TableReader, group: tuple[int, ...]) -> dict[str, Any]:
