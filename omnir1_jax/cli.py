@@ -81,7 +81,8 @@ def atomic_path(target: epath.PathLike) -> Iterator[epath.Path]:
     scratch = target.parent / f".{target.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}.part"
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
-        yield scratch
+        with errors.named(target, scratch):
+            yield scratch
         if target.is_dir():
             old = scratch.with_name(scratch.name + ".old")
             target.rename(old)
@@ -89,13 +90,9 @@ def atomic_path(target: epath.PathLike) -> Iterator[epath.Path]:
             old.rmtree()
         else:
             scratch.replace(target)
-    except BaseException as error:
+    except BaseException:
         if scratch.is_dir():
             scratch.rmtree()
         else:
             scratch.unlink(missing_ok=True)
-        if failure := errors.storage_failure(error):
-            inside = not failure.filename or str(failure.filename).startswith(str(scratch))
-            path = str(target) if inside else failure.filename
-            raise OSError(failure.errno, os.strerror(failure.errno), path) from error
         raise

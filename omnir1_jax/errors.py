@@ -1,5 +1,6 @@
 """How commands end: bad input, a disk that takes no more, an interruption; and text that is safe to print."""
 
+import contextlib
 import errno
 import os
 import re
@@ -54,6 +55,8 @@ _PATH = re.compile(r"""["'](/[^"']+)["']""")
 def storage_failure(error: BaseException) -> OSError | None:
     """What a disk refused (full, read-only, no permission), where it is behind `error`; its `filename` may be None."""
     for cause in _causes(error):
+        if isinstance(cause, InputError):
+            return None  # says it in better words
         if isinstance(cause, OSError):
             if cause.errno in _STORAGE:
                 return cause
@@ -62,6 +65,20 @@ def storage_failure(error: BaseException) -> OSError | None:
             name = path and path[1].split(".orbax-checkpoint-tmp")[0]  # the checkpoint that was being written
             return OSError(int(number[1]), os.strerror(int(number[1])), name)
     return None
+
+
+@contextlib.contextmanager
+def named(target: str | os.PathLike, scratch: str | os.PathLike = "") -> Iterator[None]:
+    """Within, what the disk refuses is an OSError that names `target`, in place of `scratch` or of nothing."""
+    try:
+        yield
+    except Exception as error:
+        failure = storage_failure(error)
+        if failure is None:
+            raise
+        other = failure.filename and not (str(scratch) and str(failure.filename).startswith(str(scratch)))
+        path = failure.filename if other else os.fspath(target)
+        raise OSError(failure.errno, os.strerror(failure.errno), path) from error
 
 
 def describe(failure: OSError) -> str:
@@ -82,7 +99,7 @@ def _free(path: str | None) -> str:
     if not folder:
         return ""
     usage = shutil.disk_usage(folder)
-    return f" ({usage.free / 1e9:.3f} of {usage.total / 1e9:.3f} GB free)"
+    return f" ({usage.free / 1e6:,.1f} of {usage.total / 1e6:,.1f} MB free)"
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

@@ -26,7 +26,7 @@ from typing import NamedTuple
 
 from etils import epath
 
-from omnir1_jax import cli, json_file, locks
+from omnir1_jax import cli, errors, json_file, locks
 from omnir1_jax.errors import InputError
 
 MARK, VERSION = ".omnir1.json", 1
@@ -200,7 +200,8 @@ def replace(target: epath.PathLike, kind: str, flag: str, *, owner: str = "") ->
             write(scratch, mark)
             if old.exists() and not target.exists():
                 old.rename(target)  # killed between the two renames below
-            yield scratch
+            with errors.named(target, scratch):
+                yield scratch
             write(scratch, mark._replace(names=tuple(sorted(entries(scratch)))))
             check_replaceable(target, kind, flag, owner=owner)
         except BaseException:

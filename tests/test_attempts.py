@@ -62,6 +62,8 @@ def test_what_a_disk_refuses_names_the_newest_checkpoint(folder, monkeypatch):
     full = OSError(errno.ENOSPC, "", str(folder / "metrics.jsonl"))
     with pytest.raises(InputError, match=r"metrics.jsonl: no space left on device \(.*; there is no checkpoint yet"):
         crash(folder, 3, full)
+    with pytest.raises(InputError, match=f"^{folder}: no space left on device"):
+        crash(folder, 3, OSError(errno.ENOSPC, "No space left on device"))
     monkeypatch.setattr(attempts, "_newest", lambda folder: 5)
     with pytest.raises(InputError, match="the newest whole checkpoint is of step 5"):
         crash(folder, 7, full)

@@ -1,5 +1,6 @@
 """How commands end: exit statuses, signals, a disk that takes no more, and a terminal that goes away."""
 
+import contextlib
 import errno
 import os
 import pathlib
@@ -8,10 +9,12 @@ import signal
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
-from omnir1_jax import cli, errors
-from omnir1_jax.errors import AGAIN, INVALID, Interrupted
+from omnir1_jax import cli, errors, folders
+from omnir1_jax.errors import AGAIN, INVALID, InputError, Interrupted
+from omnir1_jax.evaluation import predictions
 from omnir1_jax.reporting import lines
 
 # A command that prints much, writes a file, and ends as its last argument says.
@@ -72,7 +75,7 @@ def test_a_command_does_not_need_its_terminal(tmp_path, shell):
     "what, status, end",
     [
         ("invalid", INVALID, "error: steps: 0\\x1b[31m is invalid"),
-        ("full", INVALID, "GB free); free some space, then run the same command again"),
+        ("full", INVALID, "MB free); free some space, then run the same command again"),
         ("bug", 1, "ZeroDivisionError"),
     ],
 )
@@ -139,21 +142,26 @@ def test_what_a_disk_refuses_is_one_line(error, end):
 def test_other_errors_keep_their_tracebacks():
     for error in (ValueError("[Errno 5] Input/output error"), FileNotFoundError(errno.ENOENT, "", "a"), KeyError(28)):
         assert errors.ending(error) is None
+    refused = caused(InputError("--out: a"), OSError(errno.EACCES, "", "a"))
+    with pytest.raises(InputError), errors.named("b"):
+        raise refused
     assert errors.ending(Interrupted("lost\nhost")) == (AGAIN, "lost\\nhost")
 
 
-@pytest.fixture
+@contextlib.contextmanager
 def small_files():
     """No file may have more than 100 bytes: works for every user and needs no disk of its own."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
-def test_no_half_of_a_line_stays(tmp_path, small_files):
+def test_no_half_of_a_line_stays(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    with path.open("ab", buffering=0) as file:
+    with path.open("ab", buffering=0) as file, small_files():
         lines.append(file, {"step": 1, "x": "a" * 50})
         before = path.read_bytes()
         with pytest.raises(OSError) as caught:
@@ -162,7 +170,17 @@ def test_no_half_of_a_line_stays(tmp_path, small_files):
     assert errors.ending(caught.value).text.startswith(f"{path}: file too large")
 
 
-def test_a_file_that_does_not_fit_names_its_place_and_leaves_no_scratch(tmp_path, small_files):
-    with pytest.raises(OSError) as caught, cli.atomic_path(tmp_path / "out") as scratch:
-        scratch.write_bytes(bytes(200))
-    assert caught.value.filename == str(tmp_path / "out") and os.listdir(tmp_path) == []
+@pytest.mark.parametrize("writer", ["file", "folder"])
+def test_what_does_not_fit_names_its_place_and_leaves_no_scratch(tmp_path, writer):
+    target = tmp_path / "out"
+    whole = folders.replace(target, "weights", "--out") if writer == "folder" else cli.atomic_path(target)
+    with pytest.raises(OSError) as caught, whole as scratch, small_files():
+        (scratch / "model" if writer == "folder" else scratch).write_bytes(bytes(200))
+    assert caught.value.filename == str(target) and os.listdir(tmp_path) == []
+
+
+def test_predictions_that_do_not_fit_name_their_place(tmp_path):
+    masks = np.random.default_rng(0).integers(0, 2, (2, 64, 64))
+    with pytest.raises(OSError) as caught, small_files():
+        predictions.write(str(tmp_path), "video", "0", ["a", "b"], masks)
+    assert caught.value.filename == str(tmp_path / "video/0") and os.listdir(tmp_path / "video") == []

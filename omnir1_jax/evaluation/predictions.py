@@ -8,7 +8,7 @@ import numpy as np
 from etils import epath
 from jaxtyping import Shaped, UInt8
 
-from omnir1_jax import cli, folders
+from omnir1_jax import cli, errors, folders
 from omnir1_jax.data import masks, paths
 from omnir1_jax.errors import InputError
 
@@ -53,9 +53,10 @@ def write(
             _remove(path, names)
     scratch.mkdir(parents=True)
     try:
-        for name, mask in zip(names, predicted):
-            encoded = cv2.imencode(".png", np.where(mask > 0, np.uint8(255), np.uint8(0)))[1]
-            (scratch / f"{name}.png").write_bytes(encoded.tobytes())
+        with errors.named(target, scratch):
+            for name, mask in zip(names, predicted):
+                encoded = cv2.imencode(".png", np.where(mask > 0, np.uint8(255), np.uint8(0)))[1]
+                (scratch / f"{name}.png").write_bytes(encoded.tobytes())
         scratch.rename(target)
     except BaseException:
         _remove(scratch, names)

@@ -51,6 +51,7 @@ def attempt(folder: epath.Path, peers: agree.Peers | None) -> Iterator[Progress]
         if failure := errors.storage_failure(error):
             _reset(folder)
             newest = _newest(folder)
+            failure.filename = failure.filename or str(folder)
             last = f"the newest whole checkpoint is of step {newest}" if newest else "there is no checkpoint yet"
             raise InputError(f"{errors.describe(failure)}; {last}") from error
         if errors.ending(error) is not None:
