@@ -89,9 +89,7 @@ def test_a_link_that_leads_nowhere_is_named(originals, tmp_path):
     root = other_disk(originals["revos"], tmp_path)
     (root / "JPEGImages").unlink()
     (root / "JPEGImages").symlink_to(tmp_path / "unmounted")
-    with pytest.raises(
-        InputError, match=r"have no frames; .*/JPEGImages is a link to .*/unmounted, which is not"
-    ):
+    with pytest.raises(InputError, match=r"have no frames; .*/JPEGImages is a link to .*/unmounted, which is not"):
         registry.open_dataset("revos", str(root))
     root = hub_cache(originals["videomme"], tmp_path / "hub")
     os.remove((root / "data" / "vid1.mp4").resolve())
