@@ -11,13 +11,19 @@ from typing import NamedTuple
 
 # Exit statuses. 1, Python's own, is left for what nobody expected; its traceback helps.
 DONE, INVALID, AGAIN = 0, 2, 42
+_MAX_LINE = 2000  # characters of an error
 
 
 class InputError(ValueError):
     """Bad input: the message is one clear line that names the file, key or dimension and what to do.
 
-    Commands print it without a traceback and exit with status 2 (`omnir1_jax.cli`).
+    Commands print it without a traceback and exit with status 2 (`omnir1_jax.cli`). Names of files and keys in it
+    are escaped where they hold line ends or what a terminal would obey; the middle of a very long line is left out.
     """
+
+    def __str__(self) -> str:
+        text = printable(super().__str__())
+        return text if len(text) <= _MAX_LINE else f"{text[: _MAX_LINE - 500]} ... {text[-480:]}"
 
 
 class Interrupted(KeyboardInterrupt):

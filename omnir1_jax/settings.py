@@ -235,7 +235,7 @@ def _line(error: Exception) -> str:
     while isinstance(error, AttributeError | KeyError) and error.args and isinstance(error.args[0], Exception):
         error = error.args[0]
     text = error.args[0] if isinstance(error, KeyError) and error.args else error
-    return " ".join(str(text).split())
+    return " ".join(str(text).split())[:400]
 
 
 def saved_form(config: ConfigDict) -> dict[str, Any]:

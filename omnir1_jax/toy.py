@@ -21,7 +21,7 @@ from absl import flags, logging
 from etils import epath
 from ml_collections import ConfigDict
 
-from omnir1_jax import cli, folders, json_file, settings, trained
+from omnir1_jax import cli, folders, json_file, regular_file, settings, trained
 from omnir1_jax.errors import AGAIN, InputError
 from omnir1_jax.inference import benchmark, load, store
 from omnir1_jax.inference.answer import KEYFRAMES
@@ -81,7 +81,7 @@ def learnt(run: pathlib.Path) -> dict[str, Any]:
     No clip comes twice in a run of the toy, so that these are rewards on clips it had not trained on.
     """
     path = run / METRICS
-    rows = list(lines.read(path.read_bytes(), str(path)))
+    rows = list(lines.read_metrics(regular_file.read_bytes(path), str(path)))
     out = {}
     for family, names in NAMES.items():
         own = [row for row in rows if ("reward/segmentation" in row) == (family == "vos")]

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
+from flax.errors import FlaxError
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.typing import DTypeLike
 
@@ -111,6 +112,19 @@ def by_parameter(leaves: Sequence[Leaf], shapes: Mapping[tuple[str, ...], Any]) 
 def leaf_shape(leaf: Leaf, shape: tuple[int, ...]) -> tuple[int, ...]:
     """Shape on disk of a leaf of a parameter of shape `shape`."""
     return leaf.layout.torch_shape(shape if leaf.layer is None else shape[1:])
+
+
+def abstract(build: Callable[[Any], Any], config: Any, path: epath.PathLike) -> Any:
+    """`build(config)`: the shapes of a model's parameters, traced and not allocated.
+
+    Raises:
+      InputError: sizes of `path/config.json` that do not fit together, whatever the tracing made of them.
+    """
+    try:
+        return build(config)
+    except (ArithmeticError, AssertionError, LookupError, TypeError, ValueError, FlaxError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
+        raise InputError(f"{epath.Path(path) / 'config.json'}: its sizes do not fit together ({reason})") from error
 
 
 def load_params(

@@ -67,6 +67,23 @@ def sync(file: BinaryIO) -> None:
     os.fsync(file.fileno())
 
 
+def read_metrics(data: bytes, name: str) -> Iterator[dict[str, Any]]:
+    """`read` of a log of metrics: a step, and numbers by name (null where one was not finite), or a task's name.
+
+    Raises:
+      InputError: also where a value is none of these.
+    """
+    for row in read(data, name):
+        for key, value in row.items():
+            good = value is None or type(value) in (int, float) or (isinstance(value, str) and "/" not in key)
+            if key in ("step", "seconds"):
+                good = type(value) in (int, float) and 0 <= value < 1e15
+            if not good:
+                place = f"{name}: {key[:80]!r} of step {json_file.describe(row['step'])}"
+                raise InputError(f"{place} is {json_file.describe(value)}, not a number")
+        yield row
+
+
 def read(data: bytes, name: str) -> Iterator[dict[str, Any]]:
     """The objects of a file; a last line without its end is left out.
 
@@ -75,6 +92,9 @@ def read(data: bytes, name: str) -> Iterator[dict[str, Any]]:
     """
     for number, row in enumerate(data.split(b"\n")[:-1], 1):
         try:
-            yield json_file.parse_object(row, f"{name} line {number}")
+            value = json_file.parse_object(row, f"{name} line {number}")
         except InputError as error:
             raise InputError(f"{error}; repair the line or move the file") from error
+        if "step" not in value:
+            raise InputError(f"{name} line {number} has no step; repair the line or move the file")
+        yield value

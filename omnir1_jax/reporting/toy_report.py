@@ -8,6 +8,7 @@ import matplotlib
 import numpy as np
 from etils import epath
 
+from omnir1_jax import regular_file
 from omnir1_jax.cli import atomic_path
 from omnir1_jax.reporting import charts, html, lines
 from omnir1_jax.reporting.html import tag
@@ -108,7 +109,7 @@ def write(out: epath.PathLike, found: Mapping[str, Any]) -> str:
     runs = {}
     for name in found["runs"]:
         path = out / "runs" / name / METRICS
-        runs[name] = list(lines.read(path.read_bytes(), str(path)))
+        runs[name] = list(lines.read_metrics(regular_file.read_bytes(path), str(path)))
     text = markdown(made)
     with atomic_path(out / "table.md") as scratch:
         scratch.write_text(text)

@@ -37,7 +37,7 @@ def write_report(workdir: epath.PathLike) -> epath.Path:
     folder = epath.Path(workdir)
     if not (folder / METRICS).exists():
         raise InputError(f"{folder / METRICS} is missing: no step of a run has been logged in this folder")
-    steps = list(lines.read(regular_file.read_bytes(folder / METRICS), str(folder / METRICS)))
+    steps = list(lines.read_metrics(regular_file.read_bytes(folder / METRICS), str(folder / METRICS)))
     if not steps:
         raise InputError(f"{folder / METRICS} is empty: no step of the run has been logged yet")
     config, summary = _json(folder / "config.json"), _json(folder / "summary.json")

@@ -12,7 +12,7 @@ from absl import logging
 from etils import epath
 from ml_collections import ConfigDict
 
-from omnir1_jax import checkpoints, rollouts, settings, signals
+from omnir1_jax import checkpoints, regular_file, rollouts, settings, signals
 from omnir1_jax.data.batching import Batch
 from omnir1_jax.data.stream import Prefetch
 from omnir1_jax.errors import InputError
@@ -207,7 +207,7 @@ def finish(folder: epath.Path, mark: Mark | None, run: Run, state: TrainState) -
     weights.save(folder / "weights", run.config, run.loaded, state.trainable, owner=owner, flag=FLAG)
     if mark is None:
         return
-    rows = list(lines.read((folder / METRICS).read_bytes(), str(folder / METRICS)))
+    rows = list(lines.read_metrics(regular_file.read_bytes(folder / METRICS), str(folder / METRICS)))
     with file(folder, SUMMARY, FLAG) as scratch:
         scratch.write_text(json.dumps(summary(run.config, rows), indent=2) + "\n")
     begin(folder, REPORT, FLAG)

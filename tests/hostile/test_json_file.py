@@ -7,7 +7,7 @@ import socket
 import pytest
 
 from omnir1_jax import json_file, regular_file
-from omnir1_jax.errors import InputError
+from omnir1_jax.errors import InputError, printable
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_only_regular_files_are_opened(tmp_path):
         path = f"{tmp_path}/{name}"
         with pytest.raises(InputError, match=reason) as error:
             regular_file.read_bytes(path, "--flag")
-        assert str(error.value).startswith(f"--flag: {path}")
+        assert str(error.value).startswith(f"--flag: {printable(path)}")
     with pytest.raises(InputError, match="device"):
         regular_file.require("/dev/zero")
     bound.close()

@@ -59,7 +59,7 @@ def load_tokenizer(path: str | pathlib.Path) -> PreTrainedTokenizerBase:
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(path), local_files_only=True, trust_remote_code=False)
     except Exception as error:  # tokenizers raises the bare class, transformers whatever a damaged file leads to
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
         raise InputError(f"{path}: no readable tokenizer ({reason})") from error
     token_ids(tokenizer)
     return tokenizer

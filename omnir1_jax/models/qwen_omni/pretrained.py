@@ -49,7 +49,7 @@ def read_params(
     """The parameters of a checkpoint directory; `dtype=None` keeps the stored one. Otherwise as `load`."""
     if store.is_store(path):
         return store.load_store(path, config, dtype=dtype, mesh=mesh, rules=rules)
-    boxed = abstract_params(config)
+    boxed = checkpoint.abstract(abstract_params, config, path)
     return checkpoint.load_params(
         path,
         weights.leaves(config),
