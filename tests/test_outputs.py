@@ -11,9 +11,11 @@ import pytest
 from absl.testing import flagsaver
 
 from omnir1_jax import bench, infer, output_file, plan, settings
+from omnir1_jax.data import unpickle_masks
 from omnir1_jax.data.tfds_builders import builders
 from omnir1_jax.errors import InputError
 from omnir1_jax.inference import outputs
+from omnir1_jax.supervised import tokenizer
 
 ROOT = pathlib.Path(__file__).parent.parent
 PLAN, FIGURES = {"hbm_bytes_per_chip": 1, "fits": True}, {"text": {"seconds": 1.0}}
@@ -121,6 +123,17 @@ def test_infer_writes_only_a_new_an_empty_or_its_own_folder(tmp_path, monkeypatc
     (tmp_path / ".new.omnir1.part" / ".omnir1.json").unlink()
     (tmp_path / ".new.omnir1.part").rmdir()
     assert contents(tmp_path) == before
+
+
+def test_writers_of_single_things_leave_what_is_there(tmp_path):
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / "tokenizer.json").write_text("mine")
+    (tmp_path / "link").symlink_to(tmp_path / "absent")
+    with pytest.raises(InputError, match=r"weights holds tokenizer.json, not written by this command"):
+        tokenizer.main(["tokenizer", str(tmp_path / "weights")])
+    with pytest.raises(InputError, match="link exists already"):
+        unpickle_masks.convert(tmp_path / "masks.pkl", tmp_path / "link")
+    assert (tmp_path / "weights" / "tokenizer.json").read_text() == "mine" and (tmp_path / "link").is_symlink()
 
 
 def test_tfds_directories_stay(tmp_path):

@@ -18,7 +18,7 @@ import numpy as np
 from absl import app
 from etils import epath
 
-from omnir1_jax import cli, regular_file
+from omnir1_jax import cli, folders, regular_file
 from omnir1_jax.data import rle
 from omnir1_jax.errors import InputError
 
@@ -66,7 +66,7 @@ def convert(source: epath.PathLike, target: epath.PathLike) -> int:
     Raises:
       InputError: `target` exists; `source` holds something else than masks, or asks for more than they need.
     """
-    if epath.Path(target).exists():
+    if folders.exists(epath.Path(target), "target"):
         raise InputError(f"{target} exists already; name another file")
     try:
         with regular_file.require(source).open("rb") as file:

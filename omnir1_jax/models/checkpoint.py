@@ -262,6 +262,7 @@ def save_params(
 
     Raises:
       InputError: `path` is something else, or holds what was not written here.
+      OSError: what was written cannot be read back.
     """
     params = flatten_dict(params)
     groups = by_parameter(leaves, params)
@@ -291,6 +292,22 @@ def save_params(
             where = {tensor: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
             listing = {"metadata": {"total_size": total}, "weight_map": where}
             (scratch / "model.safetensors.index.json").write_text(json.dumps(listing, indent=2, sort_keys=True))
+        _check_written(scratch, shards)
+
+
+def _check_written(folder: epath.Path, shards: Sequence[Mapping[str, tuple[np.dtype, tuple[int, ...]]]]) -> None:
+    """Reads back the headers of a directory that was just written.
+
+    Raises:
+      OSError: a file is damaged or missing, or a tensor in it has another shape.
+    """
+    try:
+        found = safetensors_file.index(folder)
+    except InputError as error:
+        raise OSError(f"cannot be read back after it was written: {error}") from error
+    for name, (_, shape) in [item for shard in shards for item in shard.items()]:
+        if name not in found or found[name].shape != tuple(shape):
+            raise OSError(f"{folder}: {name!r} cannot be read back after it was written")
 
 
 def _tensors(leaves: Sequence[Leaf], params: Mapping[tuple[str, ...], Any]) -> Iterator[np.ndarray]:

@@ -8,15 +8,16 @@ moments takes about seventy tokens; digits stay tokens of their own, as in the r
 import itertools
 import json
 import pathlib
-import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AddedToken, PreTrainedTokenizerBase, Qwen2Tokenizer
 
+from omnir1_jax import cli, folders
 from omnir1_jax.data.preprocess.tokens import SPELLING
 from omnir1_jax.data.synthetic import scenes
 from omnir1_jax.data.synthetic.world import COLOURS, KINDS, PRESETS, TONES, WorldConfig
+from omnir1_jax.errors import InputError
 from omnir1_jax.systems import prompts
 from omnir1_jax.text.family import QWEN2_PATTERN
 
@@ -94,5 +95,12 @@ def save(path: pathlib.Path, **options: int) -> PreTrainedTokenizerBase:
     return built
 
 
+def main(argv: Sequence[str]) -> None:
+    if len(argv) != 2:
+        raise InputError("name the directory to write; see the first line of this module")
+    with folders.replace(argv[1], "tokenizer", "DIRECTORY") as scratch:
+        save(pathlib.Path(scratch))
+
+
 if __name__ == "__main__":
-    save(pathlib.Path(sys.argv[1]))
+    cli.run(main)

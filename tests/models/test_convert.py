@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from omnir1_jax import convert
 from omnir1_jax.errors import InputError
-from omnir1_jax.models import qwen_omni
+from omnir1_jax.models import qwen_omni, safetensors_file
 from tests.models.thinker_oracle import Sizes, reference
 
 
@@ -80,7 +80,7 @@ def test_over_a_mesh_with_another_dtype_and_prefix(source, tmp_path):
         assert torch.equal(got["thinker." + name], tensor), name
 
 
-def test_bad_input_is_one_line_and_leaves_nothing(source, tmp_path):
+def test_bad_input_is_one_line_and_leaves_nothing(source, tmp_path, monkeypatch):
     done = command("import", tmp_path / "absent", tmp_path / "out")
     assert (done.returncode, done.stderr) == (2, f"error: {tmp_path / 'absent'}: no such directory\n")
     run("import", source, tmp_path / "orbax")
@@ -112,6 +112,17 @@ def test_bad_input_is_one_line_and_leaves_nothing(source, tmp_path):
         with pytest.raises(InputError, match=complaint):
             run(*args)
         assert sorted(tmp_path.iterdir()) == before
+    write = safetensors_file.write_file
+
+    def write_half(path, tensors, values):
+        write(path, tensors, values)
+        os.truncate(path, path.stat().length - 7)
+
+    with monkeypatch.context() as patch:  # what a disk lost is not called written
+        patch.setattr(safetensors_file, "write_file", write_half)
+        with pytest.raises(OSError, match="cannot be read back after it was written"):
+            run("export", source, tmp_path / "out")
+    assert sorted(tmp_path.iterdir()) == before
     (tmp_path / "orbax" / "params" / "_METADATA").unlink()
     with pytest.raises(InputError, match="orbax"):
         run("export", tmp_path / "orbax", tmp_path / "out")
