@@ -2,7 +2,8 @@
 
 Synthetic trees in the layouts of ReVOS and Ref-AVS at their usual size (480x854; quick: small), batches as training
 takes them: 16 to 24 frames on a 1024x1024 canvas, masks at 256x256, ten seconds of sound. Throughput with no workers,
-with threads and with worker processes; the breakdown is of one process, in milliseconds a sample.
+with threads and with worker processes; the breakdown is of one process, in milliseconds a sample. An H.264 film of the
+same frames is read whole and in 24 frames of its length, in milliseconds per frame of the film, by one thread.
 """
 
 import functools
@@ -17,7 +18,9 @@ import numpy as np
 
 from omnir1_jax.data import audio, batching, clips, detail, masks, media, paths, pipeline, refavs, revos, stream
 from omnir1_jax.data.preprocess.mel import log_mel
-from omnir1_jax.data.synthetic import writers
+from omnir1_jax.data.samples import VideoFile
+from omnir1_jax.data.synthetic import encode, writers
+from omnir1_jax.data.synthetic.scenes import make_clip
 from omnir1_jax.data.synthetic.world import WorldConfig
 
 BATCH = 2
@@ -107,6 +110,22 @@ def _breakdown(family: pipeline.Family, samples: int) -> dict[str, float]:
     return medians
 
 
+def _film(root: pathlib.Path, quick: bool, repeats: int) -> dict[str, float]:
+    """Milliseconds per frame of a film: all its frames, and 24 spread over it, each with the film opened anew."""
+    world = WorldConfig(height=96, width=128, frames=20) if quick else WorldConfig(height=480, width=854, frames=240)
+    (root / "film.mp4").write_bytes(encode.mp4(make_clip(world, 0).frames, 30))
+    source, count = VideoFile(str(root / "film.mp4")), world.frames
+    figures = {}
+    for name, indices in (("all", range(count)), ("sparse", np.linspace(0, count - 1, min(24, count), dtype=int))):
+        seconds = []
+        for _ in range(repeats):
+            start = time.perf_counter()
+            media.load_frames(source, indices)
+            seconds.append(time.perf_counter() - start)
+        figures[f"film_ms_per_frame.{name}"] = 1e3 * min(seconds) / count
+    return figures
+
+
 def run(quick: bool) -> dict:
     """Figures by name: samples a second for each way of running, the shares of a sample's time."""
     batches, samples, repeats = (10, 4, 1) if quick else (6, 12, 3)
@@ -115,6 +134,7 @@ def run(quick: bool) -> dict:
     cv2.setNumThreads(1)
     try:
         with tempfile.TemporaryDirectory() as root:
+            figures |= _film(pathlib.Path(root), quick, repeats)
             for name, family in _families(pathlib.Path(root), quick).items():
                 for label, how in (
                     ("one_process", {}),

@@ -331,7 +331,7 @@ def test_video_has_its_sound(tmp_path):
     clip = trees.clip(3)
     path = trees.write(tmp_path / "x.mp4", encode.mp4(clip.frames, 2.0, clip.sound))
     info = media.video_info(str(path))
-    assert (info.frames, info.fps, info.height, info.width) == (6, 2.0, 48, 64)
+    assert (info.count, info.fps, info.height, info.width) == (6, 2.0, 48, 64)
     assert encode.video_codec() in ("libx264", "mpeg4")
 
 
