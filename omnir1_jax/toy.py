@@ -29,6 +29,7 @@ from omnir1_jax.inference.load import Systems
 from omnir1_jax.inference.samples import SOUNDS
 from omnir1_jax.inference.tasks import Options
 from omnir1_jax.reporting import lines, toy_report
+from omnir1_jax.reporting import names as metric_names
 from omnir1_jax.reporting.log import METRICS
 from omnir1_jax.setup.run import keep_compiled
 from omnir1_jax.training import loop, workdir
@@ -84,11 +85,11 @@ def learnt(run: pathlib.Path) -> dict[str, Any]:
     rows = list(lines.read_metrics(regular_file.read_bytes(path), str(path)))
     out = {}
     for family, names in NAMES.items():
-        own = [row for row in rows if ("reward/segmentation" in row) == (family == "vos")]
+        own = [metric_names.without_task(row) for row in rows if metric_names.task_of(row) == family]
         fifth = max(len(own) // 5, 1)
         mean = lambda part, key: statistics.fmean(row[key] for row in part if row.get(key) is not None)
         for name, key in names.items():
-            if own:
+            if any(row.get(key) is not None for row in own):
                 out[f"{family} {name}"] = {"first": mean(own[:fifth], key), "last": mean(own[-fifth:], key)}
     return out
 

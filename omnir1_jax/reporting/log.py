@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from omnir1_jax import folders
 from omnir1_jax.errors import InputError
-from omnir1_jax.reporting import lines, pictures
+from omnir1_jax.reporting import lines, names, pictures
 from omnir1_jax.reporting.example import Example, Number, finite, line
 
 METRICS, ROLLOUTS, PICTURES, TENSORBOARD = "metrics.jsonl", "rollouts.jsonl", "pictures", "tensorboard"
@@ -85,22 +85,27 @@ class RunLog:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def step(self, step: int, metrics: Mapping[str, Any], seconds: Number) -> None:
+    def step(self, step: int, metrics: Mapping[str, Any], seconds: Number, task: str = "") -> None:
         """Numbers of a finished step.
 
         Args:
           step: larger than that of any earlier call and than `resume_step`.
           metrics: scalars by name, of numpy or jax too; what is not finite is null in the file.
           seconds: that the step took.
+          task: of the step's batch; the metrics about completions carry it in their names.
         """
         if step <= self._last:
             raise ValueError(f"step {step} is logged after step {self._last}; steps count from 1")
-        if own := {"step", "seconds"} & metrics.keys():
+        if own := {"step", "seconds", names.TASK} & metrics.keys():
             raise ValueError(f"a metric may not be named {min(own)!r}")
         values = {name: float(np.asarray(value)) for name, value in metrics.items()}
-        lines.append(self._metrics, {"step": step, **finite({"seconds": float(seconds), **values})})
+        line, named = describe(step, self._total, values, seconds, [*self._durations, seconds], task), values
+        head: dict[str, Any] = {"step": step}
+        if task:
+            head, named = head | {names.TASK: task}, names.with_task(task, values)
+        lines.append(self._metrics, head | finite({"seconds": float(seconds), **named}))
         if self._events:
-            scalars = {"time/seconds": float(seconds), **values}.items()
+            scalars = {"time/seconds": float(seconds), **named}.items()
             points = [Summary.Value(tag=name, simple_value=value) for name, value in scalars]
             _event(self._events, step, Summary(value=points))
             if time.monotonic() - self._flushed_at > EVENT_SECONDS:
@@ -108,7 +113,7 @@ class RunLog:
         self._durations.append(seconds)
         self._bar.update(step - self._last)
         self._last = step
-        self.say(describe(step, self._total, values, seconds, self._durations))
+        self.say(line)
         if self._remote and time.monotonic() - self._copied_at > UPLOAD_SECONDS:
             self.flush()
 
@@ -173,7 +178,9 @@ class RunLog:
         self._copied_at = time.monotonic()
 
 
-def describe(step: int, total: int, metrics: Mapping[str, Number], seconds: Number, durations: Sequence[Number]) -> str:
+def describe(
+    step: int, total: int, metrics: Mapping[str, Number], seconds: Number, durations: Sequence[Number], task: str = ""
+) -> str:
     """A step in one line."""
     shown = [name for name in HEADLINE if name in metrics][:2]
     parts = [f"{name.split('/')[-1].replace('total', 'reward')} {metrics[name]:.4g}" for name in shown]
@@ -181,7 +188,9 @@ def describe(step: int, total: int, metrics: Mapping[str, Number], seconds: Numb
         parts.append(f"skipped {metrics['learn/skipped']:.0f}")
     # The median: the first step compiles. It is also the only one known then, so nothing is foretold from it.
     left = clock(statistics.median(durations) * max(total - step, 0)) if len(durations) > 1 else "?"
-    return "  ".join([f"step {step}/{total}", *parts, f"{seconds:.2f} s/step", f"left {left}"])
+    return "  ".join(
+        [f"step {step}/{total}", *([task] if task else []), *parts, f"{seconds:.2f} s/step", f"left {left}"]
+    )
 
 
 def clock(seconds: Number) -> str:

@@ -10,7 +10,7 @@ from etils import epath
 
 from omnir1_jax import regular_file
 from omnir1_jax.cli import atomic_path
-from omnir1_jax.reporting import charts, html, lines
+from omnir1_jax.reporting import charts, html, lines, names
 from omnir1_jax.reporting.html import tag
 from omnir1_jax.reporting.log import METRICS
 from omnir1_jax.reporting.train_report import shrink
@@ -89,7 +89,8 @@ def curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], target: epath.Path) 
         for place, (title, (segmented, key)) in enumerate(CURVES.items(), 1):
             axes = figure.add_subplot(1, len(CURVES), place, title=title, xlabel="step")
             for number, (name, rows) in enumerate(runs.items()):
-                own = [row for row in rows if ("reward/segmentation" in row) == segmented and row.get(key) is not None]
+                of_task = [names.without_task(row) for row in rows if (names.task_of(row) == "vos") == segmented]
+                own = [row for row in of_task if row.get(key) is not None]
                 steps, values = (np.array([row[what] for row in own], np.float64) for what in ("step", key))
                 if not values.any():  # not measured, as the run's reward had no use for it
                     continue

@@ -14,6 +14,7 @@ from etils import epath
 from omnir1_jax import json_file, regular_file
 from omnir1_jax.errors import InputError
 from omnir1_jax.reporting import charts, html, lines
+from omnir1_jax.reporting import names as metric_names
 from omnir1_jax.reporting.html import Html, tag
 from omnir1_jax.reporting.log import METRICS, PICTURES, ROLLOUTS, clock
 
@@ -66,6 +67,7 @@ def _json(path: epath.Path) -> dict[str, Any]:
 
 
 def _headline(steps: Sequence[Mapping[str, Any]], config: Mapping[str, Any]) -> list[tuple[str, object]]:
+    steps = [metric_names.without_task(row) for row in steps]
     seconds = [row["seconds"] for row in steps if isinstance(row.get("seconds"), (int, float))]
     rows: list[tuple[str, object]] = []
     if config.get("objective"):

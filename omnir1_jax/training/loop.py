@@ -18,7 +18,7 @@ from omnir1_jax.data.stream import Prefetch
 from omnir1_jax.errors import InputError
 from omnir1_jax.folders import Mark, begin, file
 from omnir1_jax.parallel import agree
-from omnir1_jax.reporting import lines
+from omnir1_jax.reporting import lines, names
 from omnir1_jax.reporting.log import METRICS, RunLog
 from omnir1_jax.reporting.train_report import write_report
 from omnir1_jax.rl.learn import TrainState
@@ -91,7 +91,7 @@ def _train(
             metrics = {**jax.device_get(metrics), **data_metrics(stream, waited)}
             watch.step(int(jax.device_get(state.skipped)), metrics.get("learn/flat_groups"))
             if log is not None:
-                log.step(step, metrics, time.perf_counter() - started)
+                log.step(step, metrics, time.perf_counter() - started, batch.family)
                 tell(log, run, step, batch, made, rollout)
                 if note := watch.note():
                     log.say(f"note: {note}")
@@ -216,19 +216,19 @@ def finish(folder: epath.Path, mark: Mark | None, run: Run, state: TrainState) -
 
 
 def summary(config: ConfigDict, rows: list[Mapping[str, Any]]) -> dict[str, Any]:
-    """The run in a few numbers: seconds, and each metric's mean over the first and the last tenth of the steps."""
-    tenth = max(len(rows) // 10, 1)
-    names = sorted({name for row in rows for name in row if name not in ("step", "seconds")})
-
-    def mean(part: list[Mapping[str, Any]], name: str) -> float | None:
-        values = [row[name] for row in part if row.get(name) is not None]
-        return sum(values) / len(values) if values else None
+    """The run in a few numbers: seconds, and each metric's mean over the first and the last tenth of its steps."""
+    series: dict[str, list[float]] = {}
+    for row in rows:
+        for name in row.keys() - {"step", "seconds", names.TASK}:
+            series.setdefault(name, []).extend([] if row[name] is None else [row[name]])
+    ends = {name: max(len(values) // 10, 1) for name, values in series.items()}
+    mean = lambda values: sum(values) / len(values) if values else None
 
     return {
         "name": config.name,
         "objective": config.objective,
         "steps": len(rows),
         "seconds": sum(row["seconds"] or 0.0 for row in rows),
-        "first": {name: mean(rows[:tenth], name) for name in names},
-        "last": {name: mean(rows[-tenth:], name) for name in names},
+        "first": {name: mean(series[name][: ends[name]]) for name in sorted(series)},
+        "last": {name: mean(series[name][-ends[name] :]) for name in sorted(series)},
     }

@@ -173,4 +173,6 @@ def reward(
         "boxes": jnp.sum(found.matching.prompt, axis=(2, 3)).astype(jnp.float32),
     }
     every = {**terms._asdict(), **measured}
+    if masks is None:
+        del every["segmentation"]  # not computed, and not 0
     return common.total(config, accuracy, plan.formatted, completions, every, failures)

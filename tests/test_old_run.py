@@ -1,0 +1,87 @@
+"""A work directory of older code (tests/old_run/README.md) resumes, evaluates and reports today."""
+
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from omnir1_jax import settings
+from omnir1_jax.reporting.train_report import write_report
+from tests.runs import QUICK, ROOT, rows
+
+OLD = ROOT / "tests/old_run/run"
+IDLE = ("seconds", "time", "data")
+
+
+@pytest.fixture
+def old(tmp_path):
+    """A copy of the run after its third step."""
+    run = pathlib.Path(shutil.copytree(OLD, tmp_path / "run"))
+    shutil.rmtree(run / "checkpoints/6")
+    return run
+
+
+def command(name: str, *flags: str) -> str:
+    """A command as it was run when the old run was made; what it printed."""
+    cache = ROOT / ".cache/jax"
+    env = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": QUICK, "JAX_COMPILATION_CACHE_DIR": str(cache)}
+    line = [sys.executable, "-m", f"omnir1_jax.{name}", *flags]
+    done = subprocess.run(line, cwd=ROOT, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def train(run: pathlib.Path, *flags: str) -> None:
+    command("train", "--config=tests/old_run/resume.py", f"--workdir={run}", *flags)
+
+
+def numbers(row: dict) -> dict[str, float]:
+    """A step's metrics without times, under the names of its first version."""
+    task = f"/{row.get('task')}/"
+    numbers = {name.replace(task, "/"): value for name, value in row.items() if name != "task"}
+    return {name: value for name, value in numbers.items() if name.split("/")[0] not in IDLE}
+
+
+def close(found: list[dict], wanted: list[dict]) -> None:
+    for a, b in zip(map(numbers, found), map(numbers, wanted), strict=True):
+        assert {"learn/loss", "reward/total", "learn/grad_norm"} <= a.keys() & b.keys()
+        for name in a.keys() & b.keys():
+            np.testing.assert_allclose(a[name], b[name], rtol=2e-4, atol=2e-4, err_msg=name)
+
+
+def test_it_resumes_as_it_did_then(old):
+    """Step 4, of `qa`; the slow test has those of the other tasks, whose programs are larger."""
+    train(old, "--config.steps=4")
+    close(rows(old), rows(OLD)[:4])
+    assert rows(old)[-1]["learn/grad_norm"] > 0.1
+    assert json.loads((old / "config.json").read_text())["version"] == settings.VERSION
+    assert (old / "report.html").exists()
+
+
+def test_it_evaluates(old, tmp_path):
+    flags = ("--benchmark=synthetic", "--tasks=refavs", "--limit=1", "--batch_size=1", f"--out={tmp_path / 'out'}")
+    command("evaluate", f"--checkpoint={old}", *flags)
+    assert len((tmp_path / "out/results.jsonl").read_text().splitlines()) == 1
+
+
+def test_its_metrics_without_tasks_are_reported(old):
+    page = write_report(old).read_text()
+    assert "reward/total" in page and "reward/segmentation" in page
+
+
+@pytest.mark.slow
+def test_it_ends_bit_for_bit_as_a_run_of_today(old, tmp_path):
+    train(old)
+    train(tmp_path / "today")
+    close(rows(tmp_path / "today"), rows(OLD))
+    close(rows(old), rows(OLD))
+    runs = (old, tmp_path / "today", OLD)
+    now, today, then = (json.loads((run / "checkpoints/6/run/process_0.json").read_text())["checksums"] for run in runs)
+    print("the same bits as when it was made:", today == then)
+    if today == then:  # on the kind of machine that made it
+        assert now == today
