@@ -220,7 +220,18 @@ def _tail(path: epath.Path) -> list[dict[str, Any]]:
         data = file.read()
     if size > TAIL_BYTES:
         data = data[data.find(b"\n") + 1 :]
-    return list(lines.read(data, str(path)))
+    rows = list(lines.read(data, str(path)))
+    for row in rows:
+        keyframes, failures, rewards = (row.get(key) or kind() for key, kind in _ROLLOUT.items())
+        good = isinstance(keyframes, list) and all(isinstance(keyframe, dict) for keyframe in keyframes)
+        good = good and isinstance(failures, list) and isinstance(rewards, dict)
+        if not good or not all(value is None or type(value) in (int, float) for value in rewards.values()):
+            step = json_file.describe(row["step"])
+            raise InputError(f"{path}: a rollout of step {step} has no lists of keyframes and failures, or no rewards")
+    return rows
+
+
+_ROLLOUT = {"keyframes": list, "failures": list, "rewards": dict}
 
 
 def _completions(rollouts: Sequence[Mapping[str, Any]]) -> list[Html]:
