@@ -48,6 +48,7 @@ setup(
             "beartype>=0.20",
             "hypothesis>=6.100",
             "jax[tpu]>=0.8",
+            "peft>=0.18",
             "psutil>=6",
             "pytest>=8",
             "pytest-xdist>=3.6",

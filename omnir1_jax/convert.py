@@ -2,12 +2,18 @@
 
 Import reads `config.json`, safetensors (sharded or not, bare or prefixed `thinker.`; talker and token2wav are
 skipped) and the tokenizer's and processor's files. Export takes what import made, the work directory of a run (its
-newest good state, an adapter merged), or a Hugging Face directory to be written anew; it writes a directory that
-transformers' `from_pretrained` loads as it is. The target appears whole or not at all.
+newest good state, a LoRA adapter merged), or a Hugging Face directory to be written anew. The target appears whole or
+not at all. Layouts of an export, and what loads them:
+
+  thinker  transformers' Qwen2_5OmniThinkerForConditionalGeneration. The smallest that answers by itself.
+  omni     transformers' Qwen2_5OmniForConditionalGeneration, the architecture that vLLM's registry lists. Talker,
+           token2wav and spk_dict.pt of the base are copied; a base without them gives a model that does not speak.
+  peft     peft's PeftModel.from_pretrained(thinker, TARGET), on the base's thinker: a run's LoRA adapter alone.
 """
 
 import argparse
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 from absl import logging
@@ -18,13 +24,17 @@ from jax.sharding import Mesh
 from omnir1_jax import checkpoints, cli, folders, orbax_files, trained
 from omnir1_jax.errors import InputError
 from omnir1_jax.models.checkpoint import MAX_SHARD_BYTES, WEIGHTS
-from omnir1_jax.models.qwen_omni import hf_config, pretrained, store
+from omnir1_jax.models.qwen_omni import hf_config, pretrained, speech, store
 from omnir1_jax.models.qwen_omni.thinker import Thinker, count
-from omnir1_jax.models.qwen_omni.weights import PREFIXES
 from omnir1_jax.parallel import make_mesh
 from omnir1_jax.setup import models, weights
 
 FLAG = "target"
+LAYOUTS = {  # what loads each
+    "thinker": "transformers' Qwen2_5OmniThinkerForConditionalGeneration; servers may list only --layout omni",
+    "omni": "transformers' Qwen2_5OmniForConditionalGeneration, the architecture in vLLM's registry",
+    "peft": "peft's PeftModel.from_pretrained(thinker, directory)",
+}
 DTYPES = {"stored": None, **models.DTYPES}
 
 
@@ -45,7 +55,13 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
             "--mesh", default="", help="devices to spread the parameters over meanwhile, such as fsdp=4,tensor=2"
         )
         if name == "export":
-            command.add_argument("--prefix", choices=PREFIXES, default="", help="before every tensor's name")
+            command.add_argument("--layout", choices=LAYOUTS, default="thinker", help="see convert --help")
+            command.add_argument(
+                "--speech",
+                default="",
+                help="layout omni: Hugging Face directory of a release whose talker, token2wav and spk_dict.pt are "
+                "copied; by default the base's",
+            )
             command.add_argument(
                 "--max-shard-bytes", type=int, default=MAX_SHARD_BYTES, help="of tensors in one safetensors file"
             )
@@ -107,35 +123,67 @@ def convert(args: argparse.Namespace, source: epath.Path, target: epath.Path, me
         store.save_store(target, config, params, base=base, files=store.text_files(source), flag=FLAG)
     else:
         files = store.text_files(source)
-        pretrained.save(
-            target,
-            Thinker(config),
-            params,
-            prefix=args.prefix,
-            base=base,
-            files=files,
-            max_shard_bytes=args.max_shard_bytes,
-            flag=FLAG,
-        )
+        pretrained.save(target, Thinker(config), params, base=base, files=files, **layout(args, str(source)))
     print(f"{args.target}: {count(params):,} parameters")
+    if args.command == "export":
+        print_layout(args, str(source))
+
+
+def layout(args: argparse.Namespace, base: str) -> dict[str, Any]:
+    """Arguments of `pretrained.save`.
+
+    Args:
+      base: where speech is, unless a flag says.
+    """
+    if args.layout == "peft":
+        raise InputError("--layout peft: only a run's work directory has an adapter; export --layout thinker")
+    if args.speech and args.layout != "omni":
+        raise InputError("--speech: only the whole model speaks; add --layout omni")
+    spoken = args.speech or (base if args.layout == "omni" and base and not speech.missing(base) else "")
+    return dict(
+        prefix="thinker." if args.layout == "omni" else "",
+        max_shard_bytes=args.max_shard_bytes,
+        speech=speech.read(spoken) if spoken else None,
+        flag=FLAG,
+    )
+
+
+def print_layout(args: argparse.Namespace, base: str) -> None:
+    print(f"{args.target}: loaded by {LAYOUTS[args.layout]}")
+    if args.layout != "omni":
+        return
+    lacking = [] if args.speech else speech.missing(base) if base else ["weights"]
+    if lacking:
+        print(
+            f"{args.target}: does not speak (enable_audio_output is false), as {base or 'the base'} lacks "
+            f"{', '.join(lacking)}; --speech names a release that has them"
+        )
+    else:
+        print(f"{args.target}: talker, token2wav and {speech.SPEAKERS} are those of {args.speech or base}")
 
 
 def export_run(args: argparse.Namespace, source: epath.Path, target: epath.Path, mesh: Mesh | None) -> None:
     """The newest good state of a run. In float32, if asked for, trained parameters are written without rounding."""
     config, dtype = trained.config_of(str(source)), DTYPES[args.dtype]
     thinker = config.objective != "masks"
-    if not thinker and args.prefix:
-        raise InputError(f"--prefix: {source} trained a segmenter, whose tensors have no prefix")
+    if not thinker and args.layout != "thinker":
+        raise InputError(f"--layout: {source} trained a segmenter, which has one layout; leave the flag out")
+    chosen = layout(args, config.thinker.path) if thinker and args.layout != "peft" else {"flag": FLAG}
     if dtype is not None and thinker:
         config.thinker.param_dtype = args.dtype
     found = trained.load(str(source), config, mesh, segmenter=False)
+    if args.layout == "peft":
+        number = weights.save_adapter(target, found.config, found.trainable, FLAG)
+        print(f"{args.target}: {number:,} parameters, the adapter of {found.config.thinker.path}")
+        print_layout(args, found.config.thinker.path)
+        return
     changed = found.trainable
     if dtype is not None and not thinker:
         changed = jax.tree.map(lambda leaf: leaf.astype(dtype), changed)
-    layout = dict(prefix=args.prefix, max_shard_bytes=args.max_shard_bytes) if thinker else {}
-    layout["flag"] = FLAG
-    weights.save(target, found.config, found.loaded, changed, **layout)
+    weights.save(target, found.config, found.loaded, changed, **chosen)
     print(f"{args.target}: {count(found.loaded.params if thinker else changed):,} parameters")
+    if thinker:
+        print_layout(args, config.thinker.path)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import shutil
 
 import jax
 import numpy as np
+import peft
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -183,6 +184,26 @@ def test_newest_good_state_with_its_adapter(run, tmp_path):
     check(tmp_path / "older", 1)
 
 
+def test_adapter_in_peft_s_layout(run, tmp_path, capsys):
+    """PEFT puts it on the base's thinker, on nothing else, and gets the logits of the merged export."""
+    config, workdir, states, folder = run
+    export(workdir, tmp_path / "adapter", "--layout", "peft")
+    number = sum(leaf.size for leaf in jax.tree.leaves(states[2]))
+    assert f"{number:,} parameters, the adapter of {config.thinker.path}" in capsys.readouterr().out
+
+    load = lambda path: Qwen2_5OmniThinkerForConditionalGeneration.from_pretrained(path, dtype=torch.float32).eval()
+    base, merged = load(config.thinker.path), load(folder)
+    ids = torch.tensor([[5, 17, 33, 80, 7]])
+    logits = lambda model: model(input_ids=ids).logits.detach()
+    before, want = logits(base), logits(merged)
+    adapted = peft.PeftModel.from_pretrained(base, tmp_path / "adapter")
+    weights = {name: p for name, p in adapted.named_parameters() if "lora_" in name}
+    assert len(weights) == len(load_file(tmp_path / "adapter" / "adapter_model.safetensors"))
+    assert sum(p.numel() for p in weights.values()) == number and all(p.abs().max() > 0 for p in weights.values())
+    assert (want - before).abs().max() > 0.1
+    torch.testing.assert_close(logits(adapted), want, rtol=1e-4, atol=1e-4)
+
+
 def test_full_training_keeps_its_masters(tmp_path):
     """Trained parameters are float32, what is frozen is bfloat16: "stored" rounds them, float32 does not."""
     config = small.config(tmp_path, thinker_param_dtype="bfloat16")
@@ -190,9 +211,11 @@ def test_full_training_keeps_its_masters(tmp_path):
     name = "model.layers.0.mlp.up_proj.weight"
     want = torch.tensor(np.asarray(states[3]["layers"]["up"]["kernel"][0]).T)
     export(workdir, tmp_path / "stored")
-    export(workdir, tmp_path / "exact", "--dtype", "float32", "--prefix", "thinker.")
+    export(workdir, tmp_path / "exact", "--dtype", "float32", "--layout", "omni")
     assert torch.equal(load_file(tmp_path / "stored" / "model.safetensors")[name], want.to(torch.bfloat16))
     assert torch.equal(load_file(tmp_path / "exact" / "model.safetensors")["thinker." + name], want)
+    with pytest.raises(InputError, match="no LoRA adapter"):
+        export(workdir, tmp_path / "adapter", "--layout", "peft")
     # Without checkpoints what the run wrote at its end is taken; a directory of weights is written anew.
     (tmp_path / "stored").rename(workdir / "weights")
     shutil.rmtree(workdir / checkpoints.FOLDER)

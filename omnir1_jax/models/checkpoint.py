@@ -246,6 +246,7 @@ def save_params(
     prefix: str = "",
     max_shard_bytes: int = MAX_SHARD_BYTES,
     files: Mapping[str, bytes] | None = None,
+    copied: Mapping[str, TensorInfo] | None = None,
     owner: str = "",
     flag: str = "weights",
 ) -> None:
@@ -258,6 +259,7 @@ def save_params(
       prefix: put before every name.
       max_shard_bytes: of tensors in one file; a larger tensor has a file of its own.
       files: further files of the directory, by name (config.json, the tokenizer).
+      copied: tensors of another checkpoint that are written too, byte for byte, by their full names.
       owner, flag: of `folders.replace`.
 
     Raises:
@@ -266,19 +268,22 @@ def save_params(
     """
     params = flatten_dict(params)
     groups = by_parameter(leaves, params)
-    ordered = [leaf for group in groups.values() for leaf in group]
+    entries: list[tuple[str, np.dtype, tuple[int, ...], Leaf | TensorInfo]] = []
+    for leaf in (leaf for group in groups.values() for leaf in group):
+        array = params[leaf.path]
+        entries.append((prefix + leaf.name, np.dtype(array.dtype), leaf_shape(leaf, array.shape), leaf))
+    for name, info in (copied or {}).items():
+        entries.append((name, safetensors_file.dtype_of(info), info.shape, info))
     shards: list[dict[str, tuple[np.dtype, tuple[int, ...]]]] = [{}]
     owners, size, total = [[]], 0, 0
-    for leaf in ordered:
-        array = params[leaf.path]
-        shape, dtype = leaf_shape(leaf, array.shape), np.dtype(array.dtype)
+    for name, dtype, shape, source in entries:
         nbytes = int(np.prod(shape)) * dtype.itemsize
         if shards[-1] and size + nbytes > max_shard_bytes:
             shards.append({})
             owners.append([])
             size = 0
-        shards[-1][prefix + leaf.name] = (dtype, shape)
-        owners[-1].append(leaf)
+        shards[-1][name] = (dtype, shape)
+        owners[-1].append(source)
         size, total = size + nbytes, total + nbytes
     names = ["model.safetensors"]
     if len(shards) > 1:
@@ -310,10 +315,13 @@ def _check_written(folder: epath.Path, shards: Sequence[Mapping[str, tuple[np.dt
             raise OSError(f"{folder}: {name!r} cannot be read back after it was written")
 
 
-def _tensors(leaves: Sequence[Leaf], params: Mapping[tuple[str, ...], Any]) -> Iterator[np.ndarray]:
-    """The leaves as torch lays them out; a parameter is fetched from the devices once for all its layers."""
+def _tensors(sources: Sequence[Leaf | TensorInfo], params: Mapping[tuple[str, ...], Any]) -> Iterator[np.ndarray]:
+    """The tensors as torch lays them out; a parameter is fetched from the devices once for all its layers."""
     path, host = None, None
-    for leaf in leaves:
+    for leaf in sources:
+        if isinstance(leaf, TensorInfo):
+            yield safetensors_file.read_tensor(leaf)
+            continue
         if leaf.path != path:
             host = None  # let go of the last one before the next arrives
             path, host = leaf.path, np.asarray(params[leaf.path])

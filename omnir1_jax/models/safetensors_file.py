@@ -8,7 +8,7 @@ at once; here host memory holds one tensor, and `gs://` works.
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 
 import jax.numpy as jnp
 import numpy as np
@@ -86,14 +86,24 @@ def _naturals(value: object) -> bool:
     return isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)
 
 
+def dtype_of(info: TensorInfo) -> np.dtype:
+    """The tensor's dtype.
+
+    Raises:
+      InputError: it is not one of `DTYPES`.
+    """
+    if info.dtype not in DTYPES:
+        raise InputError(f"{info.file}: dtype {info.dtype} is not supported; convert the file to F32 or BF16")
+    return DTYPES[info.dtype]
+
+
 def read_tensor(info: TensorInfo) -> np.ndarray:
     """Reads one tensor into fresh host memory.
 
     Raises:
       InputError: the file ends before the tensor does, or its dtype is not one of `DTYPES`.
     """
-    if info.dtype not in DTYPES:
-        raise InputError(f"{info.file}: dtype {info.dtype} is not supported; convert the file to F32 or BF16")
+    dtype = dtype_of(info)
     data = np.empty(info.end - info.start, np.uint8)
     with info.file.open("rb") as file:
         file.seek(info.start)
@@ -104,7 +114,7 @@ def read_tensor(info: TensorInfo) -> np.ndarray:
                 raise InputError(f"{info.file}: cut short at byte {info.start + done}; fetch the file again")
             view[done : done + len(block)] = block
             done += len(block)
-    return data.view(DTYPES[info.dtype]).reshape(info.shape)
+    return data.view(dtype).reshape(info.shape)
 
 
 # Of each floating type: an unsigned type of its width, and the bits of the exponent, all set where it is not finite.
@@ -168,14 +178,14 @@ def index(path: epath.PathLike) -> dict[str, TensorInfo]:
 def write_file(
     path: epath.PathLike,
     tensors: Mapping[str, tuple[np.dtype, tuple[int, ...]]],
-    values: Callable[[str], np.ndarray] | Iterable[np.ndarray],
+    values: Iterable[np.ndarray],
 ) -> None:
     """Writes one file, streamed.
 
     Args:
       path: overwritten in place; callers give a scratch path that is renamed afterwards.
       tensors: dtype and shape of each tensor, in file order.
-      values: the tensors in the same order, or a function from a name to its tensor.
+      values: the tensors in the same order.
     """
     header, offset = {"__metadata__": {"format": "pt"}}, 0
     for name, (dtype, shape) in tensors.items():
@@ -184,8 +194,6 @@ def write_file(
         offset += size
     raw = json.dumps(header, separators=(",", ":")).encode()
     raw += b" " * (-len(raw) % 8)
-    if callable(values):
-        values = (values(name) for name in tensors)
     with epath.Path(path).open("wb") as file:
         file.write(len(raw).to_bytes(8, "little") + raw)
         for (name, (dtype, shape)), value in zip(tensors.items(), values, strict=True):

@@ -8,8 +8,9 @@ from etils import epath
 from jax.experimental import multihost_utils
 from transformers import PreTrainedTokenizerBase
 
+from omnir1_jax.errors import InputError
 from omnir1_jax.models import lora, sam2
-from omnir1_jax.models.qwen_omni import hf_config, hf_processor, pretrained, store
+from omnir1_jax.models.qwen_omni import hf_adapter, hf_config, hf_processor, pretrained, store
 from omnir1_jax.setup.models import Loaded, lora_config
 
 
@@ -50,6 +51,21 @@ def save(path: epath.PathLike, config: Any, loaded: Loaded, trainable: Any, **la
         files=hf_processor.with_processor(loaded.models.thinker.config, files),
         **layout,
     )
+
+
+def save_adapter(path: epath.PathLike, config: Any, trainable: Any, flag: str) -> int:
+    """Writes a run's LoRA adapter in PEFT's layout; returns how many parameters it has.
+
+    Raises:
+      InputError: the run trained no adapter, or has none any more.
+    """
+    if config.objective == "masks" or (config.objective == "sft" and config.sft.towers) or not config.lora.rank:
+        raise InputError("--layout peft: no LoRA adapter was trained here, or it is merged; export --layout thinker")
+    if not config.thinker.path:
+        raise InputError(
+            "--layout peft: the adapter's base, random weights, is in no directory; export --layout thinker"
+        )
+    return hf_adapter.save(path, gathered(trainable), lora_config(config), config.thinker.path, flag)
 
 
 def gathered(tree: Any) -> Any:

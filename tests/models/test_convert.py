@@ -61,7 +61,7 @@ def test_there_and_back(source, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, stored, original)
 
 
-def test_over_a_mesh_with_another_dtype_and_prefix(source, tmp_path):
+def test_over_a_mesh_with_another_dtype_and_layout(source, tmp_path):
     run("import", source, tmp_path / "orbax", "--mesh", "fsdp=4,tensor=2", "--dtype", "float32")
     run(
         "export",
@@ -71,8 +71,8 @@ def test_over_a_mesh_with_another_dtype_and_prefix(source, tmp_path):
         "fsdp=-1",
         "--dtype",
         "bfloat16",
-        "--prefix",
-        "thinker.",
+        "--layout",
+        "omni",
     )
     got, want = load_file(tmp_path / "back" / "model.safetensors"), load_file(source / "model.safetensors")
     assert got.keys() == {"thinker." + name for name in want}

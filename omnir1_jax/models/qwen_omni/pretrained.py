@@ -16,9 +16,11 @@ from jaxtyping import Array, Float
 from omnir1_jax.errors import InputError
 from omnir1_jax.models import checkpoint, safetensors_file
 from omnir1_jax.models.qwen_omni import hf_config, store, weights
+from omnir1_jax.models.qwen_omni import speech as speech_files
 from omnir1_jax.models.qwen_omni.config import ThinkerConfig
 from omnir1_jax.models.qwen_omni.hf_inputs import thinker_inputs
 from omnir1_jax.models.qwen_omni.inputs import ThinkerInputs
+from omnir1_jax.models.qwen_omni.speech import Speech
 from omnir1_jax.models.qwen_omni.thinker import Thinker, abstract_params
 from omnir1_jax.parallel import DEFAULT_RULES, Rules, tree_shardings
 
@@ -93,6 +95,7 @@ def save(
     base: Mapping[str, Any] | None = None,
     files: Mapping[str, bytes] | None = None,
     max_shard_bytes: int = checkpoint.MAX_SHARD_BYTES,
+    speech: Speech | None = None,
     owner: str = "",
     flag: str = "weights",
 ) -> None:
@@ -100,13 +103,18 @@ def save(
 
     Args:
       path, owner, flag: as for `checkpoint.save_params`.
-      prefix: "" or "thinker.", which also wraps the config as the whole model's.
+      prefix: "" for the thinker alone; "thinker." for the whole model, its config included.
       base: the `config.json` that the weights came with; its other fields are kept.
       files: further files of the directory, by name (tokenizer, processor).
+      speech: of the whole model, copied byte for byte; without it the config says that the model does not speak.
     """
     if prefix not in weights.PREFIXES:
         raise InputError(f"prefix {prefix!r} must be one of {', '.join(map(repr, weights.PREFIXES))}")
-    config = hf_config.to_json(model.config, base=base, whole=prefix != "")
+    config, files, copied = hf_config.to_json(model.config, base=base, whole=prefix != ""), dict(files or {}), {}
+    if prefix:
+        config = speech_files.whole_config(config, speech)
+        files[speech_files.SPEAKERS] = speech_files.no_speakers() if speech is None else speech.speakers
+        copied = {} if speech is None else speech.tensors
     dtypes = {str(leaf.dtype) for leaf in jax.tree.leaves(params)}
     if len(dtypes) == 1:  # what `from_pretrained` gives its own parameters
         for level in (config, config.get("thinker_config", config)):
@@ -119,7 +127,8 @@ def save(
         params,
         prefix=prefix,
         max_shard_bytes=max_shard_bytes,
-        files={**(files or {}), "config.json": text.encode()},
+        files={**files, "config.json": text.encode()},
+        copied=copied,
         owner=owner,
         flag=flag,
     )

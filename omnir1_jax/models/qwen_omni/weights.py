@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from omnir1_jax.models import lora
 from omnir1_jax.models.checkpoint import CONV1D, FLAT, HEADS_IN, HEADS_OUT, OUT_LAST, SAME, TRANSPOSED, Layout, Leaf
 from omnir1_jax.models.qwen_omni.config import ThinkerConfig
 
@@ -93,6 +94,12 @@ def leaves(config: ThinkerConfig) -> list[Leaf]:
         if name != HEAD or not config.text.tie_word_embeddings
         for leaf in _layers(name, (part, *path.split("/")), layout, depth)
     ]
+
+
+def linear_layers() -> dict[str, str]:
+    """Modules on disk of a block's linear layers, with {} for the block, by their names in `models.lora`."""
+    kernels = {path.split("/")[1]: name for name, path, _ in _TEXT if path.startswith("layers/")}
+    return {layer: kernels[layer].rpartition(".")[0] for layer in lora.INPUT_AXES}
 
 
 def _layers(name: str, path: tuple[str, ...], layout: Layout, depth: int) -> Iterator[Leaf]:
