@@ -91,7 +91,7 @@ UNITS = (
 )
 HOSTILE = {
     **{f"{unit!r} alone": unit * (LENGTH // len(unit)) for unit in UNITS},
-    "white space in an answer": "<answer>x" + " \n" * (LENGTH // 2),
+    "white space in an answer": "<answer>" + " \n" * (LENGTH // 2),
     "white space after thinking": "<think></think>" + "\n" * LENGTH,
     "brackets in an object": '<answer>{"a": ' + "[" * LENGTH + "}</answer>",
     "spaces in an object": '<answer>{"a"' + " " * LENGTH + ": 1}</answer>",
