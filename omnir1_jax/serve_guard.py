@@ -6,6 +6,7 @@ was pointed at this machine: DNS rebinding), by `Origin` and by `Sec-Fetch-Site`
 
 import contextlib
 import ipaddress
+import json
 import pathlib
 import socket
 import time
@@ -126,6 +127,12 @@ class Guard:
             size, refusal = body_size(scope, self._uploads.max_request if _is_upload(scope) else MAX_BODY)
         if refusal is not None:
             await _refuse(send, refusal)
+        elif size and not _is_upload(scope):
+            body = await _read(receive, size)
+            if body is not None and fetches(body):
+                await _refuse(send, Refusal(403, "This page fetches nothing from elsewhere; upload the file."))
+            else:
+                await self._app(scope, _replay(body, receive), send)
         elif _is_upload(scope):
             with self._uploads.admit(size) as fits:
                 if fits:
@@ -170,6 +177,49 @@ def body_size(scope: Any, limit: int) -> tuple[int, Refusal | None]:
 def _bare_target(scope: Any) -> Refusal | None:
     """Paths that name another address, which the page would fetch and pass on."""
     return Refusal(404, "There is no such file.") if "/file=http" in scope["path"].lower() else None
+
+
+def fetches(body: bytes) -> bool:
+    """Whether a request names a file by an address, which the page would download without any bound."""
+    try:
+        values = [json.loads(body)]
+    except ValueError:
+        return False  # the page says what is wrong with it
+    except RecursionError:
+        return True
+    while values:
+        value = values.pop()
+        if isinstance(value, dict):
+            if any(isinstance(value.get(key), str) and "://" in value[key] for key in ("path", "orig_path")):
+                return True
+            values.extend(value.values())
+        elif isinstance(value, list):
+            values.extend(value)
+    return False
+
+
+async def _read(receive: Any, size: int) -> bytes | None:
+    """The body of a request; None where the visitor left meanwhile."""
+    body = b""
+    while len(body) < size:
+        message = await receive()
+        if message["type"] != "http.request":
+            return None
+        body += message.get("body", b"")
+        if not message.get("more_body"):
+            break
+    return body
+
+
+def _replay(body: bytes | None, receive: Any) -> Any:
+    """`receive` that gives the body once more."""
+    first = {"type": "http.disconnect"} if body is None else {"type": "http.request", "body": body, "more_body": False}
+    waiting = [first]
+
+    async def replayed() -> Any:
+        return waiting.pop() if waiting else await receive()
+
+    return replayed
 
 
 def _is_upload(scope: Any) -> bool:

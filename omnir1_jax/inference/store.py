@@ -33,6 +33,7 @@ class Store:
 
     Attributes:
       interrupted: positions whose predictions an earlier process may have written, without a line.
+      adopted: the folder is an earlier version's, which did not note such positions.
     """
 
     def __init__(self, folder: str | os.PathLike, values: Mapping[str, Any], owner: str = ""):
@@ -46,6 +47,7 @@ class Store:
         """
         self.folder = pathlib.Path(folder)
         check_folder(folder, values, owner)
+        self.adopted = (self.folder / RUN).exists() and "sampling" not in _json(self.folder / RUN)
         folders.claim(folder, KIND, FLAG, names=NAMES, owner=owner, adopt=adopt)
         claim(self.path(RUN), values)
         self.lines = read_lines(self.path(LINES))
@@ -68,6 +70,12 @@ class Store:
     @property
     def predictions(self) -> str:
         return str(self.folder / PREDICTIONS)
+
+    def resume(self, positions: Iterable[int]) -> None:
+        """Takes all items without a line for interrupted ones, if an earlier version did not note which are."""
+        if self.adopted:
+            self.interrupted |= frozenset(positions) - self.lines.keys()
+            self.begin(())
 
     def begin(self, positions: Iterable[int]) -> None:
         """Notes the items whose predictions are written next."""

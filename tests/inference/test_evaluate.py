@@ -295,6 +295,13 @@ def test_a_users_files_stay_and_only_what_was_written_is_resumed(made, trees, tm
     assert evaluated(made, out, trees / "mevis", **wanted) == found  # the archive among it holds nothing of the user's
     different = {path.name for path, content in contents.items() if path.read_bytes() != content}
     assert different <= {"timing.json", ".omnir1.json"} and inner() and unharmed() and not half.exists()
+    # A folder of a version without marks, killed.
+    (out / "results.jsonl").write_bytes(b"".join((out / "results.jsonl").read_bytes().splitlines(keepends=True)[:2]))
+    (out / ".omnir1.json").unlink()
+    known = ("options", "task", "weights", "boxes", "temperature", "config")
+    values = json.loads((out / "run.json").read_text())
+    (out / "run.json").write_text(json.dumps({name: values[name] for name in known}))
+    assert evaluated(made, out, trees / "mevis", **wanted) == found and inner()
 
 
 def test_every_part_is_looked_at_before_the_first_is_computed(made, trees, tmp_path, monkeypatch):

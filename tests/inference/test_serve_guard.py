@@ -10,7 +10,7 @@ from omnir1_jax import serve_guard
 from omnir1_jax.serve_guard import Guard, Names, Uploads
 
 
-def asked(guard, method="GET", path="/", kind="http", **headers):
+def asked(guard, method="GET", path="/", kind="http", body=b"{}", **headers):
     """Status, headers and body of a request; None as status where the app was reached."""
     sent = []
 
@@ -18,7 +18,7 @@ def asked(guard, method="GET", path="/", kind="http", **headers):
         sent.append(message)
 
     async def receive():
-        return {"type": "websocket.connect"}
+        return {"type": "http.request", "body": body} if kind == "http" else {"type": "websocket.connect"}
 
     lines = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
     scope = {"type": kind, "method": method, "path": path, "headers": lines}
@@ -30,11 +30,14 @@ def guard_of(host, folder, **changes):
     reached = []
 
     async def app(scope, receive, send):
+        if scope["type"] == "http":
+            bodies.append((await receive())["body"])
         reached.append(scope["path"])
         if scope["type"] == "http":
             await send({"type": "http.response.start", "status": 200, "headers": [(b"a", b"b")]})
             await send({"type": "http.response.body", "body": b""})
 
+    bodies = guard_of.bodies = []
     limits = dict(max_files=4, max_bytes=1000, max_request=500) | changes
     return Guard(app, Names(host), Uploads(folder, **limits)), reached
 
@@ -126,6 +129,21 @@ def test_uploads_are_bounded_in_number_and_bytes_and_the_oldest_go_first(tmp_pat
     few = Uploads(tmp_path, max_files=2, max_bytes=10**6, max_request=500)
     with few.admit(1) as fits:
         assert not fits
+
+
+def test_nothing_is_fetched_from_elsewhere(tmp_path):
+    guard, reached = guard_of("127.0.0.1", tmp_path)
+    post = lambda body: asked(guard, "POST", "/run", host="localhost", body=body, content_length=str(len(body)))
+    for path in ("http://evil.example/x.mp4", "https://evil.example", "ftp://evil.example", "\\u0068ttp://evil"):
+        assert (
+            post(f'{{"data": [{{"path": "{path}", "meta": {{"_type": "gradio.FileData"}}}}]}}'.encode())[0]["status"]
+            == 403
+        )
+    assert post(b'{"data": ' + b"[" * 100_000 + b"]" * 100_000 + b"}")[0]["status"] == 403
+    assert reached == []
+    fine = b'{"data": [{"path": "clip.mp4"}, "see http://a.b"]}'
+    assert post(fine)[0]["status"] == 200 and post(b"no json")[0]["status"] == 200
+    assert guard_of.bodies == [fine, b"no json"]
 
 
 def test_the_policy_is_sent_with_every_answer(tmp_path):
