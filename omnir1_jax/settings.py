@@ -225,6 +225,10 @@ def parse(argv: Sequence[str]) -> Sequence[str]:
         if "config" in flags.FLAGS and flags.FLAGS.config is not None:
             flags.FLAGS.config.keys()  # a file that could not be loaded says so only when it is used
         return rest
+    except flags.UnrecognizedFlagError as error:
+        if error.flagname.startswith("config.") and "config" in flags.FLAGS:
+            raise InputError(f"--{error.flagname}: changes a setting of a config; name its --config=FILE too") from None
+        raise InputError(_line(error)) from error
     except flags.Error as error:
         raise InputError(_line(error)) from error
     except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:

@@ -27,6 +27,7 @@ from omnir1_jax.setup import data
 from omnir1_jax.systems import prompts
 
 FAMILIES = ("vos", "refavs", "qa")
+QUESTION_TOKENS = 512  # that a question's prompt may have at least, beside its media
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 FRAMES = 24
 SECONDS = (5.0, 10.0, 20.0, 30.0)  # of sound that is heard where the config has no length; few, so few programs
@@ -185,7 +186,7 @@ def check_query(ask: Ask, task: Task, systems: Systems) -> None:
         if held:
             raise InputError(f"{flag}: holds {held[0]}, a control token of the model; write it in another way")
     if len(ask.options) == 1:
-        raise InputError("--options: one option leaves nothing to choose; give two or more, or none")
+        raise InputError("--option: one option leaves nothing to choose; give two or more, or none")
     own = task.example
     text = prompts.render(
         own.template, query=ask.query, options="\n".join(f"A. {option}" for option in ask.options),
@@ -197,8 +198,8 @@ def check_query(ask: Ask, task: Task, systems: Systems) -> None:
         alone = len(words(ask.query, add_special_tokens=False)["input_ids"])
         room = max(own.text_tokens - 8 - (taken - alone), 0)
         raise InputError(
-            f"{flag}: {len(ask.query)} characters come to {alone} tokens and about {room} fit; shorten it, or raise "
-            "--config.prompts.text_tokens"
+            f"{flag}: {len(ask.query)} characters come to {alone} tokens and about {room} fit; shorten it, or take "
+            f"--config=FILE --config.prompts.text_tokens={-(-taken // 64) * 64 + 64}"
         )
 
 
@@ -280,12 +281,18 @@ def _task(systems: Systems, ask: Ask, entry: ConfigDict, ref: ClipRef, sound: So
     with config.unlocked():
         config.data = ConfigDict({ask.family: entry})
     example = data.example_config(config, ask.family, systems.tokenizer, systems.thinker)
-    if ask.family == "qa" and not ask.options:
-        example = dataclasses.replace(example, template=prompts.load("question"))
+    if ask.family == "qa":
+        template = example.template if ask.options else prompts.load("question")
+        # The config's room is for the prompts of its training, and those of the toy are short.
+        text_tokens = max(example.text_tokens, QUESTION_TOKENS)
+        example = dataclasses.replace(example, template=template, text_tokens=text_tokens)
     side = 0
     if ask.family != "qa":
         if systems.models.sam2 is None:
-            raise InputError("sam2.path: masks need a segmenter; give --config.sam2.path, or ask with --question")
+            raise InputError(
+                "sam2.path: masks need a segmenter; give --config=FILE --config.sam2.path=DIRECTORY, or ask with "
+                "--question"
+            )
         side = systems.models.sam2.config.side
     decode = DecodeConfig(frames=entry.frames, sampling=sampling, sound="optional" if sound.heard else "ignore")
     return Task("infer", ask.family, _One(ref), example, decode, ask.objects, side)

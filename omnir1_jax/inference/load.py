@@ -96,7 +96,10 @@ def from_checkpoint(
         raise InputError(f"--system2: {system2!r} is none of {', '.join(SYSTEM2)}, and no NAME:SETTINGS")
     chosen = trained.config_of(checkpoint, config)
     if chosen.objective == "masks":
-        raise InputError(f"--checkpoint: {checkpoint} trained a segmenter; name its weights with --config.sam2.path")
+        raise InputError(
+            f"--checkpoint: {checkpoint} trained a segmenter; give the thinker's weights, and these with "
+            f"--config=FILE --config.sam2.path={checkpoint}/weights"
+        )
     mesh = mesh_of(chosen)
     found = trained.load(checkpoint, chosen, mesh)
     policy, grounder = trained.in_place(found), None

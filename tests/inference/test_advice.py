@@ -1,0 +1,46 @@
+"""Advice of the commands can be followed as it is written; a question fits the prompt of the toy."""
+
+import sys
+from unittest import mock
+
+import pytest
+from absl.testing import flagsaver
+
+import omnir1_jax.infer  # noqa: F401  (defines the command's flags)
+from omnir1_jax import settings, trained
+from omnir1_jax.data.samples import ClipRef
+from omnir1_jax.errors import InputError
+from omnir1_jax.inference import infer, load
+from omnir1_jax.inference.infer import Ask
+from omnir1_jax.rl.config import Models
+from omnir1_jax.setup import models
+
+
+def asked(query: str):
+    """A question to the toy, as `infer --checkpoint toy --question` asks it; nothing is loaded but its tokenizer."""
+    config = trained.config_of("toy")
+    sizes = models.sizes(config)
+    systems = load.Systems(config, None, Models(None, None), sizes.tokenizer, sizes.thinker, {}, None, None)
+    ask = Ask("film.mp4", query, family="qa")
+    return ask, infer._task(systems, ask, settings.task(), mock.Mock(spec=ClipRef), infer.Sound(None, 0.0, "")), systems
+
+
+def test_a_question_fits_the_toys_prompt():
+    infer.check_query(*asked("Which of the shapes moves to the left, and when does it stop?"))
+
+
+def test_a_question_that_does_not_fit_names_flags_that_parse(monkeypatch):
+    with pytest.raises(InputError, match="--config=FILE --config.prompts.text_tokens=") as caught:
+        infer.check_query(*asked("Which of the shapes moves to the left? " * 40))
+    given = str(caught.value).split("or take ")[1].replace("FILE", "configs/toy.py").split()
+    argv = ["infer", "--checkpoint=toy", *given]
+    monkeypatch.setattr(sys, "argv", argv)
+    with flagsaver.flagsaver():
+        settings.parse(argv)
+
+
+def test_a_setting_without_its_config_says_what_lacks(monkeypatch):
+    argv = ["infer", "--checkpoint=toy", "--config.prompts.text_tokens=600"]
+    monkeypatch.setattr(sys, "argv", argv)
+    with flagsaver.flagsaver(), pytest.raises(InputError, match="text_tokens: changes a setting of a config; name its"):
+        settings.parse(argv)
