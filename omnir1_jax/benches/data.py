@@ -44,7 +44,7 @@ def _families(root: pathlib.Path, quick: bool) -> dict[str, pipeline.Family]:
         (refavs.open(str(root / "refavs")),),
         BATCH,
         clips.DecodeConfig(frames=10, sampling="uniform", objects=1, sound="required"),
-        functools.partial(detail.element, config=detail.DetailConfig(10, 1, audio_seconds=10.0, **canvas)),
+        functools.partial(detail.element, config=detail.DetailConfig(10, 1, **canvas)),
         one_per_clip=False,
     )
     return {"vos": vos, "refavs": avs}

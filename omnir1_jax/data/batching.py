@@ -18,13 +18,13 @@ class Fault(NamedTuple):
 
 
 class Item(NamedTuple):
-    """One element of a stream before batching. `arrays` is None where an evaluation's sample could not be read."""
+    """One element of a stream before batching."""
 
     draw: Draw
     sample_id: str
     query: str
     extra: Mapping[str, Any]
-    arrays: Mapping[str, np.ndarray] | None
+    arrays: Mapping[str, np.ndarray]
     faults: tuple[Fault, ...]
     without_sound: bool
 
@@ -32,8 +32,8 @@ class Item(NamedTuple):
 class Batch(NamedTuple):
     """One batch of one family.
 
-    arrays: leading axis = samples, `sample_valid` bool [B] among them. step: the batch's number in the stream. The
-    tuples have one entry a sample; `faults` are those met on the way to this batch.
+    arrays: leading axis = samples. step: the batch's number in the stream. The tuples have one entry per sample;
+    `faults` are those met on the way to this batch.
     """
 
     family: str
@@ -48,34 +48,28 @@ class Batch(NamedTuple):
     tried: int  # samples read for it, passed over or not
 
 
-def collate(family: str, items: Sequence[Item], template: Mapping[str, np.ndarray] | None = None) -> Batch:
-    """Stacks the items' arrays. Items without arrays become zeros of the others' (or the template's) shapes.
+def collate(family: str, items: Sequence[Item]) -> Batch:
+    """Stacks the items' arrays.
 
     Raises InputError naming the first array whose shape or type differs between samples.
     """
-    valid = [item for item in items if item.arrays is not None]
-    if not valid and template is None:
-        raise ValueError("a batch without a readable sample needs a template")
-    spec = valid[0].arrays if valid else template
-    arrays = {"sample_valid": np.array([item.arrays is not None for item in items])}
-    for key, example in spec.items():
-        if len(items) == 1 and valid:
+    first, arrays = items[0], {}
+    for key, example in first.arrays.items():
+        if len(items) == 1:
             # Frames are tens of megabytes a sample: alone in its batch, one is not copied.
             arrays[key] = np.asarray(example)[None]
             continue
-        out = np.zeros((len(items), *example.shape), example.dtype)
+        stacked = np.zeros((len(items), *example.shape), example.dtype)
         for i, item in enumerate(items):
-            if item.arrays is None:
-                continue
             value = item.arrays.get(key)
             if value is None or value.shape != example.shape or value.dtype != example.dtype:
-                found = "missing" if value is None else f"{value.dtype}{list(value.shape)}"
+                kind = "missing" if value is None else f"{value.dtype}{list(value.shape)}"
                 raise InputError(
-                    f"family {family}: array {key!r} is {found} for {item.sample_id} and {example.dtype}"
-                    f"{list(example.shape)} for {valid[0].sample_id}; its transform has to give one static shape"
+                    f"family {family}: array {key!r} is {kind} for {item.sample_id} and {example.dtype}"
+                    f"{list(example.shape)} for {first.sample_id}; its transform has to give one static shape"
                 )
-            out[i] = value
-        arrays[key] = out
+            stacked[i] = value
+        arrays[key] = stacked
     return Batch(
         family,
         -1,
@@ -86,5 +80,5 @@ def collate(family: str, items: Sequence[Item], template: Mapping[str, np.ndarra
         tuple(item.draw for item in items),
         tuple(fault for item in items for fault in item.faults),
         sum(item.without_sound for item in items),
-        sum(len(item.faults) + (item.arrays is not None) for item in items),
+        sum(len(item.faults) + 1 for item in items),
     )

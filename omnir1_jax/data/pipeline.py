@@ -95,19 +95,6 @@ def training_dataset(families: Sequence[Family], config: PipelineConfig) -> grai
     return mixed.map_with_index(_number)
 
 
-def evaluation_dataset(family: Family, config: PipelineConfig) -> grain.MapDataset:
-    """Every row once, in order, as batches of this host; hosts get equally many batches.
-
-    A sample that cannot be read keeps its place with sample_valid False, as do the last batches' empty places.
-    """
-    _check([family], config)
-    index, count = shard(config)
-    load = _EvaluationLoader(_Loader(family, _rows(family), config.seed, config.max_attempts))
-    places = family.batch_size * count * -(-len(load.base.items) // (family.batch_size * count))
-    loaded = grain.MapDataset.range(places)[index::count].map(load)
-    return loaded.batch(family.batch_size, batch_fn=load.collate).map_with_index(_number)
-
-
 def shard(config: PipelineConfig) -> tuple[int, int]:
     """(shard_index, shard_count), from jax where the config leaves them open."""
     if config.shard_index is None or config.shard_count is None:
@@ -133,12 +120,8 @@ def _place(parts: tuple[int, ...], count: int, rows: int, index: int) -> int:
 def items(family: Family) -> tuple[tuple[int, tuple[int, ...]], ...]:
     """The items of an epoch: (reader, positions of which one is drawn)."""
     if not family.one_per_clip:
-        return _rows(family)
+        return tuple((r, (p,)) for r, reader in enumerate(family.readers) for p in range(len(reader)))
     return tuple((r, tuple(group)) for r, reader in enumerate(family.readers) for group in reader.clips())
-
-
-def _rows(family: Family) -> tuple[tuple[int, tuple[int, ...]], ...]:
-    return tuple((r, (p,)) for r, reader in enumerate(family.readers) for p in range(len(reader)))
 
 
 def _check(families: Sequence[Family], config: PipelineConfig) -> None:
@@ -211,31 +194,6 @@ class _Loader:
 
 def fault(error: BadSample) -> Fault:
     return Fault(error.sample_id, error.reason, "dropped" if isinstance(error, Unsuitable) else "bad")
-
-
-@dataclass(frozen=True)
-class _EvaluationLoader:
-    base: _Loader
-
-    def __call__(self, place: int) -> Item:
-        draw = Draw(0, int(place), int(place))
-        if place >= len(self.base.items):
-            return Item(draw, "", "", {}, None, (), False)
-        reader, (position,) = self.base.items[place]
-        try:
-            return self.base.load(draw, reader, position, sampling.generator(self.base.seed, 0, draw.index))
-        except BadSample as error:
-            return Item(draw, error.sample_id, "", {}, None, (fault(error),), False)
-
-    def collate(self, found: Sequence[Item]) -> Batch:
-        template = None
-        if all(item.arrays is None for item in found):
-            # Rare: a whole batch without a readable sample takes its shapes from the first readable one there is.
-            others = (self(place) for place in range(len(self.base.items)))
-            template = next((item.arrays for item in others if item.arrays is not None), None)
-            if template is None:
-                raise InputError(f"data: no sample of family {self.base.family.name} can be read: {found[0].faults}")
-        return batching.collate(self.base.family.name, found, template)
 
 
 def fingerprint(families: Sequence[Family], config: PipelineConfig) -> dict[str, Any]:

@@ -105,14 +105,6 @@ def training_stream(families: Sequence[Family], config: PipelineConfig) -> Strea
     return Stream(dataset, config, pipeline.fingerprint(families, config))
 
 
-def evaluation_stream(family: Family, config: PipelineConfig) -> Stream:
-    """Every row once (see pipeline.evaluation_dataset)."""
-    dataset = pipeline.evaluation_dataset(family, config)
-    rows = sum(len(reader) for reader in family.readers)
-    identity = {"evaluation": [family.name, rows, family.batch_size], "shards": pipeline.shard(config)[1]}
-    return Stream(dataset, config, identity)
-
-
 def put(batch: Batch, sharding: jax.sharding.Sharding | None = None) -> Batch:
     """The batch with its arrays on the device, or over the devices of `sharding` (each host gives its own samples)."""
     if sharding is None:

@@ -89,20 +89,11 @@ def adapted(params: Params, adapter: Params, config: LoraConfig) -> dict:
 
 def merge(params: Params, adapter: Params, config: LoraConfig) -> dict:
     """Parameters of a plain model that does what the adapted one does. `params` themselves are left as they are."""
-    return _add(params, adapter, config.scale)
-
-
-def unmerge(params: Params, adapter: Params, config: LoraConfig) -> dict:
-    """Takes a merged adapter out again, up to one rounding in the parameters' dtype."""
-    return _add(params, adapter, -config.scale)
-
-
-def _add(params: Params, adapter: Params, scale: float) -> dict:
     flat, parts = _flat(params), _flat(adapter)
     for path in {path[:-1] for path in parts}:
         kernel = flat[(*path, "kernel")]
         product = jax.vmap(lambda a, b: jnp.tensordot(a, b, 1))(parts[(*path, "a")], parts[(*path, "b")])
-        flat[(*path, "kernel")] = (kernel.astype(jnp.float32) + scale * product).astype(kernel.dtype)
+        flat[(*path, "kernel")] = (kernel.astype(jnp.float32) + config.scale * product).astype(kernel.dtype)
     return flax.traverse_util.unflatten_dict(flat)
 
 

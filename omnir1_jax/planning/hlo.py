@@ -4,7 +4,6 @@ Compiled modules (`compiled.as_text()`) and lowered ones (`lowered.as_text("hlo"
 """
 
 import dataclasses
-import json
 import math
 import re
 from collections.abc import Iterator, Mapping
@@ -238,15 +237,3 @@ def trip_count(module: Module, loop: Instruction) -> int | None:
 
 def _parameters(computation: Computation) -> list[str]:
     return [one.name for one in computation if one.opcode == "parameter"]
-
-
-def backend_config(one: Instruction) -> dict:
-    """The instruction's `backend_config` where it is JSON, else {}."""
-    at = one.attributes.find("backend_config=")
-    text = one.attributes[at + len("backend_config=") :].lstrip('"') if at >= 0 else ""
-    if not text.startswith("{"):
-        return {}
-    try:
-        return json.JSONDecoder().raw_decode(text)[0]
-    except json.JSONDecodeError:
-        return {}

@@ -285,7 +285,7 @@ EXAMPLES: dict[str, Callable[[DecodedClip, ExampleConfig], Arrays]] = {
 
 def to_batch(family: str, arrays: Mapping[str, Any]) -> Any:
     """The step's batch of a family from the pipeline's flat arrays (numpy, jax or shapes)."""
-    tree = unflatten_dict({key: value for key, value in arrays.items() if key != "sample_valid"}, sep="/")
+    tree = unflatten_dict(dict(arrays), sep="/")
     policy = tree.pop("policy")
     vision, audio = policy.pop("vision", None), policy.pop("audio", None)
     inputs = ThinkerInputs(

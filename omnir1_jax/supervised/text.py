@@ -130,7 +130,6 @@ def to_batch(task: str, arrays: Mapping[str, Any]) -> Batch:
 
     Examples of several prompts of their own (`targets.grounding`) become rows like any other.
     """
-    arrays = {key: value for key, value in arrays.items() if key != "sample_valid"}
     if len(arrays["policy/tokens"].shape) == 3:
         arrays = {key: value.reshape(-1, *value.shape[2:]) for key, value in arrays.items()}
     tree = unflatten_dict(arrays, sep="/")

@@ -188,7 +188,6 @@ def test_a_state_of_another_stream_is_refused():
 def test_bad_samples_are_replaced_counted_and_named(caplog):
     source = stream.training_stream([family(count=10, batch=2, bad=(3,))], config(max_bad_share=0.5))
     batches = [next(source) for _ in range(20)]
-    assert all(batch.arrays["sample_valid"].all() for batch in batches)
     assert not any("mem/train/3." in s for batch in batches for s in batch.sample_ids)
     faults = [f for batch in batches for f in batch.faults]
     assert len(faults) >= 4 and {f.kind for f in faults} == {"bad"}
@@ -250,47 +249,6 @@ def test_unsuitable_samples_are_dropped_without_blame():
     batches = take(source, 12)
     assert {(f.sample_id[-3:], f.kind) for b in batches for f in b.faults} == {("2.0", "dropped"), ("5.0", "bad")}
     assert source.counts["dropped"] > 0 and source.counts["bad"] > 0
-
-
-def test_evaluation_has_every_row_once_in_order_on_all_hosts():
-    one = family(count=7, batch=2, per_clip=1, bad=(2,), sampling="uniform", objects=5)
-    element = functools.partial(detail.element, config=detail.DetailConfig(canvas=(8, 8), mask_size=(4, 4), objects=5))
-    one = pipeline.Family(**{**vars(one), "transform": element})
-    hosts = [
-        list(stream.evaluation_stream(one, config(shard_index=i, shard_count=2, max_bad_share=1.0))) for i in (0, 1)
-    ]
-    assert len(hosts[0]) == len(hosts[1]) == 2
-    seen = {}
-    for batch in (b for host in hosts for b in host):
-        for sample_id, valid, draw, t in zip(
-            batch.sample_ids, batch.arrays["sample_valid"], batch.draws, batch.arrays["frame_valid"].sum(1)
-        ):
-            assert draw.clip not in seen
-            seen[draw.clip] = (sample_id, bool(valid), int(t))
-    expected = {i: (f"mem/train/{i}.0", i != 2, 0 if i == 2 else i + 1) for i in range(7)}
-    assert seen == {**expected, 7: ("", False, 0)}
-    source = stream.evaluation_stream(one, config(max_bad_share=1.0))
-    batches = [fingerprint(b) for b in source]
-    assert source.counts == {"samples": 7, "bad": 1, "dropped": 0, "without_sound": 0}
-    again = stream.evaluation_stream(one, config(max_bad_share=1.0))
-    take(again, 2)
-    state = json.loads(json.dumps(again.get_state()))
-    resumed = stream.evaluation_stream(one, config(max_bad_share=1.0))
-    resumed.set_state(state)
-    same([fingerprint(b) for b in resumed], batches[2:])
-    assert resumed.counts == source.counts
-
-
-def test_evaluation_of_a_wholly_bad_batch_keeps_its_shape():
-    one = family(count=4, batch=2, per_clip=1, bad=(0, 1), sampling="uniform", objects=5)
-    element = functools.partial(detail.element, config=detail.DetailConfig(canvas=(8, 8), mask_size=(4, 4), objects=5))
-    one = pipeline.Family(**{**vars(one), "transform": element})
-    first, second = stream.evaluation_stream(one, config(max_bad_share=1.0))
-    assert not first.arrays["sample_valid"].any() and second.arrays["sample_valid"].all()
-    assert {k: v.shape for k, v in first.arrays.items()} == {k: v.shape for k, v in second.arrays.items()}
-    worse = pipeline.Family(**{**vars(one), "readers": (reader("vos", 2, 1, (0, 1)),)})
-    with pytest.raises(InputError, match="no sample of family vos can be read"):
-        next(stream.evaluation_stream(worse, config(max_bad_share=1.0)))
 
 
 @pytest.mark.parametrize(

@@ -61,7 +61,7 @@ def test_element_equals_the_clip(seed, n, t):
     np.testing.assert_array_equal(out["frame_valid"], np.arange(6) < t)
     np.testing.assert_array_equal(out["frame_index"], [*range(t), *[-1] * (6 - t)])
     np.testing.assert_array_equal(out["object_valid"], np.arange(3) < n)
-    assert tuple(out["size"]) == tuple(out["content"]) == (h, w)
+    assert tuple(out["size"]) == (h, w)
     for i in range(3):
         for k in range(6):
             box, area = [-1] * 4, 0
@@ -80,17 +80,6 @@ def test_boxes_and_areas_are_of_the_original_size():
     )
     assert out["boxes"][0, 0].tolist() == [30, 10, 49, 19] and out["areas"][0, 0] == 200
     np.testing.assert_array_equal(out["masks"][0, 0], masks[0, 0, ::2, ::2])
-    assert out["content"].tolist() == [32, 32]
-
-
-def test_letterbox_keeps_the_aspect():
-    masks = np.ones((1, 1, 40, 60), bool)
-    frames = np.full((1, 40, 60, 3), 200, np.uint8)
-    config = detail.DetailConfig(frames=1, canvas=(90, 90), mask_size=(30, 30), fit="letterbox")
-    out = detail.element(read(make(frames, masks)), config)
-    assert out["content"].tolist() == [60, 90]
-    assert (out["frames"][0, :60] == 200).all() and not out["frames"][0, 60:].any()
-    assert out["masks"][0, 0, :20].all() and not out["masks"][0, 0, 20:].any()
 
 
 def test_a_thin_object_does_not_vanish():
@@ -169,18 +158,9 @@ def test_sound():
     loud = make(frames, audio=wav(samples))
     clip = read(loud, sound="required")
     np.testing.assert_array_equal(clip.audio, samples)
-    for seconds in (1.0, 2.0):
-        config = detail.DetailConfig(frames=1, canvas=(4, 4), mask_size=(4, 4), audio_seconds=seconds)
-        out = detail.element(clip, config)
-        n = min(24000, int(16000 * seconds))
-        assert out["audio"].shape == (16000 * seconds,) and out["audio_samples"] == n
-        np.testing.assert_array_equal(out["audio"][:n], samples[:n])
-        assert not out["audio"][n:].any()
     assert read(loud).audio is None and not read(loud).without_sound
     mute = read(make(frames), sound="optional")
     assert mute.audio is None and mute.without_sound
-    config = detail.DetailConfig(frames=1, canvas=(4, 4), mask_size=(4, 4), audio_seconds=1.0)
-    assert detail.element(mute, config)["audio_samples"] == 0
     with pytest.raises(BadSample, match="no sound"):
         read(make(frames), sound="required")
     silent = make(frames, audio=wav(np.zeros(100, np.float32)))
@@ -198,20 +178,3 @@ def test_png_masks_lose_no_object(tmp_path):
     ref = make(np.zeros((1, 2, 3, 3), np.uint8))
     clip = read(ClipRef(**{**vars(ref), "masks": source}))
     np.testing.assert_array_equal(clip.masks[:, 0], np.stack([labels == v for v in (4, 2, 1)]))
-
-
-def test_answers_and_boxes_of_other_families():
-    ref = make(
-        np.zeros((1, 4, 4, 3), np.uint8), extra={"answer_index": 2, "boxes": ((1, 2, 3, 4),), "points": ((5, 6),)}
-    )
-    clip = read(ref)
-    transform = detail.merge(detail.answer_element, detail.refcocog_element)
-    out = transform(clip)
-    assert out["answer_index"] == 2 and out["answer_index"].dtype == np.int32
-    assert out["gt_boxes"].tolist() == [[1, 2, 3, 4], [-1] * 4, [-1] * 4]
-    assert out["gt_points"].tolist() == [[5, 6], *[[-1, -1]] * 5]
-    with pytest.raises(ValueError, match="two transforms give the array 'answer_index'"):
-        detail.merge(detail.answer_element, detail.answer_element)(clip)
-    crowded = make(np.zeros((1, 4, 4, 3), np.uint8), extra={"boxes": ((1, 2, 3, 4),) * 4, "points": ()})
-    with pytest.raises(BadSample, match="4 boxes; a batch has room for 3"):
-        detail.refcocog_element(read(crowded))

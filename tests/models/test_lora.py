@@ -60,7 +60,7 @@ def test_fresh_adapter_changes_nothing(params):
     np.testing.assert_array_equal(logits(lora.adapted(params, adapter, ALL)), logits({"params": params}))
 
 
-def test_merge_is_the_formula_and_can_be_undone(params):
+def test_merge_is_the_formula(params):
     adapter = random_adapter(params, ALL)
     merged = lora.merge(params, adapter, ALL)
     part = adapter["layers"]["o"]
@@ -69,10 +69,6 @@ def test_merge_is_the_formula_and_can_be_undone(params):
     adapted = logits(lora.adapted(params, adapter, ALL))
     assert relative(logits({"params": merged}), adapted) < 1e-5
     assert relative(adapted, logits({"params": params})) > 0.1
-    back = lora.unmerge(merged, adapter, ALL)
-    assert jax.tree.structure(back) == jax.tree.structure(params)
-    for a, b in zip(jax.tree.leaves(back), jax.tree.leaves(params)):
-        np.testing.assert_allclose(a, b, atol=1e-6)
     half = lora.merge(jax.tree.map(lambda x: x.astype(jnp.bfloat16), params), adapter, ALL)
     assert half["layers"]["q"]["kernel"].dtype == jnp.bfloat16
 
