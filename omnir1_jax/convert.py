@@ -75,7 +75,7 @@ def read_mesh(text: str) -> Mesh | None:
     shape = {}
     for part in text.split(","):
         axis, _, size = part.partition("=")
-        if not size.removeprefix("-").isdigit():
+        if not size.removeprefix("-").isdecimal():
             raise InputError(f"--mesh: {part!r} is not of the form axis=size")
         shape[axis] = int(size)
     return make_mesh(shape)

@@ -119,7 +119,7 @@ def _clip(root: str, sample_id: str, row: dict[str, Any]) -> ClipRef:
     if row["task"] == FRAME_TASK:
         directory = f"video/{FOLDERS[FRAME_TASK]}/{row['video']}"
         try:
-            count = len([name for name in os.listdir(path) if name.endswith(".jpg")])
+            count = len([name for name in os.listdir(path) if name.endswith(".jpg") and not name.startswith(".")])
         except OSError as error:
             raise InputError(f"{row['where']}: the directory {path} cannot be read ({error.strerror})") from error
         if count == 0:

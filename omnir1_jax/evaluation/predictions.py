@@ -111,7 +111,7 @@ def write_zip(root: str, target: str, prefix: str = "", items: Collection[tuple[
         for path in sorted(above.iterdir(), key=lambda p: p.name):
             if path.is_dir():
                 walk(path, f"{below}{path.name}/")
-            elif path.name.endswith(".png") and (chosen is None or below in chosen):
+            elif path.name.endswith(".png") and path.name[0] != "." and (chosen is None or below in chosen):
                 found.append(f"{below}{path.name}")
 
     if not base.is_dir():

@@ -39,7 +39,7 @@ def start(coordinator: str = "", processes: int = 0, process: int = -1, *, wait:
         own = {}
     else:
         host, _, port = coordinator.rpartition(":")
-        if not host or not port.isdigit():
+        if not host or not port.isdecimal():
             raise InputError(f"--coordinator: {coordinator!r} is neither HOST:PORT nor {AUTO!r}")
         if processes < 1:
             raise InputError("--processes: has to say how many processes --coordinator joins")

@@ -49,7 +49,7 @@ def devices_of(topology: str) -> Sequence[jax.Device]:
     """
     chip_of(topology)
     _, _, shape = topology.partition(":")
-    if not shape or not all(part.isdigit() and int(part) > 0 for part in shape.split("x")):
+    if not shape or not all(part.isdecimal() and int(part) > 0 for part in shape.split("x")):
         raise InputError(f"--topology: {topology!r} is not a chip and its counts, as in v5e:2x4 or v5p:2x2x1")
     alone = all(part == "1" for part in shape.split("x"))
     options = {"chips_per_host_bounds": (1, 1, 1)} if alone else {}

@@ -195,7 +195,11 @@ def test_missing_media_are_named_and_counted(copy):
         videomme.open(str(tree))
     tree = copy("mvbench")
     reader = mvbench.open(str(tree), tasks=("episodic_reasoning",))
-    for frame in (tree / "video" / "tvqa" / "frames_fps3_hq" / "castle_s01").iterdir():
+    frames = tree / "video" / "tvqa" / "frames_fps3_hq" / "castle_s01"
+    count = len(reader[0].frames)
+    (frames / "._00001.jpg").write_bytes(b"no image")  # of a system, beside a copied file
+    assert len(reader[0].frames) == count
+    for frame in frames.iterdir():
         frame.unlink()
     with pytest.raises(BadSample, match="holds no JPEG frames"):
         reader[0]

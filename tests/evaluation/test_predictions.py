@@ -1,5 +1,6 @@
 """Prediction trees: round trip, what is missing or wrong, and the servers' archives."""
 
+import pathlib
 import zipfile
 
 import numpy as np
@@ -47,6 +48,7 @@ def test_what_is_wrong_is_named(tree, tmp_path):
 def test_server_archives(tree, tmp_path):
     root, _ = tree
     first, second = str(tmp_path / "a.zip"), str(tmp_path / "b.zip")
+    (pathlib.Path(root) / "UVO/all/-x/12/._00005.png").write_bytes(b"no image")  # of a system, beside a copied file
     assert predictions.write_zip(root, first) == 2
     assert refytvos.write_submission(root, second, [("UVO/all/-x", "12")]) == 2
     names = ["UVO/all/-x/12/00005.png", "UVO/all/-x/12/00010.png"]

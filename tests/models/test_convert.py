@@ -107,6 +107,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(source, tmp_path, monkeypatch)
         (("export", source, "."), "target: .* holds "),
         (("import", source, tmp_path / "run[1]"), r"has \[ \] in it"),
         (("import", source, tmp_path / "out", "--mesh", "fsdp"), "axis=size"),
+        (("import", source, tmp_path / "out", "--mesh", "fsdp=²"), "axis=size"),
         (("import", source, tmp_path / "out", "--mesh", "fsdp=3"), "mesh"),
     ):
         with pytest.raises(InputError, match=complaint):

@@ -58,6 +58,7 @@ def test_one_process_loads_every_part():
         (("", 2, 0), "--coordinator: HOST:PORT of process 0 has to go with --processes and --process"),
         (("auto", 2, -1), "--coordinator: HOST:PORT of process 0"),
         (("machine", 2, 0), "--coordinator: 'machine' is neither HOST:PORT nor 'auto'"),
+        (("machine:12²", 2, 0), "--coordinator: 'machine:12²' is neither HOST:PORT nor 'auto'"),
         (("machine:1234", 0, 0), "--processes: has to say how many"),
         (("machine:1234", 2, 2), "--process: 2 is not one of 0 to 1"),
     ],

@@ -88,7 +88,10 @@ def test_memory_of_the_arguments_by_hand():
     assert kept["cache of rollouts"] == 2 * 28 * 4 * 128 * 2 * (1850 + 8 * 768)
 
 
-@pytest.mark.parametrize("name, words", [("v7:2x2", "v4, v5e"), ("v5e", "counts"), ("v5e:3x5x7x9", "no 'v5e:3x5x7x9'")])
+@pytest.mark.parametrize(
+    "name, words",
+    [("v7:2x2", "v4, v5e"), ("v5e", "counts"), ("v5e:²x4", "counts"), ("v5e:3x5x7x9", "no 'v5e:3x5x7x9'")],
+)
 def test_topologies_that_do_not_exist_are_refused(name, words):
     with pytest.raises(InputError, match=words):
         topology.devices_of(name)
