@@ -95,7 +95,7 @@ def main(args: argparse.Namespace) -> None:
             f"{source}: export reads what import made, a run's work directory, or a Hugging Face directory"
         )
     kind = store.STORE if args.command == "import" else WEIGHTS
-    check_target(target, kind, args.source)
+    check_target(target, kind, {"source": args.source, "--speech": getattr(args, "speech", "")})
     mesh = read_mesh(args.mesh)
     with folders.reserve(target, kind, FLAG):
         if trained.is_run(source):
@@ -104,9 +104,9 @@ def main(args: argparse.Namespace) -> None:
             convert(args, source, target, mesh)
 
 
-def check_target(target: epath.Path, kind: str, source: str) -> None:
-    """InputError where the target is not a new or empty directory, apart from the source. Changes nothing."""
-    folders.apart(target, FLAG, {"source": source})
+def check_target(target: epath.Path, kind: str, inputs: dict[str, str]) -> None:
+    """InputError where the target is not a new or empty directory, apart from the inputs. Changes nothing."""
+    folders.apart(target, FLAG, inputs)
     if folders.check(target, kind, FLAG) is not None:
         raise InputError(f"{FLAG}: {target} exists already; name another directory")
     folders.check_replaceable(target, kind, FLAG)

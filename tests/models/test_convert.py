@@ -105,6 +105,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(source, tmp_path, monkeypatch)
         (("export", source, source / "out"), "lies in the input"),
         (("import", source, source.parent), "holds the input"),
         (("export", source, "."), "target: .* holds "),
+        (("export", tmp_path / "orbax", source / "out", "--layout", "omni", "--speech", source), "input .*--speech"),
         (("import", source, tmp_path / "run[1]"), r"has \[ \] in it"),
         (("import", source, tmp_path / "out", "--mesh", "fsdp"), "axis=size"),
         (("import", source, tmp_path / "out", "--mesh", "fsdp=²"), "axis=size"),
