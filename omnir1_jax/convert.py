@@ -43,6 +43,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         prog="python -m omnir1_jax.convert", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     commands = parser.add_subparsers(dest="command", required=True)
+    layouts = "; ".join(f"{name}: for {reader}" for name, reader in LAYOUTS.items())
     for name, summary in (
         ("import", "Hugging Face directory -> orbax directory"),
         ("export", "orbax directory, or a run's work directory -> Hugging Face directory"),
@@ -55,7 +56,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
             "--mesh", default="", help="devices to spread the parameters over meanwhile, such as fsdp=4,tensor=2"
         )
         if name == "export":
-            command.add_argument("--layout", choices=LAYOUTS, default="thinker", help="see convert --help")
+            command.add_argument("--layout", choices=LAYOUTS, default="thinker", help=layouts)
             command.add_argument(
                 "--speech",
                 default="",
