@@ -1,0 +1,65 @@
+"""Any command in processes forked from one that has imported the heavy packages.
+
+As a program it reads orders as lines of JSON: {"module": name, "flags": [...], "log": path} is answered with the
+process's id, {"wait": id} with its exit status, 128 + n after signal n.
+"""
+
+import importlib
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+from omnir1_jax import cli, settings
+from tests import forked
+from tests.runs import QUICK, ROOT
+
+
+class Commands:
+    def __init__(self, cache: pathlib.Path):
+        env = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": QUICK, "JAX_COMPILATION_CACHE_DIR": str(cache)}
+        pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self._server = subprocess.Popen([sys.executable, "-m", "tests.commands"], cwd=ROOT, env=env, **pipes)
+
+    def _ask(self, **order) -> int:
+        print(json.dumps(order), file=self._server.stdin, flush=True)
+        return int(self._server.stdout.readline())
+
+    def start(self, log: pathlib.Path, module: str, *flags: str) -> int:
+        """Its process; what it prints goes to `log`."""
+        return self._ask(module=module, flags=flags, log=str(log))
+
+    def wait(self, process: int) -> int:
+        return self._ask(wait=process)
+
+    def close(self) -> None:
+        self._server.stdin.close()
+        self._server.wait()
+        self._server.stdout.close()
+
+
+def run(module: str, flags: list[str]) -> None:
+    # Imported by its name, since config files of tests import commands too, which would define their flags anew.
+    command, sys.argv = importlib.import_module(module), [module, *flags]
+    cli.run(command.main, getattr(command, "parse", settings.parse if hasattr(command, "_CONFIG") else None))
+
+
+def serve() -> None:
+    # Paid for once; a command itself is imported in the fork, where it registers its flags.
+    import omnir1_jax.inference.benchmark
+    import omnir1_jax.training.loop  # noqa: F401
+
+    for line in sys.stdin:
+        order = json.loads(line)
+        if "wait" in order:
+            status = os.waitstatus_to_exitcode(os.waitpid(order["wait"], 0)[1])
+            print(status if status >= 0 else 128 - status, flush=True)
+        elif child := os.fork():
+            print(child, flush=True)
+        else:
+            forked.finish(order["log"], run, order["module"], order["flags"])
+
+
+if __name__ == "__main__":
+    serve()
