@@ -41,7 +41,8 @@ def finish(runs: Runs, workdir: pathlib.Path, steps: int, log: str = "") -> None
 
 def result(workdir: pathlib.Path, steps: int):
     """All that a run leaves behind, but for times and memory: weights, last state by its checksums, every metric."""
-    weights = {p.name: p.read_bytes() for p in (workdir / "weights").iterdir()}
+    # The mark has an id of each run's own.
+    weights = {p.name: p.read_bytes() for p in (workdir / "weights").iterdir() if p.name != ".omnir1.json"}
     record = json.loads((workdir / f"checkpoints/{steps}/run/process_0.json").read_text())
     other = ("seconds", "time", "memory")
     metrics = [{k: v for k, v in row.items() if k.split("/")[0] not in other} for row in rows(workdir)]
