@@ -1,6 +1,6 @@
 """One TPU chip of 16 GiB: Qwen2.5-Omni-3B with an adapter, groups of 4, 12 frames, SAM 2.1 tiny."""
 
-from omnir1_jax.settings import CELL, datasets, defaults, task
+from omnir1_jax.config.settings import CELL, datasets, defaults, task
 
 
 def get_config():

@@ -1,6 +1,6 @@
 """As revos.py, on MeViS: expressions about motion."""
 
-from omnir1_jax.settings import CELL, datasets, defaults, task
+from omnir1_jax.config.settings import CELL, datasets, defaults, task
 
 
 def get_config():

@@ -1,6 +1,6 @@
 """The paper's mixture, one epoch: 2,600 clips of ReVOS and MeViS, 1,600 of Ref-AVS, 2,000 images of refCOCOg."""
 
-from omnir1_jax.settings import CELL, datasets, defaults, task
+from omnir1_jax.config.settings import CELL, datasets, defaults, task
 
 
 def get_config():

@@ -3,7 +3,7 @@
 System 2 grounds it in that frame and the box's overlap is the reward, so no segmenter runs.
 """
 
-from omnir1_jax.settings import CELL, datasets, defaults, task
+from omnir1_jax.config.settings import CELL, datasets, defaults, task
 
 
 def get_config():

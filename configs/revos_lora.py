@@ -4,7 +4,7 @@ Put the weights and the dataset where the paths below say, or name yours with --
 --config.sam2.path=DIRECTORY and --config.data_root=DIRECTORY.
 """
 
-from omnir1_jax.settings import CELL, datasets, defaults, task
+from omnir1_jax.config.settings import CELL, datasets, defaults, task
 
 
 def get_config():

@@ -2,7 +2,7 @@
 
 import pathlib
 
-from omnir1_jax.settings import datasets, defaults, task
+from omnir1_jax.config.settings import datasets, defaults, task
 
 WEIGHTS = pathlib.Path(__file__).parent / "toy_weights"
 CELL = 16 * 16  # pixels of a visual token

@@ -8,8 +8,9 @@ from typing import Any
 
 from absl import flags
 
-from omnir1_jax import cli, output_file
+from omnir1_jax import cli
 from omnir1_jax.errors import InputError
+from omnir1_jax.files import output_file
 
 BENCHES = ("thinker", "sam2", "text", "data", "preprocess", "metrics", "operations", "evaluate")
 

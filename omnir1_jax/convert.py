@@ -21,13 +21,16 @@ from absl.flags import argparse_flags
 from etils import epath
 from jax.sharding import Mesh
 
-from omnir1_jax import checkpoints, cli, folders, orbax_files, trained
+from omnir1_jax import cli
+from omnir1_jax.build import models
 from omnir1_jax.errors import InputError
-from omnir1_jax.models.checkpoint import MAX_SHARD_BYTES, WEIGHTS
+from omnir1_jax.files import folders, orbax_files
+from omnir1_jax.inference import from_checkpoint
+from omnir1_jax.models.hf_checkpoint import MAX_SHARD_BYTES, WEIGHTS
 from omnir1_jax.models.qwen_omni import hf_config, pretrained, speech, store
 from omnir1_jax.models.qwen_omni.thinker import Thinker, count
 from omnir1_jax.parallel import make_mesh
-from omnir1_jax.setup import models, weights
+from omnir1_jax.training import checkpointing, export
 
 FLAG = "target"
 LAYOUTS = {  # what loads each
@@ -84,14 +87,14 @@ def read_mesh(text: str) -> Mesh | None:
 
 def main(args: argparse.Namespace) -> None:
     source, target = epath.Path(args.source), cli.absolute(args.target)
-    if trained.is_run(source) and not (source / checkpoints.FOLDER).is_dir():
+    if from_checkpoint.is_run(source) and not (source / checkpointing.FOLDER).is_dir():
         source = source / "weights"
     logging.set_verbosity(logging.WARNING)  # orbax tells of every step
     if not source.is_dir():
         raise InputError(f"{source}: no such directory")
-    if args.command == "import" and (store.is_store(source) or trained.is_run(source)):
+    if args.command == "import" and (store.is_store(source) or from_checkpoint.is_run(source)):
         raise InputError(f"{source}: import reads a Hugging Face directory with safetensors")
-    if args.command == "export" and not trained.is_run(source) and not (source / "config.json").is_file():
+    if args.command == "export" and not from_checkpoint.is_run(source) and not (source / "config.json").is_file():
         raise InputError(
             f"{source}: export reads what import made, a run's work directory, or a Hugging Face directory"
         )
@@ -99,7 +102,7 @@ def main(args: argparse.Namespace) -> None:
     check_target(target, kind, {"source": args.source, "--speech": getattr(args, "speech", "")})
     mesh = read_mesh(args.mesh)
     with folders.reserve(target, kind, FLAG):
-        if trained.is_run(source):
+        if from_checkpoint.is_run(source):
             export_run(args, source, target, mesh)
         else:
             convert(args, source, target, mesh)
@@ -165,23 +168,23 @@ def print_layout(args: argparse.Namespace, base: str) -> None:
 
 def export_run(args: argparse.Namespace, source: epath.Path, target: epath.Path, mesh: Mesh | None) -> None:
     """The newest good state of a run. In float32, if asked for, trained parameters are written without rounding."""
-    config, dtype = trained.config_of(str(source)), DTYPES[args.dtype]
+    config, dtype = from_checkpoint.config_of(str(source)), DTYPES[args.dtype]
     thinker = config.objective != "masks"
     if not thinker and args.layout != "thinker":
         raise InputError(f"--layout: {source} trained a segmenter, which has one layout; leave the flag out")
     chosen = layout(args, config.thinker.path) if thinker and args.layout != "peft" else {"flag": FLAG}
     if dtype is not None and thinker:
         config.thinker.param_dtype = args.dtype
-    found = trained.load(str(source), config, mesh, segmenter=False)
+    found = from_checkpoint.load(str(source), config, mesh, segmenter=False)
     if args.layout == "peft":
-        number = weights.save_adapter(target, found.config, found.trainable, FLAG)
+        number = export.save_adapter(target, found.config, found.trainable, FLAG)
         print(f"{args.target}: {number:,} parameters, the adapter of {found.config.thinker.path}")
         print_layout(args, found.config.thinker.path)
         return
     changed = found.trainable
     if dtype is not None and not thinker:
         changed = jax.tree.map(lambda leaf: leaf.astype(dtype), changed)
-    weights.save(target, found.config, found.loaded, changed, **chosen)
+    export.save(target, found.config, found.loaded, changed, **chosen)
     print(f"{args.target}: {count(found.loaded.params if thinker else changed):,} parameters")
     if thinker:
         print_layout(args, config.thinker.path)

@@ -13,14 +13,16 @@ from typing import Any
 
 from absl import flags, logging
 
-from omnir1_jax import cli, folders, settings, trained
-from omnir1_jax.inference import load, store, tasks
+from omnir1_jax import cli
+from omnir1_jax.build.run import keep_compiled
+from omnir1_jax.config import settings
+from omnir1_jax.files import folders
+from omnir1_jax.inference import from_checkpoint, load, store, tasks
 from omnir1_jax.inference.answer import KEYFRAMES
 from omnir1_jax.inference.benchmark import evaluate
 from omnir1_jax.inference.samples import SOUNDS
 from omnir1_jax.inference.store import RESULTS
 from omnir1_jax.inference.tasks import Options
-from omnir1_jax.setup.run import keep_compiled
 
 
 def rows(table: Mapping[str, Any], above: str = "") -> list[tuple[str, float]]:
@@ -162,11 +164,11 @@ def main(_) -> None:
     logging.set_verbosity(logging.ERROR)  # bad items are named in results.json
     out = pathlib.Path(_OUT.value)
     store.check_folder(_OUT.value)
-    inputs = trained.inputs(_CHECKPOINT.value, _CONFIG.value)
+    inputs = from_checkpoint.inputs(_CHECKPOINT.value, _CONFIG.value)
     folders.apart(out, store.FLAG, inputs | {"--root": _ROOT.value, "--boxes": _BOXES.value})
     with folders.hold(out, store.KIND, store.FLAG, adopt=store.adopt):
         keep_compiled(folders.begin(out, store.CACHE, store.FLAG))
-        made = load.from_checkpoint(
+        made = load.load_systems(
             _CHECKPOINT.value,
             _CONFIG.value,
             _SYSTEM2.value,

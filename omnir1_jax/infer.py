@@ -9,11 +9,13 @@ import pathlib
 
 from absl import flags, logging
 
-from omnir1_jax import cli, folders, settings, trained
+from omnir1_jax import cli
+from omnir1_jax.build.run import keep_compiled
+from omnir1_jax.config import settings
 from omnir1_jax.errors import InputError, printable
-from omnir1_jax.inference import load, outputs
+from omnir1_jax.files import folders
+from omnir1_jax.inference import from_checkpoint, load, outputs
 from omnir1_jax.inference.infer import FAMILIES, Ask, answer
-from omnir1_jax.setup.run import keep_compiled
 
 CACHE = pathlib.Path("~/.cache/omnir1_jax/jax")
 
@@ -100,19 +102,19 @@ def main(_) -> None:
     keep_compiled(CACHE.expanduser())
     decoding = dict(temperature=_TEMPERATURE.value, max_tokens=_MAX_TOKENS.value)
     if _SERVE.value:
-        from omnir1_jax import serve  # optional at import
+        from omnir1_jax.inference import serve  # optional at import
 
         page = serve.require()
-        made = load.from_checkpoint(_CHECKPOINT.value, _CONFIG.value, **decoding)
+        made = load.load_systems(_CHECKPOINT.value, _CONFIG.value, **decoding)
         limits = serve.Limits(_MEGABYTES.value, _CLIP.value, _MOST.value)
         serve.launch(page, made, limits, system2=_SYSTEM2.value, host=_HOST.value, port=_PORT.value)
         return
     ask, out = asked(), _OUT.value
     outputs.check_target(out)
-    inputs = trained.inputs(_CHECKPOINT.value, _CONFIG.value)
+    inputs = from_checkpoint.inputs(_CHECKPOINT.value, _CONFIG.value)
     folders.apart(out, outputs.FLAG, inputs | {"--video": ask.video, "--audio": ask.audio})
     with folders.replace(out, outputs.KIND, outputs.FLAG) as scratch:
-        result = answer(load.from_checkpoint(_CHECKPOINT.value, _CONFIG.value, **decoding), ask, _SEED.value)
+        result = answer(load.load_systems(_CHECKPOINT.value, _CONFIG.value, **decoding), ask, _SEED.value)
         outputs.fill(result, pathlib.Path(scratch))
     files = outputs.files(result, out)
     said = outputs.told(result)

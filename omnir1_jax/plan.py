@@ -12,8 +12,10 @@ from typing import Any
 
 from absl import flags
 
-from omnir1_jax import cli, json_file, output_file, settings
+from omnir1_jax import cli
+from omnir1_jax.config import settings
 from omnir1_jax.errors import InputError
+from omnir1_jax.files import json_file, output_file
 from omnir1_jax.planning import report, scaling, search, table
 
 _CONFIG = settings.define()

@@ -6,7 +6,7 @@
     summary.json, table.md, curves.png, report.html
 
 If interrupted, rerun the command to resume; further seeds or rewards are added to what is there. Only one command works
-in the directory at a time, and only names that it listed as its own are written anew (`omnir1_jax.folders`).
+in the directory at a time, and only names that it listed as its own are written anew (`omnir1_jax.files.folders`).
 """
 
 import functools
@@ -21,9 +21,12 @@ from absl import flags, logging
 from etils import epath
 from ml_collections import ConfigDict
 
-from omnir1_jax import cli, folders, json_file, regular_file, settings, trained
+from omnir1_jax import cli
+from omnir1_jax.build.run import keep_compiled
+from omnir1_jax.config import settings
 from omnir1_jax.errors import AGAIN, InputError
-from omnir1_jax.inference import benchmark, load, store
+from omnir1_jax.files import folders, json_file, regular_file
+from omnir1_jax.inference import benchmark, from_checkpoint, load, store
 from omnir1_jax.inference.answer import KEYFRAMES
 from omnir1_jax.inference.load import Systems
 from omnir1_jax.inference.samples import SOUNDS
@@ -31,7 +34,6 @@ from omnir1_jax.inference.tasks import Options
 from omnir1_jax.reporting import lines, toy_report
 from omnir1_jax.reporting import names as metric_names
 from omnir1_jax.reporting.log import METRICS
-from omnir1_jax.setup.run import keep_compiled
 from omnir1_jax.training import loop, workdir
 
 # The paper's ablation: what is left of the reward of segmentation.
@@ -59,7 +61,7 @@ def score(made: Systems, folder: pathlib.Path, task: str, clips: int, label: str
 
 def before(config: ConfigDict, folder: pathlib.Path, clips: int) -> dict[str, Any]:
     """The cold start: its own plans, its first description in other frames, and its answers to what it hears."""
-    made = load.from_checkpoint(trained.TOY, config)
+    made = load.load_systems(from_checkpoint.TOY, config)
     return {
         "vos": {rule: score(made, folder, "vos", clips, rule, keyframes=rule) for rule in KEYFRAMES},
         "refavs": {sound: score(made, folder, "refavs", clips, sound, sound=sound) for sound in SOUNDS},
@@ -68,7 +70,7 @@ def before(config: ConfigDict, folder: pathlib.Path, clips: int) -> dict[str, An
 
 def after(run: pathlib.Path, folder: pathlib.Path, clips: int) -> dict[str, Any]:
     """A trained System 1 with the frozen System 2 it was trained with."""
-    made = load.from_checkpoint(str(run), None, "frozen")
+    made = load.load_systems(str(run), None, "frozen")
     choices = dict(system2="frozen")
     return {
         "vos": {"plan": score(made, folder, "vos", clips, "plan", **choices)},
@@ -220,7 +222,7 @@ def main(_) -> None:
     if not all(seed.isdecimal() for seed in _SEEDS.value) or not _SEEDS.value:
         raise InputError(f"--seeds: {','.join(_SEEDS.value)!r} is not a list of numbers such as 0,1,2")
     logging.set_verbosity(logging.ERROR)
-    config = _CONFIG.value if _CONFIG.value is not None else trained.config_of(trained.TOY)
+    config = _CONFIG.value if _CONFIG.value is not None else from_checkpoint.config_of(from_checkpoint.TOY)
     out = pathlib.Path(_OUT.value)
     with folders.hold(out, KIND, FLAG, adopt=adopt):
         claim(out)

@@ -10,7 +10,8 @@ import sys
 
 from absl import flags, logging
 
-from omnir1_jax import cli, settings
+from omnir1_jax import cli
+from omnir1_jax.config import settings
 from omnir1_jax.errors import AGAIN
 from omnir1_jax.parallel import start
 from omnir1_jax.training.loop import train

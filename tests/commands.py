@@ -11,7 +11,8 @@ import pathlib
 import subprocess
 import sys
 
-from omnir1_jax import cli, settings
+from omnir1_jax import cli
+from omnir1_jax.config import settings
 from tests import forked
 from tests.runs import QUICK, ROOT
 

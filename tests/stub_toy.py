@@ -2,7 +2,8 @@
 
 import json
 
-from omnir1_jax import folders, toy
+from omnir1_jax import toy
+from omnir1_jax.files import folders
 from omnir1_jax.inference.answer import KEYFRAMES
 from omnir1_jax.inference.samples import SOUNDS
 from omnir1_jax.inference.store import KIND, NAMES

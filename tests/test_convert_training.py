@@ -13,15 +13,17 @@ import torch
 from safetensors.torch import load_file
 from transformers import Qwen2_5OmniThinkerForConditionalGeneration
 
-from omnir1_jax import checkpoints, convert, trained
-from omnir1_jax.data import sampling
+from omnir1_jax import convert
+from omnir1_jax.build import data, models
+from omnir1_jax.data import frame_sampling
 from omnir1_jax.data.clips import decode
 from omnir1_jax.data.preprocess import pixels, tokens
 from omnir1_jax.errors import InputError
+from omnir1_jax.inference import from_checkpoint
 from omnir1_jax.models.qwen_omni.thinker import Thinker
-from omnir1_jax.rl import examples
-from omnir1_jax.setup import data, models
 from omnir1_jax.systems import prompts, reasoner
+from omnir1_jax.tasks import examples
+from omnir1_jax.training import checkpointing
 from tests.data import qwen_oracle
 from tests.inference import small
 
@@ -51,7 +53,7 @@ def clips(config, count):
     (reader,) = data.readers(config, "vos")
     found = []
     for n, group in enumerate(reader.clips()):
-        rng = sampling.generator(0, 0, n)
+        rng = frame_sampling.generator(0, 0, n)
         clip = decode(reader[group[0]], data.decode_config(config.data.vos), rng)
         wave = 0.2 * rng.standard_normal(16000 + 4000 * (n % 3)).astype(np.float32)
         found.append(dataclasses.replace(clip, audio=wave if n % 2 and config.data.vos.audio_seconds else None))
@@ -60,7 +62,7 @@ def clips(config, count):
 
 def ours(config, found, workdir):
     """Greedy answers of the trained JAX model, as text."""
-    loaded = trained.in_place(trained.load(str(workdir), config, segmenter=False))
+    loaded = from_checkpoint.in_place(from_checkpoint.load(str(workdir), config, segmenter=False))
     step = models.step_config(config, loaded.models.thinker.config.tokens)
     greedy = dataclasses.replace(step.sampling, temperature=0.0)
     thinker = Thinker(loaded.models.thinker.config)
@@ -135,7 +137,7 @@ def test_toy_plans_the_same_on_fifty_clips(tmp_path):
     """With weights that have learned to plan."""
     config = runpy.run_path(str(CONFIGS / "toy.py"))["get_config"]()
     thinker = CONFIGS / "toy_weights" / "thinker"
-    config = trained.config_of(str(thinker), config)
+    config = from_checkpoint.config_of(str(thinker), config)
     export(thinker, tmp_path / "hf", "--dtype", "float32")
     plans = agree(config, thinker, tmp_path / "hf", 50)
     assert sum("<answer>{" in plan for plan in plans) > 40 and len(set(plans)) > 20
@@ -165,9 +167,9 @@ def test_newest_good_state_with_its_adapter(run, tmp_path):
     """The weights are base + adapter of the newest state that can be read, and of the one before where it cannot."""
     config, workdir, states, folder = run
     base = np.asarray(
-        trained.load(str(folder.parent / "thinker"), config, segmenter=False).loaded.params["text"]["layers"]["q"][
-            "kernel"
-        ]
+        from_checkpoint.load(str(folder.parent / "thinker"), config, segmenter=False).loaded.params["text"]["layers"][
+            "q"
+        ]["kernel"]
     )[1]
 
     def check(folder, step):
@@ -218,7 +220,7 @@ def test_full_training_keeps_its_masters(tmp_path):
         export(workdir, tmp_path / "adapter", "--layout", "peft")
     # Without checkpoints what the run wrote at its end is taken; a directory of weights is written anew.
     (tmp_path / "stored").rename(workdir / "weights")
-    shutil.rmtree(workdir / checkpoints.FOLDER)
+    shutil.rmtree(workdir / checkpointing.FOLDER)
     export(workdir, tmp_path / "again")
     export(workdir / "weights", tmp_path / "third")
     for folder in ("again", "third"):
@@ -229,7 +231,7 @@ def test_full_training_keeps_its_masters(tmp_path):
 def test_bad_input(run, tmp_path):
     _, workdir, _, _ = run
     empty = tmp_path / "empty"
-    (empty / checkpoints.FOLDER).mkdir(parents=True)
+    (empty / checkpointing.FOLDER).mkdir(parents=True)
     shutil.copy(workdir / "config.json", empty)
     for source, complaint in ((empty, "no checkpoint of a run"), (tmp_path, "export reads")):
         with pytest.raises(InputError, match=complaint):
@@ -238,4 +240,4 @@ def test_bad_input(run, tmp_path):
         convert.main(convert.parse(["convert", "import", str(workdir), str(tmp_path / "out")]))
     assert not (tmp_path / "out").exists()
     with pytest.raises(InputError, match="no directory"):
-        trained.config_of(str(tmp_path / "absent"))
+        from_checkpoint.config_of(str(tmp_path / "absent"))

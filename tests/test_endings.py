@@ -12,9 +12,10 @@ import sys
 import numpy as np
 import pytest
 
-from omnir1_jax import cli, errors, folders
+from omnir1_jax import cli, errors
 from omnir1_jax.errors import AGAIN, INVALID, InputError, Interrupted
 from omnir1_jax.evaluation import predictions
+from omnir1_jax.files import folders
 from omnir1_jax.reporting import lines
 
 # A command that prints much, writes a file, and ends as its last argument says.

@@ -8,7 +8,7 @@ import sys
 import pytest
 from absl import flags
 
-from omnir1_jax import settings
+from omnir1_jax.config import settings
 from omnir1_jax.errors import InputError
 
 COMMANDS = ("bench", "evaluate", "infer", "plan", "toy", "train")

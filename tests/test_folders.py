@@ -12,8 +12,8 @@ import time
 import pytest
 from etils import epath
 
-from omnir1_jax import folders, locks
 from omnir1_jax.errors import InputError
+from omnir1_jax.files import folders, locks
 from tests.bucket import bucket
 
 FLAG = "--out"

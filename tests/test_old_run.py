@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 
-from omnir1_jax import settings
+from omnir1_jax.config import settings
 from omnir1_jax.reporting.train_report import write_report
 from tests.runs import QUICK, ROOT, rows
 

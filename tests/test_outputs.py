@@ -10,10 +10,12 @@ import sys
 import pytest
 from absl.testing import flagsaver
 
-from omnir1_jax import bench, infer, output_file, plan, settings
+from omnir1_jax import bench, infer, plan
+from omnir1_jax.config import settings
 from omnir1_jax.data import unpickle_masks
 from omnir1_jax.data.tfds_builders import builders
 from omnir1_jax.errors import InputError
+from omnir1_jax.files import output_file
 from omnir1_jax.inference import outputs
 from omnir1_jax.supervised import tokenizer
 

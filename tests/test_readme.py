@@ -11,7 +11,7 @@ import pytest
 from absl.testing import flagsaver
 
 import omnir1_jax.plan  # noqa: F401  (defines the flags)
-from omnir1_jax import settings
+from omnir1_jax.config import settings
 from tests.data import qwen_oracle
 from tests.models import thinker_oracle
 

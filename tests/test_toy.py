@@ -7,8 +7,10 @@ import pytest
 from etils import epath
 from matplotlib.figure import Figure
 
-from omnir1_jax import folders, settings, toy
+from omnir1_jax import toy
+from omnir1_jax.config import settings
 from omnir1_jax.errors import InputError
+from omnir1_jax.files import folders
 from omnir1_jax.inference.answer import KEYFRAMES
 from omnir1_jax.inference.samples import SOUNDS
 from omnir1_jax.reporting import toy_report

@@ -7,8 +7,9 @@ import shutil
 import pytest
 from etils import epath
 
-from omnir1_jax import folders, settings
+from omnir1_jax.config import settings
 from omnir1_jax.errors import InputError
+from omnir1_jax.files import folders
 from omnir1_jax.training import workdir
 from tests import tiny
 from tests.test_folders import holder, tree

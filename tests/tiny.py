@@ -17,9 +17,10 @@ import jax
 import jax.numpy as jnp
 
 import omnir1_jax
-from omnir1_jax import cli, settings, train
-from omnir1_jax.rl.families import qa
-from omnir1_jax.settings import datasets, defaults, task
+from omnir1_jax import cli, train
+from omnir1_jax.config import settings
+from omnir1_jax.config.settings import datasets, defaults, task
+from omnir1_jax.tasks import qa
 from omnir1_jax.training import loop
 from tests import forked
 

@@ -13,10 +13,10 @@ import optax
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
-from omnir1_jax import checkpoints
 from omnir1_jax.parallel import make_mesh
 from omnir1_jax.rl import learn
 from omnir1_jax.signals import stop_flag
+from omnir1_jax.training import checkpointing
 
 SETTINGS = {"seed": 1}
 
@@ -28,12 +28,12 @@ def main(port: str, rank: int, workdir: pathlib.Path) -> None:
     start = jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
     optimizer = optax.adam(0.1)
     state = jax.jit(lambda x: learn.init({"x": x}, optimizer))(start)
-    target = checkpoints.like(state)
+    target = checkpointing.like(state)
     advance = jax.jit(lambda s: jax.tree.map(lambda x: x + 1, s), donate_argnums=0)
 
     def newest():
-        with checkpoints.manager(workdir, 5) as manager:
-            found = checkpoints.restore(manager, target, SETTINGS)
+        with checkpointing.manager(workdir, 5) as manager:
+            found = checkpointing.restore(manager, target, SETTINGS)
         for shard in found.state.trainable["x"].addressable_shards:
             expected = whole
             for _ in range(found.step):
@@ -41,10 +41,10 @@ def main(port: str, rank: int, workdir: pathlib.Path) -> None:
             np.testing.assert_array_equal(np.asarray(shard.data), expected[shard.index])
         return found.step, found.stream["rank"], int(found.state.step)
 
-    with checkpoints.manager(workdir, 5) as manager:
+    with checkpointing.manager(workdir, 5) as manager:
         for step in (1, 2, 3):
             state = advance(state)
-            assert checkpoints.save(manager, step, state, {"rank": rank}, SETTINGS, wait=True)
+            assert checkpointing.save(manager, step, state, {"rank": rank}, SETTINGS, wait=True)
     told = {"whole": newest()}
 
     def damage(path: pathlib.Path) -> None:

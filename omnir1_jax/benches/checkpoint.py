@@ -12,7 +12,7 @@ import jax
 import ml_dtypes
 import numpy as np
 
-from omnir1_jax.models import checkpoint, safetensors_file
+from omnir1_jax.models import hf_checkpoint, safetensors_file
 from omnir1_jax.models.qwen_omni import hf_config, weights
 from omnir1_jax.models.qwen_omni.thinker import abstract_params
 
@@ -81,7 +81,7 @@ def run(quick: bool) -> dict:
         text = json.dumps(hf_config.to_json(dataclasses.replace(config)) | {"dtype": "bfloat16"})
         files = {"config.json": text.encode()}
         total = sum(p.nbytes for p in jax.tree.leaves(params))
-        checkpoint.save_params(folder, weights.leaves(config), params, max_shard_bytes=total // 5, files=files)
+        hf_checkpoint.save_params(folder, weights.leaves(config), params, max_shard_bytes=total // 5, files=files)
         tensors = safetensors_file.index(folder).values()
         sizes = [info.end - info.start for info in tensors]
         largest = max(p.nbytes for p in jax.tree.leaves(params))

@@ -16,9 +16,9 @@ from collections.abc import Callable
 import cv2
 import numpy as np
 
-from omnir1_jax.data import audio, batching, clips, detail, masks, media, paths, pipeline, refavs, revos, stream
+from omnir1_jax.data import audio, batching, canvas, clips, masks, media, paths, pipeline, refavs, revos, stream
 from omnir1_jax.data.preprocess.mel import log_mel
-from omnir1_jax.data.samples import VideoFile
+from omnir1_jax.data.refs import VideoFile
 from omnir1_jax.data.synthetic import encode, writers
 from omnir1_jax.data.synthetic.scenes import make_clip
 from omnir1_jax.data.synthetic.world import WorldConfig
@@ -37,14 +37,14 @@ def _families(root: pathlib.Path, quick: bool) -> dict[str, pipeline.Family]:
         (revos.open(str(root / "revos")),),
         BATCH,
         clips.DecodeConfig(),
-        functools.partial(detail.element, config=detail.DetailConfig(**canvas)),
+        functools.partial(canvas.element, config=canvas.DetailConfig(**canvas)),
     )
     avs = pipeline.Family(
         "refavs",
         (refavs.open(str(root / "refavs")),),
         BATCH,
         clips.DecodeConfig(frames=10, sampling="uniform", objects=1, sound="required"),
-        functools.partial(detail.element, config=detail.DetailConfig(10, 1, **canvas)),
+        functools.partial(canvas.element, config=canvas.DetailConfig(10, 1, **canvas)),
         one_per_clip=False,
     )
     return {"vos": vos, "refavs": avs}
@@ -101,7 +101,7 @@ def _breakdown(family: pipeline.Family, samples: int) -> dict[str, float]:
         clip = clips.DecodedClip(
             ref, np.array(indices), np.stack([frames[0]] * len(indices)), frames[0].shape[:2], mask, None, False, None
         )
-        arrays = clock("element", detail.element, clip, config)
+        arrays = clock("element", canvas.element, clip, config)
         item = batching.Item(None, sample_id, "", {}, arrays, (), False)
         clock("batch", batching.collate, family.name, [item])
     medians = {name: 1e3 * statistics.median(values) for name, values in clock.seconds.items()}

@@ -18,12 +18,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from omnir1_jax import trained
 from omnir1_jax.cli import atomic_path
-from omnir1_jax.data.samples import ClipRef
+from omnir1_jax.data.refs import ClipRef
 from omnir1_jax.errors import InputError
 from omnir1_jax.evaluation import predictions
-from omnir1_jax.inference import load, scores, tasks
+from omnir1_jax.inference import from_checkpoint, load, scores, tasks
 from omnir1_jax.inference import run as runs
 from omnir1_jax.inference.samples import Task
 from omnir1_jax.inference.tasks import Options
@@ -57,7 +56,7 @@ def run(quick: bool) -> dict:
 
     count, repeats = (QUICK_CLIPS, 1) if quick else (CLIPS, 3)
     options = Options(tasks.SYNTHETIC, tasks=("vos",), limit=count, batch_size=BATCH)
-    made = load.from_checkpoint(trained.TOY)
+    made = load.load_systems(from_checkpoint.TOY)
     (task,) = tasks.tasks(made, options)
     task = _held(task, options)
     config = made.config

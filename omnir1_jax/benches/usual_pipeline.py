@@ -20,7 +20,7 @@ from transformers import (
 )
 from transformers.models.sam2_video.modeling_sam2_video import Sam2VideoInferenceSession
 
-from omnir1_jax.data import media, sampling
+from omnir1_jax.data import frame_sampling, media
 from omnir1_jax.data.clips import DecodedClip, decode
 from omnir1_jax.data.preprocess import pixels, tokens
 from omnir1_jax.errors import InputError
@@ -84,7 +84,7 @@ def _sam2(folder: pathlib.Path) -> Sam2VideoModel:
 def answer(usual: Usual, positions: Sequence[int]) -> list[Answered]:
     """One batch of the task's items."""
     task, own = usual.task, usual.task.example
-    clips = [decode(task.reader[p], task.decode, sampling.generator(task.seed, 0, p)) for p in positions]
+    clips = [decode(task.reader[p], task.decode, frame_sampling.generator(task.seed, 0, p)) for p in positions]
     heard = [_system1(usual, clip) for clip in clips]
     completions = _say(usual, [text for text, _ in heard], [grid for _, grid in heard], "video", usual.step.sampling)
     plans = [host.read_plan(text, len(clip.frames), usual.step.limits) for text, clip in zip(completions, clips)]

@@ -10,7 +10,7 @@ import soundfile
 from jaxtyping import Float
 
 from omnir1_jax.data import media, paths, video_index
-from omnir1_jax.data.samples import AudioBytes, AudioFile, AudioSource, BadSample, VideoAudio
+from omnir1_jax.data.refs import AudioBytes, AudioFile, AudioSource, BadSample, VideoAudio
 from omnir1_jax.data.video_index import VideoError
 
 SAMPLE_RATE = 16_000

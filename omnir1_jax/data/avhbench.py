@@ -7,9 +7,9 @@ Besides the three tasks judged by Yes and No there is captioning, left out unles
 import functools
 from typing import Any
 
-from omnir1_jax.data import qa, records
+from omnir1_jax.data import metadata, qa
 from omnir1_jax.data.reader import TableReader, check_split
-from omnir1_jax.data.samples import ClipRef, VideoAudio, VideoFile
+from omnir1_jax.data.refs import ClipRef, VideoAudio, VideoFile
 from omnir1_jax.errors import InputError
 
 JUDGE_TASKS = ("Audio-driven Video Hallucination", "Video-driven Audio Hallucination", "AV Matching")
@@ -22,12 +22,12 @@ def open(root: str, split: str = "test", captioning: bool = False) -> TableReade
     text as answer and no options. Raises `InputError` naming what is missing or wrong.
     """
     check_split("avhbench", split, ("test",))
-    path = records.find(root, TABLES, "avhbench")
+    path = metadata.find(root, TABLES, "avhbench")
     rows, left_out = [], 0
-    for number, row in enumerate(records.load_rows(path)):
+    for number, row in enumerate(metadata.load_rows(path)):
         where = f"{path} row {number}"
-        record = {key: records.get(row, key, str, where) for key in ("task", "text", "label")}
-        record |= {"video_id": str(records.get(row, "video_id", (str, int), where)), "where": where}
+        record = {key: metadata.get(row, key, str, where) for key in ("task", "text", "label")}
+        record |= {"video_id": str(metadata.get(row, "video_id", (str, int), where)), "where": where}
         if judged(record["task"]):
             label = record["label"].strip().rstrip(".").capitalize()
             if label not in ("Yes", "No"):

@@ -5,7 +5,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from omnir1_jax.data.sampling import Draw
+from omnir1_jax.data.frame_sampling import Draw
 from omnir1_jax.errors import InputError
 
 

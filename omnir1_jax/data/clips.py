@@ -8,9 +8,10 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
-from omnir1_jax.data import audio, masks, media, sampling
-from omnir1_jax.data.samples import BadSample, ClipRef, MaskSource, RleMasks
-from omnir1_jax.data.sampling import MAX_OBJECTS, TRAIN_MAX_FRAMES
+from omnir1_jax.data import audio, masks, media
+from omnir1_jax.data import frame_sampling as sampling
+from omnir1_jax.data.frame_sampling import MAX_OBJECTS, TRAIN_MAX_FRAMES
+from omnir1_jax.data.refs import BadSample, ClipRef, MaskSource, RleMasks
 
 
 class Unsuitable(BadSample):

@@ -18,9 +18,9 @@ import functools
 import glob
 from typing import Any
 
-from omnir1_jax.data import paths, qa, records, rle, vos_json
+from omnir1_jax.data import metadata, paths, qa, rle, vos_json
 from omnir1_jax.data.reader import TableReader
-from omnir1_jax.data.samples import AudioFile, ClipRef, RleMasks, VideoAudio, VideoFile
+from omnir1_jax.data.refs import AudioFile, ClipRef, RleMasks, VideoAudio, VideoFile
 from omnir1_jax.errors import InputError
 
 KEYS = ("video", "question", "expression", "options", "answer", "id", "audio", "masks", "start", "end")
@@ -28,11 +28,11 @@ KEYS = ("video", "question", "expression", "options", "answer", "id", "audio", "
 
 def open(root: str, split: str = "train") -> TableReader:
     """`extra` of a question: options, answer, answer_index; of all: start, end. Raises `InputError`."""
-    records.require_root(root)
+    metadata.require_root(root)
     path = _table(root, split)
     rows = []
     ids: set[str] = set()
-    for number, row in enumerate(records.load_rows(path), 1):
+    for number, row in enumerate(metadata.load_rows(path), 1):
         record = _check(row, f"{path} item {number}", number)
         if record["id"] in ids:
             raise InputError(f"{path} item {number}: the id {record['id']!r} is used twice")
@@ -57,26 +57,26 @@ def _check(row: dict[str, Any], where: str, number: int) -> dict[str, Any]:
         raise InputError(f"{where}: give one of the keys 'question' and 'expression'")
     kind = "question" if "question" in row else "expression"
     options = qa.get_options(row, "options", where) if row.get("options") is not None else ()
-    answer = records.get(row, "answer", str, where) if "answer" in row else ""
+    answer = metadata.get(row, "answer", str, where) if "answer" in row else ""
     index = None
     if options and answer:
         by_letter = len(answer.strip()) == 1 and answer not in options
         index = (qa.letter_index if by_letter else qa.answer_index)(options, answer, where)
-    times = {key: records.get_number(row, key, where) for key in ("start", "end") if key in row}
+    times = {key: metadata.get_number(row, key, where) for key in ("start", "end") if key in row}
     if not 0 <= times.get("start", 0.0) < times.get("end", float("inf")):
         raise InputError(f"{where}: expected 0 <= start < end")
-    audio = records.get(row, "audio", str, where) if row.get("audio") is not None else None
-    masks = records.get(row, "masks", str, where) if row.get("masks") is not None else None
+    audio = metadata.get(row, "audio", str, where) if row.get("audio") is not None else None
+    masks = metadata.get(row, "masks", str, where) if row.get("masks") is not None else None
     if masks is not None and (times or kind == "question"):
         raise InputError(f"{where}: 'masks' goes with an expression about the whole video")
     return {
-        "video": records.get(row, "video", str, where),
+        "video": metadata.get(row, "video", str, where),
         "family": "qa" if kind == "question" else "vos",
-        "query": records.get(row, kind, str, where),
+        "query": metadata.get(row, kind, str, where),
         "options": options,
         "answer": answer,
         "answer_index": index,
-        "id": str(records.get(row, "id", (str, int), where)) if "id" in row else str(number),
+        "id": str(metadata.get(row, "id", (str, int), where)) if "id" in row else str(number),
         "audio": audio,
         "masks": masks,
         "silent": "audio" in row and audio is None,
@@ -106,7 +106,7 @@ def _clip(root: str, sample_id: str, row: dict[str, Any]) -> ClipRef:
 
 
 def _masks(path: str) -> RleMasks:
-    tracks = records.check(records.load_json(path), list, path)
+    tracks = metadata.check(metadata.load_json(path), list, path)
     if not tracks or any(not isinstance(track, list) for track in tracks):
         raise InputError(f"{path}: expected a list of objects, each a list of run lengths")
     tracks = [vos_json.check_track(track, len(tracks[0]), f"{path}[{n}]") for n, track in enumerate(tracks)]

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Bool, UInt8
 
 from omnir1_jax.data import paths, rle
-from omnir1_jax.data.samples import BadSample, MaskSource, PngMasks, RleMasks
+from omnir1_jax.data.refs import BadSample, MaskSource, PngMasks, RleMasks
 from omnir1_jax.errors import InputError
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 
 from omnir1_jax.data import paths, video_decoder, video_index
-from omnir1_jax.data.samples import BadSample, FrameSource, ImageBytes, ImageFiles, VideoFile
+from omnir1_jax.data.refs import BadSample, FrameSource, ImageBytes, ImageFiles, VideoFile
 from omnir1_jax.data.video_index import VideoError, VideoIndex
 
 # Three channels; in OpenCV's order where it is too old to give RGB itself.

@@ -4,7 +4,7 @@ and `mask_dict.json` in train and valid_u; valid's masks are kept by the server.
 
 import functools
 
-from omnir1_jax.data import paths, records, vos_json
+from omnir1_jax.data import metadata, paths, vos_json
 from omnir1_jax.data.reader import TableReader, check_split, make_reader
 
 SPLITS = ("train", "valid_u", "valid")
@@ -16,14 +16,14 @@ def open(root: str, split: str = "train", keep_empty: bool | None = None) -> Tab
     `keep_empty`: also expressions without a target; by default only outside train. Raises `InputError`.
     """
     check_split("mevis", split, SPLITS)
-    records.require_root(root)
+    metadata.require_root(root)
     folder = paths.existing(root, split, "mevis")
     labelled = split != "valid"
     path = paths.existing(folder, "meta_expressions.json", "mevis")
     videos = vos_json.load_videos(path, folder, "JPEGImages", with_size=False, with_objects=labelled)
     masks = None
     if labelled:
-        masks = records.index_json(paths.existing(folder, "mask_dict.json", "mevis"))
+        masks = metadata.index_json(paths.existing(folder, "mask_dict.json", "mevis"))
         vos_json.require_masks(masks, videos)
     context = vos_json.VosSplit("mevis", folder, "JPEGImages", videos, masks)
     keep = split != "train" if keep_empty is None else keep_empty

@@ -11,9 +11,9 @@ import functools
 import os
 from typing import Any
 
-from omnir1_jax.data import paths, qa, records
+from omnir1_jax.data import metadata, paths, qa
 from omnir1_jax.data.reader import TableReader, check_split
-from omnir1_jax.data.samples import ClipRef, ImageFiles, VideoFile
+from omnir1_jax.data.refs import ClipRef, ImageFiles, VideoFile
 from omnir1_jax.errors import InputError
 
 FOLDERS = {
@@ -51,7 +51,7 @@ def open(root: str, split: str = "test", tasks: tuple[str, ...] = tuple(FOLDERS)
     check_split("mvbench", split, ("test",))
     if unknown := [task for task in tasks if task not in FOLDERS]:
         raise InputError(f"mvbench has no task '{unknown[0]}'; the tasks are {', '.join(FOLDERS)}")
-    records.require_root(root)
+    metadata.require_root(root)
     questions = {task: _task_rows(root, task) for task in tasks}
     present = [task for task in tasks if any(_has_media(root, row) for _, row in questions[task])]
     notes = tuple(
@@ -69,14 +69,14 @@ def open(root: str, split: str = "test", tasks: tuple[str, ...] = tuple(FOLDERS)
 def _task_rows(root: str, task: str) -> list[tuple[str, dict[str, Any]]]:
     path = paths.existing(root, f"json/{task}.json", "mvbench")
     rows = []
-    for number, row in enumerate(records.load_rows(path)):
+    for number, row in enumerate(metadata.load_rows(path)):
         where = f"{path} row {number}"
         options = qa.get_options(row, "candidates", where)
-        answer = records.get(row, "answer", str, where)
+        answer = metadata.get(row, "answer", str, where)
         checked = {
             "task": task,
-            "video": records.get(row, "video", str, where),
-            "question": records.get(row, "question", str, where),
+            "video": metadata.get(row, "video", str, where),
+            "question": metadata.get(row, "question", str, where),
             "options": options,
             "answer": answer,
             "answer_index": qa.answer_index(options, answer, where),
@@ -85,7 +85,7 @@ def _task_rows(root: str, task: str) -> list[tuple[str, dict[str, Any]]]:
             "where": where,
         }
         if task in BOUNDED:
-            start, end = (records.get_number(row, key, where) for key in ("start", "end"))
+            start, end = (metadata.get_number(row, key, where) for key in ("start", "end"))
             if not 0 <= start < end < float("inf"):
                 raise InputError(f"{where}: expected 0 <= start < end, found {start} and {end}")
             checked |= {"start": start, "end": end}

@@ -9,9 +9,9 @@ import functools
 import glob
 from typing import Any
 
-from omnir1_jax.data import paths, qa, records
+from omnir1_jax.data import metadata, paths, qa
 from omnir1_jax.data.reader import TableReader, check_split
-from omnir1_jax.data.samples import AudioFile, ClipRef, ImageFiles
+from omnir1_jax.data.refs import AudioFile, ClipRef, ImageFiles
 from omnir1_jax.errors import InputError
 
 AUDIO_TYPES = ("speech", "sound event", "music")
@@ -21,14 +21,14 @@ COLUMNS = ("index", "task type", "audio type", "question", "options", "answer", 
 def open(root: str, split: str = "test") -> TableReader:
     """`extra`: options, answer, answer_index, index, task_type, audio_type. Raises `InputError`."""
     check_split("omnibench", split, ("test",))
-    records.require_root(root)
+    metadata.require_root(root)
     path = table(root)
     rows = []
-    for number, row in enumerate(records.load_rows(path, COLUMNS), 1):
+    for number, row in enumerate(metadata.load_rows(path, COLUMNS), 1):
         where = f"{path} row {number}"
-        index = records.get(row, "index", (int, str), where)
+        index = metadata.get(row, "index", (int, str), where)
         for key in ("task type", "audio type", "question", "answer", "audio_path", "image_path"):
-            records.get(row, key, str, where)
+            metadata.get(row, key, str, where)
         if row["audio type"].strip().lower() not in AUDIO_TYPES:
             raise InputError(f"{where}['audio type']: expected one of {', '.join(AUDIO_TYPES)}")
         options = qa.get_options(row, "options", where)

@@ -11,8 +11,8 @@ from typing import Any
 
 from etils import epath
 
-from omnir1_jax import regular_file
 from omnir1_jax.errors import InputError
+from omnir1_jax.files import regular_file
 
 
 def is_remote(path: str) -> bool:

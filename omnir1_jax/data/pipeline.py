@@ -16,11 +16,11 @@ import grain
 import numpy as np
 from absl import flags
 
-from omnir1_jax.data import batching, sampling
+from omnir1_jax.data import batching, frame_sampling
 from omnir1_jax.data.batching import Batch, Fault, Item
 from omnir1_jax.data.clips import DecodeConfig, DecodedClip, Unsuitable, decode
-from omnir1_jax.data.samples import FAMILIES, BadSample, Reader
-from omnir1_jax.data.sampling import Draw
+from omnir1_jax.data.frame_sampling import Draw
+from omnir1_jax.data.refs import FAMILIES, BadSample, Reader
 from omnir1_jax.errors import InputError
 
 # Draws of a training stream: below what grain's lengths, which pass through floats, hold exactly.
@@ -170,7 +170,7 @@ class _Loader:
     def __call__(self, draw: Draw) -> Item:
         faults: list[Fault] = []
         for attempt in range(self.max_attempts):
-            rng = sampling.generator(self.seed, draw.epoch, draw.index, attempt)
+            rng = frame_sampling.generator(self.seed, draw.epoch, draw.index, attempt)
             clip = draw.clip if attempt == 0 else int(rng.integers(len(self.items)))
             reader, positions = self.items[clip]
             position = positions[int(rng.integers(len(positions)))]

@@ -4,9 +4,9 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from omnir1_jax.data import paths, records
+from omnir1_jax.data import metadata, paths
 from omnir1_jax.data.reader import TableReader, make_reader
-from omnir1_jax.data.samples import AudioSource, ClipRef, FrameSource
+from omnir1_jax.data.refs import AudioSource, ClipRef, FrameSource
 from omnir1_jax.errors import InputError
 
 LETTERS = "ABCDEFGHIJ"
@@ -30,7 +30,7 @@ def letter_index(options: Sequence[str], answer: str, where: str) -> int:
 
 
 def get_options(row: dict[str, Any], key: str, where: str) -> tuple[str, ...]:
-    options = records.get_list(row, key, str, where)
+    options = metadata.get_list(row, key, str, where)
     if not 2 <= len(options) <= len(LETTERS):
         raise InputError(f"{where}.{key}: expected 2 to {len(LETTERS)} options, found {len(options)}")
     return tuple(options)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from omnir1_jax.data.samples import BadSample, ClipRef
+from omnir1_jax.data.refs import BadSample, ClipRef
 from omnir1_jax.errors import InputError
 
 

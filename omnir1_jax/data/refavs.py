@@ -8,9 +8,9 @@ parts, not `vid`: rows without a target ("null", fid 0) have directories of thei
 import functools
 from typing import Any
 
-from omnir1_jax.data import paths, records
+from omnir1_jax.data import metadata, paths
 from omnir1_jax.data.reader import TableReader, check_split, make_reader
-from omnir1_jax.data.samples import AudioFile, ClipRef, ImageFiles, PngMasks
+from omnir1_jax.data.refs import AudioFile, ClipRef, ImageFiles, PngMasks
 from omnir1_jax.data.vos_json import check_name
 from omnir1_jax.errors import InputError
 
@@ -32,14 +32,14 @@ def open(root: str, split: str = "train") -> TableReader:
     Raises `InputError` naming what is missing or wrong.
     """
     check_split("refavs", split, SPLITS)
-    records.require_root(root)
+    metadata.require_root(root)
     path = paths.existing(root, "metadata.csv", "refavs")
     rows, junk, todo, missing = [], 0, 0, set()
     known: dict[str, bool] = {}
-    for number, row in enumerate(records.load_rows(path), 1):
+    for number, row in enumerate(metadata.load_rows(path), 1):
         where = f"{path} row {number}"
         for column in COLUMNS:
-            records.get(row, column, str, where)
+            metadata.get(row, column, str, where)
         todo += row["split"] == "TODO"
         if row["split"] not in (*SPLITS, "TODO"):
             raise InputError(f"{where}.split: expected one of {', '.join(SPLITS)}, found {row['split'][:40]!r}")

@@ -19,11 +19,11 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 
-from omnir1_jax import tags
-from omnir1_jax.data import paths, records
+from omnir1_jax.data import metadata, paths
 from omnir1_jax.data.reader import TableReader, check_split, make_reader
-from omnir1_jax.data.samples import ClipRef, ImageBytes, ImageFiles
+from omnir1_jax.data.refs import ClipRef, ImageBytes, ImageFiles
 from omnir1_jax.errors import InputError
+from omnir1_jax.text import tags
 
 CANVAS = (840, 840)
 TEXT_COLUMNS = ("id", "problem", "solution", "img_height", "img_width")
@@ -91,7 +91,7 @@ def _whole(values: Any, count: int) -> tuple[int, ...]:
 def open(root: str, split: str = "train") -> TableReader:
     """One item a row. `extra`: id, boxes, points, solution, img_height, img_width. Raises `InputError`."""
     check_split("refcocog", split, ("train",))
-    records.require_root(root)
+    metadata.require_root(root)
     if paths.exists(f"{root}/metadata.jsonl"):
         path = paths.inside(root, "metadata.jsonl", "refcocog")
         items = _folder_rows(root, path)
@@ -113,28 +113,28 @@ def parquet_files(root: str, split: str) -> list[str]:
 
 
 def _check(row: dict[str, Any], where: str) -> dict[str, Any]:
-    identity = records.get(row, "id", (str, int), where)
-    text = records.get(row, "solution", str, where)
+    identity = metadata.get(row, "id", (str, int), where)
+    text = metadata.get(row, "solution", str, where)
     try:
         boxes, points = parse_solution(text)
     except ValueError as error:
         raise InputError(f"{where}.solution: {error}: {text[:80]!r}") from error
     return {
         "id": identity,
-        "problem": records.get(row, "problem", str, where),
+        "problem": metadata.get(row, "problem", str, where),
         "solution": text,
         "boxes": boxes,
         "points": points,
-        "img_height": records.get(row, "img_height", int, where),
-        "img_width": records.get(row, "img_width", int, where),
+        "img_height": metadata.get(row, "img_height", int, where),
+        "img_width": metadata.get(row, "img_width", int, where),
     }
 
 
 def _folder_rows(root: str, path: str) -> Iterator[tuple[str, Any, Any]]:
-    for number, row in enumerate(records.load_rows(path), 1):
+    for number, row in enumerate(metadata.load_rows(path), 1):
         where = f"{path} row {number}"
         record = _check(row, where)
-        name = records.get(row, "file_name", str, where)
+        name = metadata.get(row, "file_name", str, where)
         paths.inside(root, name, where)
         yield str(record["id"]), name, {**record, "image": name}
 

@@ -15,9 +15,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from omnir1_jax.data import paths, records, vos_json
+from omnir1_jax.data import metadata, paths, vos_json
 from omnir1_jax.data.reader import TableReader, check_split, make_reader
-from omnir1_jax.data.samples import ClipRef, ImageFiles, PngMasks, RleMasks
+from omnir1_jax.data.refs import ClipRef, ImageFiles, PngMasks, RleMasks
 from omnir1_jax.errors import InputError
 
 ANNOTATORS = ("annot1-first", "annot1-full", "annot2-first", "annot2-full")
@@ -32,7 +32,7 @@ class _Tree:
     root: str
     frames: str
     maps: str | None  # folder of the label maps
-    masks: records.JsonIndex | None
+    masks: metadata.JsonIndex | None
     videos: Mapping[str, Any] = field(repr=False)
     anno_ids: Mapping[tuple[str, str], int] = field(repr=False)
 
@@ -46,7 +46,7 @@ def open(root: str, split: str = "valid", masks: str = "auto") -> TableReader:
     check_split("refdavis", split, ("valid",))
     if masks not in ("auto", "dict", "maps"):
         raise InputError(f"refdavis: masks is 'auto', 'dict' or 'maps', not {masks!r}")
-    records.require_root(root)
+    metadata.require_root(root)
     path = paths.existing(root, "meta_expressions/valid/meta_expressions.json", "refdavis")
     frames = _folder(root, FRAME_FOLDERS)
     videos = vos_json.load_videos(path, root, frames, with_size=False, with_objects=False)
@@ -58,7 +58,7 @@ def open(root: str, split: str = "valid", masks: str = "auto") -> TableReader:
     mask_file = next((name for name in MASK_FILES if paths.exists(f"{root}/{name}")), None)
     index = map_folder = None
     if masks != "maps" and mask_file:
-        index = records.index_json(paths.inside(root, mask_file, "refdavis"))
+        index = metadata.index_json(paths.inside(root, mask_file, "refdavis"))
         if missing := [n for n in anno_ids.values() if str(n) not in index]:
             raise InputError(f"{index.path}: {len(missing)} of {len(anno_ids)} ids are missing, first '{missing[0]}'")
     elif masks == "dict":

@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from omnir1_jax.data import paths, records, vos_json
+from omnir1_jax.data import metadata, paths, vos_json
 from omnir1_jax.data.reader import TableReader, check_split, make_reader
-from omnir1_jax.data.samples import ClipRef, ImageFiles, PngMasks
+from omnir1_jax.data.refs import ClipRef, ImageFiles, PngMasks
 from omnir1_jax.errors import InputError
 
 SPLITS = ("train", "valid", "test")
@@ -31,7 +31,7 @@ def open(root: str, split: str = "train") -> TableReader:
     Raises `InputError` naming what is missing or wrong.
     """
     check_split("refytvos", split, SPLITS)
-    records.require_root(root)
+    metadata.require_root(root)
     path = _meta(root, split)
     folder = split
     if split == "test" and not paths.exists(f"{root}/test/JPEGImages"):
@@ -39,7 +39,7 @@ def open(root: str, split: str = "train") -> TableReader:
     folder = paths.existing(root, folder, "refytvos")
     videos = vos_json.load_videos(path, folder, "JPEGImages", with_size=False, with_objects=False)
     if split == "valid":
-        others = records.get(records.load_json(_meta(root, "test")), "videos", dict, _meta(root, "test"))
+        others = metadata.get(metadata.load_json(_meta(root, "test")), "videos", dict, _meta(root, "test"))
         videos = {video: record for video, record in videos.items() if video not in others}
     labelled = split == "train"
     categories: dict[str, Any] = {}
@@ -47,7 +47,7 @@ def open(root: str, split: str = "train") -> TableReader:
         _check_objects(path, videos)
         if paths.exists(f"{folder}/meta.json"):
             where = paths.inside(folder, "meta.json", "refytvos")
-            categories = records.get(records.load_json(where), "videos", dict, where)
+            categories = metadata.get(metadata.load_json(where), "videos", dict, where)
         if missing := _missing_annotations(folder, videos):
             raise InputError(f"{folder}/Annotations: {len(missing)} videos are missing; the first is '{missing[0]}'")
     tree = _Tree(folder, labelled, videos, categories)
@@ -63,7 +63,7 @@ def _check_objects(path: str, videos: Mapping[str, Any]) -> None:
     for video, record in videos.items():
         for exp_id, expression in record["expressions"].items():
             where = f"{path}: videos['{video}'].expressions['{exp_id}']"
-            text = records.get(expression, "obj_id", str, where)
+            text = metadata.get(expression, "obj_id", str, where)
             if not text.isdecimal() or not 0 < int(text) < 255:
                 raise InputError(f"{where}.obj_id: expected a number from 1 to 254 as text, found {text[:40]!r}")
 
@@ -101,5 +101,5 @@ def _category(categories: Mapping[str, Any], video: str, obj_id: str) -> str | N
     where = f"meta.json: videos['{video}']"
     if video not in categories:
         return None
-    objects = records.get(categories[video], "objects", dict, where)
-    return records.get(objects[obj_id], "category", str, where) if obj_id in objects else None
+    objects = metadata.get(categories[video], "objects", dict, where)
+    return metadata.get(objects[obj_id], "category", str, where) if obj_id in objects else None

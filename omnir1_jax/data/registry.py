@@ -17,7 +17,7 @@ from omnir1_jax.data import (
     videomme,
     videor1,
 )
-from omnir1_jax.data.samples import Reader
+from omnir1_jax.data.refs import Reader
 from omnir1_jax.data.synthetic import reader as synthetic
 from omnir1_jax.errors import InputError
 

@@ -8,7 +8,7 @@ Two trees: the official one, `JPEGImages/<video>/<frame>.jpg`, and the copy that
 import functools
 import os
 
-from omnir1_jax.data import paths, records, vos_json
+from omnir1_jax.data import metadata, paths, vos_json
 from omnir1_jax.data.reader import TableReader, check_split, make_reader
 from omnir1_jax.errors import InputError
 
@@ -22,20 +22,20 @@ def open(root: str, split: str = "train", keep_empty: bool | None = None) -> Tab
     split also has `foreground`, which metric R needs. Raises `InputError` naming what is missing or wrong.
     """
     check_split("revos", split, SPLITS)
-    records.require_root(root)
+    metadata.require_root(root)
     frames_root = "JPEGImages" if paths.exists(f"{root}/JPEGImages") or os.path.islink(f"{root}/JPEGImages") else ""
     path = paths.existing(root, f"meta_expressions_{split}_.json", "revos")
     videos = vos_json.load_videos(path, root, frames_root, with_size=True, with_objects=True)
     for video, record in videos.items():
         for exp_id, expression in record["expressions"].items():
             where = f"{path}: videos['{video}'].expressions['{exp_id}']"
-            if records.get(expression, "type_id", int, where) not in (0, 1, 2):
+            if metadata.get(expression, "type_id", int, where) not in (0, 1, 2):
                 raise InputError(f"{where}.type_id: expected 0, 1 or 2, found {expression['type_id']}")
-    masks = records.index_json(paths.existing(root, "mask_dict.json", "revos"))
+    masks = metadata.index_json(paths.existing(root, "mask_dict.json", "revos"))
     vos_json.require_masks(masks, videos)
     foreground = None
     if split == "valid":
-        foreground = records.index_json(paths.existing(root, "mask_dict_foreground.json", "revos"))
+        foreground = metadata.index_json(paths.existing(root, "mask_dict_foreground.json", "revos"))
         if missing := [video for video in videos if video not in foreground]:
             raise InputError(f"{foreground.path}: the video '{missing[0]}' is missing ({len(missing)} in all)")
     context = vos_json.VosSplit("revos", root, frames_root, videos, masks, foreground)

@@ -18,9 +18,10 @@ import numpy as np
 from absl import app
 from etils import epath
 
-from omnir1_jax import cli, folders, regular_file
+from omnir1_jax import cli
 from omnir1_jax.data import rle
 from omnir1_jax.errors import InputError
+from omnir1_jax.files import folders, regular_file
 
 _NUMPY = ("numpy.core", "numpy._core")  # older and newer numpy write other names
 

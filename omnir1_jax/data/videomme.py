@@ -9,9 +9,9 @@ import functools
 import glob
 from typing import Any
 
-from omnir1_jax.data import paths, qa, records
+from omnir1_jax.data import metadata, paths, qa
 from omnir1_jax.data.reader import TableReader, check_split
-from omnir1_jax.data.samples import ClipRef, VideoAudio, VideoFile
+from omnir1_jax.data.refs import ClipRef, VideoAudio, VideoFile
 from omnir1_jax.errors import InputError
 
 DURATIONS = ("short", "medium", "long")
@@ -23,14 +23,14 @@ FOLDERS = ("", "data/", "videos/", "video/")
 def open(root: str, split: str = "test") -> TableReader:
     """`extra`: options, answer (a letter), answer_index, and the columns of `LABELS`. Raises `InputError`."""
     check_split("videomme", split, ("test",))
-    records.require_root(root)
+    metadata.require_root(root)
     path = _table(root)
     rows = []
-    for number, row in enumerate(records.load_rows(path, COLUMNS), 1):
+    for number, row in enumerate(metadata.load_rows(path, COLUMNS), 1):
         where = f"{path} row {number}"
         for key in COLUMNS:
             if key != "options":
-                records.get(row, key, str, where)
+                metadata.get(row, key, str, where)
         if row["duration"] not in DURATIONS:
             raise InputError(f"{where}.duration: expected one of {', '.join(DURATIONS)}, found {row['duration']!r}")
         options = qa.get_options(row, "options", where)

@@ -12,11 +12,11 @@ import functools
 import glob
 from typing import Any
 
-from omnir1_jax import tags
-from omnir1_jax.data import paths, qa, records
+from omnir1_jax.data import metadata, paths, qa
 from omnir1_jax.data.reader import TableReader, check_split
-from omnir1_jax.data.samples import ClipRef, ImageFiles, VideoAudio, VideoFile
+from omnir1_jax.data.refs import ClipRef, ImageFiles, VideoAudio, VideoFile
 from omnir1_jax.errors import InputError
+from omnir1_jax.text import tags
 
 SPLITS = ("train", "cot", "test")
 PUBLISHED = {"train": "Video-R1-260k.json", "cot": "Video-R1-COT-165k.json"}
@@ -29,21 +29,21 @@ def open(root: str, split: str = "train", file: str = "") -> TableReader:
     the only json at the root. Raises `InputError`.
     """
     check_split("videor1", split, SPLITS)
-    records.require_root(root)
+    metadata.require_root(root)
     path = paths.existing(root, file, "videor1.file") if file else _table(root, split)
     rows = []
-    for number, row in enumerate(records.load_rows(path)):
+    for number, row in enumerate(metadata.load_rows(path)):
         where = f"{path} row {number}"
-        record = {key: records.get(row, key, str, where) for key in ("problem", "solution", "path", "data_type")}
+        record = {key: metadata.get(row, key, str, where) for key in ("problem", "solution", "path", "data_type")}
         if record["data_type"] not in ("video", "image"):
             raise InputError(f"{where}.data_type: expected video or image, found {record['data_type'][:40]!r}")
         answer = tags.between(record["solution"], "answer")
         answer = (record["solution"] if answer is None else answer).strip()
-        options = tuple(records.get_list(row, "options", str, where)) if row.get("options") else ()
+        options = tuple(metadata.get_list(row, "options", str, where)) if row.get("options") else ()
         index = qa.letter_index(options, answer, where) if options and len(answer) == 1 else None
         record |= {"answer": answer, "options": options, "answer_index": index, "where": where}
-        record["problem_type"] = records.get(row, "problem_type", str, where) if "problem_type" in row else ""
-        record["data_source"] = records.get(row, "data_source", str, where) if "data_source" in row else ""
+        record["problem_type"] = metadata.get(row, "problem_type", str, where) if "problem_type" in row else ""
+        record["data_source"] = metadata.get(row, "data_source", str, where) if "data_source" in row else ""
         rows.append((str(row.get("problem_id", number)), record))
     return qa.reader("videor1", split, path, rows, functools.partial(_media, root), functools.partial(_clip, root))
 

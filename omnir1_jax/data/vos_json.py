@@ -4,9 +4,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from omnir1_jax.data import paths, records, rle
+from omnir1_jax.data import metadata, paths, rle
 from omnir1_jax.data.masks import image_size
-from omnir1_jax.data.samples import ClipRef, ImageFiles, RleMasks
+from omnir1_jax.data.refs import ClipRef, ImageFiles, RleMasks
 from omnir1_jax.errors import InputError
 
 
@@ -18,8 +18,8 @@ class VosSplit:
     root: str
     frames_root: str  # directory of the videos' folders, within `root`; "" is the root itself
     videos: Mapping[str, Any] = field(repr=False)
-    masks: records.JsonIndex | None  # annotation id -> run lengths a frame
-    foreground: records.JsonIndex | None = None  # video -> union of all its annotations
+    masks: metadata.JsonIndex | None  # annotation id -> run lengths a frame
+    foreground: metadata.JsonIndex | None = None  # video -> union of all its annotations
 
 
 def load_videos(path: str, root: str, frames_root: str, with_size: bool, with_objects: bool) -> dict[str, Any]:
@@ -27,26 +27,26 @@ def load_videos(path: str, root: str, frames_root: str, with_size: bool, with_ob
 
     Raises `InputError` with the path of the offending key.
     """
-    videos = records.get(records.load_json(path), "videos", dict, path)
+    videos = metadata.get(metadata.load_json(path), "videos", dict, path)
     missing = []
     for video, record in videos.items():
         where = f"{path}: videos['{video}']"
-        frames = records.get_list(record, "frames", str, where)
+        frames = metadata.get_list(record, "frames", str, where)
         if not frames:
             raise InputError(f"{where}.frames: the list is empty")
         for frame in frames:
             check_name(frame, f"{where}.frames")
         if with_size:
             for key in ("height", "width"):
-                if not 0 < records.get(record, key, int, where) < 2**15:
+                if not 0 < metadata.get(record, key, int, where) < 2**15:
                     raise InputError(f"{where}.{key}: expected a number of pixels, found {str(record[key])[:20]}")
-        for exp_id, expression in records.get(record, "expressions", dict, where).items():
+        for exp_id, expression in metadata.get(record, "expressions", dict, where).items():
             here = f"{where}.expressions['{exp_id}']"
             check_name(exp_id, here)
-            records.get(expression, "exp", str, here)
+            metadata.get(expression, "exp", str, here)
             if with_objects:
-                records.get_list(expression, "obj_id", int, here)
-                records.get_list(expression, "anno_id", int, here)
+                metadata.get_list(expression, "obj_id", int, here)
+                metadata.get_list(expression, "anno_id", int, here)
                 if len(expression["obj_id"]) != len(expression["anno_id"]):
                     raise InputError(f"{here}: obj_id and anno_id differ in length")
         folder = paths.inside(root, f"{frames_root}/{video}".lstrip("/") if frames_root else video, where)
@@ -64,7 +64,7 @@ def check_name(name: str, where: str) -> None:
         raise InputError(f"{where}: {name!r} leaves its folder; expected a plain name")
 
 
-def require_masks(index: records.JsonIndex, videos: Mapping[str, Any]) -> None:
+def require_masks(index: metadata.JsonIndex, videos: Mapping[str, Any]) -> None:
     """Raises `InputError` if an expression's annotation has no entry in the mask file."""
     wanted = {a for record in videos.values() for e in record["expressions"].values() for a in e["anno_id"]}
     if missing := sorted(a for a in wanted if str(a) not in index):
@@ -98,7 +98,7 @@ def clip(split: VosSplit, sample_id: str, row: tuple[str, str]) -> ClipRef:
         masks = RleMasks(tuple(tracks), size)
     if split.foreground is not None:
         where = f"{split.foreground.path}['{video}']"
-        tracks = [check_track(records.get(split.foreground.read(video), "masks_rle", list, where), len(names), where)]
+        tracks = [check_track(metadata.get(split.foreground.read(video), "masks_rle", list, where), len(names), where)]
         foreground = RleMasks(tuple(tracks), size or track_size(tracks, frames))
     extra = {key: expression[key] for key in ("obj_id", "anno_id", "type_id") if key in expression}
     return ClipRef(
@@ -116,12 +116,12 @@ def clip(split: VosSplit, sample_id: str, row: tuple[str, str]) -> ClipRef:
 
 def check_track(track: Any, length: int, where: str) -> tuple[Mapping[str, Any] | None, ...]:
     """Run lengths of one object, one entry a frame. Raises `InputError`."""
-    records.check(track, list, where)
+    metadata.check(track, list, where)
     if len(track) != length:
         raise InputError(f"{where}: {len(track)} masks for {length} frames")
     for position, entry in enumerate(track):
         if entry is not None:
-            records.check(entry, dict, f"{where}[{position}]")
+            metadata.check(entry, dict, f"{where}[{position}]")
     return tuple(track)
 
 

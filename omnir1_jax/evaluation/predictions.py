@@ -8,9 +8,10 @@ import numpy as np
 from etils import epath
 from jaxtyping import Shaped, UInt8
 
-from omnir1_jax import cli, errors, folders
+from omnir1_jax import cli, errors
 from omnir1_jax.data import masks, paths
 from omnir1_jax.errors import InputError
+from omnir1_jax.files import folders
 
 # What the Ref-YouTube-VOS server wants above the videos; MeViS' wants the videos themselves.
 REFYTVOS_PREFIX = "Annotations"

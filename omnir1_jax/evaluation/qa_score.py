@@ -5,8 +5,8 @@ import functools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from omnir1_jax import tags
 from omnir1_jax.errors import InputError
+from omnir1_jax.text import tags
 
 QUESTION_TYPES = ("multiple choice", "numerical", "OCR", "free-form", "regression")
 

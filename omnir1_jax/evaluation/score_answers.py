@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
-from omnir1_jax.data.samples import BadSample, ClipRef, Reader
+from omnir1_jax.data.refs import BadSample, ClipRef, Reader
 from omnir1_jax.errors import InputError
 from omnir1_jax.evaluation import qa, qa_official, qa_score
 

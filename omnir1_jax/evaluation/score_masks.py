@@ -11,7 +11,7 @@ import numpy as np
 from omnir1_jax.data import paths
 from omnir1_jax.data import refdavis as data_refdavis
 from omnir1_jax.data.masks import decode_label_map, decode_masks
-from omnir1_jax.data.samples import BadSample, ClipRef, Reader
+from omnir1_jax.data.refs import BadSample, ClipRef, Reader
 from omnir1_jax.errors import InputError
 from omnir1_jax.evaluation import mevis, predictions, refavs, refdavis, revos
 

@@ -18,12 +18,12 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from omnir1_jax.errors import InputError
 from omnir1_jax.models.qwen_omni.inputs import AudioInputs, ThinkerInputs, VisionInputs
 from omnir1_jax.models.qwen_omni.sample import Completions
+from omnir1_jax.rewards import boxes as box_rules
 from omnir1_jax.rl.config import Frozen, Models, StepConfig
-from omnir1_jax.rl.families import common
-from omnir1_jax.rl.rewards import boxes as box_rules
 from omnir1_jax.systems import keyframes, reasoner
 from omnir1_jax.systems.detail import Grounded, Requests, SharpFrames
 from omnir1_jax.systems.keyframes import Keyframes
+from omnir1_jax.tasks import common
 from omnir1_jax.text.readers import Answer as Description
 from omnir1_jax.text.readers import Boxes, Plan, read_answer, read_boxes, read_plan
 from omnir1_jax.text.strings import Buffer

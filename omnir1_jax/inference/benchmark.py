@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 from etils import epath
 
-from omnir1_jax import folders
 from omnir1_jax.errors import InputError
+from omnir1_jax.files import folders
 from omnir1_jax.inference import identity, load, report, run, store, tasks
 from omnir1_jax.inference.samples import Task
 from omnir1_jax.inference.store import RESULTS, RUN

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from omnir1_jax import json_file, regular_file
 from omnir1_jax.errors import InputError
+from omnir1_jax.files import json_file, regular_file
 
 THRESHOLD = 0.25  # of a box's score; the default of transformers
 FLAG = "--system2=grounding_dino"

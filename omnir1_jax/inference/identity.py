@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from omnir1_jax import settings
+from omnir1_jax.config import settings
 from omnir1_jax.inference import host
 from omnir1_jax.inference.load import Systems
 from omnir1_jax.inference.samples import Task

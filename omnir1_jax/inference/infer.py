@@ -11,19 +11,20 @@ import numpy as np
 from jaxtyping import Bool, Float
 from ml_collections import ConfigDict
 
-from omnir1_jax import regular_file, settings
+from omnir1_jax.build import data
+from omnir1_jax.config import settings
 from omnir1_jax.data import audio, media
 from omnir1_jax.data.audio import SAMPLE_RATE
 from omnir1_jax.data.clips import DecodeConfig, choose_frames
 from omnir1_jax.data.preprocess import tokens
-from omnir1_jax.data.samples import AudioFile, BadSample, ClipRef, ImageFiles, VideoAudio, VideoFile
+from omnir1_jax.data.refs import AudioFile, BadSample, ClipRef, ImageFiles, VideoAudio, VideoFile
 from omnir1_jax.errors import InputError
+from omnir1_jax.files import regular_file
 from omnir1_jax.inference import host, records, run, samples
 from omnir1_jax.inference.answer import How
 from omnir1_jax.inference.load import Systems
 from omnir1_jax.inference.samples import Task
 from omnir1_jax.parallel import batch_parts
-from omnir1_jax.setup import data
 from omnir1_jax.systems import prompts
 
 FAMILIES = ("vos", "refavs", "qa")

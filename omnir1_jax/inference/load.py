@@ -13,14 +13,13 @@ from jaxtyping import Array, UInt32
 from ml_collections import ConfigDict
 from transformers import PreTrainedTokenizerBase
 
-from omnir1_jax import trained
+from omnir1_jax.build import models
+from omnir1_jax.build.models import Loaded
+from omnir1_jax.build.run import mesh_of
 from omnir1_jax.errors import InputError
-from omnir1_jax.inference import host
+from omnir1_jax.inference import from_checkpoint, host
 from omnir1_jax.models.qwen_omni.config import ThinkerConfig
 from omnir1_jax.rl.config import Frozen, Models, StepConfig
-from omnir1_jax.setup import models
-from omnir1_jax.setup.models import Loaded
-from omnir1_jax.setup.run import mesh_of
 
 SYSTEM2 = ("self", "frozen", "oracle", "file")
 
@@ -70,7 +69,7 @@ def systems(
     return Systems(config, mesh, policy.models, policy.tokenizer, thinker, policy.params, frozen, step)
 
 
-def from_checkpoint(
+def load_systems(
     checkpoint: str,
     config: ConfigDict | None = None,
     system2: str = "self",
@@ -81,7 +80,7 @@ def from_checkpoint(
     """Reads the weights of both systems.
 
     Args:
-      checkpoint: see `omnir1_jax.trained`.
+      checkpoint: see `omnir1_jax.inference.from_checkpoint`.
       config: None takes the checkpoint's own.
       system2: "self": the checkpoint grounds too; "frozen": the weights from before training (of a run), or those that
         the config names; "oracle" and "file": true boxes, or another model's, so nothing more is loaded;
@@ -94,17 +93,17 @@ def from_checkpoint(
         host.load(system2)  # what is wrong with it shows before anything is computed
     elif system2 not in SYSTEM2:
         raise InputError(f"--system2: {system2!r} is none of {', '.join(SYSTEM2)}, and no NAME:SETTINGS")
-    chosen = trained.config_of(checkpoint, config)
+    chosen = from_checkpoint.config_of(checkpoint, config)
     if chosen.objective == "masks":
         raise InputError(
             f"--checkpoint: {checkpoint} trained a segmenter; give the thinker's weights, and these with "
             f"--config=FILE --config.sam2.path={checkpoint}/weights"
         )
     mesh = mesh_of(chosen)
-    found = trained.load(checkpoint, chosen, mesh)
-    policy, grounder = trained.in_place(found), None
+    found = from_checkpoint.load(checkpoint, chosen, mesh)
+    policy, grounder = from_checkpoint.in_place(found), None
     if system2 == "frozen":
-        base = chosen if trained.is_run(checkpoint) else config
+        base = chosen if from_checkpoint.is_run(checkpoint) else config
         same = found.trainable is not None or base is None or base.thinker.path == found.config.thinker.path
         grounder = found.loaded if same else models.load(base, models.sizes(base)._replace(sam2=None), mesh)
     return systems(chosen, policy, grounder, mesh, temperature=temperature, max_tokens=max_tokens)

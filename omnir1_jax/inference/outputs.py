@@ -8,11 +8,11 @@ import cv2
 import numpy as np
 from jaxtyping import UInt8
 
-from omnir1_jax import folders
 from omnir1_jax.data import media
 from omnir1_jax.data.audio import SAMPLE_RATE
-from omnir1_jax.data.samples import BadSample, VideoFile
+from omnir1_jax.data.refs import BadSample, VideoFile
 from omnir1_jax.errors import InputError
+from omnir1_jax.files import folders
 from omnir1_jax.inference.infer import Result, sections
 from omnir1_jax.reporting import pictures, video
 from omnir1_jax.reporting.example import Clip, Example, Keyframe, finite

@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from omnir1_jax import folders
 from omnir1_jax.data import media
 from omnir1_jax.data.masks import decode_masks
-from omnir1_jax.data.samples import BadSample
+from omnir1_jax.data.refs import BadSample
 from omnir1_jax.evaluation import predictions
+from omnir1_jax.files import folders
 from omnir1_jax.inference import scores, store
 from omnir1_jax.inference.samples import Task
 from omnir1_jax.inference.store import FLAG, LINES, PREDICTIONS, REPORT

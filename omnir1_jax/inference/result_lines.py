@@ -4,8 +4,8 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from omnir1_jax import json_file
 from omnir1_jax.errors import InputError
+from omnir1_jax.files import json_file
 
 COMMON = ("position", "sample_id", "query", "fault", "completion", "plan", "keyframes", "failures")
 MASKS = ("predicted", "scores", "type_id")  # of a line that is scored by its masks

@@ -14,15 +14,15 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from omnir1_jax import json_file, regular_file
-from omnir1_jax.data import detail as detail_data
-from omnir1_jax.data import media, sampling
+from omnir1_jax.data import canvas as detail_data
+from omnir1_jax.data import frame_sampling, media
 from omnir1_jax.data.clips import DecodeConfig, DecodedClip, decode
-from omnir1_jax.data.samples import BadSample, ClipRef, Reader
+from omnir1_jax.data.refs import BadSample, ClipRef, Reader
 from omnir1_jax.errors import InputError
-from omnir1_jax.rl import examples
-from omnir1_jax.rl.examples import Arrays, ExampleConfig
+from omnir1_jax.files import json_file, regular_file
 from omnir1_jax.systems import prompts
+from omnir1_jax.tasks import examples
+from omnir1_jax.tasks.examples import Arrays, ExampleConfig
 
 MAX_COORDINATE = 1e6  # of a box that a file names, in pixels
 SOUNDS = ("own", "muted", "swapped")
@@ -193,7 +193,7 @@ def read(task: Task, position: int) -> Sample:
     try:
         ref = task.reader[position]
         name = ref.sample_id
-        clip = decode(ref, task.decode, sampling.generator(task.seed, 0, position))
+        clip = decode(ref, task.decode, frame_sampling.generator(task.seed, 0, position))
         clip = _with_sound(clip, task, position)
         arrays = MAKERS[task.family](clip, task)
         arrays["number"] = np.int32(position)
@@ -216,7 +216,7 @@ def _with_sound(clip: DecodedClip, task: Task, position: int) -> DecodedClip:
     groups = task.reader.clips()
     own = next(i for i, group in enumerate(groups) if position in group)
     other = groups[(own + 1) % len(groups)][0]
-    heard = decode(task.reader[other], task.decode, sampling.generator(task.seed, 0, other)).audio
+    heard = decode(task.reader[other], task.decode, frame_sampling.generator(task.seed, 0, other)).audio
     if heard is None or len(groups) < 2:
         raise BadSample(clip.ref.sample_id, "no other clip's sound to take")
     return dataclasses.replace(clip, audio=heard)

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from omnir1_jax.data.masks import decode_masks
-from omnir1_jax.data.samples import BadSample, ClipRef, Reader
+from omnir1_jax.data.refs import BadSample, ClipRef, Reader
 from omnir1_jax.errors import InputError
 from omnir1_jax.evaluation import mevis, predictions, revos, score_answers, score_masks
 

@@ -5,7 +5,7 @@ results.jsonl  one line per item, appended once its predictions are written
 predictions/   PNG trees, each folder complete or not there
 pending.json   while it runs: positions of the items whose predictions may be there without a line
 results.json   the tables, at the end
-.omnir1.json   the mark with the names of all these (`omnir1_jax.folders`)
+.omnir1.json   the mark with the names of all these (`omnir1_jax.files.folders`)
 """
 
 import json
@@ -16,8 +16,9 @@ from typing import Any
 
 from etils import epath
 
-from omnir1_jax import cli, folders, json_file, regular_file
+from omnir1_jax import cli
 from omnir1_jax.errors import InputError
+from omnir1_jax.files import folders, json_file, regular_file
 from omnir1_jax.inference import identity, result_lines
 from omnir1_jax.reporting import lines
 from omnir1_jax.reporting.example import finite

@@ -7,13 +7,13 @@ from typing import Any
 from etils import epath
 from ml_collections import ConfigDict
 
-from omnir1_jax import settings
+from omnir1_jax.build import data
+from omnir1_jax.config import settings
 from omnir1_jax.data.clips import DecodeConfig
 from omnir1_jax.data.preprocess.settings import PixelBudget
 from omnir1_jax.errors import InputError
 from omnir1_jax.inference.load import Systems
 from omnir1_jax.inference.samples import SOUNDS, Task, read_boxes
-from omnir1_jax.setup import data
 from omnir1_jax.systems import prompts
 
 # family, split, seconds of sound that are heard (questions)

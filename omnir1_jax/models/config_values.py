@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from omnir1_jax import json_file
 from omnir1_jax.errors import InputError
+from omnir1_jax.files import json_file
 
 MAX_SIZE = 1 << 20  # of a width, a vocabulary, a window: far beyond any model, small enough to multiply
 MAX_COUNT = 1024  # of layers, heads, blocks: what is iterated over

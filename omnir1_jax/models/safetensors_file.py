@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from omnir1_jax import json_file, regular_file
 from omnir1_jax.errors import InputError
+from omnir1_jax.files import json_file, regular_file
 
 DTYPES = {
     "F64": np.dtype(np.float64),

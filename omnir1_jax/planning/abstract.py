@@ -15,6 +15,9 @@ from etils import epath
 from jax import ShapeDtypeStruct
 from ml_collections import ConfigDict
 
+from omnir1_jax.build import data as setup_data
+from omnir1_jax.build import models as setup_models
+from omnir1_jax.build import optimizer as setup_optimizer
 from omnir1_jax.data.preprocess import bucket
 from omnir1_jax.data.preprocess.settings import PixelBudget, Sizes
 from omnir1_jax.errors import InputError
@@ -22,11 +25,8 @@ from omnir1_jax.models import lora, sam2
 from omnir1_jax.models.qwen_omni import hf_config
 from omnir1_jax.models.qwen_omni.config import ThinkerConfig
 from omnir1_jax.models.qwen_omni.thinker import Thinker, abstract_params
-from omnir1_jax.rl import examples
 from omnir1_jax.rl.config import Frozen, Models, StepConfig
-from omnir1_jax.setup import data as setup_data
-from omnir1_jax.setup import models as setup_models
-from omnir1_jax.setup import optimizer as setup_optimizer
+from omnir1_jax.tasks import examples
 from omnir1_jax.text.bpe import AddedTokens, Bpe, bpe_tables
 from omnir1_jax.text.characters import characters
 from omnir1_jax.text.hashing import PairTable

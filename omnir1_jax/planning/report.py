@@ -14,13 +14,13 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from omnir1_jax.build import valid
 from omnir1_jax.errors import InputError
 from omnir1_jax.parallel import batch_parts, make_mesh
 from omnir1_jax.planning import abstract, hlo, lowering, memory, operations, step, traffic
 from omnir1_jax.planning.abstract import Program
 from omnir1_jax.planning.step import Rollout
 from omnir1_jax.planning.topology import GIB, Chip, chip_of, devices_of
-from omnir1_jax.setup import valid
 
 MEMORY_PHASES = tuple(name for name in step.STAGES if name != "other")
 

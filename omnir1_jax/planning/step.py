@@ -6,12 +6,12 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
+from omnir1_jax.config.settings import CELL, datasets, defaults, task
 from omnir1_jax.models.qwen_omni.sample import TAIL_PIECE
 from omnir1_jax.planning import operations
 from omnir1_jax.planning.abstract import Program
 from omnir1_jax.planning.hlo import Module
 from omnir1_jax.planning.operations import Assumptions
-from omnir1_jax.settings import CELL, datasets, defaults, task
 
 # Stages of the step, the finer ones first: an operation counts for the first whose scopes it lies in.
 PHASES = (

@@ -7,8 +7,8 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO
 
-from omnir1_jax import json_file, regular_file
 from omnir1_jax.errors import InputError
+from omnir1_jax.files import json_file, regular_file
 
 # What `str.splitlines` takes for the end of a line and JSON does not escape.
 _BREAKS = str.maketrans({code: f"\\u{code:04x}" for code in (0x85, 0x2028, 0x2029)})

@@ -18,8 +18,8 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 from tqdm import tqdm
 
-from omnir1_jax import folders
 from omnir1_jax.errors import InputError
+from omnir1_jax.files import folders
 from omnir1_jax.reporting import lines, names, pictures
 from omnir1_jax.reporting.example import Example, Number, finite, line
 

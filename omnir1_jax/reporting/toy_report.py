@@ -8,8 +8,8 @@ import matplotlib
 import numpy as np
 from etils import epath
 
-from omnir1_jax import regular_file
 from omnir1_jax.cli import atomic_path
+from omnir1_jax.files import regular_file
 from omnir1_jax.reporting import charts, html, lines, names
 from omnir1_jax.reporting.html import tag
 from omnir1_jax.reporting.log import METRICS

@@ -11,8 +11,8 @@ import cv2
 import numpy as np
 from etils import epath
 
-from omnir1_jax import json_file, regular_file
 from omnir1_jax.errors import InputError
+from omnir1_jax.files import json_file, regular_file
 from omnir1_jax.reporting import charts, html, lines
 from omnir1_jax.reporting import names as metric_names
 from omnir1_jax.reporting.html import Html, tag

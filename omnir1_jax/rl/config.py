@@ -10,8 +10,8 @@ from omnir1_jax.models.lora import LoraConfig
 from omnir1_jax.models.qwen_omni.sample import Sampling
 from omnir1_jax.models.qwen_omni.thinker import Thinker
 from omnir1_jax.models.sam2 import Sam2
+from omnir1_jax.rewards import VosReward
 from omnir1_jax.rl.grpo import GrpoConfig
-from omnir1_jax.rl.rewards import VosReward
 from omnir1_jax.text.bpe import Bpe
 from omnir1_jax.text.prompt import Template
 from omnir1_jax.text.rules import Limits

@@ -14,9 +14,9 @@ from omnir1_jax.models.qwen_omni.sample import Completions
 from omnir1_jax.parallel import constrain_rows
 from omnir1_jax.rl import learn
 from omnir1_jax.rl.config import Frozen, Models, Rewards, StepConfig
-from omnir1_jax.rl.families import family_of
 from omnir1_jax.rl.learn import Learned, TrainState
 from omnir1_jax.systems import reasoner
+from omnir1_jax.tasks import family_of
 
 MODES = ("fused", "staged")
 

@@ -11,16 +11,16 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool
 
-from omnir1_jax.data import detail
+from omnir1_jax.data import canvas
 from omnir1_jax.data.clips import DecodedClip
+from omnir1_jax.data.frame_sampling import SAMPLED_FPS
 from omnir1_jax.data.preprocess import bucket, prompt, tokens
-from omnir1_jax.data.sampling import SAMPLED_FPS
 from omnir1_jax.data.synthetic.world import COLOURS, KINDS
 from omnir1_jax.errors import InputError
-from omnir1_jax.rl import examples
-from omnir1_jax.rl.examples import Arrays
 from omnir1_jax.supervised.targets import Target, TargetConfig, pack, piece, thought
 from omnir1_jax.systems import prompts
+from omnir1_jax.tasks import examples
+from omnir1_jax.tasks.examples import Arrays
 
 CLEAR = 24  # pixels, the least of a shape that is asked for
 TURN = "<|im_end|>\n<|im_start|>assistant\n"
@@ -101,7 +101,7 @@ def _grounding(clip: DecodedClip, config: TargetConfig, forms: Sequence[str]) ->
     sharp = examples.sharp_arrays(clip.frames[frames], clip.size, config)
     sharp = {key.removeprefix("sharp/"): value for key, value in sharp.items()}
     scale = np.tile(sharp["resized"] / sharp["original"], 2)
-    boxes, clear, there = detail.boxes(clip.masks), seen(clip), clip.masks.any(axis=(2, 3))
+    boxes, clear, there = canvas.boxes(clip.masks), seen(clip), clip.masks.any(axis=(2, 3))
     names = clip.ref.extra["looks"]
     head, tail = _around_description(config)
     targets = []

@@ -6,9 +6,9 @@ import cv2
 import numpy as np
 from jaxtyping import Bool, UInt8
 
-from omnir1_jax.data import detail, media
+from omnir1_jax.data import canvas, media
 from omnir1_jax.data.clips import DecodedClip
-from omnir1_jax.data.samples import BadSample
+from omnir1_jax.data.refs import BadSample
 
 Arrays = dict[str, np.ndarray]
 
@@ -47,8 +47,8 @@ def masks(clip: DecodedClip, config: MaskExampleConfig) -> Arrays:
     for k, frame in enumerate(clip.frames):
         frames[k] = media.resize(frame, (side, side))
     cover = np.zeros((config.objects, config.frames, quarter, quarter), np.uint8)
-    boxes = np.full((config.objects, config.frames, 4), detail.ABSENT, np.float32)
-    boxes[:n, :t] = detail.boxes(chosen)
+    boxes = np.full((config.objects, config.frames, 4), canvas.ABSENT, np.float32)
+    boxes[:n, :t] = canvas.boxes(chosen)
     for i, k in np.ndindex(n, t):
         if boxes[i, k, 2] >= 0:
             cover[i, k] = coverage(chosen[i, k], quarter)

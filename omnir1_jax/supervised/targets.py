@@ -12,12 +12,12 @@ import numpy as np
 from jaxtyping import Bool
 
 from omnir1_jax.data.clips import DecodedClip
+from omnir1_jax.data.frame_sampling import SAMPLED_FPS
 from omnir1_jax.data.preprocess import pixels, tokens
-from omnir1_jax.data.sampling import SAMPLED_FPS
 from omnir1_jax.errors import InputError
-from omnir1_jax.rl import examples
-from omnir1_jax.rl.examples import Arrays, ExampleConfig
 from omnir1_jax.systems.prompts import clock
+from omnir1_jax.tasks import examples
+from omnir1_jax.tasks.examples import Arrays, ExampleConfig
 
 MOMENTS = 4  # of a plan made from the truth, as the prompts ask for
 

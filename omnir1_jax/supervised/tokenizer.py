@@ -13,11 +13,12 @@ from collections.abc import Iterator, Sequence
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AddedToken, PreTrainedTokenizerBase, Qwen2Tokenizer
 
-from omnir1_jax import cli, folders
+from omnir1_jax import cli
 from omnir1_jax.data.preprocess.tokens import SPELLING
 from omnir1_jax.data.synthetic import scenes
 from omnir1_jax.data.synthetic.world import COLOURS, KINDS, PRESETS, TONES, WorldConfig
 from omnir1_jax.errors import InputError
+from omnir1_jax.files import folders
 from omnir1_jax.systems import prompts
 from omnir1_jax.text.family import QWEN2_PATTERN
 

@@ -5,8 +5,8 @@ import re
 
 import numpy as np
 
-from omnir1_jax import regular_file
 from omnir1_jax.errors import InputError
+from omnir1_jax.files import regular_file
 
 FOLDER = pathlib.Path(__file__).parent / "templates"
 FIELDS = {

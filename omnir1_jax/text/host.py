@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from omnir1_jax import json_file, tags
-from omnir1_jax.text import rules
+from omnir1_jax.files import json_file
+from omnir1_jax.text import rules, tags
 from omnir1_jax.text.rules import Failure, Limits
 
 _JOINT = re.compile(r"</think>\s*<answer>", re.ASCII)

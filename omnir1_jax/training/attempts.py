@@ -15,9 +15,11 @@ from typing import Any
 
 from etils import epath
 
-from omnir1_jax import checkpoint_steps, checkpoints, cli, errors, json_file
+from omnir1_jax import cli, errors
 from omnir1_jax.errors import InputError, Interrupted
+from omnir1_jax.files import json_file
 from omnir1_jax.parallel import agree
+from omnir1_jax.training import checkpoint_steps, checkpointing
 
 FILE = "attempts.json"
 # Starts from one checkpoint that ended without a word (kill -9, a lost host); preemptions seldom come so often.
@@ -68,7 +70,7 @@ def read(folder: epath.Path) -> dict[str, Any]:
 
 
 def _newest(folder: epath.Path) -> int:
-    return max(checkpoint_steps.finished(folder / checkpoints.FOLDER), default=0)
+    return max(checkpoint_steps.finished(folder / checkpointing.FOLDER), default=0)
 
 
 def _count(folder: epath.Path) -> None:

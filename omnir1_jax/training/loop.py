@@ -12,19 +12,21 @@ from absl import logging
 from etils import epath
 from ml_collections import ConfigDict
 
-from omnir1_jax import checkpoints, regular_file, rollouts, settings, signals
+from omnir1_jax import signals
+from omnir1_jax.build import facts, models, optimizer, valid
+from omnir1_jax.build.run import Run, batches, build, keep_compiled, step_key
+from omnir1_jax.config import settings
 from omnir1_jax.data.batching import Batch
 from omnir1_jax.data.stream import Prefetch
 from omnir1_jax.errors import InputError
-from omnir1_jax.folders import Mark, begin, file
+from omnir1_jax.files import regular_file
+from omnir1_jax.files.folders import Mark, begin, file
 from omnir1_jax.parallel import agree
 from omnir1_jax.reporting import lines, names
 from omnir1_jax.reporting.log import METRICS, RunLog
 from omnir1_jax.reporting.train_report import write_report
 from omnir1_jax.rl.learn import TrainState
-from omnir1_jax.setup import facts, models, optimizer, valid, weights
-from omnir1_jax.setup.run import Run, batches, build, keep_compiled, step_key
-from omnir1_jax.training import attempts, workdir
+from omnir1_jax.training import attempts, checkpointing, export, rollout_log, workdir
 from omnir1_jax.training.attempts import Progress
 from omnir1_jax.training.watch import Watch
 from omnir1_jax.training.workdir import CACHE, CONFIG, FLAG, REPORT, SUMMARY
@@ -59,8 +61,8 @@ def _train(
     keep_compiled(folder / CACHE)  # a resumed run does not compile again
     run = build(config)
     stream = batches(run)
-    with _closed(checkpoints.manager(folder, config.checkpoint.keep)) as manager, signals.stop_flag() as stop:
-        target = checkpoints.like(run.state)
+    with _closed(checkpointing.manager(folder, config.checkpoint.keep)) as manager, signals.stop_flag() as stop:
+        target = checkpointing.like(run.state)
         # Committed to its devices as a restored one is: the program that was compiled for one serves the other.
         state, done = jax.device_put(run.state, jax.tree.map(lambda x: x.sharding, target)), 0
         run = run._replace(state=None)  # donated by the first step, or replaced
@@ -106,7 +108,7 @@ def _train(
             if not watch.row and (last or due(step, config.checkpoint.every)):
                 if log is not None:
                     log.flush()
-                if checkpoints.save(manager, step, state, stream.get_state(), plain, wait=last):
+                if checkpointing.save(manager, step, state, stream.get_state(), plain, wait=last):
                     saved = step
             if last:
                 break
@@ -135,7 +137,7 @@ def _closed(manager: ocp.CheckpointManager) -> Iterator[ocp.CheckpointManager]:
 
 def restore(
     manager: ocp.CheckpointManager, target: TrainState, config: ConfigDict, folder: epath.Path
-) -> checkpoints.Restored:
+) -> checkpointing.Restored:
     """The newest good checkpoint of a run of these settings, or of an older version of them.
 
     Raises:
@@ -146,11 +148,11 @@ def restore(
         f"the {config.optimizer.schedule} schedule is spread over all steps, so that they stay as they are. "
         f"{train_on(config, folder)}"
     )
-    return checkpoints.restore(
+    return checkpointing.restore(
         manager,
         target,
         settings.plain(config),
-        (*checkpoints.MAY_DIFFER, *(["steps"] * endless)),
+        (*checkpointing.MAY_DIFFER, *(["steps"] * endless)),
         upgrade=settings.upgraded,
         advice={"steps": advice},
     )
@@ -161,7 +163,7 @@ def diverged(config: ConfigDict, folder: epath.Path, step: int, row: int, good: 
     skipped = f"step {step}: {row} updates in a row were skipped, since their loss or gradient is not finite"
     if not good:
         return f"{skipped}; there is no checkpoint yet: take a smaller --config.optimizer.learning_rate"
-    newest = folder / checkpoints.FOLDER / str(good)
+    newest = folder / checkpointing.FOLDER / str(good)
     return f"{skipped}; the last good checkpoint is {newest}. {train_on(config, folder)}, and a smaller learning rate"
 
 
@@ -194,7 +196,7 @@ def tell(log: RunLog, run: Run, step: int, batch: Batch, made: Any, rollout: Any
         return
     choices = models.step_config(run.config, run.loaded.models.thinker.config.tokens)
     clips = own.pictures if pictured else 0
-    found = rollouts.examples(
+    found = rollout_log.examples(
         made, rollout, batch.sample_ids, batch.queries, run.loaded.tokenizer, choices, clips=clips
     )
     log.rollouts(step, found)
@@ -204,7 +206,7 @@ def tell(log: RunLog, run: Run, step: int, batch: Batch, made: Any, rollout: Any
 def finish(folder: epath.Path, mark: Mark | None, run: Run, state: TrainState) -> None:
     """The trained weights, the summary and the report. Called by every process, written by the first."""
     owner = mark.id if mark is not None else ""
-    weights.save(folder / "weights", run.config, run.loaded, state.trainable, owner=owner, flag=FLAG)
+    export.save(folder / "weights", run.config, run.loaded, state.trainable, owner=owner, flag=FLAG)
     if mark is None:
         return
     rows = list(lines.read_metrics(regular_file.read_bytes(folder / METRICS), str(folder / METRICS)))

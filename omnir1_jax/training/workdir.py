@@ -9,12 +9,12 @@ import jax
 from etils import epath
 from ml_collections import ConfigDict
 
-from omnir1_jax import checkpoint_steps, checkpoints, folders, json_file, locks, orbax_files
+from omnir1_jax.build.data import root_of
 from omnir1_jax.errors import InputError
-from omnir1_jax.models.checkpoint import WEIGHTS
+from omnir1_jax.files import folders, json_file, locks, orbax_files
+from omnir1_jax.models.hf_checkpoint import WEIGHTS
 from omnir1_jax.reporting.log import METRICS, PICTURES, ROLLOUTS, TENSORBOARD, check_pictures
-from omnir1_jax.setup.data import root_of
-from omnir1_jax.training import attempts
+from omnir1_jax.training import attempts, checkpoint_steps, checkpointing
 
 KIND, FLAG = "train", "--workdir"
 CONFIG, SUMMARY, REPORT, CACHE = "config.json", "summary.json", "report.html", "cache"
@@ -26,7 +26,7 @@ START = (
     ROLLOUTS,
     PICTURES,
     TENSORBOARD,
-    checkpoints.FOLDER,
+    checkpointing.FOLDER,
 )  # written from the start on
 END = (SUMMARY, REPORT)
 # What an older version, without marks, wrote.
@@ -64,10 +64,10 @@ def hold(path: epath.PathLike, config: ConfigDict) -> Iterator[folders.Mark | No
 def check(folder: epath.PathLike, config: ConfigDict) -> None:
     """`InputError` as of `hold`; changes nothing."""
     folder = epath.Path(folder)
-    orbax_files.check_path(folder / checkpoints.FOLDER, FLAG)
+    orbax_files.check_path(folder / checkpointing.FOLDER, FLAG)
     folders.apart(folder, FLAG, inputs(config))
     mark = folders.check(folder, KIND, FLAG, names=(*START, *END), adopt=adopt)
-    checkpoint_steps.check(folder / checkpoints.FOLDER)
+    checkpoint_steps.check(folder / checkpointing.FOLDER)
     if mark is not None:
         check_pictures(folder, mark.id)
         folders.check_replaceable(folder / "weights", WEIGHTS, FLAG, owner=mark.id)
@@ -88,7 +88,7 @@ def adopt(folder: epath.Path) -> Sequence[str] | None:
     """What a run of an older version wrote in a folder without a mark; None where it is not one of a run."""
     if not (folder / CONFIG).is_file() or folders.is_link(folder / CONFIG):
         return None
-    if not (folder / METRICS).is_file() and not (folder / checkpoints.FOLDER).is_dir():
+    if not (folder / METRICS).is_file() and not (folder / checkpointing.FOLDER).is_dir():
         return None
     try:
         config = json_file.read_object(folder / CONFIG)

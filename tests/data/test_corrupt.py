@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from omnir1_jax.data import audio, clips, masks, media, registry
-from omnir1_jax.data.samples import BadSample, ClipRef, ImageFiles, PngMasks
+from omnir1_jax.data.refs import BadSample, ClipRef, ImageFiles, PngMasks
 from omnir1_jax.data.tfds_builders import builders
 from omnir1_jax.errors import InputError
 from tests.data import trees

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from omnir1_jax.data import audio, media, video_index
-from omnir1_jax.data.samples import AudioBytes, AudioFile, BadSample, ImageBytes, ImageFiles, VideoAudio, VideoFile
+from omnir1_jax.data.refs import AudioBytes, AudioFile, BadSample, ImageBytes, ImageFiles, VideoAudio, VideoFile
 from tests.data import films
 
 FRAMES, HEIGHT, WIDTH, BITS = 50, 64, 96, 6

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from omnir1_jax.data import batching, clips, detail, pipeline, rle, stream
+from omnir1_jax.data import batching, canvas, clips, pipeline, rle, stream
+from omnir1_jax.data.frame_sampling import Draw
 from omnir1_jax.data.reader import make_reader
-from omnir1_jax.data.samples import BadSample, ClipRef, ImageBytes, RleMasks
-from omnir1_jax.data.sampling import Draw
+from omnir1_jax.data.refs import BadSample, ClipRef, ImageBytes, RleMasks
 from omnir1_jax.errors import InputError
 
 HEIGHT, WIDTH = 6, 8
@@ -42,7 +42,7 @@ def reader(family, clip_count, per_clip=1, bad=()):
 
 
 def family(name="vos", count=7, batch=2, per_clip=2, bad=(), weight=1.0, **decode):
-    element = functools.partial(detail.element, config=detail.DetailConfig(canvas=(8, 8), mask_size=(4, 4)))
+    element = functools.partial(canvas.element, config=canvas.DetailConfig(canvas=(8, 8), mask_size=(4, 4)))
     config = clips.DecodeConfig(**decode)
     return pipeline.Family(name, (reader(name, count, per_clip, bad),), batch, config, element, weight)
 

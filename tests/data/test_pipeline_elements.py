@@ -9,8 +9,8 @@ import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from omnir1_jax.data import clips, detail, rle, sampling
-from omnir1_jax.data.samples import AudioBytes, BadSample, ClipRef, ImageBytes, PngMasks, RleMasks
+from omnir1_jax.data import canvas, clips, frame_sampling, rle
+from omnir1_jax.data.refs import AudioBytes, BadSample, ClipRef, ImageBytes, PngMasks, RleMasks
 
 
 def encode(frame):
@@ -33,7 +33,7 @@ def make(frames, masks=None, family="vos", **more):
 
 
 def read(ref, seed=0, **changes):
-    return clips.decode(ref, clips.DecodeConfig(**changes), sampling.generator(seed, 0, 0))
+    return clips.decode(ref, clips.DecodeConfig(**changes), frame_sampling.generator(seed, 0, 0))
 
 
 def world(rng, n, t, h, w):
@@ -53,8 +53,8 @@ def test_element_equals_the_clip(seed, n, t):
     rng = np.random.default_rng(seed)
     h, w = int(rng.integers(2, 20)), int(rng.integers(2, 20))
     frames, masks = world(rng, n, t, h, w)
-    config = detail.DetailConfig(frames=6, objects=3, canvas=(h, w), mask_size=(h, w))
-    out = detail.element(read(make(frames, masks)), config)
+    config = canvas.DetailConfig(frames=6, objects=3, canvas=(h, w), mask_size=(h, w))
+    out = canvas.element(read(make(frames, masks)), config)
     np.testing.assert_array_equal(out["frames"][:t], frames)
     assert not out["frames"][t:].any() and not out["masks"][:, t:].any() and not out["masks"][n:].any()
     np.testing.assert_array_equal(out["masks"][:n, :t], masks)
@@ -74,9 +74,9 @@ def test_element_equals_the_clip(seed, n, t):
 def test_boxes_and_areas_are_of_the_original_size():
     masks = np.zeros((1, 1, 40, 60), bool)
     masks[0, 0, 10:20, 30:50] = True
-    out = detail.element(
+    out = canvas.element(
         read(make(np.zeros((1, 40, 60, 3), np.uint8), masks)),
-        detail.DetailConfig(frames=1, canvas=(32, 32), mask_size=(20, 30)),
+        canvas.DetailConfig(frames=1, canvas=(32, 32), mask_size=(20, 30)),
     )
     assert out["boxes"][0, 0].tolist() == [30, 10, 49, 19] and out["areas"][0, 0] == 200
     np.testing.assert_array_equal(out["masks"][0, 0], masks[0, 0, ::2, ::2])
@@ -85,11 +85,11 @@ def test_boxes_and_areas_are_of_the_original_size():
 def test_a_thin_object_does_not_vanish():
     mask = np.zeros((64, 64), bool)
     mask[33, 10:50] = True
-    small = detail.resize_mask(mask, (16, 16))
+    small = canvas.resize_mask(mask, (16, 16))
     assert small[8].any() and small.sum() <= 11
     block = np.zeros((64, 64), bool)
     block[16:32, 8:24] = True
-    np.testing.assert_array_equal(detail.resize_mask(block, (16, 16)), block[::4, ::4])
+    np.testing.assert_array_equal(canvas.resize_mask(block, (16, 16)), block[::4, ::4])
 
 
 def test_large_frames_shrink_but_sizes_stay():
@@ -103,10 +103,10 @@ def test_training_draws_frames_and_objects():
     lengths, objects = set(), set()
     for seed in range(40):
         clip = read(make(frames, masks), seed)
-        rng = sampling.generator(seed, 0, 0)
-        indices = sampling.training_frames(40, rng)
+        rng = frame_sampling.generator(seed, 0, 0)
+        indices = frame_sampling.training_frames(40, rng)
         np.testing.assert_array_equal(clip.frame_indices, indices)
-        chosen = sampling.training_objects(5, rng)
+        chosen = frame_sampling.training_objects(5, rng)
         np.testing.assert_array_equal(clip.masks, masks[chosen][:, indices])
         np.testing.assert_array_equal(clip.frames, frames[indices])
         lengths.add(len(indices))
@@ -136,7 +136,7 @@ def test_what_does_not_fit_is_bad():
         read(make(frames, masks[:1, :2]))
     clip = read(make(frames, masks))
     with pytest.raises(BadSample, match="3 frames of 3 objects; a batch has room for 2 of 3"):
-        detail.element(clip, detail.DetailConfig(frames=2))
+        canvas.element(clip, canvas.DetailConfig(frames=2))
 
 
 def test_targets_where_they_are_needed():

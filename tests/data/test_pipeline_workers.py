@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from omnir1_jax.data import clips, detail, masks, media, pipeline, refavs, revos, stream
+from omnir1_jax.data import canvas, clips, masks, media, pipeline, refavs, revos, stream
 from omnir1_jax.data.synthetic import writers
 from omnir1_jax.data.synthetic.world import WorldConfig
 from omnir1_jax.errors import InputError
@@ -34,7 +34,7 @@ def families(tmp_path_factory):
         (revos.open(str(root / "revos")),),
         2,
         clips.DecodeConfig(),
-        functools.partial(detail.element, config=detail.DetailConfig(**CANVAS)),
+        functools.partial(canvas.element, config=canvas.DetailConfig(**CANVAS)),
         weight=2.0,
     )
     avs = pipeline.Family(
@@ -42,7 +42,7 @@ def families(tmp_path_factory):
         (refavs.open(str(root / "refavs")),),
         2,
         clips.DecodeConfig(frames=10, sampling="uniform", objects=1, sound="required"),
-        functools.partial(heard, config=detail.DetailConfig(frames=10, objects=1, **CANVAS)),
+        functools.partial(heard, config=canvas.DetailConfig(frames=10, objects=1, **CANVAS)),
         one_per_clip=False,
     )
     return [vos, avs]
@@ -52,7 +52,7 @@ def heard(clip, config):
     """The arrays of a clip and its sound, of ten seconds."""
     sound = np.zeros(160_000, np.float32)
     sound[: len(clip.audio)] = clip.audio[: len(sound)]
-    return {**detail.element(clip, config), "audio": sound}
+    return {**canvas.element(clip, config), "audio": sound}
 
 
 def config(**changes):

@@ -13,9 +13,9 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 from transformers.image_transforms import convert_to_rgb
 
-from omnir1_jax.data import audio, media, preprocess, sampling
+from omnir1_jax.data import audio, frame_sampling, media, preprocess
 from omnir1_jax.data.preprocess import CELL, PixelBudget, mel, pixels, tokens
-from omnir1_jax.data.samples import BadSample, ImageFiles, VideoAudio, VideoFile
+from omnir1_jax.data.refs import BadSample, ImageFiles, VideoAudio, VideoFile
 from omnir1_jax.errors import InputError
 from tests.data import qwen_oracle
 
@@ -180,7 +180,7 @@ def write_video(path, frames):
 def test_files_are_what_their_contents_are(tmp_path):
     path = str(tmp_path / "clip.mp4")
     write_video(path, clip(40))
-    frames = media.load_frames(VideoFile(path), sampling.video_frame_indices(40, 10.0))
+    frames = media.load_frames(VideoFile(path), frame_sampling.video_frame_indices(40, 10.0))
     heard = audio.load_audio(VideoAudio(path))
     by_path = talk({"type": "video", "video": path, "audio": VideoAudio(path)}, WORDS)
     by_value = talk({"type": "video", "video": frames, "audio": heard, "sample_rate": 16000}, WORDS)

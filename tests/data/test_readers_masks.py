@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as coco
 
-from omnir1_jax.data import records, rle
+from omnir1_jax.data import metadata, rle
 from omnir1_jax.data.masks import decode_label_map, decode_masks
-from omnir1_jax.data.samples import BadSample, PngMasks, RleMasks
+from omnir1_jax.data.refs import BadSample, PngMasks, RleMasks
 from omnir1_jax.errors import InputError
 from tests.data import trees
 
@@ -102,7 +102,7 @@ def test_png_masks(tmp_path):
 def test_json_by_key(tmp_path):
     value = {"a": [1, {"b": None}], "vidéo/é": "ü", " ": {}, "n": -1.5e3, "": []}
     path = str(trees.write(tmp_path / "x.json", json.dumps(value, ensure_ascii=False, indent=1)))
-    index = records.index_json(path)
+    index = metadata.index_json(path)
     assert {key: index.read(key) for key in index.spans} == value
 
 
@@ -117,9 +117,9 @@ def test_damaged_json_is_refused_or_equal(tmp_path_factory, data):
         expected = json.loads(changed)
     except ValueError:
         with pytest.raises(InputError, match=r"damaged\.json"):
-            records.index_json(path)
+            metadata.index_json(path)
         return
-    index = records.index_json(path)
+    index = metadata.index_json(path)
     assert {key: index.read(key) for key in index.spans} == expected
 
 
@@ -128,7 +128,7 @@ def test_an_indexed_file_stays_on_disk(tmp_path):
     entry = [{"size": [480, 854], "counts": "0" * 2000}] * 20
     path = str(trees.write(tmp_path / "mask_dict.json", json.dumps({str(n): entry for n in range(100)})))
     tracemalloc.start()
-    index = records.index_json(path)
+    index = metadata.index_json(path)
     held, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert held < 200_000 and len(index.read("99")) == 20

@@ -8,7 +8,7 @@ import pytest
 
 from omnir1_jax.data import audio, avhbench, folder, media, mvbench, omnibench, registry, videomme, videor1
 from omnir1_jax.data.masks import decode_masks
-from omnir1_jax.data.samples import AudioFile, BadSample, ImageFiles, VideoAudio, VideoFile
+from omnir1_jax.data.refs import AudioFile, BadSample, ImageFiles, VideoAudio, VideoFile
 from omnir1_jax.data.synthetic import writers
 from omnir1_jax.errors import InputError
 from tests.data import trees

@@ -24,7 +24,7 @@ from omnir1_jax.data import (
     unpickle_masks,
 )
 from omnir1_jax.data.masks import decode_label_map, decode_masks
-from omnir1_jax.data.samples import BadSample, Reader
+from omnir1_jax.data.refs import BadSample, Reader
 from omnir1_jax.data.synthetic import encode, writers
 from omnir1_jax.errors import InputError
 from tests.data import trees

@@ -6,36 +6,38 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from omnir1_jax.data import sampling
+from omnir1_jax.data import frame_sampling
 
 
 @pytest.mark.parametrize("total, fps, n", [(300, 30.0, 20), (299, 29.97, 18)])
 def test_numbers_of_the_specification(total, fps, n):
-    assert sampling.video_frame_number(total, fps) == n
-    indices = sampling.video_frame_indices(total, fps)
+    assert frame_sampling.video_frame_number(total, fps) == n
+    indices = frame_sampling.video_frame_indices(total, fps)
     assert len(indices) == n and indices[0] == 0 and indices[-1] == total - 1
 
 
 def test_bounds():
-    assert sampling.video_frame_number(30 * 3600, 30.0) == 768
-    assert sampling.video_frame_number(30 * 3600, 30.0, maximum=65) == 64
-    assert sampling.video_frame_number(10, 30.0) == 4 and sampling.video_frame_number(10, 30.0, minimum=5) == 6
-    assert sampling.video_frame_number(3, 30.0) == 2 and sampling.video_frame_number(1, 30.0) == 1
-    np.testing.assert_array_equal(sampling.video_frame_indices(1, 30.0), [0])
+    assert frame_sampling.video_frame_number(30 * 3600, 30.0) == 768
+    assert frame_sampling.video_frame_number(30 * 3600, 30.0, maximum=65) == 64
+    assert (
+        frame_sampling.video_frame_number(10, 30.0) == 4 and frame_sampling.video_frame_number(10, 30.0, minimum=5) == 6
+    )
+    assert frame_sampling.video_frame_number(3, 30.0) == 2 and frame_sampling.video_frame_number(1, 30.0) == 1
+    np.testing.assert_array_equal(frame_sampling.video_frame_indices(1, 30.0), [0])
 
 
 def test_pixel_budget():
     total = 16384 * 28 * 28
-    assert sampling.frame_pixel_budget(20, total) == 768 * 28 * 28
-    assert sampling.frame_pixel_budget(64, total) == total / 64 * 2
-    assert sampling.frame_pixel_budget(768, total) == int(1.05 * 128 * 28 * 28)
+    assert frame_sampling.frame_pixel_budget(20, total) == 768 * 28 * 28
+    assert frame_sampling.frame_pixel_budget(64, total) == total / 64 * 2
+    assert frame_sampling.frame_pixel_budget(768, total) == int(1.05 * 128 * 28 * 28)
 
 
 @settings(max_examples=300)
 @given(total=st.integers(2, 50_000), n=st.integers(2, 384))
 def test_indices_are_torchs(total, n):
     theirs = torch.linspace(0, total - 1, 2 * n)
-    ours = sampling._linspace32(total - 1, 2 * n)
+    ours = frame_sampling._linspace32(total - 1, 2 * n)
     # Another processor may round torch's last bit otherwise; the index may then differ only where it is a tie.
     np.testing.assert_allclose(ours, theirs.numpy(), rtol=3e-7)
     differs = np.round(ours) != theirs.round().numpy()
@@ -45,8 +47,8 @@ def test_indices_are_torchs(total, n):
 @settings(max_examples=200)
 @given(length=st.integers(1, 400), seed=st.integers(0, 99), epoch=st.integers(0, 3), index=st.integers(0, 9))
 def test_training_rule(length, seed, epoch, index):
-    frames = sampling.training_frames(length, sampling.generator(seed, epoch, index))
-    again = sampling.training_frames(length, sampling.generator(seed, epoch, index))
+    frames = frame_sampling.training_frames(length, frame_sampling.generator(seed, epoch, index))
+    again = frame_sampling.training_frames(length, frame_sampling.generator(seed, epoch, index))
     np.testing.assert_array_equal(frames, again)
     if length <= 16:
         np.testing.assert_array_equal(frames, np.arange(length))
@@ -58,16 +60,21 @@ def test_training_rule(length, seed, epoch, index):
 
 
 def test_every_number_is_drawn_and_draws_differ():
-    numbers = {len(sampling.training_frames(100, sampling.generator(0, e, i))) for e in range(20) for i in range(20)}
+    numbers = {
+        len(frame_sampling.training_frames(100, frame_sampling.generator(0, e, i)))
+        for e in range(20)
+        for i in range(20)
+    }
     assert numbers == set(range(16, 25))
     first = [
-        sampling.generator(*key).integers(2**62) for key in ((0, 0, 1), (0, 1, 0), (1, 0, 0), (0, 0, 0), (0, 0, 0, 1))
+        frame_sampling.generator(*key).integers(2**62)
+        for key in ((0, 0, 1), (0, 1, 0), (1, 0, 0), (0, 0, 0), (0, 0, 0, 1))
     ]
     assert len(set(first)) == 5
 
 
 def test_objects_keep_their_order():
-    np.testing.assert_array_equal(sampling.training_objects(3, sampling.generator(0, 0, 0)), [0, 1, 2])
-    assert len(sampling.training_objects(0, sampling.generator(0, 0, 0))) == 0
-    chosen = {tuple(sampling.training_objects(5, sampling.generator(0, 0, i))) for i in range(200)}
+    np.testing.assert_array_equal(frame_sampling.training_objects(3, frame_sampling.generator(0, 0, 0)), [0, 1, 2])
+    assert len(frame_sampling.training_objects(0, frame_sampling.generator(0, 0, 0))) == 0
+    chosen = {tuple(frame_sampling.training_objects(5, frame_sampling.generator(0, 0, i))) for i in range(200)}
     assert len(chosen) == 10 and all(list(c) == sorted(set(c)) and len(c) == 3 for c in chosen)

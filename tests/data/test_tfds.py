@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from omnir1_jax.data import audio, detail, media, registry, sampling
+from omnir1_jax.data import audio, canvas, frame_sampling, media, registry
 from omnir1_jax.data.clips import DecodeConfig, decode
 from omnir1_jax.data.masks import decode_masks
-from omnir1_jax.data.samples import BadSample
+from omnir1_jax.data.refs import BadSample
 from omnir1_jax.data.tfds_builders import builders
 from omnir1_jax.data.tfds_builders import reader as tfds_reader
 from omnir1_jax.errors import InputError
@@ -150,7 +150,7 @@ def test_the_pipeline_gives_the_same_arrays_from_both(root, name):
     """Elements of every row, decoded from the tree and from array_record."""
     family = {"revos": "vos", "refavs": "refavs"}[name]
     config = DecodeConfig(frames=4, sampling="uniform", sound="ignore" if family == "vos" else "required")
-    shapes, found = detail.DetailConfig(4, 3, (64, 64), (16, 16)), []
+    shapes, found = canvas.DetailConfig(4, 3, (64, 64), (16, 16)), []
     for source in (
         registry.open_dataset(name, str(root / name), "train"),
         registry.open_dataset("tfds", str(root / "built" / name), "train"),
@@ -159,9 +159,9 @@ def test_the_pipeline_gives_the_same_arrays_from_both(root, name):
         for position in range(len(source)):
             ref = source[position]
             try:
-                clip = decode(ref, config, sampling.generator(0, 0, position))
+                clip = decode(ref, config, frame_sampling.generator(0, 0, position))
                 sound = {} if clip.audio is None else {"audio": clip.audio}
-                elements[ref.sample_id] = detail.element(clip, shapes) | sound
+                elements[ref.sample_id] = canvas.element(clip, shapes) | sound
             except BadSample:  # of both forms, then
                 elements[ref.sample_id] = {}
         found.append(elements)

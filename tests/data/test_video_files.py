@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from omnir1_jax.data import media, sampling, video_decoder, video_index
+from omnir1_jax.data import frame_sampling, media, video_decoder, video_index
 from omnir1_jax.data.clips import DecodeConfig, choose_frames
-from omnir1_jax.data.samples import BadSample, ClipRef, VideoFile
+from omnir1_jax.data.refs import BadSample, ClipRef, VideoFile
 from tests.data import films
 
 GOP = {"g": "12", "bf": "2"}
@@ -139,7 +139,7 @@ def test_frames_are_evenly_spaced_in_time(folder):
 @given(st.integers(1, 400), st.floats(1, 60), st.integers(1, 64))
 def test_even_times_change_no_choice(total, fps, n):
     """Evenly spaced in time is evenly spaced in number where the rate is constant, but for ties."""
-    chosen = sampling.evenly_in_time(np.arange(total) / fps, n)
+    chosen = frame_sampling.evenly_in_time(np.arange(total) / fps, n)
     assert np.abs(chosen - np.linspace(0, total - 1, n)).max() <= 0.5 + 1e-6
 
 

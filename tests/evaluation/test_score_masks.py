@@ -11,7 +11,7 @@ import pytest
 from omnir1_jax.data import masks, mevis, qa, refavs, revos
 from omnir1_jax.data import refdavis as data_refdavis
 from omnir1_jax.data.reader import make_reader
-from omnir1_jax.data.samples import ImageFiles
+from omnir1_jax.data.refs import ImageFiles
 from omnir1_jax.data.synthetic import writers
 from omnir1_jax.data.synthetic.world import WorldConfig
 from omnir1_jax.errors import InputError

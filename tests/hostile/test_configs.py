@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from omnir1_jax.errors import InputError
-from omnir1_jax.models import checkpoint, safetensors_file, sam2
+from omnir1_jax.models import hf_checkpoint, safetensors_file, sam2
 from omnir1_jax.models.qwen_omni import hf_config
 from tests.models import test_checkpoint
 
@@ -115,4 +115,6 @@ def test_a_tensor_that_is_not_finite_is_refused_by_name_when_it_is_loaded(tmp_pa
     with pytest.raises(
         InputError, match=r"model\.safetensors: the tensor 'thinker\.blocks\.1\.o\.weight' holds 1 of 48"
     ):
-        checkpoint.load_params(tmp_path, test_checkpoint.LEAVES, test_checkpoint.abstract(), prefixes=("", "thinker."))
+        hf_checkpoint.load_params(
+            tmp_path, test_checkpoint.LEAVES, test_checkpoint.abstract(), prefixes=("", "thinker.")
+        )

@@ -6,10 +6,11 @@ import shutil
 
 import pytest
 
-from omnir1_jax import settings, terminal
+from omnir1_jax import terminal
+from omnir1_jax.config import settings
 from omnir1_jax.data import audio, media
 from omnir1_jax.data.preprocess import tokens
-from omnir1_jax.data.samples import AudioFile, BadSample, ImageFiles, VideoAudio, VideoFile
+from omnir1_jax.data.refs import AudioFile, BadSample, ImageFiles, VideoAudio, VideoFile
 from omnir1_jax.errors import InputError
 from omnir1_jax.evaluation import predictions
 from omnir1_jax.inference import samples

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from omnir1_jax import settings, trained
+from omnir1_jax.config import settings
 from omnir1_jax.data.preprocess import tokens
-from omnir1_jax.data.samples import BadSample
+from omnir1_jax.data.refs import BadSample
 from omnir1_jax.errors import InputError
-from omnir1_jax.inference import report, result_lines, samples, store
+from omnir1_jax.inference import from_checkpoint, report, result_lines, samples, store
 from omnir1_jax.models import safetensors_file, sam2
 from omnir1_jax.models.qwen_omni import hf_processor, pretrained
 from omnir1_jax.reporting import lines, train_report
@@ -112,7 +112,7 @@ def use(kind: str, folder: pathlib.Path) -> None:
                     [k["frame"] + 1 for k in line["keyframes"] if [tuple(box) for box in k["boxes"]]]
         case "run":
             settings.read(folder / "config.json")
-            trained.config_of(str(folder))
+            from_checkpoint.config_of(str(folder))
         case "report":
             lines.cut(folder / "metrics.jsonl", 2)
             train_report.write_report(folder)

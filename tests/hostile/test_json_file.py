@@ -6,8 +6,8 @@ import socket
 
 import pytest
 
-from omnir1_jax import json_file, regular_file
 from omnir1_jax.errors import InputError, printable
+from omnir1_jax.files import json_file, regular_file
 
 
 @pytest.mark.parametrize(

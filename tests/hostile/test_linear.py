@@ -9,13 +9,12 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from omnir1_jax import tags
 from omnir1_jax.data import refcocog
 from omnir1_jax.errors import printable
 from omnir1_jax.evaluation import qa, qa_score
 from omnir1_jax.inference import infer
 from omnir1_jax.reporting import html
-from omnir1_jax.text import host
+from omnir1_jax.text import host, tags
 
 PIECES = (
     *("<answer>", "</answer>", "<think>", "</think>", "<box>", "</box>", "{", "}", "{}", '{"a": 1}', "<", ">", '"'),

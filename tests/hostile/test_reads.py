@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from omnir1_jax import settings
+from omnir1_jax.config import settings
 from omnir1_jax.errors import InputError
 from omnir1_jax.inference import result_lines
 from omnir1_jax.reporting import lines, train_report

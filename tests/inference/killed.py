@@ -10,7 +10,8 @@ import pathlib
 import signal
 import sys
 
-from omnir1_jax import cli, evaluate, settings
+from omnir1_jax import cli, evaluate
+from omnir1_jax.config import settings
 from omnir1_jax.inference.store import Store
 from tests import forked
 from tests.inference import small

@@ -6,9 +6,9 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from omnir1_jax.build import models
 from omnir1_jax.inference import answer, load, run, segment
 from omnir1_jax.models.sam2.model import NO_OBJECT
-from omnir1_jax.setup import models
 from omnir1_jax.systems import detail, reasoner
 from tests.rl import small as rl_small
 

@@ -9,15 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from omnir1_jax import checkpoints, settings
+from omnir1_jax.build import models
+from omnir1_jax.config import settings
 from omnir1_jax.data.preprocess import tokens
 from omnir1_jax.models import sam2
 from omnir1_jax.models.qwen_omni import pretrained
 from omnir1_jax.models.qwen_omni.config import AudioConfig, TextConfig, ThinkerConfig, TokenIds, VisionConfig
 from omnir1_jax.models.qwen_omni.thinker import Thinker, abstract_params
 from omnir1_jax.rl import learn
-from omnir1_jax.setup import models
-from omnir1_jax.setup import weights as setup_weights
+from omnir1_jax.training import checkpointing
+from omnir1_jax.training import export as setup_weights
 from tests.data import qwen_oracle
 
 CELL = 16 * 16
@@ -108,9 +109,9 @@ def workdir(folder, c, steps=(3,)):
         spread = 0.3 * leaf.std() + 0.05 * (leaf.ndim < 2) + 0.1 * bool(c.lora.rank)
         return jnp.asarray(leaf + spread * rng.standard_normal(leaf.shape), jnp.float32)
 
-    with checkpoints.manager(folder, 2) as manager:
+    with checkpointing.manager(folder, 2) as manager:
         for step in steps:
             made[step] = jax.tree.map(changed, drawn)
-            checkpoints.save(manager, step, learn.init(made[step], optax.sgd(0.1)), {}, settings.plain(c), wait=True)
+            checkpointing.save(manager, step, learn.init(made[step], optax.sgd(0.1)), {}, settings.plain(c), wait=True)
     (folder / "config.json").write_text(json.dumps(settings.plain(c)))
     return folder, made

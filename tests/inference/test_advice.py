@@ -7,18 +7,18 @@ import pytest
 from absl.testing import flagsaver
 
 import omnir1_jax.infer  # noqa: F401  (defines the command's flags)
-from omnir1_jax import settings, trained
-from omnir1_jax.data.samples import ClipRef
+from omnir1_jax.build import models
+from omnir1_jax.config import settings
+from omnir1_jax.data.refs import ClipRef
 from omnir1_jax.errors import InputError
-from omnir1_jax.inference import infer, load
+from omnir1_jax.inference import from_checkpoint, infer, load
 from omnir1_jax.inference.infer import Ask
 from omnir1_jax.rl.config import Models
-from omnir1_jax.setup import models
 
 
 def asked(query: str):
     """A question to the toy, as `infer --checkpoint toy --question` asks it; nothing is loaded but its tokenizer."""
-    config = trained.config_of("toy")
+    config = from_checkpoint.config_of("toy")
     sizes = models.sizes(config)
     systems = load.Systems(config, None, Models(None, None), sizes.tokenizer, sizes.thinker, {}, None, None)
     ask = Ask("film.mp4", query, family="qa")

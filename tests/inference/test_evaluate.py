@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from omnir1_jax import settings
+from omnir1_jax.config import settings
 from omnir1_jax.data import registry
 from omnir1_jax.data.synthetic import writers
 from omnir1_jax.data.synthetic.world import PRESETS

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from omnir1_jax import convert, evaluate
-from omnir1_jax.data.samples import ClipRef, ImageFiles
+from omnir1_jax.data.refs import ClipRef, ImageFiles
 from omnir1_jax.errors import InputError
 from omnir1_jax.evaluation import predictions
 from omnir1_jax.inference import load, report, samples, segment
@@ -121,14 +121,14 @@ def test_frozen_weights_ground_beside_trained_ones(tmp_path):
     config = small.config(tmp_path / "base", lora_rank=4)
     workdir, _ = small.workdir(tmp_path / "run", config)
     kernel = lambda tree: np.asarray(tree["layers"]["up"]["kernel"])
-    base = kernel(load.from_checkpoint("toy", config).policy["text"])
-    own, two = load.from_checkpoint(str(workdir)), load.from_checkpoint(str(workdir), system2="frozen")
+    base = kernel(load.load_systems("toy", config).policy["text"])
+    own, two = load.load_systems(str(workdir)), load.load_systems(str(workdir), system2="frozen")
     np.testing.assert_array_equal(kernel(two.policy["text"]), kernel(own.policy["text"]))
     np.testing.assert_array_equal(kernel(two.frozen.reference), base)
     np.testing.assert_array_equal(kernel(own.frozen.reference), kernel(own.policy["text"]))
     assert np.abs(kernel(own.policy["text"]) - base).max() > 0.01
     convert.main(convert.parse(["convert", "export", str(workdir), str(tmp_path / "weights")]))
-    again = load.from_checkpoint(str(tmp_path / "weights"), config, "frozen")
+    again = load.load_systems(str(tmp_path / "weights"), config, "frozen")
     np.testing.assert_allclose(kernel(again.policy["text"]), kernel(own.policy["text"]), atol=1e-6)
     np.testing.assert_array_equal(kernel(again.frozen.reference), base)
     assert config.thinker.path == str(tmp_path / "base" / "thinker")

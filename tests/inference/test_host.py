@@ -154,7 +154,7 @@ def test_what_cannot_be_used_is_one_line(dino, tmp_path, monkeypatch):
         (f"grounding_dino:{dino[0]}@much", "'much' after the @ is no number"),
     ):
         with pytest.raises(InputError, match=re.escape(complaint)) as caught:
-            load.from_checkpoint("toy", None, name)
+            load.load_systems("toy", None, name)
         assert "\n" not in str(caught.value) and str(caught.value).startswith("--system2")
     monkeypatch.setattr(grounding_dino.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(InputError, match="needs PyTorch; pip install torch"):

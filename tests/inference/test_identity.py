@@ -9,6 +9,7 @@ import pytest
 from absl import flags
 
 from omnir1_jax import evaluate
+from omnir1_jax.build.models import step_config
 from omnir1_jax.data.preprocess import tokens
 from omnir1_jax.errors import InputError
 from omnir1_jax.inference import host, identity, tasks
@@ -19,7 +20,6 @@ from omnir1_jax.models import sam2
 from omnir1_jax.models.qwen_omni.config import ThinkerConfig, TokenIds
 from omnir1_jax.models.qwen_omni.thinker import Thinker
 from omnir1_jax.rl.config import Frozen, Models
-from omnir1_jax.setup.models import step_config
 from omnir1_jax.text.bpe import bpe_tables
 from omnir1_jax.text.vocab import byte_vocab
 from tests.data import qwen_oracle

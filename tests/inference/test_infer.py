@@ -12,16 +12,16 @@ import numpy as np
 import pytest
 import soundfile
 
-from omnir1_jax import infer, trained
-from omnir1_jax.data import audio, media, sampling
+from omnir1_jax import infer
+from omnir1_jax.build import data
+from omnir1_jax.data import audio, frame_sampling, media
 from omnir1_jax.data.clips import decode
 from omnir1_jax.data.preprocess import pixels
-from omnir1_jax.data.samples import AudioFile, VideoFile
+from omnir1_jax.data.refs import AudioFile, VideoFile
 from omnir1_jax.errors import InputError
-from omnir1_jax.inference import load, outputs
+from omnir1_jax.inference import from_checkpoint, load, outputs
 from omnir1_jax.inference.infer import Ask, _sound, answer, clip_ref
 from omnir1_jax.reporting import video
-from omnir1_jax.setup import data
 from omnir1_jax.systems import detail, reasoner
 from tests.data import films
 from tests.inference import small
@@ -42,7 +42,7 @@ def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("infer")
     config = small.config(folder)
     (reader,) = data.readers(config, "vos")
-    clip = decode(reader[0], data.decode_config(config.data.vos), sampling.generator(0, 0, 0))
+    clip = decode(reader[0], data.decode_config(config.data.vos), frame_sampling.generator(0, 0, 0))
     frames = np.repeat(clip.frames, 2, axis=0)[:14]
     wave = 0.3 * np.sin(np.arange(3 * 16000) / 20).astype(np.float32)
     video.write(folder / "clip.mp4", frames, 4, wave)
@@ -56,8 +56,8 @@ def made(tmp_path_factory):
 
 def systems(config, folder):
     """On one device, whatever number of them the tests have."""
-    chosen = trained.config_of(str(folder / "thinker"), config)
-    policy = trained.in_place(trained.load(str(folder / "thinker"), chosen))
+    chosen = from_checkpoint.config_of(str(folder / "thinker"), config)
+    policy = from_checkpoint.in_place(from_checkpoint.load(str(folder / "thinker"), chosen))
     return load.systems(chosen, policy)
 
 
@@ -300,7 +300,7 @@ def test_command(made, tmp_path):
     done = subprocess.run([*line, "--checkpoint", "x", "--query", "q"], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (2, "error: --video: is needed; see --help\n")
     workdir, states = small.workdir(tmp_path / "run", config)
-    opened = load.from_checkpoint(str(workdir), trained.config_of(str(workdir)))
+    opened = load.load_systems(str(workdir), from_checkpoint.config_of(str(workdir)))
     np.testing.assert_array_equal(opened.policy["text"]["norm"]["scale"], np.asarray(states[3]["norm"]["scale"]))
     assert opened.frozen.reference is opened.policy["text"]
     assert infer.printable("a\x1b[31m\nb") == r"a\x1b[31m\nb"

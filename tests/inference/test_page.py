@@ -10,8 +10,8 @@ import urllib.request
 import numpy as np
 import pytest
 
-from omnir1_jax import serve, serve_guard
 from omnir1_jax.errors import InputError
+from omnir1_jax.inference import serve, serve_guard
 from omnir1_jax.reporting import video
 from tests.inference.test_serve import answered
 

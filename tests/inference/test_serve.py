@@ -12,9 +12,9 @@ from unittest import mock
 import numpy as np
 import pytest
 
-from omnir1_jax import serve, signals
+from omnir1_jax import signals
 from omnir1_jax.errors import InputError
-from omnir1_jax.inference import infer
+from omnir1_jax.inference import infer, serve
 from omnir1_jax.reporting import video
 
 LIMITS = serve.Limits(megabytes=1, seconds=4.0, frames=40)

@@ -6,8 +6,8 @@ import time
 
 import pytest
 
-from omnir1_jax import serve_guard
-from omnir1_jax.serve_guard import Guard, Names, Uploads
+from omnir1_jax.inference import serve_guard
+from omnir1_jax.inference.serve_guard import Guard, Names, Uploads
 
 
 def asked(guard, method="GET", path="/", kind="http", body=b"{}", **headers):

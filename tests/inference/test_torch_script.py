@@ -7,10 +7,10 @@ import sys
 
 import transformers
 
-from omnir1_jax import convert, trained
-from omnir1_jax.data import sampling
+from omnir1_jax import convert
+from omnir1_jax.data import frame_sampling
 from omnir1_jax.data.clips import DecodeConfig, decode
-from omnir1_jax.inference import infer
+from omnir1_jax.inference import from_checkpoint, infer
 from omnir1_jax.reporting import video
 from omnir1_jax.text import host
 from tests import test_convert_training as exported
@@ -27,7 +27,7 @@ def test_the_readme_shows_this_script():
 
 def test_the_script_s_plan_is_ours(tmp_path, monkeypatch, capsys):
     config = runpy.run_path(str(ROOT / "configs" / "toy.py"))["get_config"]()
-    config = trained.config_of(config.thinker.path, config)
+    config = from_checkpoint.config_of(config.thinker.path, config)
     convert.main(convert.parse(["convert", "export", config.thinker.path, str(tmp_path / "hf"), "--dtype", "float32"]))
     (clip,) = exported.clips(config, 1)
     film = str(video.write(tmp_path / "clip.mp4", clip.frames, 4))
@@ -42,7 +42,9 @@ def test_the_script_s_plan_is_ours(tmp_path, monkeypatch, capsys):
     said = capsys.readouterr().out.strip()
 
     ref = infer.clip_ref(infer.Ask(film, query))
-    shown = decode(ref, DecodeConfig(frames=config.data.vos.frames, sampling="uniform"), sampling.generator(0, 0, 0))
+    shown = decode(
+        ref, DecodeConfig(frames=config.data.vos.frames, sampling="uniform"), frame_sampling.generator(0, 0, 0)
+    )
     (ours,) = exported.ours(config, [shown], config.thinker.path)
     assert said == ours.removesuffix("<|im_end|>")
     assert any(piece.valid for piece in host.read_plan(said, len(shown.frames)).pieces)

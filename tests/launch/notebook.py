@@ -39,7 +39,7 @@ def displays() -> types.ModuleType:
 
 def parsed(module: str, *options: str) -> None:
     """Fails where the command would refuse its options."""
-    from omnir1_jax import settings
+    from omnir1_jax.config import settings
 
     command = importlib.import_module(f"omnir1_jax.{module}" if "." not in module else f"omnir1_jax.{module}.__main__")
     flags.FLAGS.unparse_flags()

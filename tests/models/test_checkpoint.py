@@ -11,7 +11,7 @@ from flax.traverse_util import flatten_dict
 from safetensors.torch import load_file, save_file
 
 from omnir1_jax.errors import InputError
-from omnir1_jax.models import checkpoint as ck
+from omnir1_jax.models import hf_checkpoint as ck
 from omnir1_jax.parallel import make_mesh, named_sharding
 
 SHAPES = {

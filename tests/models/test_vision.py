@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from omnir1_jax.models import checkpoint
+from omnir1_jax.models import hf_checkpoint
 from omnir1_jax.models.qwen_omni import hf_config, layout, weights
 from omnir1_jax.models.qwen_omni.config import VisionConfig
 from omnir1_jax.models.qwen_omni.inputs import VisionInputs
@@ -38,7 +38,7 @@ def towers():
         own = shape if leaves[0].layer is None else shape[1:]
         parts = [leaf.layout.to_params(state[leaf.name], own) for leaf in leaves]
         flat[path] = jnp.asarray(parts[0] if leaves[0].layer is None else np.stack(parts))
-    return model.model.visual, tower, checkpoint.unflatten_dict(flat)
+    return model.model.visual, tower, hf_checkpoint.unflatten_dict(flat)
 
 
 def patches(seed=0):

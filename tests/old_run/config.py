@@ -1,6 +1,6 @@
 """The settings of the run beside this file, for the code of its time (README.md). Paths are relative to a checkout."""
 
-from omnir1_jax.settings import datasets, defaults, task
+from omnir1_jax.config.settings import datasets, defaults, task
 
 
 def get_config():

@@ -2,7 +2,7 @@
 
 import pathlib
 
-from omnir1_jax import settings
+from omnir1_jax.config import settings
 
 
 def get_config():

@@ -22,10 +22,10 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from omnir1_jax import checkpoints
+from omnir1_jax.build import run as setup
 from omnir1_jax.planning import hlo, operations
-from omnir1_jax.rl.families import qa
-from omnir1_jax.setup import run as setup
+from omnir1_jax.tasks import qa
+from omnir1_jax.training import checkpointing
 from tests import tiny
 
 STEPS, ROWS = 3, 8
@@ -98,7 +98,7 @@ def run(case: dict, tokenizer: str, out: pathlib.Path) -> dict:
     told = {"cut": alone or set(case["mesh"]) <= {"data", "slice"} or cut((state.trainable, moments))}
     context = contextlib.nullcontext() if alone else jax.set_mesh(made.mesh)
     settings = {"of": case["kind"], **case["changes"]}
-    with context, checkpoints.manager(out / case["name"], 1) as manager:
+    with context, checkpointing.manager(out / case["name"], 1) as manager:
         for number in range(1, STEPS + 1):
             batch = next(stream)
             arrays = made.to_batch(batch.family, batch.arrays)
@@ -106,8 +106,8 @@ def run(case: dict, tokenizer: str, out: pathlib.Path) -> dict:
                 jitted = made.step if alone else made.step.__wrapped__
                 step, told["operations"] = compile_counted(jitted.lower(state, made.frozen, arrays, key), alone)
             if number == STEPS and "from" in case:
-                with checkpoints.manager(out / case["from"], 1) as other:
-                    found = checkpoints.restore(other, checkpoints.like(state), settings)
+                with checkpointing.manager(out / case["from"], 1) as other:
+                    found = checkpointing.restore(other, checkpointing.like(state), settings)
                 assert found.stream["next_batch"] == found.step == STEPS - 1
                 resumed, *_ = step(found.state, made.frozen, arrays, key)
                 np.save(out / f"{case['name']}.resumed.npy", weights(resumed))
@@ -122,7 +122,7 @@ def run(case: dict, tokenizer: str, out: pathlib.Path) -> dict:
                 }
             )
             if number == STEPS - 1:
-                checkpoints.save(manager, number, state, stream.get_state(), settings, wait=True)
+                checkpointing.save(manager, number, state, stream.get_state(), settings, wait=True)
     stream.close()
     np.save(out / f"{case['name']}.npy", weights(state))
     return told | {"steps": seen}

@@ -9,9 +9,9 @@ import jax
 import pytest
 
 import omnir1_jax
+from omnir1_jax.build import data, facts, models
 from omnir1_jax.errors import AGAIN, INVALID, Ending, InputError, Interrupted
 from omnir1_jax.parallel import agree
-from omnir1_jax.setup import data, facts, models
 from tests import tiny
 from tests.data import qwen_oracle
 

@@ -6,10 +6,10 @@ import sys
 import jax
 import pytest
 
+from omnir1_jax.build import data
+from omnir1_jax.build import run as setup
 from omnir1_jax.errors import InputError
 from omnir1_jax.parallel import start
-from omnir1_jax.setup import data
-from omnir1_jax.setup import run as setup
 from tests.data import qwen_oracle
 from tests.parallel.mesh_runs import tiny_config
 from tests.test_processes import free_port

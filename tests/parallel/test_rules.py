@@ -6,11 +6,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from omnir1_jax import parallel, settings
+from omnir1_jax import parallel
+from omnir1_jax.build import optimizer
+from omnir1_jax.config import settings
 from omnir1_jax.models import lora
 from omnir1_jax.models.qwen_omni.decoding import axes, decoding_copy
 from omnir1_jax.models.qwen_omni.thinker import Thinker
-from omnir1_jax.setup import optimizer
 from tests.rl import small
 
 

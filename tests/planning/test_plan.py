@@ -14,6 +14,7 @@ import pytest
 from jax.sharding import SingleDeviceSharding
 
 from omnir1_jax import plan as command
+from omnir1_jax.config.settings import CELL, datasets, defaults, task
 from omnir1_jax.errors import InputError
 from omnir1_jax.parallel import make_mesh
 from omnir1_jax.planning import (
@@ -32,7 +33,6 @@ from omnir1_jax.planning import (
 from omnir1_jax.planning import table as table_module
 from omnir1_jax.planning.operations import Assumptions
 from omnir1_jax.planning.table import table
-from omnir1_jax.settings import CELL, datasets, defaults, task
 from tests.rl import small
 
 ROOT = pathlib.Path(__file__).parent.parent.parent

@@ -5,7 +5,8 @@ import json
 from hypothesis import given
 from hypothesis import strategies as st
 
-from omnir1_jax import settings, toy
+from omnir1_jax import toy
+from omnir1_jax.config import settings
 from omnir1_jax.reporting import names
 from omnir1_jax.reporting.log import RunLog
 from omnir1_jax.reporting.train_report import write_report

@@ -8,18 +8,18 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from omnir1_jax import rollouts
 from omnir1_jax.models.qwen_omni.sample import Sampling
 from omnir1_jax.reporting import pictures
 from omnir1_jax.rl import grpo
 from omnir1_jax.rl.config import Frozen, Models
-from omnir1_jax.rl.families import family_of
 from omnir1_jax.rl.step import Rollout
 from omnir1_jax.systems import detail
+from omnir1_jax.tasks import family_of
 from omnir1_jax.text.bpe import bpe_tables
 from omnir1_jax.text.prompt import template
 from omnir1_jax.text.rules import Limits
 from omnir1_jax.text.vocab import byte_vocab
+from omnir1_jax.training import rollout_log
 from tests.rl import small
 
 PLAN = (
@@ -70,7 +70,7 @@ def told(family: str, clips: int = 0):
 
     reading, found, rewards = judge()
     rollout = Rollout(said, reading, found, masks, rewards)
-    made = rollouts.examples(batch, rollout, ["s0", "s1"], ["q0", "q1"], small.tokenizer(), config, clips)
+    made = rollout_log.examples(batch, rollout, ["s0", "s1"], ["q0", "q1"], small.tokenizer(), config, clips)
     del detail.GROUNDERS["scripted"]
     return batch, rollout, made
 
@@ -159,11 +159,11 @@ def test_the_rows_of_this_process_are_read_once_and_in_order():
     x = np.arange(24).reshape(8, 3)
     put = lambda spec: jax.device_put(x, NamedSharding(mesh, PartitionSpec(*spec)))
     for spec in (("data",), (("data", "tensor"),), ()):
-        np.testing.assert_array_equal(rollouts.rows_here(put(spec)), x)
-    assert rollouts.rows_here(jax.device_put(1.5)) == 1.5
+        np.testing.assert_array_equal(rollout_log.rows_here(put(spec)), x)
+    assert rollout_log.rows_here(jax.device_put(1.5)) == 1.5
 
 
 def test_the_best_of_each_prompt_is_pictured_before_the_worst():
     reward = np.array([[0.0, 2.0, 1.0], [5.0, 5.0, 5.0]])
-    assert rollouts.picked(reward, 9) == [(0, 1), (1, 0), (0, 0)]
-    assert rollouts.picked(reward, 1) == [(0, 1)] and rollouts.picked(reward, 0) == []
+    assert rollout_log.picked(reward, 9) == [(0, 1), (1, 0), (0, 0)]
+    assert rollout_log.picked(reward, 1) == [(0, 1)] and rollout_log.picked(reward, 0) == []

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from omnir1_jax import rewards
 from omnir1_jax.data import pipeline
 from omnir1_jax.data.clips import DecodeConfig
 from omnir1_jax.data.preprocess import tokens
@@ -19,9 +20,10 @@ from omnir1_jax.models import sam2
 from omnir1_jax.models.qwen_omni.config import AudioConfig, TextConfig, ThinkerConfig, TokenIds, VisionConfig
 from omnir1_jax.models.qwen_omni.sample import Completions, Sampling
 from omnir1_jax.models.qwen_omni.thinker import Thinker, abstract_params
-from omnir1_jax.rl import examples, grpo, learn, rewards
+from omnir1_jax.rl import grpo, learn
 from omnir1_jax.rl.config import Frozen, Models, StepConfig
 from omnir1_jax.systems.detail import Grounded
+from omnir1_jax.tasks import examples
 from omnir1_jax.text.bpe import bpe_tables
 from omnir1_jax.text.prompt import template
 from omnir1_jax.text.vocab import byte_vocab

@@ -10,7 +10,7 @@ import optax
 import pytest
 
 from omnir1_jax.data import clips
-from omnir1_jax.data.samples import BadSample
+from omnir1_jax.data.refs import BadSample
 from omnir1_jax.data.synthetic import reader
 from omnir1_jax.errors import InputError
 from omnir1_jax.models import sam2

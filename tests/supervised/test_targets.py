@@ -8,16 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from omnir1_jax.data import clips, sampling
+from omnir1_jax.data import clips, frame_sampling
 from omnir1_jax.data.clips import DecodeConfig
 from omnir1_jax.data.preprocess.settings import PixelBudget, Sizes
-from omnir1_jax.data.samples import BadSample
+from omnir1_jax.data.refs import BadSample
 from omnir1_jax.data.synthetic import reader
 from omnir1_jax.data.synthetic.world import KINDS, PRESETS
 from omnir1_jax.errors import InputError
-from omnir1_jax.rl import examples
 from omnir1_jax.supervised import lessons, targets, text, tokenizer
 from omnir1_jax.systems import prompts
+from omnir1_jax.tasks import examples
 from omnir1_jax.text import host
 from omnir1_jax.text.bpe import bpe_tables, encode
 from omnir1_jax.text.rules import Failure
@@ -64,7 +64,7 @@ def decoded(family, count, **options):
     source, found = reader.open(family=family, clips=60, config="toy", **options), []
     for number in range(len(source)):
         try:
-            found.append(clips.decode(source[number], DECODE[family], sampling.generator(0, 0, number)))
+            found.append(clips.decode(source[number], DECODE[family], frame_sampling.generator(0, 0, number)))
         except BadSample:
             continue
         if len(found) == count:

@@ -17,7 +17,8 @@ from omnir1_jax.models.qwen_omni.sample import Sampling, Tails, generate
 from omnir1_jax.rl import learn
 from omnir1_jax.supervised import lessons, text
 from omnir1_jax.text import host
-from tests.rl import reward_oracle, small
+from tests.rewards import reward_oracle
+from tests.rl import small
 from tests.supervised import test_targets as small_lessons
 
 WEIGHTS = pathlib.Path(__file__).parents[2] / "configs" / "toy_weights" / "thinker"

@@ -8,15 +8,15 @@ import json
 import jax.numpy as jnp
 import pytest
 
-from omnir1_jax import checkpoints, settings
+from omnir1_jax.build.run import Run
+from omnir1_jax.config import settings
 from omnir1_jax.data.batching import Batch
 from omnir1_jax.data.stream import Prefetch
 from omnir1_jax.errors import InputError
 from omnir1_jax.rl.learn import TrainState
-from omnir1_jax.setup.run import Run
-from omnir1_jax.training import loop
+from omnir1_jax.training import checkpointing, loop
 
-SAVE = checkpoints.save
+SAVE = checkpointing.save
 
 
 class Stream(Prefetch):
@@ -60,7 +60,7 @@ def train(monkeypatch, tmp_path):
         state = TrainState(zero, {"w": jnp.ones(2)}, {"m": jnp.zeros(2)}, zero)
         made = Run(config, None, None, None, state, [], step, lambda family, arrays: None, None)
         # Steps take no time, so that the next checkpoint would come before the last is written.
-        monkeypatch.setattr(checkpoints, "save", lambda *args, wait: SAVE(*args, wait=True))
+        monkeypatch.setattr(checkpointing, "save", lambda *args, wait: SAVE(*args, wait=True))
         monkeypatch.setattr(loop, "build", lambda config: made)
         monkeypatch.setattr(loop, "batches", lambda run: Stream())
         monkeypatch.setattr(loop, "finish", lambda *_: None)

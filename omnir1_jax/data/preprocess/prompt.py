@@ -8,10 +8,10 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 from transformers import PreTrainedTokenizerBase
 
-from omnir1_jax.data import audio, media, sampling
+from omnir1_jax.data import audio, frame_sampling, media
 from omnir1_jax.data.preprocess import mel, pixels, tokens
 from omnir1_jax.data.preprocess.settings import SAMPLE_RATE, STOCK_BUDGET, STOCK_SIZES, PixelBudget, Sizes
-from omnir1_jax.data.samples import AudioBytes, AudioFile, ImageBytes, ImageFiles, VideoAudio, VideoFile
+from omnir1_jax.data.refs import AudioBytes, AudioFile, ImageBytes, ImageFiles, VideoAudio, VideoFile
 from omnir1_jax.errors import InputError
 from omnir1_jax.models.qwen_omni import layout
 
@@ -177,7 +177,7 @@ def _video(item: tokens.Item, name: str, sizes: Sizes, budget: PixelBudget) -> _
     if isinstance(source, VideoFile):
         total, rate = media.frame_count(source, name), media.frame_rate(source, name)
         times = media.uneven_times(source, name)
-        indices = sampling.video_frame_indices(total, rate, times, sampled_fps=fps)
+        indices = frame_sampling.video_frame_indices(total, rate, times, sampled_fps=fps)
         source = media.load_frames(source, indices, sample_id=name)
     elif isinstance(source, ImageFiles | ImageBytes):
         source = media.load_frames(source, range(len(source)), sample_id=name)

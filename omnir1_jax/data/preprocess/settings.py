@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any
 
-from omnir1_jax.data import sampling
+from omnir1_jax.data import frame_sampling
 from omnir1_jax.errors import InputError
 
 CELL = 28 * 28
@@ -76,7 +76,9 @@ class PixelBudget:
         """Most pixels of each of a video's frames."""
         if self.video_total is None:
             return self.video_max
-        share = sampling.frame_pixel_budget(frames, self.video_total, minimum=self.video_min, maximum=self.video_max)
+        share = frame_sampling.frame_pixel_budget(
+            frames, self.video_total, minimum=self.video_min, maximum=self.video_max
+        )
         return int(share)
 
 

@@ -9,8 +9,8 @@ import numpy as np
 from jaxtyping import Int
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from omnir1_jax import json_file, regular_file
 from omnir1_jax.errors import InputError
+from omnir1_jax.files import json_file, regular_file
 
 SPELLING = {
     "audio": "<|AUDIO|>",

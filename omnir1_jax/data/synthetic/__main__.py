@@ -4,10 +4,11 @@ from dataclasses import replace
 
 from absl import flags
 
-from omnir1_jax import cli, folders
+from omnir1_jax import cli
 from omnir1_jax.data.synthetic import writers
 from omnir1_jax.data.synthetic.world import PRESETS
 from omnir1_jax.errors import InputError
+from omnir1_jax.files import folders
 
 _OUT = flags.DEFINE_string("out", None, "Directory to write: new, empty, or written by this command.", required=True)
 _LAYOUT = flags.DEFINE_enum("layout", "revos", sorted(writers.LAYOUTS), "Whose layout to write.")

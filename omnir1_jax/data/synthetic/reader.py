@@ -7,7 +7,7 @@ from typing import Any
 
 from omnir1_jax.data import qa, refcocog
 from omnir1_jax.data.reader import TableReader, check_split, make_reader
-from omnir1_jax.data.samples import FAMILIES, AudioBytes, ClipRef, ImageBytes, RleMasks
+from omnir1_jax.data.refs import FAMILIES, AudioBytes, ClipRef, ImageBytes, RleMasks
 from omnir1_jax.data.synthetic import encode, sound, writers
 from omnir1_jax.data.synthetic.expressions import Expression
 from omnir1_jax.data.synthetic.scenes import Clip, make_clip

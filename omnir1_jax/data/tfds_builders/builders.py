@@ -14,12 +14,12 @@ import tensorflow_datasets as tfds
 from absl import logging
 from etils import epath
 
-from omnir1_jax import folders, locks
-from omnir1_jax.data import mevis, paths, records, refavs, revos, rle
+from omnir1_jax.data import metadata, mevis, paths, refavs, revos, rle
 from omnir1_jax.data.masks import decode_masks
 from omnir1_jax.data.reader import TableReader
-from omnir1_jax.data.samples import AudioFile, BadSample, ClipRef, ImageFiles, MaskSource, RleMasks
+from omnir1_jax.data.refs import AudioFile, BadSample, ClipRef, ImageFiles, MaskSource, RleMasks
 from omnir1_jax.errors import InputError
+from omnir1_jax.files import folders, locks
 
 BYTES = np.object_
 
@@ -128,7 +128,7 @@ def build(name: str, root: epath.PathLike, out: epath.PathLike) -> epath.Path:
     """Builds a dataset from its source tree into `out`; gives the directory to open. Raises `InputError`."""
     if name not in BUILDERS:
         raise InputError(f"no builder is called '{name}'; choose one of {', '.join(BUILDERS)}")
-    records.require_root(str(root))
+    metadata.require_root(str(root))
     if not present_splits(BUILDERS[name].module, str(root)):
         raise InputError(f"{name}: {root} holds none of its splits")
     folders.apart(out, "--out", {"--root": root})

@@ -8,11 +8,11 @@ from etils import epath
 from google.protobuf import json_format
 from google.protobuf.message import DecodeError
 
-from omnir1_jax import json_file
-from omnir1_jax.data import paths, records, vos_json
+from omnir1_jax.data import metadata, paths, vos_json
 from omnir1_jax.data.reader import TableReader, make_reader
-from omnir1_jax.data.samples import AudioBytes, ClipRef, ImageBytes, RleMasks
+from omnir1_jax.data.refs import AudioBytes, ClipRef, ImageBytes, RleMasks
 from omnir1_jax.errors import InputError
+from omnir1_jax.files import json_file
 
 FAMILY = {"revos": "vos", "mevis": "vos", "refavs": "refavs"}
 # What tensorflow-datasets and array_record raise on files that are damaged or not theirs (ImportError: damaged files
@@ -26,9 +26,9 @@ def open(root: epath.PathLike, split: str = "train") -> TableReader:
     `root` is the directory of a version (".../revos/1.0.0"), or one above it. Raises `InputError`.
     """
     directory = _version_directory(str(root))
-    told = records.load_json(f"{directory}/metadata.json")
+    told = metadata.load_json(f"{directory}/metadata.json")
     where = f"{directory}/metadata.json"
-    splits = records.get(told, "items", dict, where)
+    splits = metadata.get(told, "items", dict, where)
     if split not in splits:
         raise InputError(f"{where}: no split '{split}'; there are {', '.join(splits) or 'none'}")
     builder = _builder(directory)
@@ -48,7 +48,7 @@ def open(root: epath.PathLike, split: str = "train") -> TableReader:
 
 
 def _version_directory(root: str) -> str:
-    records.require_root(root)
+    metadata.require_root(root)
     if paths.exists(f"{root}/dataset_info.json"):
         return root
     found = sorted(str(path.parent) for path in epath.Path(root).glob("*/dataset_info.json"))
@@ -60,7 +60,7 @@ def _version_directory(root: str) -> str:
 def _check(entry: Any, where: str) -> tuple[str, list[str]]:
     if not (isinstance(entry, list) and len(entry) == 2 and isinstance(entry[0], str) and isinstance(entry[1], list)):
         raise InputError(f"{where}: expected [clip, names of its items]")
-    return entry[0], [records.check(label, str, where) for label in entry[1]]
+    return entry[0], [metadata.check(label, str, where) for label in entry[1]]
 
 
 @functools.lru_cache(maxsize=8)
@@ -116,7 +116,7 @@ def _clip(directory: str, name: str, split: str, sample_id: str, row: tuple[int,
         masks=masks,
         foreground=RleMasks((track(foreground),), size) if foreground else None,
         size=size if known else None,
-        extra=records.check(json_file.parse(extra.encode(), where), dict, where),
+        extra=metadata.check(json_file.parse(extra.encode(), where), dict, where),
     )
 
 

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from omnir1_jax import folders
-from omnir1_jax.models import checkpoint, safetensors_file
+from omnir1_jax.files import folders
+from omnir1_jax.models import hf_checkpoint, safetensors_file
 from omnir1_jax.models.lora import LoraConfig
 from omnir1_jax.models.qwen_omni import weights
 
@@ -67,7 +67,7 @@ def save(path: epath.PathLike, adapter: Mapping[str, Any], config: LoraConfig, b
             parts[f"{name}.lora_A.weight"] = np.ascontiguousarray(a[i].reshape(-1, config.rank).T)
             parts[f"{name}.lora_B.weight"] = np.ascontiguousarray(b[i].reshape(config.rank, -1).T)
     kinds = [names[layer].split(".layers.{}.")[1] for layer in adapter["layers"]]
-    with folders.replace(path, checkpoint.WEIGHTS, flag) as scratch:
+    with folders.replace(path, hf_checkpoint.WEIGHTS, flag) as scratch:
         (scratch / CONFIG).write_text(json.dumps(config_json(config, kinds, base), indent=2, sort_keys=True) + "\n")
         shapes = {name: (part.dtype, part.shape) for name, part in parts.items()}
         safetensors_file.write_file(scratch / MODEL, shapes, parts.values())

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 from etils import epath
 from jax.typing import DTypeLike
 
-from omnir1_jax import json_file
 from omnir1_jax.errors import InputError
-from omnir1_jax.json_file import describe
+from omnir1_jax.files import json_file
+from omnir1_jax.files.json_file import describe
 from omnir1_jax.models.config_values import MAX_COUNT, flag, number, section, whole, wholes, without_null
 from omnir1_jax.models.qwen_omni.config import AudioConfig, TextConfig, ThinkerConfig, TokenIds, VisionConfig
 

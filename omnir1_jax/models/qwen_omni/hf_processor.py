@@ -6,7 +6,7 @@ A released checkpoint brings its own; these are for a thinker of other sizes, ma
 import json
 from collections.abc import Mapping
 
-from omnir1_jax import json_file
+from omnir1_jax.files import json_file
 from omnir1_jax.models.qwen_omni.config import ThinkerConfig
 from omnir1_jax.models.qwen_omni.vision import MEAN, STD
 

@@ -14,7 +14,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from omnir1_jax.errors import InputError
-from omnir1_jax.models import checkpoint, safetensors_file
+from omnir1_jax.models import hf_checkpoint, safetensors_file
 from omnir1_jax.models.qwen_omni import hf_config, store, weights
 from omnir1_jax.models.qwen_omni import speech as speech_files
 from omnir1_jax.models.qwen_omni.config import ThinkerConfig
@@ -51,8 +51,8 @@ def read_params(
     """The parameters of a checkpoint directory; `dtype=None` keeps the stored one. Otherwise as `load`."""
     if store.is_store(path):
         return store.load_store(path, config, dtype=dtype, mesh=mesh, rules=rules)
-    boxed = checkpoint.abstract(abstract_params, config, path)
-    return checkpoint.load_params(
+    boxed = hf_checkpoint.abstract(abstract_params, config, path)
+    return hf_checkpoint.load_params(
         path,
         weights.leaves(config),
         nn.unbox(boxed),
@@ -94,7 +94,7 @@ def save(
     prefix: str = "",
     base: Mapping[str, Any] | None = None,
     files: Mapping[str, bytes] | None = None,
-    max_shard_bytes: int = checkpoint.MAX_SHARD_BYTES,
+    max_shard_bytes: int = hf_checkpoint.MAX_SHARD_BYTES,
     speech: Speech | None = None,
     owner: str = "",
     flag: str = "weights",
@@ -121,7 +121,7 @@ def save(
             level.pop("torch_dtype", None)
             level["dtype"] = min(dtypes)
     text = json.dumps(config, indent=2, sort_keys=True) + "\n"
-    checkpoint.save_params(
+    hf_checkpoint.save_params(
         path,
         weights.leaves(model.config),
         params,

@@ -15,9 +15,9 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
-from omnir1_jax import folders, orbax_files, regular_file
 from omnir1_jax.cli import absolute
 from omnir1_jax.errors import InputError
+from omnir1_jax.files import folders, orbax_files, regular_file
 from omnir1_jax.models.qwen_omni import hf_config
 from omnir1_jax.models.qwen_omni.config import ThinkerConfig
 from omnir1_jax.models.qwen_omni.thinker import abstract_params

@@ -3,7 +3,17 @@
 from collections.abc import Iterator
 
 from omnir1_jax.models import lora
-from omnir1_jax.models.checkpoint import CONV1D, FLAT, HEADS_IN, HEADS_OUT, OUT_LAST, SAME, TRANSPOSED, Layout, Leaf
+from omnir1_jax.models.hf_checkpoint import (
+    CONV1D,
+    FLAT,
+    HEADS_IN,
+    HEADS_OUT,
+    OUT_LAST,
+    SAME,
+    TRANSPOSED,
+    Layout,
+    Leaf,
+)
 from omnir1_jax.models.qwen_omni.config import ThinkerConfig
 
 PREFIXES = ("", "thinker.")  # the thinker alone, or Qwen's release of the whole model

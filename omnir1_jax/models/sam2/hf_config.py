@@ -7,8 +7,8 @@ from typing import Any
 
 from etils import epath
 
-from omnir1_jax import json_file
 from omnir1_jax.errors import InputError
+from omnir1_jax.files import json_file
 from omnir1_jax.models.config_values import flag, number, section, whole, wholes, without_null
 from omnir1_jax.models.sam2.config import HieraConfig, Sam2Config
 

@@ -11,8 +11,8 @@ from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
 from omnir1_jax.errors import InputError
-from omnir1_jax.models import checkpoint
-from omnir1_jax.models.checkpoint import (
+from omnir1_jax.models import hf_checkpoint
+from omnir1_jax.models.hf_checkpoint import (
     CONV2D,
     CONV_TRANSPOSE2D,
     MAX_SHARD_BYTES,
@@ -201,7 +201,7 @@ def load(
     if name not in ("float32", "bfloat16"):
         raise InputError(f"SAM 2 dtype {name!r}: must be float32 or bfloat16")
     config = read_config(path, dtype=name, **options)
-    abstract = checkpoint.abstract(abstract_params, config, path)
+    abstract = hf_checkpoint.abstract(abstract_params, config, path)
     shapes = nn.meta.unbox(abstract)
     shardings = None if mesh is None else tree_shardings(mesh, abstract, rules)
     ignore = () if config.video else VIDEO_ONLY

@@ -1,0 +1,165 @@
+"""From a config to the families of the input pipeline."""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from etils import epath
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+from transformers import PreTrainedTokenizerBase
+
+from omnir1_jax.data.clips import DecodeConfig
+from omnir1_jax.data.pipeline import Family, PipelineConfig
+from omnir1_jax.data.preprocess.settings import PixelBudget, Sizes
+from omnir1_jax.data.registry import open_dataset
+from omnir1_jax.data.refs import Reader
+from omnir1_jax.errors import InputError
+from omnir1_jax.models.qwen_omni.config import ThinkerConfig
+from omnir1_jax.parallel import batch_parts, parts_here
+from omnir1_jax.tasks.examples import EXAMPLES, ExampleConfig
+from omnir1_jax.build.models import prompt_texts
+
+TRY = "to see everything run without data of your own, try configs/toy.py"
+ROOTLESS = ("synthetic",)
+
+
+class Share(NamedTuple):
+    """What one process loads of every batch: which of its `count` equal parts."""
+
+    parts: tuple[int, ...]
+    count: int
+
+
+ALL = Share((0,), 1)
+
+
+def share_of(mesh: Mesh | None) -> Share:
+    """The parts that the devices of this process hold."""
+    return ALL if mesh is None else Share(parts_here(mesh), batch_parts(mesh))
+
+
+def root_of(config: ConfigDict, root: str) -> epath.Path:
+    """Where a dataset's root leads: relative ones lie below `data_root`."""
+    path = epath.Path(root)
+    return path if path.is_absolute() or "://" in root else epath.Path(config.data_root) / root
+
+
+def readers(config: ConfigDict, name: str) -> tuple[Reader, ...]:
+    """The opened datasets of one task."""
+    found = []
+    for label, entry in config.data[name].datasets.items():
+        options = entry.to_dict()
+        kind, root, split = options.pop("name"), options.pop("root"), options.pop("split") or None
+        if kind not in ROOTLESS:
+            path = root_of(config, root)
+            if not root or not path.exists():
+                where = path if root else "no directory"
+                raise InputError(
+                    f"data.{name}.datasets.{label}.root: {where} is not there; set "
+                    f"--config.data.{name}.datasets.{label}.root (or --config.data_root) to the dataset, or {TRY}"
+                )
+            root = str(path)
+        try:
+            found.append(open_dataset(kind, root, split, **options))
+        except InputError as error:
+            raise InputError(f"data.{name}.datasets.{label}: {error}") from error
+    if not found:
+        raise InputError(f"data.{name}.datasets: names no dataset")
+    return tuple(found)
+
+
+def example_config(
+    config: ConfigDict, name: str, words: PreTrainedTokenizerBase, thinker: ThinkerConfig
+) -> ExampleConfig:
+    """What the prompts of one task are made with."""
+    entry, texts = config.data[name], prompt_texts(config)
+    family = entry.family or name
+    pixels = config.pixels
+    return ExampleConfig(
+        tokenizer=words,
+        sizes=Sizes.of(thinker),
+        system=texts["system"],
+        template=texts[family if family in texts else "vos"],
+        grounding=texts["grounding"],
+        policy_budget=PixelBudget(*pixels.policy_image, *pixels.policy_video),
+        sharp_budget=PixelBudget(*pixels.sharp, *pixels.sharp),
+        text_tokens=config.prompts.text_tokens,
+        frames=entry.frames,
+        objects=entry.objects,
+        audio_seconds=entry.audio_seconds,
+        segmenter_side=config.sam2.side,
+        max_aspect=config.prompts.max_aspect,
+    )
+
+
+def decode_config(entry: ConfigDict) -> DecodeConfig:
+    return DecodeConfig(
+        frames=entry.frames,
+        sampling=entry.sampling,
+        objects=entry.objects,
+        sound=entry.sound,
+        target=entry.target,
+    )
+
+
+def families(
+    config: ConfigDict,
+    words: PreTrainedTokenizerBase | None,
+    thinker: ThinkerConfig | None,
+    examples: Mapping[str, Callable] = EXAMPLES,
+    describe: Callable[..., Any] = example_config,
+    share: Share = ALL,
+) -> list[Family]:
+    """The tasks of the mixture, their datasets opened.
+
+    Args:
+      share: of every batch, which this process loads.
+
+    Raises:
+      InputError: a dataset that is not there, naming the setting; an unknown task; a batch without prompts, or one that
+        cannot be cut into its parts.
+    """
+    if not config.data:
+        raise InputError("data: names no task; see settings.task")
+    made = []
+    for name, entry in config.data.items():
+        if not entry.weight:
+            continue
+        kind = entry.example or entry.family or name
+        if kind not in examples:
+            raise InputError(f"data.{name}: {kind!r} is no example of this objective; there are {', '.join(examples)}")
+        transform = functools.partial(examples[kind], config=describe(config, name, words, thinker))
+        size, rest = divmod(entry.batch_size, share.count)
+        if rest or not size:
+            near = sorted({size * share.count, (size + 1) * share.count} - {0})
+            raise InputError(
+                f"data.{name}.batch_size: {entry.batch_size} prompts do not divide over mesh.slice x mesh.data x "
+                f"mesh.fsdp = {share.count}; take {' or '.join(map(str, near))}, or more of mesh.tensor"
+            )
+        made.append(
+            Family(
+                name,
+                readers(config, name),
+                size * len(share.parts),
+                decode_config(entry),
+                transform,
+                entry.weight,
+                entry.one_per_clip,
+                entry.family,
+            )
+        )
+    return made
+
+
+def pipeline_config(config: ConfigDict, share: Share = ALL) -> PipelineConfig:
+    own = config.loader
+    return PipelineConfig(
+        seed=config.seed,
+        workers=own.workers,
+        threads=own.threads,
+        max_bad_share=own.max_bad_share,
+        shard_index=share.parts[0],
+        shard_count=share.count,
+        parts=share.parts,
+    )

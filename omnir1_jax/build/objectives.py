@@ -1,0 +1,93 @@
+"""What a run can train for: which examples it makes of clips, its batches and its step."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import optax
+from ml_collections import ConfigDict
+from transformers import PreTrainedTokenizerBase
+
+from omnir1_jax.models.qwen_omni.config import ThinkerConfig
+from omnir1_jax.tasks import examples
+from omnir1_jax.rl.learn import TrainState
+from omnir1_jax.rl.step import make_train_step
+from omnir1_jax.build.data import example_config
+from omnir1_jax.build.models import Loaded, lora_config, step_config
+from omnir1_jax.supervised import lessons, mask_examples, masks, targets, text
+
+
+class Objective(NamedTuple):
+    """One way to train.
+
+    Attributes:
+      examples: transforms of a decoded clip, by `task.example`.
+      example_config: what they need: (config, task, tokenizer, thinker's sizes) -> config.
+      make_step: (config, models and parameters, optimizer, shardings of the state or None) -> step.
+      to_batch: (config, task, the pipeline's arrays) -> the step's batch.
+    """
+
+    examples: Mapping[str, Callable]
+    example_config: Callable[[ConfigDict, str, PreTrainedTokenizerBase, ThinkerConfig], Any]
+    make_step: Callable[[ConfigDict, Loaded, optax.GradientTransformation, TrainState | None], Callable]
+    to_batch: Callable[[ConfigDict, str, Mapping[str, Any]], Any]
+
+
+def _grpo_step(
+    config: ConfigDict, loaded: Loaded, rule: optax.GradientTransformation, shardings: TrainState | None
+) -> Callable:
+    choices = step_config(config, loaded.models.thinker.config.tokens)
+    return make_train_step(loaded.models, rule, choices, config.step.mode, shardings)
+
+
+def _grpo_batch(config: ConfigDict, task: str, arrays: Mapping[str, Any]) -> Any:
+    return examples.to_batch(config.data[task].family or task, arrays)
+
+
+def _sft_config(
+    config: ConfigDict, task: str, words: PreTrainedTokenizerBase, thinker: ThinkerConfig
+) -> targets.TargetConfig:
+    base, entry = example_config(config, task, words, thinker), config.data[task]
+    own = {field.name: getattr(base, field.name) for field in dataclasses.fields(base)}
+    return targets.TargetConfig(
+        **own,
+        targets=entry.targets or config.sft.targets,
+        target_tokens=entry.target_tokens or config.sft.target_tokens,
+    )
+
+
+def _sft_step(
+    config: ConfigDict, loaded: Loaded, rule: optax.GradientTransformation, shardings: TrainState | None
+) -> Callable:
+    choices = text.SftConfig(config.sft.towers, lora_config(config), config.step.score_chunk)
+    return text.make_sft_step(loaded.models, rule, choices, shardings)
+
+
+def _mask_config(config: ConfigDict, task: str, *_: Any) -> mask_examples.MaskExampleConfig:
+    entry = config.data[task]
+    return mask_examples.MaskExampleConfig(config.sam2.side, entry.frames, entry.objects)
+
+
+def _mask_step(
+    config: ConfigDict, loaded: Loaded, rule: optax.GradientTransformation, shardings: TrainState | None
+) -> Callable:
+    step = masks.make_mask_step(loaded.models.sam2, rule, masks.MaskConfig(**config.masks.to_dict()), shardings)
+    return lambda state, frozen, batch, key: step(state, frozen, batch, jax.random.fold_in(key, state.step))
+
+
+OBJECTIVES: dict[str, Objective] = {
+    "grpo": Objective(examples.EXAMPLES, example_config, _grpo_step, _grpo_batch),
+    "sft": Objective(
+        {**targets.EXAMPLES, **lessons.EXAMPLES},
+        _sft_config,
+        _sft_step,
+        lambda config, task, arrays: text.to_batch(task, arrays),
+    ),
+    "masks": Objective(
+        {"vos": mask_examples.masks},
+        _mask_config,
+        _mask_step,
+        lambda config, task, arrays: masks.to_batch(arrays),
+    ),
+}

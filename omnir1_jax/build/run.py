@@ -1,0 +1,136 @@
+"""From a config to a run: its state, what stays frozen, its data and its compiled step."""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from etils import epath
+from jax.sharding import Mesh, NamedSharding
+from jaxtyping import Array, Key
+from ml_collections import ConfigDict
+
+from omnir1_jax.data.pipeline import Family
+from omnir1_jax.data.stream import Prefetch, training_stream
+from omnir1_jax.errors import InputError
+from omnir1_jax.models.qwen_omni.config import ThinkerConfig
+from omnir1_jax.parallel import agree, batch_sharding, make_mesh, whole
+from omnir1_jax.rl import learn
+from omnir1_jax.rl.learn import TrainState
+from omnir1_jax.build import data, facts, models, optimizer, valid
+from omnir1_jax.build.models import Loaded
+from omnir1_jax.build.objectives import OBJECTIVES
+
+OPENING = 1800.0  # seconds within which all processes have to open their datasets
+
+
+class Run(NamedTuple):
+    """All that the training loop touches.
+
+    Attributes:
+      step: `(state, frozen, batch, key) -> (state, metrics, rollout or None)`; `state` is donated.
+      to_batch: the step's batch from the pipeline's family name and arrays.
+      batch_sharding: of every array of a batch, along its first axis.
+    """
+
+    config: ConfigDict
+    mesh: Mesh | None
+    loaded: Loaded
+    frozen: Any
+    state: TrainState
+    families: list[Family]
+    step: Callable[[TrainState, Any, Any, Key[Array, ""]], tuple[TrainState, dict[str, Array], Any]]
+    to_batch: Callable[[str, Any], Any]
+    batch_sharding: NamedSharding | None
+
+
+def mesh_of(config: ConfigDict) -> Mesh | None:
+    """The mesh that the config asks for; None on a single device."""
+    return make_mesh(config.mesh.to_dict()) if jax.device_count() > 1 else None
+
+
+def keep_compiled(folder: epath.PathLike) -> None:
+    """Compiled programs lie in `folder` from now on, unless a place for them was chosen already."""
+    if not jax.config.jax_compilation_cache_dir:
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+
+
+def build(config: ConfigDict) -> Run:
+    """Loads weights, opens the datasets and makes the step. Nothing is compiled yet.
+
+    Raises:
+      InputError: names the setting that will not do.
+    """
+    valid.check(config)
+    objective, mesh = OBJECTIVES[config.objective], mesh_of(config)
+    found, share = models.sizes(config), data.share_of(mesh)
+    if mesh is not None and found.thinker is not None:
+        check_heads(found.thinker, mesh)
+    families = data.families(
+        config, found.tokenizer, found.thinker, objective.examples, objective.example_config, share
+    )
+    opened = functools.partial(facts.of_data, config, found.tokenizer, families)
+    agree.same(agree.joined(), "data", opened, seconds=OPENING)
+    boxed = models.trained_axes(config, found)
+    rule = optimizer.make(config, nn.unbox(boxed))
+    shardings = None if mesh is None else learn.shardings(mesh, boxed, rule)
+    loaded = models.load(config, found, mesh)
+
+    def begin(params, sam2_params):
+        return learn.init(models.trainable(config, loaded._replace(params=params, sam2_params=sam2_params)), rule)
+
+    return Run(
+        config=config,
+        mesh=mesh,
+        loaded=loaded,
+        frozen=models.frozen(config, loaded, mesh),
+        state=jax.jit(begin, out_shardings=shardings)(loaded.params, loaded.sam2_params),
+        families=families,
+        step=on_mesh(mesh, objective.make_step(config, loaded, rule, shardings)),
+        to_batch=functools.partial(objective.to_batch, config),
+        batch_sharding=None if mesh is None else batch_sharding(mesh),
+    )
+
+
+def check_heads(thinker: ThinkerConfig, mesh: Mesh) -> None:
+    """InputError where the devices of `mesh.tensor` cannot share the decoder's heads."""
+    parts, text = mesh.shape["tensor"], thinker.text
+    for count, name in ((text.num_kv_heads, "key heads"), (text.num_heads, "heads")):
+        if count % parts:
+            fitting = [n for n in range(1, count + 1) if math.gcd(text.num_kv_heads, text.num_heads) % n == 0]
+            raise InputError(
+                f"mesh.tensor: {parts} does not divide the decoder's {count} {name}; take "
+                f"{' or '.join(map(str, fitting))}, and more of mesh.fsdp"
+            )
+
+
+def on_mesh(mesh: Mesh | None, step: Callable[..., Any]) -> Callable[..., Any]:
+    """The step traced and run where `jax.set_mesh` holds, by which the modules lay out what they compute."""
+    if mesh is None:
+        return step
+
+    @functools.wraps(step)
+    def run(*args: Any) -> Any:
+        with jax.set_mesh(mesh):
+            return step(*args)
+
+    return run
+
+
+def batches(run: Run) -> Prefetch:
+    """The endless stream of the run's batches, on the device ahead of their use."""
+    stream = training_stream(run.families, data.pipeline_config(run.config, data.share_of(run.mesh)))
+    return Prefetch(stream, run.batch_sharding, depth=run.config.loader.prefetch)
+
+
+def step_key(config: ConfigDict, mesh: Mesh | None = None) -> Key[Array, ""]:
+    """The run's key; the step folds its own number in."""
+    make = lambda: jax.random.key(config.seed)
+    return make() if mesh is None else jax.jit(make, out_shardings=whole(mesh))()
+
+
+def parameters(tree: Any) -> int:
+    return sum(jnp.size(leaf) for leaf in jax.tree.leaves(tree))

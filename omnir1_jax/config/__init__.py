@@ -1,0 +1,1 @@
+"""Settings: their defaults, flags, and configs that runs have saved."""

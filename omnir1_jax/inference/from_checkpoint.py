@@ -1,0 +1,153 @@
+"""From `--checkpoint` to models: one way for every command that uses what a run has trained.
+
+A checkpoint is one of
+    a work directory of a run: its config, and the newest good state of `checkpoints/` (or, without these, `weights/`)
+    a directory of weights: Hugging Face layout, or what `convert import` made of one
+    "toy": the models of configs/toy.py
+"""
+
+import pathlib
+import runpy
+from typing import Any, NamedTuple
+
+import jax
+from etils import epath
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
+
+from omnir1_jax.build import models, valid
+from omnir1_jax.build.models import Loaded
+from omnir1_jax.config import settings
+from omnir1_jax.errors import InputError
+from omnir1_jax.training import checkpointing, export
+
+TOY = "toy"
+# What a run's state cannot be read without. Everything else may be set anew for its use.
+OF_THE_RUN = ("objective", "seed", "lora", "sft")
+OF_THE_WEIGHTS = ("path", "tokenizer", "sizes")
+
+
+class Trained(NamedTuple):
+    """A run's models as they were before training, and what training made of some of their parameters.
+
+    Attributes:
+      trainable: None where the checkpoint is the weights themselves.
+    """
+
+    config: ConfigDict
+    loaded: Loaded
+    trainable: Any
+
+
+def is_run(path: epath.PathLike) -> bool:
+    """Whether a directory is a run's work directory with something trained in it."""
+    path = epath.Path(path)
+    there = (path / checkpointing.FOLDER).is_dir() or (path / "weights").is_dir()
+    return there and (path / "config.json").is_file()
+
+
+def config_of(checkpoint: str, config: ConfigDict | None = None) -> ConfigDict:
+    """The config to use a checkpoint with: the run's own, or `config` with the run's models.
+
+    Args:
+      config: for weights without a run the only source of prompts, pixels and segmenter.
+
+    Raises:
+      InputError: no such checkpoint, weights that no config goes with, or a setting that is invalid.
+    """
+    chosen = _config_of(checkpoint, config)
+    valid.check(chosen, training=False)
+    return chosen
+
+
+def _config_of(checkpoint: str, config: ConfigDict | None) -> ConfigDict:
+    path = epath.Path(checkpoint)
+    if checkpoint == TOY and not path.is_dir():
+        return _toy() if config is None else config
+    if not path.is_dir():
+        raise InputError(
+            f"--checkpoint: {checkpoint} is no directory; name a run's work directory, weights, or {TOY!r}"
+        )
+    if is_run(path):
+        return _mixed(settings.read(path / "config.json"), config)
+    if config is None and path.name == "weights" and is_run(path.parent):
+        config = settings.read(path.parent / "config.json")
+    chosen = settings.defaults() if config is None else config.copy_and_resolve_references()
+    with chosen.unlocked():
+        chosen.thinker.path, chosen.thinker.tokenizer, chosen.lora.rank = checkpoint, "", 0
+    return chosen
+
+
+def inputs(checkpoint: str, config: ConfigDict | None = None) -> dict[str, str]:
+    """Directories that `load` reads, by the flag or setting that names them; for `folders.apart`.
+
+    Raises:
+      InputError: as of `config_of`.
+    """
+    chosen = config_of(checkpoint, config)
+    named = {f"{name}.path": chosen[name].path for name in ("thinker", "sam2")}
+    named["--checkpoint"] = "" if checkpoint == TOY else checkpoint
+    return named | {"thinker.tokenizer": chosen.thinker.tokenizer}
+
+
+def load(checkpoint: str, config: ConfigDict, mesh: Mesh | None = None, *, segmenter: bool = True) -> Trained:
+    """Reads models and trained parameters.
+
+    Args:
+      config: of `config_of`.
+      segmenter: whether SAM 2 is wanted too; where it is what was trained, it always is.
+
+    Raises:
+      InputError: names the setting or file that will not do.
+    """
+    path = epath.Path(checkpoint)
+    state = is_run(path) and (path / checkpointing.FOLDER).is_dir()
+    if is_run(path) and not state:
+        config = config.copy_and_resolve_references()
+        with config.unlocked():
+            config.thinker.path, config.thinker.tokenizer, config.lora.rank = str(path / "weights"), "", 0
+    found = models.sizes(config)
+    if not segmenter and config.objective != "masks":
+        found = found._replace(sam2=None)
+    loaded = models.load(config, found, mesh)
+    if not state:
+        return Trained(config, loaded, None)
+    like = (
+        jax.eval_shape(lambda: models.trainable(config, loaded)) if mesh is None else models.trainable(config, loaded)
+    )
+    trainable = checkpointing.load_trainable(path, like)
+    if mesh is not None and config.lora.rank:  # drawn for one device, beside weights that are spread
+        trainable = jax.device_put(trainable, NamedSharding(mesh, PartitionSpec()))
+    return Trained(config, loaded, trainable)
+
+
+def in_place(trained: Trained) -> Loaded:
+    """The models with everything trained in them, adapters merged."""
+    config, loaded, trainable = trained
+    if trainable is None:
+        return loaded
+    if config.objective == "masks":
+        return loaded._replace(sam2_params=jax.tree.map(lambda a, b: a.astype(b.dtype), trainable, loaded.sam2_params))
+    return loaded._replace(params=export.merged(config, loaded, trainable))
+
+
+def _mixed(own: ConfigDict, chosen: ConfigDict | None) -> ConfigDict:
+    """The run's config, or another one about the run's models."""
+    if chosen is None:
+        return own
+    mixed = chosen.copy_and_resolve_references()
+    with mixed.unlocked():
+        for name in OF_THE_RUN:
+            mixed[name] = own[name]
+        for name in OF_THE_WEIGHTS:
+            mixed.thinker[name] = own.thinker[name]
+        if own.objective == "masks":
+            mixed.sam2 = own.sam2
+    return mixed
+
+
+def _toy() -> ConfigDict:
+    file = pathlib.Path(__file__).parents[2] / "configs" / "toy.py"
+    if not file.is_file():
+        raise InputError(f"--checkpoint {TOY}: {file} is not there; run from a checkout")
+    return runpy.run_path(str(file))["get_config"]()

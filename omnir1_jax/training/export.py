@@ -1,0 +1,90 @@
+"""The trained weights of a run as a directory that transformers and this package load."""
+
+import tempfile
+from typing import Any
+
+import jax
+from etils import epath
+from jax.experimental import multihost_utils
+from transformers import PreTrainedTokenizerBase
+
+from omnir1_jax.build.models import Loaded, lora_config
+from omnir1_jax.errors import InputError
+from omnir1_jax.models import lora, sam2
+from omnir1_jax.models.qwen_omni import hf_adapter, hf_config, hf_processor, pretrained, store
+
+
+def merged(config: Any, loaded: Loaded, trainable: Any) -> dict[str, Any]:
+    """The whole thinker's parameters with what was trained in place, in the dtype of the frozen ones."""
+    like = lambda new, old: jax.tree.map(lambda a, b: a.astype(b.dtype), new, old)
+    if config.objective == "sft" and config.sft.towers:
+        return like(trainable, loaded.params)
+    if config.lora.rank:
+        return loaded.params | {"text": lora.merge(loaded.params["text"], trainable, lora_config(config))}
+    return loaded.params | {"text": like(trainable, loaded.params["text"])}
+
+
+def save(path: epath.PathLike, config: Any, loaded: Loaded, trainable: Any, **layout: Any) -> None:
+    """Writes the trained model, whole or not at all: the thinker in Hugging Face layout, or SAM 2.
+
+    Called by every process of the run; the first one writes, and has room for the whole model in its host memory.
+
+    Args:
+      layout: of `pretrained.save`; a segmenter takes `owner` and `flag` only.
+    """
+    masks = config.objective == "masks"
+    found = gathered(trainable if masks else merged(config, loaded, trainable))
+    if jax.process_index():
+        return
+    if masks:
+        sam2.export(path, loaded.models.sam2, found, **layout)
+        return
+    source = epath.Path(config.thinker.path) if config.thinker.path else None
+    files = text_files(source, loaded.tokenizer)
+    if source is not None and config.thinker.tokenizer:
+        files |= text_files(None, loaded.tokenizer)
+    pretrained.save(
+        path,
+        loaded.models.thinker,
+        found,
+        base=None if source is None else hf_config.read_json(source),
+        files=hf_processor.with_processor(loaded.models.thinker.config, files),
+        **layout,
+    )
+
+
+def save_adapter(path: epath.PathLike, config: Any, trainable: Any, flag: str) -> int:
+    """Writes a run's LoRA adapter in PEFT's layout; returns how many parameters it has.
+
+    Raises:
+      InputError: the run trained no adapter, or has none any more.
+    """
+    if config.objective == "masks" or (config.objective == "sft" and config.sft.towers) or not config.lora.rank:
+        raise InputError("--layout peft: no LoRA adapter was trained here, or it is merged; export --layout thinker")
+    if not config.thinker.path:
+        raise InputError(
+            "--layout peft: the adapter's base, random weights, is in no directory; export --layout thinker"
+        )
+    return hf_adapter.save(path, gathered(trainable), lora_config(config), config.thinker.path, flag)
+
+
+def gathered(tree: Any) -> Any:
+    """The arrays, those that no single process holds whole on the host of the first; nothing there of the others."""
+
+    def one(x: Any) -> Any:
+        if not isinstance(x, jax.Array) or x.is_fully_addressable:
+            return x
+        # One at a time: whole on every device for a moment.
+        found = multihost_utils.process_allgather(x, tiled=True)
+        return found if jax.process_index() == 0 else None
+
+    return jax.tree.map(one, tree)
+
+
+def text_files(source: epath.Path | None, words: PreTrainedTokenizerBase) -> dict[str, bytes]:
+    """Small files that belong beside the weights, by name: those of their source, or the tokenizer's own."""
+    if source is not None:
+        return store.text_files(source)
+    with tempfile.TemporaryDirectory() as scratch:
+        words.save_pretrained(scratch)
+        return store.text_files(scratch)

@@ -1,0 +1,217 @@
+"""The training command from datasets on disk to weights that transformers loads, and all that it writes meanwhile."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+import transformers
+from ml_collections import ConfigDict
+
+from omnir1_jax.build import run as setup
+from omnir1_jax.config.settings import datasets, defaults, task
+from omnir1_jax.data.synthetic import writers
+from omnir1_jax.data.synthetic.world import WorldConfig
+from omnir1_jax.errors import InputError
+from omnir1_jax.models import lora
+from omnir1_jax.models.qwen_omni import pretrained
+from omnir1_jax.reporting.lines import read
+from omnir1_jax.training.loop import summary, train
+from tests.data import qwen_oracle
+
+WORLD = WorldConfig(height=56, width=84, frames=8, occlusion=0.0)
+SEGMENTER = dict(
+    hiera=dict(dims=(8, 16, 32, 64), heads=(1, 1, 2, 4), blocks=(1, 1, 2, 1), windows=(8, 4, 4, 2), global_blocks=(3,)),
+    width=64,
+    decoder_mlp=64,
+    decoder_heads=2,
+    iou_width=32,
+    attention_layers=1,
+    attention_mlp=32,
+    fuser_mlp=32,
+)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """A folder with the datasets and a tokenizer."""
+    folder = tmp_path_factory.mktemp("root")
+    writers.LAYOUTS["revos"](folder / "ReVOS", WORLD, 6, 0)
+    writers.LAYOUTS["refavs"](folder / "RefAVS", WORLD, 6, 0)
+    qwen_oracle.save_tokenizer(folder / "tokenizer")
+    return folder
+
+
+def config(root, *tasks: str) -> ConfigDict:
+    """Both families at the smallest sizes."""
+    c = defaults()
+    c.name = "<both> families"
+    c.steps = 2
+    c.thinker.tokenizer = str(root / "tokenizer")
+    c.thinker.sizes = dict(
+        text=dict(
+            hidden_size=32, intermediate_size=48, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=16,
+            rope_theta=1e4, mrope_section=(2, 3, 3),
+        ),
+        vision=dict(
+            depth=1, hidden_size=32, intermediate_size=48, num_heads=2, out_hidden_size=32,
+            full_attention_blocks=(0,),
+        ),
+        audio=dict(num_mel_bins=16, d_model=16, num_layers=1, num_heads=2, ffn_dim=32, output_dim=32, n_window=10),
+    )  # fmt: skip
+    c.thinker.dtype = c.thinker.param_dtype = "float32"
+    c.thinker.remat = "none"
+    c.sam2.sizes = SEGMENTER
+    c.sam2.side = 64
+    c.sam2.dtype = c.sam2.memory_dtype = "float32"
+    c.sam2.object_chunk, c.sam2.frame_chunk = 16, 8
+    for name in ("system", "vos", "refavs", "grounding"):
+        c.prompts[name] = f"toy_{name}"
+    cell = 28 * 28
+    c.pixels.policy_image = c.pixels.policy_video = (cell, 6 * cell)
+    c.pixels.sharp = (4 * cell, 12 * cell)
+    c.prompts.text_tokens = 160
+    c.prompts.max_aspect = 2.0
+    c.data_root = str(root)
+    known = dict(
+        vos=task(datasets=datasets(revos=dict(root="ReVOS", split="train")), frames=8, target="some_frame"),
+        refavs=task(
+            datasets=datasets(refavs=dict(root="RefAVS", split="train")),
+            frames=1, sampling="first", sound="required", audio_seconds=4.0, target="first_frame",
+        ),
+    )  # fmt: skip
+    c.data = {name: known[name] for name in tasks}
+    c.loader.threads = 1
+    c.step.group = 2
+    c.step.max_tokens = 16
+    c.step.grounding_tokens = 8
+    c.step.completion_bytes, c.step.grounding_bytes = 256, 128
+    c.step.description_tokens = 32
+    c.reward.bonus_range = (2, 15)
+    c.optimizer.learning_rate = 1e-2
+    c.mesh.fsdp, c.mesh.data = 1, 1
+    c.checkpoint.every = 1
+    c.log.pictures_every = 2
+    return c
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_device():
+    """These runs are of one device, whatever the suite has."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(setup, "mesh_of", lambda config: None)
+        yield
+
+
+@pytest.fixture(scope="module")
+def done(root, tmp_path_factory):
+    """The work directory of a finished run over both families."""
+    workdir = tmp_path_factory.mktemp("run") / "both"
+    train(config(root, "vos", "refavs"), workdir, quiet=True)
+    return workdir
+
+
+def test_a_run_leaves_all_that_was_promised(done):
+    made = {path.name for path in done.iterdir()}
+    assert made >= {
+        "config.json", "metrics.jsonl", "rollouts.jsonl", "pictures", "tensorboard", "checkpoints", "weights",
+        "summary.json", "report.html",
+    }  # fmt: skip
+    rows = list(read((done / "metrics.jsonl").read_bytes(), "metrics"))
+    assert [row["step"] for row in rows] == [1, 2]
+    assert all(np.isfinite(row["learn/loss"]) and row["learn/sampler_gap"] < 1e-3 for row in rows)
+    assert rows[-1]["data/bad"] == 0
+    told = list(read((done / "rollouts.jsonl").read_bytes(), "rollouts"))
+    assert {line["family"] for line in told} == {"vos", "refavs"} and len(told) == 4
+    assert all({"query", "completion", "rewards", "failures"} <= line.keys() for line in told)
+    assert list((done / "pictures").glob("2/*.png"))
+    assert json.loads((done / "summary.json").read_text())["steps"] == 2
+
+
+def test_the_report_asks_for_nothing_and_escapes(done):
+    page = (done / "report.html").read_text()
+    assert "&lt;both&gt; families" in page and "<both>" not in page
+    assert not re.search(r"(src|href)=[\"'](?!data:|#)", page) and "<script" not in page
+
+
+def test_the_weights_changed_and_transformers_loads_them(done, root):
+    _, params = pretrained.load(done / "weights")
+    before = setup.build(config(root, "vos")).loaded.params
+    assert not np.array_equal(params["text"]["embed"]["embedding"], before["text"]["embed"]["embedding"])
+    np.testing.assert_array_equal(
+        np.concatenate([np.ravel(x) for x in _leaves(params["vision"])]),
+        np.concatenate([np.ravel(x) for x in _leaves(before["vision"])]),
+    )
+    loaded = transformers.Qwen2_5OmniThinkerForConditionalGeneration.from_pretrained(str(done / "weights"))
+    assert loaded.config.text_config.hidden_size == 32
+    assert len(transformers.AutoTokenizer.from_pretrained(str(done / "weights"))) > 0
+
+
+def _leaves(tree):
+    return [leaf for _, leaf in sorted(((k, v) for k, v in _walk(tree)), key=lambda kv: kv[0])]
+
+
+def _walk(tree, path=""):
+    for key, value in tree.items():
+        yield from _walk(value, f"{path}/{key}") if isinstance(value, dict) else [(f"{path}/{key}", value)]
+
+
+def test_a_finished_run_started_again_does_nothing(done, root):
+    before = (done / "metrics.jsonl").read_text()
+    train(config(root, "vos", "refavs"), done, quiet=True)
+    assert (done / "metrics.jsonl").read_text() == before
+
+
+def test_another_config_is_refused_by_its_setting(done, root):
+    other = config(root, "vos", "refavs")
+    other.grpo.beta = 0.1
+    with pytest.raises(InputError, match="grpo.beta"):
+        train(other, done, quiet=True)
+
+
+def test_supervised_training_learns_the_plans(root, tmp_path):
+    c = config(root, "vos")
+    c.objective, c.steps, c.sft.target_tokens, c.sft.towers = "sft", 20, 448, True
+    train(c, tmp_path / "sft", quiet=True)
+    rows = list(read((tmp_path / "sft/metrics.jsonl").read_bytes(), "metrics"))
+    assert np.mean([row["sft/loss"] for row in rows[-5:]]) < 0.8 * rows[0]["sft/loss"]
+    assert summary(c, rows)["last"]["sft/loss"] < summary(c, rows)["first"]["sft/loss"]
+    assert (tmp_path / "sft/report.html").exists()
+
+
+def test_an_adapter_is_merged_into_the_weights(root, tmp_path):
+    c = config(root, "refavs")
+    c.objective, c.lora.rank, c.sft.target_tokens = "sft", 2, 448
+    state = train(c, tmp_path / "lora", quiet=True)
+    base = setup.build(c).loaded.params
+    wanted = lora.merge(base["text"], state.trainable, lora.LoraConfig(2, c.lora.alpha, ("*",)))
+    _, found = pretrained.load(tmp_path / "lora/weights")
+    for a, b in zip(_leaves(found["text"]), _leaves(wanted)):
+        np.testing.assert_array_equal(a, b)
+    assert not np.array_equal(found["text"]["layers"]["q"]["kernel"], base["text"]["layers"]["q"]["kernel"])
+
+
+def test_masks_are_trained_too(root, tmp_path):
+    c = config(root, "vos")
+    c.objective, c.masks.piece = "masks", 1
+    train(c, tmp_path / "masks", quiet=True)
+    assert (tmp_path / "masks/weights/config.json").exists()
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (lambda c: c.data.vos.datasets.revos.update(root="nothing"), "data.vos.datasets.revos.root.*configs/toy.py"),
+        (lambda c: c.update(objective="grop"), "objective: 'grop' is none of grpo, sft, masks"),
+        (lambda c: c.reward.update(preset="paperr"), "reward.preset: 'paperr'"),
+        (lambda c: c.step.update(mode="fast"), "step.mode"),
+        (lambda c: c.prompts.update(text_tokens=8), "tokens do not fit"),
+        (lambda c: c.data.vos.update(batch_size=0), "data.vos.batch_size"),
+        (lambda c: c.sam2.update(side=100), "sam2.side: 100"),
+    ],
+)  # fmt: skip
+def test_bad_settings_are_named(root, tmp_path, change, words):
+    c = config(root, "vos")
+    change(c)
+    with pytest.raises(InputError, match=words):
+        train(c, tmp_path / "bad", quiet=True)
