@@ -183,7 +183,7 @@ def video_prompt(clip: DecodedClip, text: str, config: ExampleConfig) -> Arrays:
 
 @named
 def vos(clip: DecodedClip, config: ExampleConfig) -> Arrays:
-    """A clip with its query: `families.vos.Batch`."""
+    """A clip with its query: `tasks.vos.Batch`."""
     side = config.segmenter_side
     if not side:
         raise InputError("sam2.side: the video family needs the segmenter's input side")
@@ -216,7 +216,7 @@ def refavs_prompt(clip: DecodedClip, config: ExampleConfig) -> Arrays:
 
 @named
 def refavs(clip: DecodedClip, config: ExampleConfig) -> Arrays:
-    """The first frame with the sound: `families.refavs.Batch`."""
+    """The first frame with the sound: `tasks.refavs.Batch`."""
     box = detail_data.boxes(clip.masks[:, :1])[0, 0]
     return {
         **refavs_prompt(clip, config),
@@ -236,7 +236,7 @@ def refcocog_prompt(clip: DecodedClip, config: ExampleConfig) -> Arrays:
 
 @named
 def refcocog(clip: DecodedClip, config: ExampleConfig) -> Arrays:
-    """An image with a phrase: `families.refcocog.Batch`. Of several objects the first counts."""
+    """An image with a phrase: `tasks.refcocog.Batch`. Of several objects the first counts."""
     extra = clip.ref.extra
     if not extra["boxes"] or len(extra["points"]) < 2:
         raise InputError("no box with two points")
@@ -270,7 +270,7 @@ def qa_prompt(clip: DecodedClip, config: ExampleConfig) -> tuple[Arrays, str]:
 
 @named
 def qa(clip: DecodedClip, config: ExampleConfig) -> Arrays:
-    """A question with options: `families.qa.Batch`. The gold answer is the option's letter."""
+    """A question with options: `tasks.qa.Batch`. The gold answer is the option's letter."""
     arrays, letter = qa_prompt(clip, config)
     return {**arrays, "gold": np.frombuffer(letter.encode(), np.uint8), "gold_length": np.int32(1)}
 
