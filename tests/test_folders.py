@@ -75,7 +75,7 @@ def link(path):
 
 REFUSED = {
     "holds thesis.txt, not written by this command; name a new or an empty folder": foreign_folder,
-    "holds thesis.txt, not": current_folder,
+    "is or holds the working directory": current_folder,
     "is a symbolic link": link,
     "is a symbolic link;": lambda path: path.symlink_to("nowhere"),
     "is a file; name a folder": lambda path: path.write_text("mine"),
@@ -193,7 +193,7 @@ def test_a_copy_of_an_inner_folder_is_the_users(root):
 
 KILLED = """
 import os, signal, sys
-from omnir1_jax import folders
+from omnir1_jax.files import folders
 count, calls = int(sys.argv[2]), 0
 def counting(real):
     def call(*args, **keywords):
@@ -237,7 +237,7 @@ def test_killed_at_any_moment_the_old_or_the_new_is_there_and_the_next_one_ends(
 
 HOLDER = """
 import sys, time
-from omnir1_jax import folders, locks
+from omnir1_jax.files import folders, locks
 with locks.lock(sys.argv[1], "--out", lease=locks.Lease(1.0, 0.1, 0.1), force_lease=sys.argv[2] == "lease"):
     print("held", flush=True)
     time.sleep(60)

@@ -112,7 +112,7 @@ def test_infer_writes_only_a_new_an_empty_or_its_own_folder(tmp_path, monkeypatc
         "gs://bucket/out": "is not on a local disk",
     }.items():
         refused(out, said)
-    hold = "import sys; from omnir1_jax import folders\n"
+    hold = "import sys; from omnir1_jax.files import folders\n"
     hold += "with folders.replace(sys.argv[1], 'infer', '--out'): print(1, flush=True), sys.stdin.read(1)"
     command = [sys.executable, "-c", hold, str(tmp_path / "new")]
     holder = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)

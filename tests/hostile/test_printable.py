@@ -13,7 +13,10 @@ def test_control_characters_are_escaped_and_text_is_not():
 
 
 def test_an_error_that_names_a_hostile_path_is_one_line():
-    code = "import sys; from omnir1_jax import cli, json_file; cli.run(lambda argv: json_file.read(argv[1], '--boxes'))"
+    code = (
+        "import sys; from omnir1_jax import cli; from omnir1_jax.files import json_file; "
+        "cli.run(lambda argv: json_file.read(argv[1], '--boxes'))"
+    )
     name = b"x\x1b[2J\n\xff\xe2\x80\xae.json"
     done = subprocess.run([sys.executable, "-c", code, name], capture_output=True, timeout=300, check=False)
     assert done.returncode == 2

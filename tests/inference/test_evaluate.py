@@ -217,10 +217,10 @@ def test_items_that_cannot_be_read_are_predictions_of_nothing(made, trees, tmp_p
 
 def test_splits_whose_truth_a_server_keeps_become_an_archive(made, trees, tmp_path, monkeypatch):
     scripted.install(monkeypatch, scripted.PLANS)
-    found = evaluated(made, tmp_path / "out", trees / "mevis", benchmark="mevis", split="valid", limit=3)
+    found = evaluated(made, tmp_path / "out [1]*?{a}", trees / "mevis", benchmark="mevis", split="valid", limit=3)
     assert found["table"] == {"unscored": 3}
     videos = json.loads((trees / "mevis" / "valid" / "meta_expressions.json").read_text())["videos"]
-    with zipfile.ZipFile(tmp_path / "out" / found["archive"]["file"]) as archive:
+    with zipfile.ZipFile(tmp_path / "out [1]*?{a}" / found["archive"]["file"]) as archive:
         names = archive.namelist()
     video = next(iter(videos))
     assert names == [f"{video}/{i}/{frame}.png" for i in range(3) for frame in videos[video]["frames"]]
@@ -322,7 +322,7 @@ def test_every_part_is_looked_at_before_the_first_is_computed(made, trees, tmp_p
     with pytest.raises(InputError, match=r"out/uniform is a symbolic link"):
         benchmark.evaluate(made, options, out, rules, quiet=True)
     (out / "uniform").unlink()
-    hold = f"from omnir1_jax import locks\nwith locks.lock({str(out)!r}, ''): print(1, flush=True), input()"
+    hold = f"from omnir1_jax.files import locks\nwith locks.lock({str(out)!r}, ''): print(1, flush=True), input()"
     holder = subprocess.Popen([sys.executable, "-c", hold], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     holder.stdout.readline()
     with pytest.raises(InputError, match=rf"--out: {out} is in use by process {holder.pid} on host "):

@@ -88,7 +88,7 @@ def test_everything_is_written(made, speaking, tmp_path):
     _, folder, _ = made
     ask = Ask(str(folder / "clip.mp4"), 'the "red" <circle> & co')
     result = answer(speaking, ask)
-    files = outputs.write(result, tmp_path / "out")
+    files = outputs.write(result, tmp_path / "out [1]*?{a}")
     said = read(files.said)
     assert said["query"] == ask.query and said["reasoning"] == "it <b>moves</b>" and said["completion"] == PLAN
     assert said["failures"] == [] and said["sound"]["note"].startswith("not heard")
@@ -116,7 +116,7 @@ def test_everything_is_written(made, speaking, tmp_path):
     sheet = cv2.imread(str(files.sheet))
     assert sheet.shape[1] == 1280 and len(np.unique(sheet)) > 100
     # Again, in place; but nothing that is no answer is replaced.
-    outputs.write(result, tmp_path / "out")
+    outputs.write(result, tmp_path / "out [1]*?{a}")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.txt").write_text("mine")
     with pytest.raises(InputError, match="holds thesis.txt, not written by this command"):
