@@ -75,7 +75,7 @@ def link(path):
 
 REFUSED = {
     "holds thesis.txt, not written by this command; name a new or an empty folder": foreign_folder,
-    "is or holds the working directory": current_folder,
+    "--out: . ": current_folder,
     "is a symbolic link": link,
     "is a symbolic link;": lambda path: path.symlink_to("nowhere"),
     "is a file; name a folder": lambda path: path.write_text("mine"),

@@ -82,7 +82,7 @@ def test_commands_refuse_such_files_before_they_compute(tmp_path, monkeypatch):
 def test_infer_writes_only_a_new_an_empty_or_its_own_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(infer.load, "from_checkpoint", lambda *_, **__: pytest.fail("computed"))
     monkeypatch.setattr(infer, "keep_compiled", lambda _: None)
-    monkeypatch.setattr(infer.trained, "inputs", lambda *_: {"--checkpoint": str(tmp_path / "run")})
+    monkeypatch.setattr(infer.from_checkpoint, "inputs", lambda *_: {"--checkpoint": str(tmp_path / "run")})
     for name in ("film", "planned", "run", "target", "old", "here"):
         (tmp_path / name).mkdir()
     (tmp_path / "film" / "clip.mp4").write_bytes(b"film")
