@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 import time
@@ -15,6 +16,12 @@ ROOT = pathlib.Path(__file__).parent.parent
 QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 
 
+def default_signals() -> None:
+    """In a child: signals end it, also where the suite was started in the background or by nohup, which ignore some."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 class Runs:
     """Runs of the command, forked from one process that has imported everything."""
 
@@ -24,7 +31,9 @@ class Runs:
         # What a cached program is found by includes the cache's own path, so all runs share one.
         env = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": compiler, "JAX_COMPILATION_CACHE_DIR": str(cache)}
         pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self._server = subprocess.Popen([sys.executable, "-m", "tests.tiny"], cwd=ROOT, env=env, **pipes)
+        self._server = subprocess.Popen(
+            [sys.executable, "-m", "tests.tiny"], cwd=ROOT, env=env, preexec_fn=default_signals, **pipes
+        )
 
     def _ask(self, **order) -> int:
         print(json.dumps(order), file=self._server.stdin, flush=True)
@@ -76,8 +85,9 @@ def same(workdir: pathlib.Path, alone: pathlib.Path) -> None:
     assert found.keys() == wanted.keys()
     for name, value in wanted.items():
         np.testing.assert_allclose(found[name], value, rtol=0, atol=1e-5, err_msg=name)
-    own = lambda name: name.split("/")[0] not in ("seconds", "time", "memory", "data")
+    own = lambda name: name.split("/")[0] not in ("task", "seconds", "time", "memory", "data")
     for mine, other in zip(rows(workdir), rows(alone), strict=True):
+        assert mine.get("task") == other.get("task")
         for name in filter(own, other):
             np.testing.assert_allclose(mine[name], other[name], rtol=1e-5, atol=1e-5, err_msg=name)
     assert max(row["learn/grad_norm"] for row in rows(workdir)) > 1e-2

@@ -30,6 +30,7 @@ def wait_for(condition):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_is_a_flag_and_nothing_stays_behind(number):
+    handled = signal.signal(number, signal.default_int_handler)  # a suite under nohup ignores SIGHUP
     before = signal.getsignal(number)
     with stop_flag() as stop:
         assert not stop(1)
@@ -39,6 +40,7 @@ def test_a_signal_is_a_flag_and_nothing_stays_behind(number):
     assert signal.getsignal(number) is before
     with stop_flag() as stop:
         assert not stop(1)
+    signal.signal(number, handled)
 
 
 def test_what_nohup_ignores_is_no_stop():

@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 
+from omnir1_jax.reporting import names
 from tests.runs import ROOT, rows
 
 ENV = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "PYTHONPATH": str(ROOT)}
@@ -18,7 +19,7 @@ def trained(workdir, part, steps, *changes):
     command += [f"--config.steps={steps}", *changes, "--workdir", str(workdir)]
     done = subprocess.run(command, cwd=ROOT, env=ENV, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    return rows(workdir)
+    return [names.without_task(row) for row in rows(workdir)]
 
 
 def begins_as_logged(model, steps, loss):

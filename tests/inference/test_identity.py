@@ -60,7 +60,8 @@ def of(made, options, weights="weights", config=None):
 
 
 def test_every_flag_of_the_command_counts_or_is_known_to_be_idle(made):
-    known = {flag.name for flag in flags.FLAGS.get_key_flags_for_module(evaluate)}
+    held = [value for value in vars(evaluate).values() if isinstance(value, flags.FlagHolder)]
+    known = {holder.name for holder in held} - {"config"}
     options = {field.name for field in dataclasses.fields(Options)}
     assert known == options | {"temperature", "max_tokens"} | IDLE
     assert OTHER.keys() == options - set(identity.RESCORED)

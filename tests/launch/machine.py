@@ -1,11 +1,12 @@
 """A machine for the launch scripts: a copy of them, a home, and a PATH on which programs are what a test says."""
 
-import functools
 import os
 import pathlib
 import shutil
 import signal
 import subprocess
+
+from tests.runs import default_signals
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 FAKE_PYTHON = pathlib.Path(__file__).parent / "fake_python"
@@ -44,11 +45,9 @@ class Machine:
         env = {"PATH": f"{self.bin}:/usr/bin:/bin", "HOME": str(self.home), "FAKE": str(self.fake)}
         env |= {"CALLS": str(self.fake / "calls"), "TMPDIR": os.environ.get("TMPDIR", "/tmp")} | environment
         pipe = subprocess.PIPE
-        # As from a terminal: a suite that was started in the background ignores SIGINT, and so would the script.
-        interruptible = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
         return subprocess.Popen(
             [program, *command[1:]], cwd=cwd or self.home, env=env, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe,
-            text=True, start_new_session=True, preexec_fn=interruptible,
+            text=True, start_new_session=True, preexec_fn=default_signals,
         )  # fmt: skip
 
     def run(self, *command: str, cwd: pathlib.Path | None = None, **environment: str) -> tuple[int, str, str]:

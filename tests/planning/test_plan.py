@@ -201,9 +201,9 @@ def test_plans_of_several_configs_make_one_table(tmp_path):
     (tmp_path / "list.json").write_text("[]")
     text = table_module.summary([command.read_plan(str(tmp_path / "a.json"))])
     assert text.splitlines()[-1] == "| colab | v5e:1x1 | one chip | 1 | 11.00 | 16.00 | yes | 290 | 0% | 8.7 |"
-    with pytest.raises(InputError, match="there is no file"):
+    with pytest.raises(InputError, match="no such file"):
         command.read_plan(str(tmp_path / "b.json"))
-    with pytest.raises(InputError, match="is no plan"):
+    with pytest.raises(InputError, match="is not a JSON object"):
         command.read_plan(str(tmp_path / "list.json"))
 
 

@@ -174,8 +174,8 @@ def test_supervised_training_learns_the_plans(root, tmp_path):
     c.objective, c.steps, c.sft.target_tokens, c.sft.towers = "sft", 20, 448, True
     train(c, tmp_path / "sft", quiet=True)
     rows = list(read((tmp_path / "sft/metrics.jsonl").read_bytes(), "metrics"))
-    assert np.mean([row["sft/loss"] for row in rows[-5:]]) < 0.8 * rows[0]["sft/loss"]
-    assert summary(c, rows)["last"]["sft/loss"] < summary(c, rows)["first"]["sft/loss"]
+    assert np.mean([row["sft/vos/loss"] for row in rows[-5:]]) < 0.8 * rows[0]["sft/vos/loss"]
+    assert summary(c, rows)["last"]["sft/vos/loss"] < summary(c, rows)["first"]["sft/vos/loss"]
     assert (tmp_path / "sft/report.html").exists()
 
 
