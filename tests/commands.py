@@ -51,15 +51,7 @@ def serve() -> None:
     import omnir1_jax.inference.benchmark
     import omnir1_jax.training.loop  # noqa: F401
 
-    for line in sys.stdin:
-        order = json.loads(line)
-        if "wait" in order:
-            status = os.waitstatus_to_exitcode(os.waitpid(order["wait"], 0)[1])
-            print(status if status >= 0 else 128 - status, flush=True)
-        elif child := os.fork():
-            print(child, flush=True)
-        else:
-            forked.finish(order["log"], run, order["module"], order["flags"])
+    forked.serve(lambda order: run(order["module"], order["flags"]))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
-"""The end of a forked process that runs a command."""
+"""Commands in forked processes: a server that starts them and waits for them, and how each ends."""
 
+import json
 import os
 import sys
 import traceback
@@ -23,3 +24,16 @@ def finish(log: str, run: Callable[..., None], *args: Any) -> NoReturn:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
+
+
+def serve(run: Callable[[dict[str, Any]], None]) -> None:
+    """Answers orders, a line of JSON each: a command's process number, or {"wait": number} its exit status."""
+    for line in sys.stdin:
+        order = json.loads(line)
+        if "wait" in order:
+            status = os.waitstatus_to_exitcode(os.waitpid(order["wait"], 0)[1])
+            print(status if status >= 0 else 128 - status, flush=True)
+        elif child := os.fork():
+            print(child, flush=True)
+        else:
+            finish(order["log"], run, order)

@@ -5,10 +5,7 @@ command, as lines on stdin ask for them, so that the imports are paid once: {"fl
 is answered with the process's id, {"wait": id} with its exit status, 128 + n after signal n.
 """
 
-import functools
 import gc
-import json
-import os
 import pathlib
 import resource
 import sys
@@ -112,15 +109,7 @@ def run(flags: list[str], version: str = "", file_bytes: int = 0, crash: int = 0
 
 
 def serve() -> None:
-    for line in sys.stdin:
-        order = json.loads(line)
-        if "wait" in order:
-            status = os.waitstatus_to_exitcode(os.waitpid(order["wait"], 0)[1])
-            print(status if status >= 0 else 128 - status, flush=True)
-        elif child := os.fork():
-            print(child, flush=True)
-        else:
-            forked.finish(order["log"], functools.partial(run, **order["faults"]), order["flags"])
+    forked.serve(lambda order: run(order["flags"], **order["faults"]))
 
 
 if __name__ == "__main__":

@@ -254,7 +254,7 @@ def upgraded(saved: Mapping[str, Any], where: str) -> dict[str, Any]:
       where: they are from, for the line on stderr that names what is ignored.
 
     Raises:
-      InputError: a section is no section.
+      InputError: a section holds something else than settings.
     """
     values = {key: value for key, value in saved.items() if key != "version"}
     version = saved.get("version", 1)

@@ -66,7 +66,7 @@ def score(reader: Reader, completions: Mapping[str, str], scoring: Scoring = "cl
 
     Args:
       scoring: "official": as the published script counts, where there is one in `OFFICIAL`; "clean" is the same but
-        for what in the script is no sense.
+        where the script contradicts the benchmark's own description.
 
     Raises InputError where a completion is missing. Samples whose entry is unusable have none and are counted.
     """

@@ -41,7 +41,7 @@ DIGESTS = {
     "dataset.items": "other items in the dataset (--root)",
 }
 FLAGS = ("config", "temperature", "clips")  # sections and values with the names of flags
-# Levels below a section where a key that only one side knows is no difference: an older or newer version's.
+# Levels below a section where a key that only one side knows does not count: an older or newer version wrote it.
 OPEN_LEVELS = {"options": 1, "config": 2, "step": 1, "example": 1, "decode": 1}
 
 

@@ -1,4 +1,4 @@
-"""Starts of a run that came no further: a failure that comes again at the same step is no preemption.
+"""Starts of a run that came no further: a failure repeated at the same step is not a preemption.
 
 `attempts.json` in the work directory says which start this is, since which checkpoint, and at which step one crashed:
 

@@ -71,7 +71,7 @@ def _train(
             found = restore(manager, target, config, folder)
             state, done = found.state, found.step
             stream.set_state(found.stream)
-            logging.info("going on after step %d", done)
+            logging.info("resuming after step %d", done)
         if jax.process_index() == 0:
             with file(folder, CONFIG, FLAG) as scratch:
                 scratch.write_text(json.dumps(plain, indent=2) + "\n")

@@ -86,7 +86,7 @@ _MAX_COUNT, _MAX_SIZE, _MAX_LAYERS = 1024, 1 << 16, 512
 
 
 def _check_ranges(config: "Sam2Config") -> None:
-    """InputError where a size is no size: before blocks are iterated over or anything is divided by it."""
+    """InputError where a size is invalid, before blocks are iterated over or anything is divided by it."""
     whole = lambda value, low, high: type(value) is int and low <= value <= high
     for name in _COUNTS:
         if not whole(getattr(config, name), 1, _MAX_COUNT):
