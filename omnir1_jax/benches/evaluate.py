@@ -60,7 +60,8 @@ def run(quick: bool) -> dict:
     (task,) = tasks.tasks(made, options)
     task = _held(task, options)
     config = made.config
-    usual = usual_pipeline.load(config.thinker.path, config.sam2.path, made.tokenizer, task, made.step)
+    spoken = made.models.grounder.sampling
+    usual = usual_pipeline.load(config.thinker.path, config.sam2.path, made.tokenizer, task, made.step, spoken)
     with tempfile.TemporaryDirectory() as scratch:
         folders = iter(pathlib.Path(scratch, str(n)) for n in range(100))
 

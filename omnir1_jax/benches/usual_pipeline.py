@@ -25,6 +25,7 @@ from omnir1_jax.data.clips import DecodedClip, decode
 from omnir1_jax.data.preprocess import pixels, tokens
 from omnir1_jax.errors import InputError
 from omnir1_jax.inference.samples import Task
+from omnir1_jax.models.qwen_omni.sample import Sampling
 from omnir1_jax.models.qwen_omni.vision import MEAN, STD
 from omnir1_jax.models.sam2.pixels import MEAN as SAM_MEAN
 from omnir1_jax.models.sam2.pixels import STD as SAM_STD
@@ -43,6 +44,7 @@ class Usual(NamedTuple):
     words: PreTrainedTokenizerBase
     task: Task
     step: StepConfig
+    grounding: Sampling
 
 
 class Answered(NamedTuple):
@@ -53,10 +55,12 @@ class Answered(NamedTuple):
     masks: Bool[np.ndarray, "t h w"]
 
 
-def load(thinker: str, sam2: str, words: PreTrainedTokenizerBase, task: Task, step: StepConfig) -> Usual:
+def load(
+    thinker: str, sam2: str, words: PreTrainedTokenizerBase, task: Task, step: StepConfig, grounding: Sampling
+) -> Usual:
     """Both models in float32 from directories in Hugging Face layout."""
     omni = Qwen2_5OmniThinkerForConditionalGeneration.from_pretrained(pathlib.Path(thinker), dtype=torch.float32)
-    return Usual(omni.eval(), _sam2(pathlib.Path(sam2)).eval(), words, task, step)
+    return Usual(omni.eval(), _sam2(pathlib.Path(sam2)).eval(), words, task, step, grounding)
 
 
 def _sam2(folder: pathlib.Path) -> Sam2VideoModel:
@@ -98,7 +102,7 @@ def answer(usual: Usual, positions: Sequence[int]) -> list[Answered]:
             words = own.grounding.replace("{description}", host.lower_strip(description).decode())
             asked.append(words.replace("<|IMAGE|>", "<|IMAGE|>" * _cells(image, usual)))
             images.append(image)
-    said = iter(_say(usual, asked, images, "image", usual.step.grounding) if asked else ())
+    said = iter(_say(usual, asked, images, "image", usual.grounding) if asked else ())
     out, drawn = [], iter(images)
     for position, clip, found, completion in zip(positions, clips, chosen, completions):
         boxes = {}

@@ -25,7 +25,9 @@ from omnir1_jax.parallel import replicate, tree_shardings
 from omnir1_jax.rl.config import Frozen, Models, StepConfig
 from omnir1_jax.rl.grpo import GrpoConfig
 from omnir1_jax.rewards import preset
-from omnir1_jax.systems import prompts
+from omnir1_jax.systems import grounders, prompts
+from omnir1_jax.systems.grounders.protocol import Grounder
+from omnir1_jax.systems.grounders.thinker import ThinkerGrounder, ThinkerParams
 from omnir1_jax.text.bpe import bpe_tables
 from omnir1_jax.text.prompt import template
 from omnir1_jax.text.rules import Limits
@@ -144,7 +146,16 @@ def load(config: ConfigDict, found: Sizes, mesh: Mesh | None = None) -> Loaded:
             _, sam2_params = sam2.load(config.sam2.path, dtype=dtype, mesh=mesh, side=found.sam2.side)
         else:
             sam2_params = sam2.place(draw(sam2.abstract_params(found.sam2), jax.random.fold_in(key, 2), dtype, mesh))
-    return Loaded(Models(thinker, segmenter), params, sam2_params, found.tokenizer)
+    chosen = None if thinker is None else grounder(config, found.thinker)
+    return Loaded(Models(thinker, segmenter, chosen), params, sam2_params, found.tokenizer)
+
+
+def grounder(config: ConfigDict, thinker: ThinkerConfig) -> Grounder:
+    """The run's grounder without its parameters. `thinker`: sizes of the run's own thinker."""
+    own, ids = config.step, thinker.tokens
+    sampling = Sampling(own.grounding_tokens, ids.eos, ids.pad, temperature=0.0)
+    base = ThinkerGrounder(Thinker(thinker), sampling, own.description_tokens, own.grounding_bytes)
+    return grounders.make(own.grounder, base)
 
 
 def draw(boxed: Any, key: Key[Array, ""], dtype: Any, mesh: Mesh | None = None) -> Any:
@@ -226,14 +237,14 @@ def frozen(config: ConfigDict, loaded: Loaded, mesh: Mesh | None = None) -> Froz
     if words is None:
         return None
     tables = byte_vocab(words), bpe_tables(words), template(words, prompt_texts(config)["grounding"])
-    vocab, bpe, grounding = tables if mesh is None else replicate(tables, mesh)
+    vocab, bpe, prompt = tables if mesh is None else replicate(tables, mesh)
     return Frozen(
         towers={"vision": loaded.params["vision"], "audio": loaded.params["audio"]},
         reference=loaded.params["text"],
         sam2=loaded.sam2_params,
         vocab=vocab,
         bpe=bpe,
-        grounding=grounding,
+        grounder=ThinkerParams(prompt),
     )
 
 
@@ -243,19 +254,15 @@ def step_config(config: ConfigDict, ids: TokenIds) -> StepConfig:
     return StepConfig(
         group=own.group,
         sampling=Sampling(own.max_tokens, ids.eos, ids.pad, own.temperature, own.top_k, own.top_p),
-        grounding=Sampling(own.grounding_tokens, ids.eos, ids.pad, temperature=0.0),
         grpo=_fields(GrpoConfig, config.grpo.to_dict(), "grpo"),
         reward=preset(config.reward.preset, **config.reward.terms.to_dict()),
         keyframes=own.keyframes,
         limits=Limits(own.max_pieces, own.description_bytes),
         completion_bytes=own.completion_bytes,
-        grounding_bytes=own.grounding_bytes,
-        description_tokens=own.description_tokens,
         bonus_range=tuple(config.reward.bonus_range),
         updates=own.updates,
         score_chunk=own.score_chunk,
         score_lengths=tuple(own.score_lengths),
-        grounder=own.grounder,
         segmenter=own.segmenter,
         lora=lora_config(config),
     )

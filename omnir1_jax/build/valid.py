@@ -28,7 +28,9 @@ from omnir1_jax.rl.step import MODES
 from omnir1_jax.build.models import DTYPES
 from omnir1_jax.build.objectives import OBJECTIVES
 from omnir1_jax.build.optimizer import RULES, SCHEDULES
-from omnir1_jax.systems import detail
+from omnir1_jax.config import lookup
+from omnir1_jax.systems import grounders
+from omnir1_jax.systems.segmenters.sam2 import SEGMENTERS
 
 MAX = 2**31 - 1  # what an int32 of a device holds
 OPTIONS = ("name", "root", "split")  # of a dataset; the others are its reader's
@@ -105,6 +107,18 @@ class Choice(NamedTuple):
         if isinstance(value, str) and (value in names or (self.empty and not value)):
             return None
         return f"is none of {', '.join(names)}" + (", nor empty" if self.empty else "")
+
+
+class Named(NamedTuple):
+    """A registered name, or an object of the user's own as module:object or file.py:object."""
+
+    names: Callable[[], Iterable[str]]
+
+    def fault(self, value: Any) -> str | None:
+        names = list(self.names())
+        if isinstance(value, str) and (value in names or lookup.is_path(value)):
+            return None
+        return f"is none of {', '.join(names)}, nor module:object or file.py:object"
 
 
 class Each(NamedTuple):
@@ -216,8 +230,8 @@ RULES_OF: dict[str, Rule | Fields] = {
     "step.updates": Whole(1),
     "step.score_chunk": Whole(),
     "step.score_lengths": Each(Whole(1)),
-    "step.grounder": Choice(lambda: detail.GROUNDERS),
-    "step.segmenter": Choice(lambda: detail.SEGMENTERS),
+    "step.grounder": Named(lambda: grounders.GROUNDERS),
+    "step.segmenter": Choice(lambda: SEGMENTERS),
     "grpo.advantage": Choice(lambda: grpo.ADVANTAGES),
     "grpo.ratio": Choice(lambda: grpo.RATIOS),
     "grpo.clip_low": _SHARE,

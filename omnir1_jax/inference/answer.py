@@ -21,12 +21,12 @@ from omnir1_jax.models.qwen_omni.sample import Completions
 from omnir1_jax.rewards import boxes as box_rules
 from omnir1_jax.rl.config import Frozen, Models, StepConfig
 from omnir1_jax.systems import keyframes, reasoner
-from omnir1_jax.systems.detail import Grounded, Requests, SharpFrames
+from omnir1_jax.systems.frames import HighResFrames
+from omnir1_jax.systems.grounders.protocol import GroundedBoxes, Requests
 from omnir1_jax.systems.keyframes import Keyframes
 from omnir1_jax.tasks import common
 from omnir1_jax.text.readers import Answer as Description
-from omnir1_jax.text.readers import Boxes, Plan, read_answer, read_boxes, read_plan
-from omnir1_jax.text.strings import Buffer
+from omnir1_jax.text.readers import Plan, read_answer, read_plan
 
 KEYFRAMES = ("plan", "uniform", "random", "first")
 
@@ -76,7 +76,7 @@ class Asked:
 
     policy: ThinkerInputs
     number: Int[Array, " b"]
-    sharp: SharpFrames | None = None
+    sharp: HighResFrames | None = None
     frame_valid: Bool[Array, "b t"] | None = None
     frame_index: Int[Array, "b t"] | None = None
     boxes: Float[Array, "b n t 4"] | None = None
@@ -96,16 +96,13 @@ class Found(NamedTuple):
 
     Attributes:
       chosen: frames among those seen.
-      asked: which of them System 2 was asked about; a description that does not fit its prompt is not.
-      grounded, boxes: None with true boxes.
+      boxes: of System 2 in the graph, [b 1 k ...]; None with boxes from elsewhere.
     """
 
     completions: Completions
     plan: Plan | Description | None = None
     chosen: Keyframes | None = None
-    asked: Bool[Array, "b k"] | None = None
-    grounded: Grounded | None = None
-    boxes: Boxes | None = None
+    boxes: GroundedBoxes | None = None
     prompts: Prompts | None = None
 
 
@@ -120,7 +117,7 @@ def to_asked(arrays: Mapping[str, Any]) -> Asked:
         audio=None if audio is None else AudioInputs(**audio),
     )
     if "sharp" in tree:
-        tree["sharp"] = SharpFrames(**tree["sharp"])
+        tree["sharp"] = HighResFrames(**tree["sharp"])
     return Asked(policy=inputs, **tree)
 
 
@@ -162,30 +159,19 @@ def answer(
     if how.oracle:
         true = jnp.take_along_axis(batch.boxes, chosen.frame[:, None, :, None], axis=2).swapaxes(1, 2)
         used = ~box_rules.is_missing(true) & chosen.valid[..., None]
-        return Found(completions, plan, chosen, chosen.valid, prompts=Prompts(true, used, at))
+        return Found(completions, plan, chosen, prompts=Prompts(true, used, at))
     if how.host:
         blank = jnp.zeros((*chosen.frame.shape, slots(how), 4))
-        return Found(completions, plan, chosen, chosen.valid, prompts=Prompts(blank, blank[..., 0] > 0, at))
-    requests = ask(frozen, config, descriptions, chosen)
-    grounded = common.find(models, frozen, config, batch.sharp, requests)
-    flat = Completions(grounded.tokens, grounded.lengths, None)
-    boxes = read_boxes(reasoner.read(frozen.vocab, flat, config.grounding_bytes), slots(how))
-    boxes = jax.tree.map(lambda x: x.reshape(*chosen.frame.shape, *x.shape[1:]), boxes)
-    asked = requests.valid[:, 0]
-    used = jnp.all(boxes.box != box_rules.MISSING, axis=-1) & asked[..., None]
-    prompts = Prompts(boxes.box / jnp.tile(batch.sharp.scale, 2)[:, None, None], used, at)
-    return Found(completions, plan, chosen, asked, grounded, boxes, prompts)
+        return Found(completions, plan, chosen, prompts=Prompts(blank, blank[..., 0] > 0, at))
+    described = keyframes.descriptions(descriptions, chosen)
+    requests = Requests(*jax.tree.map(lambda x: x[:, None], (chosen.frame, chosen.valid, described)))
+    boxes = common.find(models, frozen, batch.sharp, requests, slots(how))
+    return Found(completions, plan, chosen, boxes, Prompts(boxes.original[:, 0], boxes.used[:, 0], at))
 
 
 def slots(how: How) -> int:
     """RefAVS names one object: of its answer the first box counts, as in training."""
     return 1 if how.family == "refavs" else how.objects
-
-
-def ask(frozen: Frozen, config: StepConfig, descriptions: Buffer, chosen: Keyframes) -> Requests:
-    """Each keyframe's description put to System 2. Descriptions are [b pieces ...]."""
-    tails = common.tails(frozen, config, keyframes.descriptions(descriptions, chosen))
-    return common.requests(config, tails, chosen.frame[:, None], chosen.valid[:, None])
 
 
 def choose(how: How, plan: Plan, batch: Asked, count: int, key: Key[Array, ""]) -> Keyframes:

@@ -25,7 +25,7 @@ from omnir1_jax.reporting.example import finite
 IDLE = ("name", "log", "checkpoint", "loader", "optimizer", "grpo", "reward", "steps", "data", "sft", "masks")
 # Options that change no line, only what is made of the lines: another choice reads the same evaluation again.
 RESCORED = ("scoring",)
-TRAINING = ("sampling", "grounding", "grpo", "reward", "group", "bonus_range", "updates", "score_chunk",
+TRAINING = ("sampling", "grpo", "reward", "group", "bonus_range", "updates", "score_chunk",
             "score_lengths", "lora")  # fmt: skip
 MAX_NAMED = 3  # differences in one message
 # Values that are digests: what differs, in words.
@@ -77,7 +77,6 @@ def identity(systems: Systems, task: Task, options: Options, weights: str) -> di
         "temperature": step.sampling.temperature,
         "noise": "by item" if step.sampling.temperature else None,
         "sampling": vars(step.sampling),
-        "grounding": vars(step.grounding),
         "step": {key: _plain(value) for key, value in vars(step).items() if key not in TRAINING},
         "prompts": {name: _digest(text) for name, text in prompts.items()},
         "example": budgets

@@ -59,9 +59,7 @@ def record(
             failures += ["answer/no_answer"]
         elif not mine.plan.description.length:
             failures += ["answer/empty"]
-    keyframes = [
-        _keyframe(mine, k, family, words, failures) for k in range(len(mine.chosen.valid)) if mine.chosen.valid[k]
-    ]
+    keyframes = [_keyframe(mine, k, family, failures) for k in range(len(mine.chosen.valid)) if mine.chosen.valid[k]]
     if keyframes and not mine.prompts.used.any():
         failures += ["box/none"]
     line["plan"] = [piece._asdict() for piece in pieces]
@@ -101,20 +99,20 @@ def description(mine: Found, family: str, k: int) -> str:
     return _text(jax.tree.map(lambda x: x[piece], found)) if mine.plan.valid[piece] else ""
 
 
-def _keyframe(mine: Found, k: int, family: str, words: PreTrainedTokenizerBase, failures: list[str]) -> Keyframe:
+def _keyframe(mine: Found, k: int, family: str, failures: list[str]) -> Keyframe:
     """A frame of the video with what System 2 made of it; what went wrong is added to `failures`."""
     frame, used = int(mine.prompts.frames[k]), mine.prompts.used[k]
     boxes = tuple(tuple(float(x) for x in box) for box in mine.prompts.boxes[k][used])
     wanted = description(mine, family, k)
-    if mine.grounded is None:
+    if mine.boxes is None:
         return Keyframe(frame, wanted, "", boxes)
-    if not mine.asked[k]:
+    found = jax.tree.map(lambda x: x[0, k], mine.boxes._replace(scale=None, frames_read=None))
+    if not found.asked:
         failures.append("description/too_long")
         return Keyframe(frame, wanted, "", ())
-    said = decode(words, mine.grounded.tokens[0, k], int(mine.grounded.lengths[0, k]))
-    count = min(int(mine.boxes.count[k]), mine.boxes.failure.shape[1])
+    count = min(int(found.count), len(found.failure))
     if not count:
         failures.append("box/no_group")
-    kinds = [Failure(int(kind)) for kind in mine.boxes.failure[k, :count]]
+    kinds = [Failure(int(kind)) for kind in found.failure[:count]]
     failures += [f"box/{kind.name.lower()}" for kind in kinds if kind != Failure.OK]
-    return Keyframe(frame, wanted, said, boxes)
+    return Keyframe(frame, wanted, _text(found.answer), boxes)

@@ -26,6 +26,8 @@ from omnir1_jax.models.qwen_omni import hf_config
 from omnir1_jax.models.qwen_omni.config import ThinkerConfig
 from omnir1_jax.models.qwen_omni.thinker import Thinker, abstract_params
 from omnir1_jax.rl.config import Frozen, Models, StepConfig
+from omnir1_jax.systems.frames import prompt_prefix
+from omnir1_jax.systems.grounders.thinker import ThinkerParams
 from omnir1_jax.tasks import examples
 from omnir1_jax.text.bpe import AddedTokens, Bpe, bpe_tables
 from omnir1_jax.text.characters import characters
@@ -67,7 +69,8 @@ def program(config: ConfigDict) -> Program:
     words = _tokenizer(config)
     thinker = _thinker(config, words)
     segmenter = _sam2(config)
-    models = Models(Thinker(thinker), None if segmenter is None else sam2.Sam2(segmenter))
+    grounder = setup_models.grounder(config, thinker)
+    models = Models(Thinker(thinker), None if segmenter is None else sam2.Sam2(segmenter), grounder)
     boxed = _cast(abstract_params(thinker), config.thinker.param_dtype)
     own = setup_models.lora_config(config)
     if own is None:
@@ -147,8 +150,9 @@ def _sam2(config: ConfigDict) -> sam2.Sam2Config | None:
 
 def _tables(config: ConfigDict, words: Any) -> dict[str, Any]:
     if words is not None:
-        grounding = template(words, setup_models.prompt_texts(config)["grounding"])
-        return jax.eval_shape(lambda: dict(vocab=byte_vocab(words), bpe=bpe_tables(words), grounding=grounding))
+        prompt = template(words, setup_models.prompt_texts(config)["grounding"])
+        made = lambda: dict(vocab=byte_vocab(words), bpe=bpe_tables(words), grounder=ThinkerParams(prompt))
+        return jax.eval_shape(made)
     i, u = (lambda *shape: ShapeDtypeStruct(shape, jnp.int32)), (lambda *shape: ShapeDtypeStruct(shape, jnp.uint8))
     slots = 1 << (3 * MERGES - 1).bit_length()
     return dict(
@@ -160,7 +164,7 @@ def _tables(config: ConfigDict, words: Any) -> dict[str, Any]:
             AddedTokens(u(22, 16), i(22), i(22)),
             jax.eval_shape(characters),
         ),
-        grounding=Template(i(PREFIX), u(BEFORE), u(AFTER), i(SUFFIX)),
+        grounder=ThinkerParams(Template(i(PREFIX), u(BEFORE), u(AFTER), i(SUFFIX))),
     )
 
 
@@ -168,7 +172,7 @@ def _prefix(config: ConfigDict, name: str, thinker: ThinkerConfig, words: Any) -
     """Tokens of System 2's prompt up to and with the frame's end, the frame as one."""
     if words is None:
         return PREFIX
-    return len(examples.grounding_prefix(setup_data.example_config(config, name, words, thinker)))
+    return len(prompt_prefix(setup_data.example_config(config, name, words, thinker).high_res))
 
 
 def batch_of(config: ConfigDict, name: str, thinker: ThinkerConfig, prefix: int) -> Any:
@@ -230,6 +234,7 @@ def _prompt(room: bucket.Bucket, sizes: Sizes, heard: list[float]) -> dict[str, 
 def _sharp(frames: int, budget: PixelBudget, sizes: Sizes, aspect: float, prefix: int) -> dict[str, tuple]:
     i, cell = jnp.int32, sizes.cell_pixels
     most, windows = bucket.frame_bounds(budget.image_min, budget.image_max, sizes=sizes, max_aspect=aspect)
+    longest = bucket.longest_side(budget.image_min, budget.image_max, sizes=sizes, max_aspect=aspect)
     s = prefix - 1 + most
     return {
         "cells": ((frames, most, cell, cell, 3), jnp.uint8),
@@ -243,6 +248,7 @@ def _sharp(frames: int, budget: PixelBudget, sizes: Sizes, aspect: float, prefix
         "vision_index": ((s,), i),
         "resized": ((2,), i),
         "original": ((2,), i),
+        "grid": ((longest, longest), i),
     }
 
 

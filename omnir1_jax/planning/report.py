@@ -190,13 +190,13 @@ def resident(program: Program, task: str, mesh: Mesh) -> dict[str, int]:
         "optimiser": _bytes(given.state.opt_state),
         "weights frozen": _bytes((frozen.towers, frozen.reference)),
         "SAM 2.1 weights": _bytes(frozen.sam2),
-        "batch and tables": _bytes((given.batch, frozen.vocab, frozen.bpe, frozen.grounding)),
+        "batch and tables": _bytes((given.batch, frozen.vocab, frozen.bpe, frozen.grounder)),
     }
 
 
 def caches(program: Program, config: ConfigDict, task: str, mesh: Mesh) -> dict[str, int]:
     """Bytes of a chip that keys and values take, counted; they are among the temporaries, one cache after the other."""
-    text, own = program.models.thinker.config.text, program.step
+    text, own, grounder = program.models.thinker.config.text, program.step, program.models.grounder
     batch = program.batches[task]
     rows = config.data[task].batch_size // batch_parts(mesh)
     width = np.dtype(program.models.thinker.config.dtype).itemsize
@@ -213,7 +213,7 @@ def caches(program: Program, config: ConfigDict, task: str, mesh: Mesh) -> dict[
     if hasattr(batch, "sharp"):
         frames, sharp = batch.sharp.cells.shape[1], batch.sharp.tokens.shape[1]
         requests = own.group * own.keyframes
-        answers = requests * (own.description_tokens + own.grounding.max_tokens)
+        answers = requests * (grounder.description_tokens + grounder.sampling.max_tokens)
         found["cache of keyframes"] = rows * token * (sharp * (min(frames, requests) + requests) + answers)
     return found
 

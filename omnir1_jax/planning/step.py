@@ -58,13 +58,13 @@ class Rollout(NamedTuple):
 
 def longest(program: Program) -> Rollout:
     """Every loop to its limit."""
-    step, batch = program.step, next(iter(program.batches.values()))
+    step, grounder, batch = program.step, program.models.grounder, next(iter(program.batches.values()))
     frames = batch.sharp.cells.shape[1] if hasattr(batch, "sharp") else 0
     objects = batch.boxes.shape[1] if hasattr(batch, "boxes") else 0
     return Rollout(
         step.sampling.max_tokens,
-        step.grounding.max_tokens,
-        step.description_tokens + program.frozen.grounding.suffix.shape[0],
+        grounder.sampling.max_tokens,
+        grounder.description_tokens + program.frozen.grounder.prompt.suffix.shape[0],
         min(frames, step.group * step.keyframes),
         step.group * objects,
     )

@@ -1,4 +1,4 @@
-"""What the families share: requests to System 2, counts of failures, the terms beside the accuracy."""
+"""What the families share: questions to System 2, counts of failures, the terms beside the accuracy."""
 
 import jax
 import jax.numpy as jnp
@@ -6,39 +6,15 @@ from jaxtyping import Array, Bool, Float, Int
 
 from omnir1_jax.models.qwen_omni.sample import Completions
 from omnir1_jax.rl import grpo
-from omnir1_jax.rl.config import Frozen, Rewards, StepConfig
-from omnir1_jax.systems import detail
-from omnir1_jax.systems.detail import Requests
-from omnir1_jax.text import prompt
-from omnir1_jax.text.bpe import Tokens
+from omnir1_jax.rl.config import Frozen, Models, Rewards, StepConfig
+from omnir1_jax.systems.frames import HighResFrames
+from omnir1_jax.systems.grounders.protocol import GroundedBoxes, Requests
 from omnir1_jax.text.rules import Failure
-from omnir1_jax.text.strings import Buffer
 
 
-def tails(frozen: Frozen, config: StepConfig, description: Buffer) -> Tokens:
-    """System 2's prompt after the frame, for each description; leading axes are flattened."""
-    form = frozen.grounding
-    return prompt.fill(frozen.bpe, form._replace(prefix=form.prefix[:0]), description, config.description_tokens)
-
-
-def requests(
-    config: StepConfig,
-    tails: Tokens,
-    frame: Int[Array, "b g k"],
-    valid: Bool[Array, "b g k"],
-) -> Requests:
-    """One request for each keyframe, from `tails` in the same order."""
-    b, g, k = frame.shape
-    tokens = tails.ids.reshape(b, g, k, -1)
-    length = tails.length.reshape(b, g, k)
-    mask = jnp.arange(tokens.shape[-1]) < length[..., None]
-    return Requests(frame, valid & (length > 0), tokens, mask)
-
-
-def find(models, frozen: Frozen, config: StepConfig, frames: detail.SharpFrames, asked: Requests) -> detail.Grounded:
-    """The configured grounder on the frozen copy."""
-    params = {"vision": frozen.towers["vision"], "text": frozen.reference}
-    return detail.GROUNDERS[config.grounder](models.thinker, params, frames, asked, config.grounding)
+def find(models: Models, frozen: Frozen, frames: HighResFrames, requests: Requests, slots: int) -> GroundedBoxes:
+    """Up to `slots` boxes for each request, by the run's grounder."""
+    return models.grounder.ground(frozen.grounder_params(), frames, requests, slots)
 
 
 def kinds(name: str, failure: Int[Array, "*s"], wanted: Bool[Array, "*s"] | bool = True) -> dict[str, Float[Array, ""]]:

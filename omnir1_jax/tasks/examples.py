@@ -18,14 +18,13 @@ from omnir1_jax.data import canvas as detail_data
 from omnir1_jax.data.audio import SAMPLE_RATE
 from omnir1_jax.data.clips import DecodedClip
 from omnir1_jax.data.frame_sampling import SAMPLED_FPS
-from omnir1_jax.data.preprocess import bucket, pixels, prompt, tokens
+from omnir1_jax.data.preprocess import bucket, pixels, prompt
 from omnir1_jax.data.preprocess.settings import PixelBudget, Sizes
 from omnir1_jax.data.refs import BadSample
 from omnir1_jax.errors import InputError
-from omnir1_jax.models.qwen_omni import layout
 from omnir1_jax.models.qwen_omni.inputs import AudioInputs, ThinkerInputs, VisionInputs
 from omnir1_jax.systems import prompts
-from omnir1_jax.systems.detail import SharpFrames
+from omnir1_jax.systems.frames import FramesConfig, HighResFrames, high_res_arrays
 from omnir1_jax.tasks import FAMILIES
 
 Arrays = dict[str, np.ndarray]
@@ -58,6 +57,11 @@ class ExampleConfig:
     audio_seconds: float = 0.0
     segmenter_side: int = 0
     max_aspect: float = 3.0
+
+    @property
+    def high_res(self) -> FramesConfig:
+        """Of System 2's frames."""
+        return FramesConfig(self.tokenizer, self.sizes, self.grounding, self.sharp_budget, self.max_aspect)
 
 
 def named(function: Callable[[DecodedClip, ExampleConfig], Arrays]) -> Callable[[DecodedClip, ExampleConfig], Arrays]:
@@ -104,60 +108,10 @@ def waveform(clip: DecodedClip, config: ExampleConfig) -> dict[str, Any] | None:
     return {"audio": clip.audio[: round(config.audio_seconds * SAMPLE_RATE)], "sample_rate": SAMPLE_RATE}
 
 
-@functools.lru_cache(maxsize=4)
-def grounding_prefix(config: ExampleConfig) -> list[int]:
-    """Ids of System 2's prompt up to the description, one placeholder for the frame."""
-    before = config.grounding.split("{description}")[0]
-    end = max(before.rfind(token) + len(token) for token in tokens.SPELLING.values() if token in before)
-    return config.tokenizer(before[:end], add_special_tokens=False)["input_ids"]
-
-
 def sharp_arrays(frames: UInt8[np.ndarray, "t h w 3"], size: tuple[int, int], config: ExampleConfig) -> Arrays:
-    """`SharpFrames` of one clip, `frames` long at most."""
-    sizes, limits = config.sizes, config.sharp_budget
-    ids = tokens.token_ids(config.tokenizer)
-    height, width = pixels.smart_resize(
-        *size, min_pixels=limits.image_min, max_pixels=limits.image_max, factor=sizes.cell_pixels, name="frame"
-    )
-    patch = sizes.cell_pixels // sizes.merge
-    grid = np.array([[1, height // patch, width // patch]], np.int32)
-    most, windows = bucket.frame_bounds(limits.image_min, limits.image_max, sizes=sizes, max_aspect=config.max_aspect)
-    found = layout.vision_layout(
-        grid, window=sizes.window_cells, merge=sizes.merge, cells=most, windows=windows, frames=1, frame_size=most
-    )
-    cells = np.zeros((config.frames, most, sizes.cell_pixels, sizes.cell_pixels, 3), np.uint8)
-    for t, frame in enumerate(frames):
-        cut = pixels.cells([pixels.resize(frame, height, width)], sizes.cell_pixels)[:, 0]
-        cells[t, : len(cut)] = cut
-    start = grounding_prefix(config)
-    line = tokens.expand(start, ids, {"image": [np.full(layout.grid_cells(grid[0], sizes.merge), ids.image)]})
-    room, own = len(start) - 1 + most, len(line)
-    mask = np.arange(room) < own
-    line = np.pad(line, (0, room - own), constant_values=ids.pad)
-    positions, following = layout.rope_index(
-        line[None],
-        mask[None],
-        ids=ids,
-        image_grids=grid,
-        video_grids=np.zeros((0, 3), np.int32),
-        seconds_per_grid=np.zeros(0, np.float32),
-        audio_lengths=np.zeros(0, np.int32),
-        position_id_per_second=sizes.position_id_per_second,
-        seconds_per_chunk=sizes.seconds_per_chunk,
-        merge=sizes.merge,
-    )
-    index, _ = layout.media_index(line[None], mask[None], ids)
-    return {
-        "sharp/cells": cells,
-        **{f"sharp/{name}": value for name, value in zip(("rows_cols", "windows", "frames"), found)},
-        "sharp/tokens": line,
-        "sharp/mask": mask,
-        "sharp/positions": positions[0],
-        "sharp/next_position": following[0],
-        "sharp/vision_index": index[0],
-        "sharp/resized": np.array([width, height], np.int32),
-        "sharp/original": np.array(size[::-1], np.int32),
-    }
+    """`HighResFrames` of one clip, `frames` long at most."""
+    made = high_res_arrays(frames, size, config.frames, config.high_res)
+    return {f"sharp/{name}": value for name, value in made.items()}
 
 
 def vos_prompt(clip: DecodedClip, config: ExampleConfig) -> Arrays:
@@ -294,5 +248,5 @@ def to_batch(family: str, arrays: Mapping[str, Any]) -> Any:
         audio=None if audio is None else AudioInputs(**audio),
     )
     if "sharp" in tree:
-        tree["sharp"] = SharpFrames(**tree["sharp"])
+        tree["sharp"] = HighResFrames(**tree["sharp"])
     return FAMILIES[family].Batch(policy=inputs, **tree)

@@ -5,15 +5,17 @@ from typing import NamedTuple, no_type_check
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from omnir1_jax import rewards
 from omnir1_jax.models.qwen_omni.inputs import ThinkerInputs
 from omnir1_jax.models.qwen_omni.sample import Completions
 from omnir1_jax.rl.config import Frozen, Models, Rewards, StepConfig
-from omnir1_jax.systems import detail, reasoner
+from omnir1_jax.systems import reasoner
+from omnir1_jax.systems.frames import HighResFrames
+from omnir1_jax.systems.grounders.protocol import GroundedBoxes, Requests
 from omnir1_jax.tasks import common
-from omnir1_jax.text.readers import Answer, Boxes, read_answer, read_boxes
+from omnir1_jax.text.readers import Answer, read_answer
 
 
 @no_type_check  # also holds shapes and shardings
@@ -28,7 +30,7 @@ class Batch:
     """
 
     policy: ThinkerInputs
-    sharp: detail.SharpFrames
+    sharp: HighResFrames
     box: Float[Array, "b 4"]
 
 
@@ -36,35 +38,22 @@ class Reading(NamedTuple):
     """Answers [b, g, ...] and requests to System 2."""
 
     answer: Answer
-    requests: detail.Requests
-    too_long: Int[Array, ""]
-
-
-class Found(NamedTuple):
-    """System 2's first box of each answer."""
-
-    grounded: detail.Grounded
-    boxes: Boxes
+    requests: Requests
 
 
 def read(frozen: Frozen, config: StepConfig, batch: Batch, completions: Completions) -> Reading:
     """Completions to descriptions. An answer without content is not looked for."""
     text = reasoner.read(frozen.vocab, completions, config.completion_bytes)
     answer = read_answer(text, config.limits)
-    tails = common.tails(frozen, config, answer.description)
     answer = jax.tree.map(lambda x: x.reshape(-1, config.group, *x.shape[1:]), answer)
     wanted = (answer.answered & (answer.description.length > 0))[..., None]
-    asked = common.requests(config, tails, jnp.zeros(wanted.shape, jnp.int32), wanted)
-    return Reading(answer, asked, jnp.sum(wanted & ~asked.valid))
+    description = jax.tree.map(lambda x: x[:, :, None], answer.description)
+    return Reading(answer, Requests(jnp.zeros(wanted.shape, jnp.int32), wanted, description))
 
 
-def ground(models: Models, frozen: Frozen, config: StepConfig, batch: Batch, reading: Reading) -> Found:
+def ground(models: Models, frozen: Frozen, config: StepConfig, batch: Batch, reading: Reading) -> GroundedBoxes:
     """The first box that System 2 gives."""
-    grounded = common.find(models, frozen, config, batch.sharp, reading.requests)
-    flat = Completions(grounded.tokens, grounded.lengths, None)
-    boxes = read_boxes(reasoner.read(frozen.vocab, flat, config.grounding_bytes), 1)
-    shape = grounded.lengths.shape[:2]
-    return Found(grounded, jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), boxes))
+    return common.find(models, frozen, batch.sharp, reading.requests, 1)
 
 
 def segment(*_) -> None:
@@ -72,19 +61,19 @@ def segment(*_) -> None:
 
 
 def reward(
-    config: StepConfig, batch: Batch, completions: Completions, reading: Reading, found: Found, _: None
+    config: StepConfig, batch: Batch, completions: Completions, reading: Reading, found: GroundedBoxes, _: None
 ) -> Rewards:
     """Overlap of the found box with the true one."""
     shape = completions.lengths.shape
     truth = jnp.broadcast_to(batch.box[:, None], (*shape, 4))
-    scale = jnp.broadcast_to(batch.sharp.scale[:, None], (*shape, 2))
-    accuracy = rewards.refavs_accuracy(found.boxes.box[:, :, 0], truth, scale)
-    asked = reading.requests.valid[..., 0]
+    scale = jnp.broadcast_to(found.scale[:, None], (*shape, 2))
+    accuracy = rewards.refavs_accuracy(found.box[:, :, 0, 0], truth, scale)
+    asked = found.asked[..., 0]
     accuracy = jnp.where(asked, accuracy, 0.0)
     failures = {
         **common.kinds("answer", reading.answer.failure),
-        **common.kinds("box", found.boxes.failure[..., 0], asked),
+        **common.kinds("box", found.failure[..., 0, 0], asked),
         "answer/empty": jnp.sum(reading.answer.answered & (reading.answer.description.length == 0)).astype(jnp.float32),
-        "description/too_long": reading.too_long.astype(jnp.float32),
+        "description/too_long": jnp.sum(reading.requests.valid & ~found.asked).astype(jnp.float32),
     }
     return common.total(config, accuracy, reading.answer.formatted, completions, {}, failures)

@@ -12,10 +12,13 @@ from omnir1_jax.errors import InputError
 from omnir1_jax.models.qwen_omni.inputs import ThinkerInputs
 from omnir1_jax.models.qwen_omni.sample import Completions
 from omnir1_jax.rl.config import Frozen, Models, Rewards, StepConfig
-from omnir1_jax.systems import detail, keyframes, reasoner
+from omnir1_jax.systems import keyframes, reasoner
+from omnir1_jax.systems.frames import HighResFrames
+from omnir1_jax.systems.grounders.protocol import GroundedBoxes, Requests
 from omnir1_jax.systems.keyframes import Keyframes
+from omnir1_jax.systems.segmenters.sam2 import SEGMENTERS, Masks
 from omnir1_jax.tasks import common
-from omnir1_jax.text.readers import Boxes, Plan, read_boxes, read_plan
+from omnir1_jax.text.readers import Plan, read_plan
 
 
 @no_type_check  # also holds shapes and shardings
@@ -34,7 +37,7 @@ class Batch:
     """
 
     policy: ThinkerInputs
-    sharp: detail.SharpFrames
+    sharp: HighResFrames
     clip: UInt8[Array, "b t side side 3"]
     frame_valid: Bool[Array, "b t"]
     truth: Bool[Array, "b t y x"]
@@ -48,15 +51,13 @@ class Reading(NamedTuple):
 
     plan: Plan
     keyframes: Keyframes
-    requests: detail.Requests
-    too_long: Int[Array, ""]  # descriptions that did not fit System 2's prompt
+    requests: Requests
 
 
 class Found(NamedTuple):
     """System 2's boxes, given to objects."""
 
-    grounded: detail.Grounded
-    boxes: Boxes
+    boxes: GroundedBoxes
     matching: rewards.Matching
 
 
@@ -71,34 +72,25 @@ def read(frozen: Frozen, config: StepConfig, batch: Batch, completions: Completi
     plan = read_plan(text, jnp.repeat(jnp.sum(batch.frame_valid, axis=1), g), config.limits)
     member = jax.vmap(keyframes.members, (0, 0, 0, None))(plan.valid, plan.first_frame, plan.last_frame, t)
     chosen = jax.vmap(keyframes.select, (0, None))(member, config.keyframes)
-
-    tails = common.tails(frozen, config, keyframes.descriptions(plan.description, chosen))
-    plan, chosen = _grouped((plan, chosen), g)
-    asked = common.requests(config, tails, chosen.frame, chosen.valid)
-    return Reading(plan, chosen, asked, jnp.sum(chosen.valid & ~asked.valid))
+    described = keyframes.descriptions(plan.description, chosen)
+    plan, chosen, described = _grouped((plan, chosen, described), g)
+    return Reading(plan, chosen, Requests(chosen.frame, chosen.valid, described))
 
 
 def ground(models: Models, frozen: Frozen, config: StepConfig, batch: Batch, reading: Reading) -> Found:
     """Boxes of every keyframe, matched to the true objects."""
-    n = batch.boxes.shape[1]
-    grounded = common.find(models, frozen, config, batch.sharp, reading.requests)
-    flat = Completions(grounded.tokens, grounded.lengths, None)
-    boxes = read_boxes(reasoner.read(frozen.vocab, flat, config.grounding_bytes), n)
-    boxes = jax.tree.map(lambda x: x.reshape(*grounded.lengths.shape, *x.shape[1:]), boxes)
-
+    boxes = common.find(models, frozen, batch.sharp, reading.requests, batch.boxes.shape[1])
     match = lambda box, count, chosen, truth, scale, objects: rewards.match(
         box, count, truth, scale, objects, chosen, config.reward
     )
     per_clip = jax.vmap(match, (0, 0, 0, None, None, None))
-    matching = jax.vmap(per_clip)(
-        boxes.box, boxes.count, reading.keyframes, batch.boxes, batch.sharp.scale, batch.objects
-    )
-    return Found(grounded, boxes, matching)
+    matching = jax.vmap(per_clip)(boxes.box, boxes.count, reading.keyframes, batch.boxes, boxes.scale, batch.objects)
+    return Found(boxes, matching)
 
 
 def segment(
     models: Models, frozen: Frozen, config: StepConfig, batch: Batch, reading: Reading, found: Found
-) -> detail.Masks | None:
+) -> Masks | None:
     """The matched boxes carried through the clip, in original pixels; None if no weight asks for masks."""
     if config.reward.segmentation == 0:
         return None
@@ -109,8 +101,8 @@ def segment(
     side = models.sam2.config.mask_side
     if batch.truth.shape[2:] != (side, side):
         raise InputError(f"data.mask_size: true masks are {batch.truth.shape[2:]}, the segmenter's {side} x {side}")
-    back = jnp.tile(batch.sharp.scale, 2)[:, None, None, None]
-    return detail.SEGMENTERS[config.segmenter](
+    back = jnp.tile(found.boxes.scale, 2)[:, None, None, None]
+    return SEGMENTERS[config.segmenter](
         models.sam2,
         frozen.sam2,
         batch.clip,
@@ -128,7 +120,7 @@ def reward(
     completions: Completions,
     reading: Reading,
     found: Found,
-    masks: detail.Masks | None,
+    masks: Masks | None,
 ) -> Rewards:
     """Every term of every completion."""
 
@@ -152,7 +144,7 @@ def reward(
         batch.areas,
         batch.objects,
     )
-    asked = reading.requests.valid
+    asked = found.boxes.asked
     taken = (
         jnp.arange(found.boxes.failure.shape[-1])
         < jnp.minimum(found.boxes.count, batch.objects[:, None, None])[..., None]
@@ -166,7 +158,7 @@ def reward(
         "plan/too_short": jnp.sum(plan.short).astype(jnp.float32),
         "plan/over_limit": jnp.sum(plan.unread > 0).astype(jnp.float32),
         "box/no_group": jnp.sum(asked & (found.boxes.count == 0)).astype(jnp.float32),
-        "description/too_long": reading.too_long.astype(jnp.float32),
+        "description/too_long": jnp.sum(reading.requests.valid & ~asked).astype(jnp.float32),
     }
     measured = {
         "keyframes": jnp.sum(reading.keyframes.valid, axis=2).astype(jnp.float32),

@@ -17,7 +17,7 @@ from omnir1_jax.reporting.example import Box, Clip, Example, Keyframe, Piece
 from omnir1_jax.rl import grpo
 from omnir1_jax.rl.config import StepConfig
 from omnir1_jax.rl.step import Rollout
-from omnir1_jax.systems.detail import SharpFrames
+from omnir1_jax.systems.frames import HighResFrames
 from omnir1_jax.tasks import FAMILIES, family_of
 from omnir1_jax.text.rules import Failure
 from omnir1_jax.text.strings import Buffer
@@ -123,7 +123,7 @@ def rows_here(array: jax.Array) -> np.ndarray:
 def _without_pixels(batch: Any) -> Any:
     """The batch's small fields alone."""
     return {
-        name: value.scale if isinstance(value, SharpFrames) else value
+        name: value.scale if isinstance(value, HighResFrames) else value
         for name, value in vars(batch).items()
         if name not in ("policy", "clip", "truth")
     }
@@ -148,8 +148,8 @@ def _boxes(boxes: Float[np.ndarray, "n 4"], scale: Float[np.ndarray, "2"]) -> tu
 
 
 def _tell_vos(config: StepConfig, batch: dict, reading, found, at: tuple[int, int], write: Callable) -> Told:
-    plan, keyframes, asked = reading.plan, reading.keyframes, reading.requests.valid[at]
-    n, scale, objects = found.boxes.box.shape[-2], batch["sharp"][at[0]], int(batch["objects"][at[0]])
+    plan, keyframes, asked = reading.plan, reading.keyframes, found.boxes.asked[at]
+    n, scale, objects = found.boxes.box.shape[-2], found.boxes.scale[at[0]], int(batch["objects"][at[0]])
     failures = [] if plan.answered[at] else ["plan/no_answer"]
     failures += ["plan/no_piece"] if plan.answered[at] and not plan.count[at] else []
     pieces = []
@@ -167,7 +167,7 @@ def _tell_vos(config: StepConfig, batch: dict, reading, found, at: tuple[int, in
     for slot in np.flatnonzero(keyframes.valid[at]):
         where = (*at, int(slot))
         words = _text(plan.description, (*at, int(keyframes.piece[where])))
-        answer = write(found.grounded.tokens[where], found.grounded.lengths[where])
+        answer = _text(found.boxes.answer, where)
         count = int(found.boxes.count[where])
         if not asked[slot]:
             failures.append("description/too_long")
@@ -186,12 +186,12 @@ def _tell_refavs(config: StepConfig, batch: dict, reading, found, at: tuple[int,
     failures = _kind("answer", reading.answer.failure[at])
     failures += ["answer/empty"] if reading.answer.answered[at] and not words else []
     where = (*at, 0)
-    if not reading.requests.valid[where]:
+    if not found.asked[where]:
         failures += ["description/too_long"] if words else []
         return Told(answer=words, failures=tuple(failures))
-    failures += _kind("box", found.boxes.failure[at][0])
-    answer = write(found.grounded.tokens[where], found.grounded.lengths[where])
-    boxes = _boxes(found.boxes.box[at], batch["sharp"][at[0]])
+    failures += _kind("box", found.failure[where][0])
+    answer = _text(found.answer, where)
+    boxes = _boxes(found.box[where], found.scale[at[0]])
     return Told((), (Keyframe(0, words, answer, boxes),), words, None, tuple(failures))
 
 
@@ -223,7 +223,7 @@ def assemble(
     return out.reshape(rows * side, columns * side, 3)
 
 
-def _sharp_clip(sharp: SharpFrames, i: int, count: int) -> Clip:
+def _sharp_clip(sharp: HighResFrames, i: int, count: int) -> Clip:
     """The frames that System 2 may look at, in the clip's own aspect."""
     side = sharp.cells.shape[3]
     used = int(sharp.resized[i][0] // side * (sharp.resized[i][1] // side))

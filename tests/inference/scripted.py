@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from omnir1_jax.build import models
 from omnir1_jax.inference import answer, load, run, segment
 from omnir1_jax.models.sam2.model import NO_OBJECT
-from omnir1_jax.systems import detail, reasoner
+from omnir1_jax.systems import reasoner
 from tests.rl import small as rl_small
 
 PLANS = [
@@ -24,6 +24,8 @@ BOXES = [
     '{"bbox_2d": [1, 2, 3]} {"bbox_2d": [40, 5, 80, 55]}',
     "none",
 ]
+
+GROUNDER = rl_small.Scripted(BOXES)
 
 # Compiled for the moment, not for speed.
 quick = functools.partial(
@@ -41,7 +43,8 @@ def program(*words: str):
 def systems(config, mesh=None) -> load.Systems:
     """Random weights that nobody asks."""
     made = load.systems(config, models.load(config, models.sizes(config), mesh), mesh=mesh)
-    return made._replace(step=dataclasses.replace(made.step, grounder="scripted", segmenter="boxes"))
+    spoken = dataclasses.replace(made.models, grounder=GROUNDER)
+    return made._replace(models=spoken, step=dataclasses.replace(made.step, segmenter="boxes"))
 
 
 def install(monkeypatch, answers: list[str], boxes: list[str] = BOXES) -> None:
@@ -53,7 +56,7 @@ def install(monkeypatch, answers: list[str], boxes: list[str] = BOXES) -> None:
 
     monkeypatch.setattr(reasoner, "sample", sample)
     monkeypatch.setattr(reasoner, "encode", lambda *_: reasoner.Media(None, None))
-    monkeypatch.setitem(detail.GROUNDERS, "scripted", rl_small.scripted(boxes))
+    monkeypatch.setattr(GROUNDER, "texts", rl_small.Scripted(boxes).texts)
     monkeypatch.setitem(segment.SEGMENTERS, "boxes", filled)
     monkeypatch.setattr(run, "ANSWER", program(*answers, *boxes))
     monkeypatch.setattr(run, "SEGMENT", SEGMENT)

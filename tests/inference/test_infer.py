@@ -22,10 +22,10 @@ from omnir1_jax.errors import InputError
 from omnir1_jax.inference import from_checkpoint, load, outputs
 from omnir1_jax.inference.infer import Ask, _sound, answer, clip_ref
 from omnir1_jax.reporting import video
-from omnir1_jax.systems import detail, reasoner
+from omnir1_jax.systems import grounders, reasoner
 from tests.data import films
 from tests.inference import small
-from tests.rl.small import scripted, spoken
+from tests.rl.small import Scripted, spoken
 
 PLAN = (
     "<think> it <b>moves</b> </think> <answer> "
@@ -74,7 +74,7 @@ def speaking(made):
         return jax.tree.map(lambda x: x[which], lines)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(detail.GROUNDERS, "scripted", scripted([BOX]))
+        patch.setitem(grounders.GROUNDERS, "scripted", lambda thinker: Scripted([BOX]))
         choose = lambda *args, **more: say(*args) if args[5].max_tokens == 200 else sample(*args, **more)
         patch.setattr(reasoner, "sample", choose)
         yield systems(config, folder)

@@ -13,10 +13,9 @@ from omnir1_jax.reporting import pictures
 from omnir1_jax.rl import grpo
 from omnir1_jax.rl.config import Frozen, Models
 from omnir1_jax.rl.step import Rollout
-from omnir1_jax.systems import detail
+from omnir1_jax.systems.segmenters.sam2 import Masks
 from omnir1_jax.tasks import family_of
 from omnir1_jax.text.bpe import bpe_tables
-from omnir1_jax.text.prompt import template
 from omnir1_jax.text.rules import Limits
 from omnir1_jax.text.vocab import byte_vocab
 from omnir1_jax.training import rollout_log
@@ -38,26 +37,23 @@ BOXES = ['[{"bbox_2d": [10, 10, 60, 50], "label": "x"}]', '{"bbox_2d": [1, 2, 3]
 @functools.cache
 def told(family: str, clips: int = 0):
     """Two prompts, WORDS by System 1 in order and in reverse, BOXES by System 2, random masks."""
-    detail.GROUNDERS["scripted"] = small.scripted(BOXES)
     eos = small.step_config().sampling.eos
     config = small.step_config(
         sampling=Sampling(192, eos, 0),
-        grounder="scripted",
         completion_bytes=384,
         grpo=grpo.GrpoConfig("centred"),
         limits=Limits(3, 32),
-        description_tokens=40,
     )
     batch = small.batches(family, 2)[0]
     words = small.tokenizer()
-    tables = byte_vocab(words), bpe_tables(words), template(words, small.grounding())
+    tables = byte_vocab(words), bpe_tables(words), None
     frozen = Frozen({"vision": None}, None, None, *tables)
-    module, models = family_of(batch), Models(None, None)  # nobody asks a model
+    module, models = family_of(batch), Models(None, None, small.Scripted(BOXES))
     said = small.spoken([WORDS[family], WORDS[family][::-1]], 192)
     masks = None
     if family == "vos":
         shape = (2, small.GROUP, *batch.truth.shape[1:])
-        masks = detail.Masks(jax.random.bernoulli(jax.random.key(0), 0.2, shape), jnp.zeros(()))
+        masks = Masks(jax.random.bernoulli(jax.random.key(0), 0.2, shape), jnp.zeros(()))
 
     # Compiled for the moment, not for speed.
     @functools.partial(
@@ -71,7 +67,6 @@ def told(family: str, clips: int = 0):
     reading, found, rewards = judge()
     rollout = Rollout(said, reading, found, masks, rewards)
     made = rollout_log.examples(batch, rollout, ["s0", "s1"], ["q0", "q1"], small.tokenizer(), config, clips)
-    del detail.GROUNDERS["scripted"]
     return batch, rollout, made
 
 

@@ -22,11 +22,15 @@ from omnir1_jax.models.qwen_omni.sample import Completions, Sampling
 from omnir1_jax.models.qwen_omni.thinker import Thinker, abstract_params
 from omnir1_jax.rl import grpo, learn
 from omnir1_jax.rl.config import Frozen, Models, StepConfig
-from omnir1_jax.systems.detail import Grounded
+from omnir1_jax.systems.grounders.protocol import GroundedBoxes, Grounder, Requests
+from omnir1_jax.systems.grounders.thinker import ThinkerGrounder, ThinkerParams
 from omnir1_jax.tasks import examples
 from omnir1_jax.text.bpe import bpe_tables
 from omnir1_jax.text.prompt import template
-from omnir1_jax.text.vocab import byte_vocab
+from omnir1_jax.text.readers import read_boxes
+from omnir1_jax.text.rules import Failure
+from omnir1_jax.text.strings import Buffer
+from omnir1_jax.text.vocab import byte_vocab, pack
 from tests.data import qwen_oracle
 
 GROUP, CELL, SIDE, FRAMES = 4, 28, 64, 6
@@ -69,8 +73,11 @@ def sam2_config() -> sam2.Sam2Config:
     return sam2.Sam2Config(hiera, side=SIDE, object_chunk=16, frame_chunk=8, **small)
 
 
-def models(**changes) -> Models:
-    return Models(Thinker(thinker_config(**changes)), sam2.Sam2(sam2_config()))
+def models(grounder: Grounder | None = None, **changes) -> Models:
+    """The small models; System 2 finds boxes by the thinker, unless another grounder is given."""
+    thinker, ids = Thinker(thinker_config(**changes)), tokens.token_ids(tokenizer())
+    own = ThinkerGrounder(thinker, Sampling(12, ids.eos, ids.pad, temperature=0.0), 64, 256)
+    return Models(thinker, sam2.Sam2(sam2_config()), grounder or own)
 
 
 @functools.cache
@@ -141,7 +148,7 @@ def frozen(params=None) -> Frozen:
         sam2=sam2_params(),
         vocab=byte_vocab(tokenizer()),
         bpe=bpe_tables(tokenizer()),
-        grounding=template(tokenizer(), grounding()),
+        grounder=ThinkerParams(template(tokenizer(), grounding())),
     )
 
 
@@ -151,12 +158,9 @@ def step_config(**changes) -> StepConfig:
     base = StepConfig(
         group=GROUP,
         sampling=sampling,
-        grounding=Sampling(12, ids.eos, ids.pad, temperature=0.0),
         grpo=grpo.GrpoConfig(),
         reward=rewards.preset("authors"),
         completion_bytes=512,
-        grounding_bytes=256,
-        description_tokens=64,
         bonus_range=(5, 500),
         score_chunk=64,
     )
@@ -185,13 +189,27 @@ def spoken(texts: list[list[str]], size: int) -> Completions:
     return Completions(jnp.asarray(out), jnp.asarray(lengths), jnp.zeros((*shape, size)))
 
 
-def scripted(texts: list[str], size: int = 96):
+class Scripted:
     """A grounder that answers with texts[(frame + g) % n] at each request."""
-    lines = spoken([texts], size)
 
-    def find(thinker, params, frames, requests, sampling):
-        which = (requests.frame + jnp.arange(requests.frame.shape[1])[:, None]) % len(texts)
-        length = jnp.where(requests.valid, lines.lengths[0][which], 0)
-        return Grounded(lines.tokens[0][which], length, jnp.zeros(which.shape[0], jnp.int32))
+    host = False
 
-    return find
+    def __init__(self, texts: list[str], size: int = 256):
+        self.texts = pack([text.encode() for text in texts], size)
+
+    def load(self, config) -> None:
+        return None
+
+    def ground(self, params, frames, requests: Requests, slots: int) -> GroundedBoxes:
+        which = (requests.frame + jnp.arange(requests.frame.shape[1])[:, None]) % len(self.texts.length)
+        boxes = read_boxes(self.texts, slots)
+        asked = requests.valid
+        return GroundedBoxes(
+            jnp.where(asked[..., None, None], boxes.box[which], -1.0),
+            jnp.where(asked, boxes.count[which], 0),
+            jnp.where(asked[..., None], boxes.failure[which], int(Failure.ABSENT)),
+            asked,
+            jax.tree.map(lambda x: x[which], Buffer(*self.texts)),
+            frames.scale,
+            jnp.zeros(which.shape[0], jnp.int32),
+        )

@@ -1,6 +1,7 @@
 """The step as a program: one graph or stage by stage, no callback, no second compilation, nothing lost on NaN."""
 
 import dataclasses
+import functools
 import re
 
 import jax
@@ -11,7 +12,7 @@ import pytest
 from omnir1_jax.errors import InputError
 from omnir1_jax.models.qwen_omni.sample import Sampling
 from omnir1_jax.rl import grpo, step
-from omnir1_jax.systems import detail, reasoner
+from omnir1_jax.systems import reasoner
 from tests.rl import small
 
 PLANS = [
@@ -29,10 +30,8 @@ def scripted(monkeypatch):
     """System 1 says PLANS, System 2 says BOXES; learning sees them as sampled."""
     spoken = small.spoken([PLANS, PLANS[::-1]], 192)
     monkeypatch.setattr(reasoner, "sample", lambda *_: spoken)
-    monkeypatch.setitem(detail.GROUNDERS, "scripted", small.scripted(BOXES))
-    return small.step_config(
-        sampling=Sampling(192, small.step_config().sampling.eos, 0), grounder="scripted", completion_bytes=384
-    )
+    monkeypatch.setattr(small, "models", functools.partial(small.models, small.Scripted(BOXES)))
+    return small.step_config(sampling=Sampling(192, small.step_config().sampling.eos, 0), completion_bytes=384)
 
 
 def run(config, mode, batch, steps=2):

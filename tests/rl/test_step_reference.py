@@ -19,7 +19,6 @@ from omnir1_jax.models.lora import init as init_adapter
 from omnir1_jax.models.qwen_omni import weights
 from omnir1_jax.rl import grpo, learn, step
 from omnir1_jax.rl.config import Models
-from omnir1_jax.systems import detail
 from tests.models import thinker_oracle
 from tests.rl import small
 
@@ -100,9 +99,8 @@ def torch_logprobs(model, batch, completions, grad):
 
 def test_loss_gradient_and_new_weights_equal_torch(torch_models, monkeypatch):
     (policy_torch, thinker, policy), (reference_torch, _, reference) = torch_models
-    monkeypatch.setitem(detail.GROUNDERS, "scripted", small.scripted(BOXES))
     batch = small.batches("refavs", 2)[0]
-    config = small.step_config(grounder="scripted", grpo=grpo.GrpoConfig(beta=BETA))
+    config = small.step_config(grpo=grpo.GrpoConfig(beta=BETA))
     optimizer = optax.chain(optax.clip_by_global_norm(CLIP), optax.adamw(RATE, eps=EPSILON, weight_decay=DECAY))
     frozen = small.frozen({**policy, "text": reference["text"]})
     state = learn.init(jax.tree.map(jnp.copy, policy["text"]), optimizer)
@@ -115,7 +113,7 @@ def test_loss_gradient_and_new_weights_equal_torch(torch_models, monkeypatch):
         return real(*most, jnp.sin(7.0 * lengths + jnp.arange(small.GROUP)))
 
     monkeypatch.setattr(step.learn, "learn", with_rewards)
-    train_step = step.make_train_step(Models(thinker, None), optimizer, config, "staged")
+    train_step = step.make_train_step(Models(thinker, None, small.Scripted(BOXES)), optimizer, config, "staged")
     state, metrics, rollout = train_step(state, frozen, batch, jax.random.key(11))
     completions = rollout.completions
     rewards = np.sin(7.0 * np.asarray(completions.lengths, np.float32) + np.arange(small.GROUP))
@@ -162,13 +160,14 @@ def test_loss_gradient_and_new_weights_equal_torch(torch_models, monkeypatch):
     assert np.linalg.norm(moved - wanted) < 1e-3 * np.linalg.norm(wanted)
 
 
-def test_an_adapter_learns_and_leaves_the_base(monkeypatch):
-    monkeypatch.setitem(detail.GROUNDERS, "scripted", small.scripted(BOXES))
+def test_an_adapter_learns_and_leaves_the_base():
     lora = LoraConfig(rank=2, alpha=4.0, layers=("q", "v", "down"))
-    config = dataclasses.replace(small.step_config(grounder="scripted"), lora=lora)
+    config = dataclasses.replace(small.step_config(), lora=lora)
     frozen = small.frozen()
     adapter = init_adapter(jax.random.key(1), frozen.reference, lora)
-    train_step = step.make_train_step(Models(small.models().thinker, None), small.optimizer(), config, "staged")
+    train_step = step.make_train_step(
+        Models(small.models().thinker, None, small.Scripted(BOXES)), small.optimizer(), config, "staged"
+    )
     batch = small.batches("refavs", 2)[0]
     state = small.state(adapter)
     state, metrics, _ = train_step(state, frozen, batch, jax.random.key(0))

@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 
 from omnir1_jax.errors import InputError
-from omnir1_jax.systems import detail, prompts
+from omnir1_jax.systems import prompts
 from omnir1_jax.tasks import examples, family_of
 from tests.rewards import reward_oracle
 from tests.rl import small
 
 
-def judge(family, texts, config, size=192):
+def judge(family, texts, config, size=192, grounder=None):
     """Reading, grounding and rewards of two prompts' completions."""
     batch = small.batches(family, 2)[0]
-    module, frozen, models = family_of(batch), small.frozen(), small.models()
+    module, frozen, models = family_of(batch), small.frozen(), small.models(grounder)
     said = small.spoken(texts, size)
     reading = jax.jit(lambda: module.read(frozen, config, batch, said))()
     found = module.ground(models, frozen, config, batch, reading)
@@ -23,12 +23,11 @@ def judge(family, texts, config, size=192):
     return batch, said, rewards
 
 
-def test_refavs_earns_the_overlap_of_system_2_s_first_box(monkeypatch):
+def test_refavs_earns_the_overlap_of_system_2_s_first_box():
     boxes = ['{"bbox_2d": [10, 10, 60, 50]} {"bbox_2d": [0, 0, 1, 1]}', "none", '{"bbox_2d": [0, 0, 83, 55]}', "{}"]
-    monkeypatch.setitem(detail.GROUNDERS, "scripted", small.scripted(boxes))
     said = ["<think>a</think> <answer>red one</answer>", "<answer>ring</answer>", "<answer> </answer>", "nothing"]
-    config = small.step_config(grounder="scripted", completion_bytes=256)
-    batch, _, rewards = judge("refavs", [said, said[::-1]], config)
+    config = small.step_config(completion_bytes=256)
+    batch, _, rewards = judge("refavs", [said, said[::-1]], config, grounder=small.Scripted(boxes))
     for b, row in enumerate([said, said[::-1]]):
         for g, text in enumerate(row):
             box = {0: [10, 10, 60, 50], 2: [0, 0, 83, 55]}.get(g)

@@ -174,6 +174,26 @@ def frame_bounds(
     floor(sqrt(M a)) * floor(sqrt(M / a)) but at least one a side, or enlarges to ceil(sqrt(m a)) * ceil(sqrt(m / a)).
     So the area may pass M, where a side is held at one or both are rounded up.
     """
+    grids = _grid_bounds(min_pixels, max_pixels, sizes, max_aspect)
+    across = lambda side: -(-side // sizes.window_cells)
+    return max(r * c for r, c in grids), max(across(r) * across(c) for r, c in grids)
+
+
+def longest_side(
+    min_pixels: float | int,
+    max_pixels: float | int,
+    *,
+    sizes: Sizes = STOCK_SIZES,
+    max_aspect: float | int = MAX_ASPECT,
+) -> int:
+    """Most cells along a side that `smart_resize` can make of a frame with sides at most 1 : `max_aspect`."""
+    return max(map(max, _grid_bounds(min_pixels, max_pixels, sizes, max_aspect)))
+
+
+def _grid_bounds(
+    min_pixels: float | int, max_pixels: float | int, sizes: Sizes, max_aspect: float | int
+) -> list[tuple[int, int]]:
+    """For each number of cells along the shorter side, the most along the longer one."""
     least, most = min_pixels / sizes.cell_pixels**2, max_pixels / sizes.cell_pixels**2
     # Generous by the rounding errors of the square roots, which turn a 4 into 4.000000001 and so into 5.
     whole, roof = lambda value: math.floor(value + 1e-9), lambda value: math.ceil(value + 1e-9)
@@ -187,8 +207,7 @@ def frame_bounds(
         # Enlarged: sqrt(m a) is over rows - 1, so the other side is under m / (rows - 1) before it is rounded up.
         other = least / (rows - 1) if rows > 1 else math.inf
         grids.append((rows, roof(min(other, math.sqrt(least * max_aspect)))))
-    across = lambda side: -(-side // sizes.window_cells)
-    return max(r * c for r, c in grids), max(across(r) * across(c) for r, c in grids)
+    return grids
 
 
 def bucket_for(

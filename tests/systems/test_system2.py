@@ -8,7 +8,8 @@ from omnir1_jax.models import sam2
 from omnir1_jax.models.qwen_omni.inputs import VisionInputs
 from omnir1_jax.models.qwen_omni.sample import Sampling
 from omnir1_jax.models.qwen_omni.thinker import place
-from omnir1_jax.systems import detail
+from omnir1_jax.systems.grounders import thinker as grounding
+from omnir1_jax.systems.segmenters.sam2 import sam2_video
 from tests.rl import small
 
 
@@ -24,9 +25,9 @@ def test_each_request_gets_the_answer_of_its_own_prompt():
     mask = np.arange(n) < lengths[..., None]
     frame = np.array([[[0, 3], [3, 5], [0, 1]], [[2, 4], [2, 4], [2, 0]]], np.int32)
     valid = np.array([[[1, 1], [1, 0], [1, 1]], [[1, 1], [1, 1], [0, 0]]], bool)
-    asked = detail.Requests(*map(jnp.asarray, (frame, valid, tokens, mask)))
-    ask = jax.jit(detail.qwen_omni, static_argnums=(0, 4))
-    towers = {"vision": params["vision"], "text": params["text"]}
+    asked = grounding.Prompts(*map(jnp.asarray, (frame, valid, tokens, mask)))
+    ask = jax.jit(grounding.answer, static_argnums=(0, 4))
+    towers = grounding.ThinkerParams(None, params["vision"], params["text"])
     found = ask(thinker, towers, frames, asked, Sampling(length, (5,), 0, temperature=0.0))
     np.testing.assert_array_equal(found.frames_read, [3, 2])
     np.testing.assert_array_equal(found.lengths == 0, ~valid)
@@ -79,7 +80,7 @@ def test_tracks_are_those_of_each_object_alone():
     prompts = np.zeros((b, g, k, n), bool)
     prompts[0, 0, :, 0] = prompts[0, 1, 0, 1] = prompts[0, 1, 1, 0] = prompts[1, 1, 1, 1] = True
     frame = np.array([[[0, 2], [1, 2]], [[0, 1], [0, 1]]], np.int32)
-    run = jax.jit(detail.sam2_video, static_argnums=0)
+    run = jax.jit(sam2_video, static_argnums=0)
     found = run(model, small.sam2_params(), clip, frame_valid, original, boxes, prompts, frame)
 
     alone = jax.jit(sam2.segment_video, static_argnums=0)

@@ -1,0 +1,100 @@
+"""What a grounder is: it finds the objects that a description names in a frame, as boxes."""
+
+from typing import Any, NamedTuple, Protocol, Self, runtime_checkable
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+from ml_collections import ConfigDict
+
+from omnir1_jax.systems.frames import HighResFrames
+from omnir1_jax.text.rules import Failure
+from omnir1_jax.text.strings import Buffer
+
+MISSING = -1.0
+
+
+class Requests(NamedTuple):
+    """What is to be found where: up to k frames for each of g completions of a prompt.
+
+    Attributes:
+      frame: index in the clip, distinct within a completion; 0 where not valid.
+      description: as System 1 wrote it, UTF-8 in buffers of static size.
+    """
+
+    frame: Int[Array, "b g k"]
+    valid: Bool[Array, "b g k"]
+    description: Buffer  # [b g k d]
+
+
+class GroundedBoxes(NamedTuple):
+    """A grounder's answers: n boxes for each request, more or fewer than there are objects.
+
+    Attributes:
+      box: inclusive extents (x0, y0, x1, y1) in pixels of the frame as it was given; -1 where there is none.
+      count: objects that were named, also beyond the n.
+      failure: `text.rules.Failure` of each of the n.
+      asked: requests that were put to the grounder: valid ones whose description fits.
+      answer: the grounder's own words for the log, UTF-8; empty where it gives none.
+      scale: width and height of the frame as it was given over those of the clip.
+      frames_read: distinct frames that were looked at for each prompt.
+    """
+
+    box: Float[Array, "b g k n 4"]
+    count: Int[Array, "b g k"]
+    failure: Int[Array, "b g k n"]
+    asked: Bool[Array, "b g k"]
+    answer: Buffer  # [b g k m]
+    scale: Float[Array, "b 2"]
+    frames_read: Int[Array, " b"]
+
+    @property
+    def used(self) -> Bool[Array, "b g k n"]:
+        """Boxes without a missing coordinate, of requests that were asked."""
+        return jnp.all(self.box != MISSING, axis=-1) & self.asked[..., None]
+
+    @property
+    def original(self) -> Float[Array, "b g k n 4"]:
+        """The boxes in pixels of the clip; what is missing means nothing."""
+        return self.box / jnp.tile(self.scale, 2)[:, None, None, None]
+
+    @classmethod
+    def of(
+        cls, frames: HighResFrames, requests: Requests, box: Float[Array, "b g k n 4"], found: Bool[Array, "b g k n"]
+    ) -> Self:
+        """Of a grounder that gives boxes and no text.
+
+        Args:
+          box: in pixels of `frames.rgb()`.
+          found: which boxes are real.
+        """
+        found = found & requests.valid[..., None]
+        empty = jnp.zeros((*requests.frame.shape, 1), jnp.uint8)
+        zeros = jnp.zeros(requests.frame.shape, jnp.int32)
+        seen = (requests.frame[..., None] == jnp.arange(frames.cells.shape[1])) & requests.valid[..., None]
+        return cls(
+            box=jnp.where(found[..., None], box, MISSING).astype(jnp.float32),
+            count=jnp.sum(found, axis=-1, dtype=jnp.int32),
+            failure=jnp.where(found, int(Failure.OK), int(Failure.ABSENT)),
+            asked=requests.valid,
+            answer=Buffer(empty, zeros, zeros > 0),
+            scale=frames.scale,
+            frames_read=jnp.sum(seen.any(axis=(1, 2)), axis=1, dtype=jnp.int32),
+        )
+
+
+@runtime_checkable
+class Grounder(Protocol):
+    """System 2's first half, with parameters of its own. Prompting, generation and reading are its own affair.
+
+    An object of any class with these members is one; it is hashable and the same for the whole run, as it is a static
+    argument of the compiled step. One that runs on the host (`host` is True) serves evaluation, inference and training
+    with step.mode=staged.
+    """
+
+    host: bool
+
+    def load(self, config: ConfigDict) -> Any:
+        """Its parameters as a tree of arrays; None if it has none. They are replicated over the devices."""
+
+    def ground(self, params: Any, frames: HighResFrames, requests: Requests, slots: int) -> GroundedBoxes:
+        """Up to `slots` boxes for each request. Jittable, unless it runs on the host."""

@@ -1,0 +1,162 @@
+"""A thinker as grounder: it is shown a frame with a description, and answers in text that holds boxes."""
+
+import dataclasses
+from typing import Any, ClassVar, NamedTuple, no_type_check
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Int
+from ml_collections import ConfigDict
+
+from omnir1_jax.errors import InputError
+from omnir1_jax.models.qwen_omni.cache import Prompt, PromptCache
+from omnir1_jax.models.qwen_omni.decoding import decoding_copy
+from omnir1_jax.models.qwen_omni.inputs import VisionInputs
+from omnir1_jax.models.qwen_omni.sample import Sampling, Tails, generate
+from omnir1_jax.models.qwen_omni.thinker import Thinker, place
+from omnir1_jax.systems.frames import HighResFrames
+from omnir1_jax.systems.grounders.protocol import GroundedBoxes, Requests
+from omnir1_jax.text import prompt
+from omnir1_jax.text.bpe import Bpe
+from omnir1_jax.text.prompt import Template
+from omnir1_jax.text.readers import read_boxes
+from omnir1_jax.text.strings import Buffer
+from omnir1_jax.text.vocab import ByteVocab, detokenise
+
+
+@no_type_check  # also holds shapes and shardings
+@flax.struct.dataclass
+class ThinkerParams:
+    """A thinker and its tokenizer as arrays. All but the prompt is None where it is the run's own thinker.
+
+    Attributes:
+      prompt: System 2's prompt from the frame on.
+      vision, text: of the thinker.
+      vocab, bpe: its tokenizer as tables.
+    """
+
+    prompt: Template
+    vision: Any = None
+    text: Any = None
+    vocab: ByteVocab | None = None
+    bpe: Bpe | None = None
+
+
+class Prompts(NamedTuple):
+    """Requests as tokens.
+
+    Attributes:
+      tokens, mask: the rest of the prompt after the frame: description and instructions.
+    """
+
+    frame: Int[Array, "b g k"]
+    valid: Bool[Array, "b g k"]
+    tokens: Int[Array, "b g k n"]
+    mask: Bool[Array, "b g k n"]
+
+
+class Answers(NamedTuple):
+    """What the thinker said, and how many distinct frames had to be read for it."""
+
+    tokens: Int[Array, "b g k c"]
+    lengths: Int[Array, "b g k"]
+    frames_read: Int[Array, " b"]
+
+
+@dataclasses.dataclass(frozen=True)
+class ThinkerGrounder:
+    """Greedy grounding by a thinker.
+
+    Attributes:
+      sampling: of its answers.
+      description_tokens: longest description and instruction in its prompt.
+      answer_bytes: longest answer that is read.
+    """
+
+    thinker: Thinker
+    sampling: Sampling
+    description_tokens: int
+    answer_bytes: int
+    host: ClassVar[bool] = False
+
+    def load(self, config: ConfigDict) -> Any:
+        """Not here: `build.models` reads the weights of thinkers."""
+        raise InputError("step.grounder: the parameters of a thinker come from build.models")
+
+    def ground(self, params: ThinkerParams, frames: HighResFrames, requests: Requests, slots: int) -> GroundedBoxes:
+        """Boxes as the thinker's answers give them; every group of an answer takes a slot, good or bad."""
+        form, shape = params.prompt, requests.frame.shape
+        suffixes = prompt.fill(
+            params.bpe, form._replace(prefix=form.prefix[:0]), requests.description, self.description_tokens
+        )
+        lengths = suffixes.length.reshape(shape)
+        tokens = suffixes.ids.reshape(*shape, -1)
+        asked = requests.valid & (lengths > 0)
+        prompts = Prompts(requests.frame, asked, tokens, jnp.arange(tokens.shape[-1]) < lengths[..., None])
+        said = answer(self.thinker, params, frames, prompts, self.sampling)
+        text = detokenise(params.vocab, said.tokens.reshape(-1, said.tokens.shape[-1]), self.answer_bytes)[0]
+        grouped = lambda tree: jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), tree)
+        boxes = grouped(read_boxes(text, slots))
+        return GroundedBoxes(
+            boxes.box, boxes.count, boxes.failure, asked, Buffer(*grouped(text)), frames.scale, said.frames_read
+        )
+
+
+def answer(
+    thinker: Thinker, params: ThinkerParams, frames: HighResFrames, requests: Prompts, sampling: Sampling
+) -> Answers:
+    """Each distinct frame is read once, then all requests are answered side by side."""
+    b, g, k, n = requests.tokens.shape
+    t = frames.cells.shape[1]
+    decoder = thinker.decoder()
+    text = decoding_copy(decoder, {"params": params.text})
+    wanted = jnp.any((requests.frame[..., None] == jnp.arange(t)) & requests.valid[..., None], axis=(1, 2))
+    order = jnp.argsort(~wanted, axis=1, stable=True)  # distinct frames first, in time order
+    count = jnp.sum(wanted, axis=1)
+
+    def read(slot: Int[Array, ""]) -> PromptCache:
+        at = jnp.take(order, slot, axis=1)
+        cells = jnp.take_along_axis(frames.cells, at[:, None, None, None, None, None], axis=1)[:, 0]
+        pixels = jnp.repeat(cells[:, :, None], 2, axis=2)
+        vision = VisionInputs(pixels, frames.rows_cols, frames.windows, frames.frames)
+        seen = thinker.apply({"params": {"vision": params.vision}}, vision, method=lambda m, x: m.vision(x))
+        embeddings = decoder.apply(text, frames.tokens, method="embed")
+        prompt = Prompt(
+            place(embeddings, seen, frames.vision_index), frames.positions, frames.mask, frames.next_position
+        )
+        return decoder.apply(text, prompt, method="prefill")
+
+    def body(state: tuple[Array, tuple[Array, ...]]) -> tuple[Array, tuple[Array, ...]]:
+        slot, kept = state
+        cache = read(slot)
+        new = (cache.keys, cache.values, cache.last)
+        put = lambda old, x, axis: jax.lax.dynamic_update_index_in_dim(old, x, slot, axis)
+        return slot + 1, tuple(put(*both, axis) for *both, axis in zip(kept, new, (2, 2, 1)))
+
+    like = jax.eval_shape(read, jax.ShapeDtypeStruct((), jnp.int32))
+    slots = min(t, g * k)
+    room = lambda x, axis: jnp.zeros((*x.shape[:axis], slots, *x.shape[axis:]), x.dtype)
+    empty = (room(like.keys, 2), room(like.values, 2), room(like.last, 1))
+    with jax.named_scope("frames"):
+        _, kept = jax.lax.while_loop(lambda state: state[0] < jnp.max(count), body, (jnp.zeros((), jnp.int32), empty))
+
+    # Each request becomes a row of its own with its frame's cache, so that one pass over the weights serves them all.
+    place_of = jnp.take_along_axis(jnp.cumsum(wanted, axis=1) - 1, requests.frame.reshape(b, g * k), axis=1)
+    place_of = jnp.clip(place_of, 0, slots - 1)
+    keys, values = (
+        jnp.take_along_axis(x, place_of[None, :, :, None, None, None], axis=2).reshape(-1, b * g * k, *x.shape[3:])
+        for x in kept[:2]
+    )
+    repeat = lambda x: jnp.repeat(x, g * k, axis=0)
+    last = jnp.take_along_axis(kept[2], place_of[..., None], axis=1).reshape(b * g * k, -1)
+    found = generate(
+        decoder,
+        text,
+        PromptCache(keys, values, repeat(frames.mask), repeat(frames.next_position), last),
+        jax.random.key(0),
+        sampling,
+        tails=Tails(requests.tokens.reshape(-1, 1, n), requests.mask.reshape(-1, 1, n)),
+        active=requests.valid.reshape(-1, 1),
+    )
+    return Answers(found.tokens.reshape(b, g, k, -1), found.lengths.reshape(b, g, k), count)

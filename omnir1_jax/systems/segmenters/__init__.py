@@ -1,0 +1,1 @@
+"""System 2's second half: boxes, or descriptions, to masks over a clip."""
