@@ -1,6 +1,6 @@
 """What a grounder is: it finds the objects that a description names in a frame, as boxes."""
 
-from typing import Any, NamedTuple, Protocol, Self, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
@@ -60,7 +60,7 @@ class GroundedBoxes(NamedTuple):
     @classmethod
     def of(
         cls, frames: HighResFrames, requests: Requests, box: Float[Array, "b g k n 4"], found: Bool[Array, "b g k n"]
-    ) -> Self:
+    ) -> "GroundedBoxes":
         """Of a grounder that gives boxes and no text.
 
         Args:
