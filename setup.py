@@ -9,7 +9,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11,<3.14",
     packages=find_packages(include=["omnir1_jax", "omnir1_jax.*"]),
-    package_data={"omnir1_jax.systems": ["templates/*.txt"]},
+    package_data={"omnir1_jax.systems": ["templates/*.txt"], "omnir1_jax.text": ["characters.npz"]},
     install_requires=[
         "absl-py>=2.1",
         "array_record>=0.8",

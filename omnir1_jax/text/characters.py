@@ -4,15 +4,18 @@ Classes of the pre-tokeniser's pattern and all that NFC needs, as tables for the
 """
 
 import functools
+import pathlib
 from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+import tokenizers
 from jaxtyping import Array, Int
 from tokenizers import Regex, normalizers
 
 from omnir1_jax.text.hashing import PairTable, find, pair_table
 
+STORED = pathlib.Path(__file__).parent / "characters.npz"
 SPECIAL = 0x110000  # units from here on are added tokens, not characters
 OTHER, LETTER, NUMBER, SPACE, ADDED = range(5)
 # A property word: class, may it change in NFC, order among marks, row of its decomposition.
@@ -38,7 +41,23 @@ def _normalised(form, strings: list[str]) -> list[str]:
 
 @functools.cache
 def host_tables() -> dict[str, np.ndarray]:
-    """Property words of all code points, the decompositions and the composing pairs. A few seconds, once."""
+    """`work_out`, stored for one version of the tokenizers library: to ask takes seconds in every process."""
+    with np.load(STORED, allow_pickle=False) as stored:
+        if str(stored["version"]) != tokenizers.__version__:
+            return work_out()
+        word = stored["pages"][stored["index"]].reshape(-1)
+        return dict(word=word, decomposed=stored["decomposed"], pairs=stored["pairs"])
+
+
+def store() -> None:
+    """Writes what `host_tables` reads."""
+    made = work_out()
+    pages, index = np.unique(made.pop("word").reshape(-1, 256), axis=0, return_inverse=True)
+    np.savez_compressed(STORED, version=tokenizers.__version__, pages=pages, index=index.reshape(-1), **made)
+
+
+def work_out() -> dict[str, np.ndarray]:
+    """Property words of all code points, the decompositions and the composing pairs."""
     points = [p for p in range(SPECIAL) if p != 0x0A and not 0xD800 <= p < 0xE000]
     everything = "".join(map(chr, points))
     word = np.zeros(SPECIAL, np.int32)
