@@ -10,10 +10,10 @@ import pytest
 from absl.testing import flagsaver
 
 import omnir1_jax.train  # noqa: F401  (defines the command's flags)
-from omnir1_jax.config import settings
-from omnir1_jax.errors import InputError
 from omnir1_jax.build import models
 from omnir1_jax.build.run import build
+from omnir1_jax.config import settings
+from omnir1_jax.errors import InputError
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))

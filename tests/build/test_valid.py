@@ -1,5 +1,6 @@
 """Every setting has a rule; what breaks it is refused by name, before anything is compiled; what keeps it builds."""
 
+import dataclasses
 import json
 import math
 import pathlib
@@ -13,12 +14,18 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
+from omnir1_jax.config import schema
 from omnir1_jax.config import settings as run_settings
+from omnir1_jax.config.sections import Mesh, Settings, Task
 from omnir1_jax.data import stream
 from omnir1_jax.errors import InputError
+from omnir1_jax.models import remat
+from omnir1_jax.models.attention import dispatch
 from omnir1_jax.models.qwen_omni.score import token_logprobs
+from omnir1_jax.parallel.mesh import AXES
 from omnir1_jax.planning import abstract, lowering
-from omnir1_jax.rl.step import make_train_step
+from omnir1_jax.rl import grpo
+from omnir1_jax.rl.step import MODES, make_train_step
 from omnir1_jax.build import data, models, optimizer, valid
 from omnir1_jax.build.objectives import OBJECTIVES
 from omnir1_jax.build.run import build
@@ -27,9 +34,10 @@ from tests.old_run.config import get_config
 ROOT = pathlib.Path(__file__).parent.parent.parent
 TASK = "data.qa."
 DATASET = f"{TASK}datasets.synthetic."
+RULES, TASK_RULES = schema.flat(Settings), schema.flat(Task)
 NAMES = [
-    *valid.RULES_OF,
-    *(TASK + name for name in (*valid.TASK_RULES, "example")),
+    *RULES,
+    *(TASK + name for name in TASK_RULES),
     *(DATASET + name for name in (*valid.OPTIONS, "clips", "family", "plain", "config")),
 ]
 
@@ -37,16 +45,6 @@ NAMES = [
 @pytest.fixture(autouse=True)
 def checkout(monkeypatch):
     monkeypatch.chdir(ROOT)  # the config's tokenizer is relative to it
-
-
-def leaves(section: ConfigDict, above: str = ""):
-    """Dotted names of all settings; what has a rule is not looked into."""
-    for key, value in section.items():
-        name = f"{above}{key}"
-        if isinstance(value, ConfigDict) and name not in valid.RULES_OF:
-            yield from leaves(value, f"{name}.")
-        else:
-            yield name
 
 
 def with_value(name: str, value: object, config: ConfigDict | None = None) -> ConfigDict:
@@ -78,9 +76,35 @@ def prepare(config: ConfigDict, name: str) -> None:
     models.step_config(config, sizes.thinker.tokens)
 
 
-def test_every_setting_has_a_rule():
-    assert set(leaves(run_settings.defaults())) - {"data"} == set(valid.RULES_OF)
-    assert set(run_settings.task().keys()) == {*valid.TASK_RULES, "example", "datasets"}
+def test_every_setting_has_a_rule_and_a_sentence():
+    assert all(isinstance(rule, schema.Rule) for rule in (RULES | TASK_RULES).values())
+    for kind in (Settings, Task, *(rule for rule in schema.rules(Settings).values() if isinstance(rule, type))):
+        for field in dataclasses.fields(kind):
+            assert isinstance(schema.rules(kind)[field.name], type) or field.metadata["doc"], field.name
+
+
+REGISTERED = {
+    "objective": OBJECTIVES,
+    "thinker.dtype": models.DTYPES,
+    "thinker.param_dtype": models.DTYPES,
+    "thinker.remat": remat.POLICIES,
+    "thinker.attention": dispatch.IMPLEMENTATIONS,
+    "step.mode": MODES,
+    "grpo.advantage": grpo.ADVANTAGES,
+    "grpo.ratio": grpo.RATIOS,
+    "grpo.reduce": grpo.REDUCTIONS,
+    "optimizer.rule": optimizer.RULES,
+    "optimizer.schedule": optimizer.SCHEDULES,
+}
+
+
+@pytest.mark.parametrize("name", REGISTERED)
+def test_choices_are_those_that_are_there(name):
+    assert [*RULES[name].names] == [*REGISTERED[name]]
+
+
+def test_mesh_axes_are_those_of_meshes():
+    assert tuple(schema.rules(Mesh)) == AXES
 
 
 def test_defaults_and_experiments_are_valid():
@@ -178,14 +202,14 @@ def test_the_least_values_of_all_settings_trace(task):
     config = get_config()
     least = {
         name: rule.low
-        for name, rule in valid.RULES_OF.items()
-        if isinstance(rule, valid.Whole | valid.Number) and name.split(".")[0] in ("step", "grpo", "lora", "sam2")
+        for name, rule in RULES.items()
+        if isinstance(rule, schema.Whole | schema.Number) and name.split(".")[0] in ("step", "grpo", "lora", "sam2")
     }
     for name, value in least.items():
         with_value(name, value, config)
     config.step.group, config.step.temperature, config.step.top_p, config.lora.alpha = 2, 0.5, 0.5, 1.0
     for name in ("frames", "objects"):
-        config.data.vos[name] = valid.TASK_RULES[name].low
+        config.data.vos[name] = TASK_RULES[name].low
     config.optimizer.clip_norm = config.optimizer.weight_decay = config.optimizer.learning_rate = 0.0
     valid.check(config)
     program = abstract.program(config)

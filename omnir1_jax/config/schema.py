@@ -1,0 +1,267 @@
+"""What a section of settings is made of: fields with a default, a sentence that explains them, and a rule."""
+
+import dataclasses
+import functools
+import math
+import typing
+from collections.abc import Collection, Mapping
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar, runtime_checkable
+
+from omnir1_jax.config import lookup
+from omnir1_jax.errors import InputError
+
+S = TypeVar("S", bound="Section")
+MAX = 2**31 - 1  # what an int32 of a device holds
+
+
+@runtime_checkable
+class Rule(Protocol):
+    """What a value may be."""
+
+    def fault(self, value: Any) -> str | None:
+        """What is wrong with a value, as the end of a sentence that begins with it."""
+
+
+class Whole(NamedTuple):
+    """A whole number; `also`: one that means something else, as -1."""
+
+    low: int = 0
+    high: int = MAX
+    multiple: int = 1
+    also: int | None = None
+
+    def fault(self, value: Any) -> str | None:
+        good = type(value) is int and self.low <= value <= self.high and value % self.multiple == 0
+        if good or (type(value) is int and value == self.also):
+            return None
+        return f"is not a {self}"
+
+    def __str__(self) -> str:
+        kind = "whole number" if self.multiple == 1 else f"multiple of {self.multiple}"
+        limits = f"from {self.low}" if self.high == MAX else f"from {self.low} to {self.high}"
+        return f"{kind} {limits}" + ("" if self.also is None else f", or {self.also}")
+
+
+class Number(NamedTuple):
+    """A finite number; `above`, `below`: without the limit itself."""
+
+    low: float = 0.0
+    high: float = math.inf
+    above: bool = False
+    below: bool = False
+
+    def fault(self, value: Any) -> str | None:
+        good = type(value) in (int, float) and math.isfinite(value) and self.low <= value <= self.high
+        if good and not (self.above and value == self.low) and not (self.below and value == self.high):
+            return None
+        return f"is not a finite {self}"
+
+    def __str__(self) -> str:
+        limits = [] if self.low == -math.inf else [f"{'above' if self.above else 'from'} {self.low:g}"]
+        limits += [] if self.high == math.inf else [f"{'below' if self.below else 'to'} {self.high:g}"]
+        return " ".join(["number", *limits])
+
+
+class Flag(NamedTuple):
+    """True or False."""
+
+    def fault(self, value: Any) -> str | None:
+        return None if isinstance(value, bool) else "is neither True nor False"
+
+    def __str__(self) -> str:
+        return "True or False"
+
+
+class Text(NamedTuple):
+    """A text."""
+
+    empty: bool = True
+
+    def fault(self, value: Any) -> str | None:
+        if not isinstance(value, str):
+            return "is not a text"
+        return None if value or self.empty else "is empty"
+
+    def __str__(self) -> str:
+        return "text"
+
+
+class Choice(NamedTuple):
+    """One of some names; `own`: or an object of the user's own, as module:object or file.py:object."""
+
+    names: Collection[str]
+    empty: bool = False
+    own: bool = False
+
+    def fault(self, value: Any) -> str | None:
+        if isinstance(value, str) and (value in self.names or (self.own and lookup.is_path(value))):
+            return None
+        if value == "" and self.empty:
+            return None
+        return f"is none of {self}{', nor empty' * self.empty}{', nor module:object or file.py:object' * self.own}"
+
+    def __str__(self) -> str:
+        return ", ".join(self.names)
+
+
+class Each(NamedTuple):
+    """A sequence of values of one rule."""
+
+    rule: Any
+    least: int = 0
+
+    def fault(self, value: Any) -> str | None:
+        if not isinstance(value, tuple | list):
+            return "is not a sequence"
+        if len(value) < self.least:
+            return f"has fewer than {self.least} entries"
+        return next((f"has an entry that {fault}" for entry in value if (fault := self.rule.fault(entry))), None)
+
+    def __str__(self) -> str:
+        return f"tuple: {self.rule}"
+
+
+class Rising(NamedTuple):
+    """Two whole numbers, the second at least the first."""
+
+    low: int = 0
+
+    def fault(self, value: Any) -> str | None:
+        if isinstance(value, tuple | list) and len(value) == 2 and not any(map(Whole(self.low).fault, value)):
+            return None if value[0] <= value[1] else "falls: the least comes first"
+        return f"is not {self}"
+
+    def __str__(self) -> str:
+        return f"two whole numbers from {self.low}"
+
+
+class Fields(NamedTuple):
+    """A mapping with some of a dataclass's fields, each of its type; counts are positive unless 0 is the default.
+
+    Attributes:
+      kind: the dataclass; None for a mapping whose keys are checked elsewhere.
+      apart: fields that are no settings here.
+    """
+
+    kind: type | None = None
+    apart: tuple[str, ...] = ()
+
+    def fault(self, value: Any) -> str | None:
+        return None if isinstance(value, Mapping) else "is not a section of settings"
+
+    def __str__(self) -> str:
+        return "section"
+
+
+class Sections(NamedTuple):
+    """A mapping of sections of one kind, by names of the user's own."""
+
+    kind: type["Section"]
+
+    def fault(self, value: Any) -> str | None:
+        return None if isinstance(value, Mapping) else f"is not a section of {self.kind.__name__.lower()}s"
+
+    def read(self, entry: Any, name: str) -> "Section":
+        if not isinstance(entry, Mapping) or rules(self.kind).keys() - entry.keys():
+            raise InputError(
+                f"{name}: is not a {self.kind.__name__.lower()}; see settings.{self.kind.__name__.lower()}"
+            )
+        return read(self.kind, entry, name)
+
+    def __str__(self) -> str:
+        return f"name: {self.kind.__name__.lower()}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Section:
+    """A section of settings, whose values follow the rules of its fields."""
+
+    def __post_init__(self):
+        for name, rule in rules(type(self)).items():
+            if not isinstance(rule, type):
+                check(f"{type(self).__name__.lower()}.{name}", getattr(self, name), rule)
+
+
+def setting(default: Any, doc: str, rule: Rule | None = None) -> Any:
+    """A field of a section.
+
+    Args:
+      doc: what it is, for the reference page: a noun phrase, and what values mean that are not obvious.
+      rule: what it may be, where its type does not say so (`of_type`).
+    """
+    metadata = {"doc": doc, "rule": rule}
+    if isinstance(default, dict):
+        return dataclasses.field(default_factory=lambda: dict(default), metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@functools.cache
+def rules(kind: type) -> dict[str, Any]:
+    """The rule of every field of a dataclass; that of a section is its class."""
+    hints = typing.get_type_hints(kind)
+    return {f.name: f.metadata.get("rule") or of_type(hints[f.name], f.default) for f in dataclasses.fields(kind)}
+
+
+def flat(kind: type, above: str = "") -> dict[str, Rule]:
+    """The rules of all settings of a section and those in it, by dotted name."""
+    found: dict[str, Rule] = {}
+    for name, rule in rules(kind).items():
+        found |= flat(rule, f"{above}{name}.") if isinstance(rule, type) else {above + name: rule}
+    return found
+
+
+def of_type(hint: Any, default: Any) -> Any:
+    """The rule of a field of this type; None where a type has none."""
+    origin, parts = typing.get_origin(hint), typing.get_args(hint)
+    if dataclasses.is_dataclass(hint):
+        return hint if issubclass(hint, Section) else Fields(hint)
+    if origin is tuple:
+        return Each(of_type(parts[0], 0))
+    if origin is Literal:
+        return Choice(parts)
+    if origin is Mapping:
+        return Sections(parts[1]) if dataclasses.is_dataclass(parts[1]) else Fields()
+    if hint is int:
+        return Whole(1 if default is dataclasses.MISSING else min(default, 0))
+    return {float: Number(-math.inf), bool: Flag(), str: Text(empty=default == "")}.get(hint)
+
+
+def check(name: str, value: Any, rule: Rule) -> None:
+    """InputError that names the setting where its value breaks the rule."""
+    if fault := rule.fault(value):
+        raise InputError(f"{name}: {' '.join(repr(value).split())} {fault}")
+    if isinstance(rule, Fields) and rule.kind is not None:
+        known = {key: inner for key, inner in rules(rule.kind).items() if key not in rule.apart}
+        for key, part in value.items():
+            if key not in known:
+                raise InputError(f"{name}.{key}: no such setting; there are {', '.join(known)}")
+            check(f"{name}.{key}", part, known[key])
+
+
+def read(kind: type[S], values: Any, name: str = "") -> S:
+    """A section from plain values, lists as tuples; all of its settings are given.
+
+    Args:
+      name: the section's own, dotted; empty for that of all settings.
+
+    Raises:
+      InputError: a value breaks its rule, a name is unknown or lacking; names the setting.
+    """
+    known, made = rules(kind), {}
+    if not isinstance(values, Mapping):
+        raise InputError(f"{name}: {values!r} is not a section of settings")
+    for key in (*known, *values):
+        full, rule = f"{name}.{key}" if name else key, known.get(key)
+        if rule is None:
+            raise InputError(f"{full}: no such setting; there are {', '.join(known)}")
+        if key not in values:
+            raise InputError(f"{full}: is not set")
+        value = values[key]
+        if isinstance(rule, type):
+            value = read(rule, value, full)
+        else:
+            check(full, value, rule)
+        if isinstance(rule, Sections):
+            value = {label: rule.read(entry, f"{full}.{label}") for label, entry in value.items()}
+        made[key] = tuple(value) if isinstance(value, list) else value
+    return kind(**made)
