@@ -24,8 +24,8 @@ class Thinker(Section):
     path: str = setting("", "Hugging Face directory, or what `convert import` made; empty: random weights of `sizes`")
     tokenizer: str = setting("", "directory of the tokenizer; empty: that of the weights")
     sizes: Mapping[str, Any] = setting({}, "sizes of random weights: fields of `ThinkerConfig`")
-    dtype: Dtype = setting("bfloat16", "of activations")
-    param_dtype: Dtype = setting("bfloat16", "of frozen parameters; trained ones are float32")
+    dtype: Dtype = setting("bfloat16", "dtype of activations")
+    param_dtype: Dtype = setting("bfloat16", "dtype of frozen parameters; trained ones are float32")
     remat: Literal["none", "full", "attention", "dots", "dots_no_batch", "offload"] = setting(
         "full", "what the backward pass recomputes (`models/remat.py`)"
     )
@@ -39,9 +39,9 @@ class Sam2(Section):
     path: str = setting("", "Hugging Face directory; empty: random weights of `sizes`, or no segmenter without them")
     sizes: Mapping[str, Any] = setting({}, "sizes of random weights: fields of `Sam2Config`, with `hiera`")
     side: int = setting(1024, "side in pixels of the square that frames are stretched to", Whole(64, multiple=64))
-    dtype: Literal["float32", "bfloat16"] = setting("bfloat16", "of activations and parameters")
-    memory_dtype: Literal["float32", "bfloat16"] = setting("bfloat16", "of the stored memories")
-    direction: Direction = setting("forward", "in which a clip is tracked")
+    dtype: Literal["float32", "bfloat16"] = setting("bfloat16", "dtype of activations and parameters")
+    memory_dtype: Literal["float32", "bfloat16"] = setting("bfloat16", "dtype of the stored memories")
+    direction: Direction = setting("forward", "direction in which a clip is tracked")
     object_chunk: int = setting(4, "objects tracked at a time", POSITIVE)
     frame_chunk: int = setting(1, "frames encoded at a time", POSITIVE)
 
@@ -75,8 +75,8 @@ class Pixels(Section):
 class Task(Section):
     """One task of the mixture, `data.<task>`: its datasets and how their clips are read. Make it by `settings.task`."""
 
-    family: str = setting("", "of the datasets' clips: vos, refavs, refcocog, qa; empty: the task's own name")
-    example: str = setting("", "what is made of a clip; empty: the family's")
+    family: str = setting("", "family of the datasets' clips: vos, refavs, refcocog, qa; empty: the task's own name")
+    example: str = setting("", "name of what is made of a clip; empty: the family's")
     datasets: Mapping[str, Any] = setting({}, "datasets by names of your own, as `settings.datasets` makes them")
     batch_size: int = setting(1, "prompts per step, over all devices", POSITIVE)
     weight: float = setting(1.0, "share of the steps; 0 leaves the task out", Number())
@@ -108,7 +108,7 @@ class Step(Section):
     mode: Literal["fused", "staged"] = setting("fused", "one program, or one program per stage, to debug and profile")
     group: int = setting(8, "completions per prompt", POSITIVE)
     max_tokens: int = setting(800, "maximum tokens of a completion", POSITIVE)
-    temperature: float = setting(1.0, "of sampling", Number())
+    temperature: float = setting(1.0, "sampling temperature; 0 takes the most probable token", Number())
     top_k: int = setting(50, "most probable tokens that are sampled from; 0: all", COUNT)
     top_p: float = setting(0.95, "probability mass that is sampled from; 1: all", Number(0, 1, above=True))
     grounding_tokens: int = setting(256, "maximum tokens of System 2's answer, which is greedy", POSITIVE)
@@ -142,8 +142,8 @@ class Grpo(Section):
     ratio: Literal["token", "sequence"] = setting(
         "token", "importance ratio of each token, or of the sequence (geometric mean over its tokens)"
     )
-    clip_low: float = setting(0.2, "the ratio counts from 1 - `clip_low` ...", SHARE)
-    clip_high: float = setting(0.2, "... to 1 + `clip_high`", Number())
+    clip_low: float = setting(0.2, "width below 1 within which the importance ratio counts", SHARE)
+    clip_high: float = setting(0.2, "width above 1 within which the importance ratio counts", Number())
     beta: float = setting(0.04, "weight of the k3 estimate of KL(policy || reference); 0: no KL term", Number())
     reduce: Literal["completion", "token", "constant"] = setting(
         "completion",
@@ -170,13 +170,13 @@ class Optimizer(Section):
 
     rule: Literal["adamw", "muon"] = setting("adamw", "update rule")
     learning_rate: float = setting(1e-6, "peak learning rate", Number())
-    schedule: Literal["cosine", "linear", "constant"] = setting("cosine", "of the learning rate after the warm-up")
+    schedule: Literal["cosine", "linear", "constant"] = setting("cosine", "learning rate after the warm-up")
     warmup_steps: int = setting(0, "updates in which the learning rate rises from 0", COUNT)
     final_share: float = setting(0.0, "share of the learning rate that is left at the last step", SHARE)
     b1: float = setting(0.9, "decay of the first moment", Number(0, 1, below=True))
     b2: float = setting(0.999, "decay of the second moment", Number(0, 1, below=True))
     eps: float = setting(1e-8, "added to the denominator", Number(above=True))
-    weight_decay: float = setting(0.01, "of matrices", Number())
+    weight_decay: float = setting(0.01, "weight decay of matrices", Number())
     clip_norm: float = setting(5.0, "maximum norm of the gradient; 0: no clipping", Number())
     accumulate: int = setting(1, "rollouts whose gradients are averaged for one update", POSITIVE)
     max_skipped: int = setting(10, "updates in a row that are not finite and end the run; 0: never", COUNT)
@@ -189,8 +189,8 @@ class Optimizer(Section):
 class Lora(Section):
     """A LoRA adapter in place of full fine-tuning of the decoder."""
 
-    rank: int = setting(0, "of the adapter; 0: full fine-tuning", COUNT)
-    alpha: float = setting(64.0, "its output is scaled by alpha / rank", Number(above=True))
+    rank: int = setting(0, "rank of the adapter; 0: full fine-tuning", COUNT)
+    alpha: float = setting(64.0, "numerator of its output's scale, alpha / rank", Number(above=True))
     layers: tuple[str, ...] = setting(
         ("*",),
         'shell patterns of the linear layers\' paths or of their ends, such as `"q"`, `"text/layers/*"` or `"[qv]"`',
@@ -225,8 +225,8 @@ class Mesh(Section):
 
     slice: int = setting(1, "TPU slices, joined by the data centre's network; weights are replicated over them", AXIS)
     data: int = setting(1, "replicas of the weights within a slice", AXIS)
-    fsdp: int = setting(-1, "weights, moments and batch are sharded", AXIS)
-    tensor: int = setting(1, "heads and widths are sharded", AXIS)
+    fsdp: int = setting(-1, "devices that weights, moments and batch are sharded over", AXIS)
+    tensor: int = setting(1, "devices that heads and widths are sharded over", AXIS)
 
 
 @dataclass(frozen=True)
@@ -251,11 +251,11 @@ class Log(Section):
 class Settings(Section):
     """The run."""
 
-    name: str = setting("", "of the experiment, in reports")
+    name: str = setting("", "name of the experiment, in reports")
     objective: Literal["grpo", "sft", "masks"] = setting(
         "grpo", "GRPO; supervised training on plans from the ground truth; training of SAM 2 itself"
     )
-    seed: int = setting(0, "of all random numbers", COUNT)
+    seed: int = setting(0, "seed of all random numbers", COUNT)
     steps: int = setting(1000, "rollouts of the run", POSITIVE)
     data_root: str = setting("data", "directory that relative roots of datasets are in", Text())
     thinker: Thinker = Thinker()
