@@ -127,7 +127,7 @@ def entry(name: str, folder: pathlib.Path) -> Entry:
             flags = [f"--config=tests/tiny.py:{folder}/tokenizer", "--stages=update"]
             return Entry("omnir1_jax.plan", flags, lambda path: [f"--json={path}"])
         case "bench":
-            return Entry("omnir1_jax.bench", ["--quick", "--only=text"], lambda path: [f"--json={path}"])
+            return Entry("omnir1_jax.bench", ["--quick", "--only=thinker"], lambda path: [f"--json={path}"])
 
 
 QUICK = ("train", "import", "export", "synthetic", "toy")

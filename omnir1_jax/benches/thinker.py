@@ -7,7 +7,6 @@ one thread and with as many as there are cores, and the better time counts.
 """
 
 import functools
-import importlib.util
 import os
 import statistics
 import tempfile
@@ -56,8 +55,6 @@ def run(quick: bool) -> dict:
     first, *_, last = theirs["stamps"]
     per_step = _median(lambda: ours["decode"](cache), repeats) / (length - 1)
     figures |= _compare("decode_step", per_step, (last - first) / (length - 1))
-    if importlib.util.find_spec("omnir1_jax.benches.checkpoint"):
-        figures |= importlib.import_module("omnir1_jax.benches.checkpoint").run(quick)
     return figures
 
 

@@ -4,7 +4,9 @@ Both language model calls are batched: System 1 over the clips of a batch, Syste
 are padded on the left, answers read on the host.
 """
 
+import json
 import pathlib
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -31,7 +33,6 @@ from omnir1_jax.models.sam2.pixels import MEAN as SAM_MEAN
 from omnir1_jax.models.sam2.pixels import STD as SAM_STD
 from omnir1_jax.rl.config import StepConfig
 from omnir1_jax.systems import prompts
-from omnir1_jax.text import host
 
 TIED = {"prompt_encoder.shared_embedding.positional_embedding"}
 
@@ -91,15 +92,14 @@ def answer(usual: Usual, positions: Sequence[int]) -> list[Answered]:
     clips = [decode(task.reader[p], task.decode, frame_sampling.generator(task.seed, 0, p)) for p in positions]
     heard = [_system1(usual, clip) for clip in clips]
     completions = _say(usual, [text for text, _ in heard], [grid for _, grid in heard], "video", usual.step.sampling)
-    plans = [host.read_plan(text, len(clip.frames), usual.step.limits) for text, clip in zip(completions, clips)]
-    chosen = [_keyframes(plan, usual.step.keyframes) for plan in plans]
+    chosen = [_keyframes(text, len(clip.frames), usual.step) for text, clip in zip(completions, clips)]
     asked, images = [], []
     for clip, found in zip(clips, chosen):
         for frame, description in found.items():
             image = _sized(
                 clip.frames[frame : frame + 1], own.sharp_budget.image_min, own.sharp_budget.image_max, usual
             )
-            words = own.grounding.replace("{description}", host.lower_strip(description).decode())
+            words = own.grounding.replace("{description}", description.strip().lower())
             asked.append(words.replace("<|IMAGE|>", "<|IMAGE|>" * _cells(image, usual)))
             images.append(image)
     said = iter(_say(usual, asked, images, "image", usual.grounding) if asked else ())
@@ -109,22 +109,42 @@ def answer(usual: Usual, positions: Sequence[int]) -> list[Answered]:
         for frame in found:
             _, height, width, _ = next(drawn).shape
             scale = np.array([clip.size[1] / width, clip.size[0] / height] * 2, np.float32)
-            _, read = host.read_boxes(next(said), task.objects)
-            boxes[int(clip.frame_indices[frame])] = [
-                tuple(np.asarray(box.box) * scale) if not box.failure else None for box in read
-            ]
+            read = [_box(group) for group in _objects(next(said))[: task.objects]]
+            boxes[int(clip.frame_indices[frame])] = [box and tuple(np.asarray(box) * scale) for box in read]
         out.append(Answered(completion, boxes, _masks(usual, position, clip, boxes)))
     return out
 
 
-def _keyframes(plan: host.Plan, count: int) -> dict[int, bytes]:
+def _objects(text: str) -> list[dict[str, Any]]:
+    """The `{...}` groups of a text as JSON; an empty object for one that is none."""
+    found = []
+    for group in re.findall(r"\{.*?\}", text, re.DOTALL):
+        try:
+            found.append(json.loads(group))
+        except ValueError:
+            found.append({})
+    return found
+
+
+def _box(group: Mapping[str, Any]) -> list[float] | None:
+    box = group.get("bbox_2d")
+    good = isinstance(box, list) and len(box) == 4 and all(type(value) in (int, float) for value in box)
+    return box if good else None
+
+
+def _keyframes(text: str, frames: int, step: StepConfig) -> dict[int, str]:
     """The first frames that a plan covers, each with the first description for it."""
-    covered: dict[int, bytes] = {}
-    for piece in plan.pieces:
-        if piece.valid:
-            for frame in range(piece.first_frame, piece.last_frame + 1):
-                covered.setdefault(frame, piece.description)
-    return {frame: covered[frame] for frame in sorted(covered)[:count]}
+    covered: dict[int, str] = {}
+    answer = re.search(r"<answer>(.*?)</answer>", text, re.DOTALL)
+    for group in _objects(answer[1] if answer else "")[: step.limits.groups or None]:
+        times = [re.match(r"(\d+):(\d+)\.(\d+)", str(group.get(key))) for key in ("start_time", "end_time")]
+        if not all(times) or not isinstance(group.get("description"), str):
+            continue
+        start, end = ((int(time[1]) * 60 + int(time[2])) * 100 + int(time[3]) for time in times)  # centiseconds
+        if start <= end <= 50 * frames:
+            for frame in range(min(start // 50, frames - 1), min(end // 50, frames - 1) + 1):
+                covered.setdefault(frame, group["description"])
+    return {frame: covered[frame] for frame in sorted(covered)[: step.keyframes]}
 
 
 def _system1(usual: Usual, clip: DecodedClip) -> tuple[str, UInt8[np.ndarray, "t h w 3"]]:

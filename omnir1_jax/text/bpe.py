@@ -82,11 +82,6 @@ def bpe_tables(tokenizer: Any) -> Bpe:
     )
 
 
-def nbytes(tables: Any) -> int:
-    """Bytes that tables take on the device."""
-    return sum(x.nbytes for x in jax.tree.leaves(tables))
-
-
 def _units(
     added: AddedTokens, text: UInt8[Array, "n m"], length: Int[Array, "n"]
 ) -> tuple[Int[Array, "n m"], Int[Array, "n"]]:

@@ -2,10 +2,11 @@
 
 import functools
 
+import numpy as np
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from omnir1_jax.text.family import QWEN2_PATTERN
+from omnir1_jax.text.family import QWEN2_PATTERN, byte_alphabet
 from tests.text import fuzz
 
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|image_pad|>", "<|vision_end|>")
@@ -47,6 +48,30 @@ def tokenizer(size):
     inner.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in SPECIAL])
     inner.add_tokens([AddedToken(t, normalized=False) for t in VISIBLE])
     return PreTrainedTokenizerFast(tokenizer_object=inner)
+
+
+def invented_tokenizer(size: int, seed: int = 0) -> tuple[PreTrainedTokenizerFast, list[str]]:
+    """A Qwen2 tokenizer of `size` tokens whose merges spell invented words letter by letter; and the words."""
+    r = np.random.default_rng(seed)
+    alphabet = {b: c for c, b in byte_alphabet().items()}
+    tokens = {c: i for i, c in enumerate(sorted(byte_alphabet()))}
+    merges = []
+    letters = np.array(list("etaoinshrdlucmfwypvbgkjqxz"))
+    odds = 1 / np.arange(3, 3 + len(letters))
+    words: list[str] = []
+    while len(tokens) < size:
+        word = " " + "".join(r.choice(letters, r.integers(3, 11), p=odds / odds.sum()))
+        words.append(word)
+        spelled = "".join(alphabet[b] for b in word.encode())
+        for end in range(2, len(spelled) + 1):
+            if spelled[:end] not in tokens and len(tokens) < size:
+                tokens[spelled[:end]] = len(tokens)
+                merges.append((spelled[: end - 1], spelled[end - 1]))
+    inner = Tokenizer(models.BPE(vocab=tokens, merges=merges))
+    inner.normalizer, inner.decoder = normalizers.NFC(), decoders.ByteLevel()
+    inner.pre_tokenizer = pre_tokenizer()
+    inner.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in SPECIAL])
+    return PreTrainedTokenizerFast(tokenizer_object=inner, name_or_path=f"invented-{size}"), words
 
 
 RANGES = (
