@@ -1,6 +1,6 @@
 """What the authors read from a completion, in the graph: plans, descriptions, grounding boxes, boxes with points.
 
-`omnir1_jax.text.host` reads the same from a Python string; `rules` says what both hold to.
+`rules` says where this differs from `re` and `json` on the same text.
 """
 
 from typing import Any, NamedTuple

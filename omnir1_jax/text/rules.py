@@ -1,4 +1,4 @@
-"""What graph and host agree on where Python's own behaviour makes no sense on a device: limits and failure kinds.
+"""What is read where Python's own behaviour makes no sense on a device: limits and failure kinds.
 
 The rules, beside `re` and `json` (strict) on the text that `decode(ids, skip_special_tokens=True)` gives:
 

@@ -14,7 +14,8 @@ from omnir1_jax.errors import printable
 from omnir1_jax.evaluation import qa, qa_score
 from omnir1_jax.inference import infer
 from omnir1_jax.reporting import html
-from omnir1_jax.text import host, tags
+from omnir1_jax.text import tags
+from tests.text import host
 
 PIECES = (
     *("<answer>", "</answer>", "<think>", "</think>", "<box>", "</box>", "{", "}", "{}", '{"a": 1}', "<", ">", '"'),

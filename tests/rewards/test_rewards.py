@@ -12,10 +12,11 @@ from omnir1_jax import rewards
 from omnir1_jax.errors import InputError
 from omnir1_jax.rewards import boxes as box_rules
 from omnir1_jax.systems import keyframes
-from omnir1_jax.text import host, readers, rules
+from omnir1_jax.text import readers, rules
 from omnir1_jax.text.rules import Limits
 from omnir1_jax.text.vocab import Text
 from tests.rewards import reward_oracle as oracle
+from tests.text import host
 
 N, T, H, W, K = 3, 10, 12, 16, 4
 BYTES, BOX_BYTES = 2048, 384

@@ -18,10 +18,10 @@ from omnir1_jax.errors import InputError
 from omnir1_jax.supervised import lessons, targets, text, tokenizer
 from omnir1_jax.systems import prompts
 from omnir1_jax.tasks import examples
-from omnir1_jax.text import host
 from omnir1_jax.text.bpe import bpe_tables, encode
 from omnir1_jax.text.rules import Failure
 from omnir1_jax.text.vocab import byte_vocab, detokenise
+from tests.text import host
 
 CELL = 16
 PIXELS = CELL**2

@@ -16,10 +16,10 @@ from omnir1_jax.models.qwen_omni.inputs import ThinkerInputs
 from omnir1_jax.models.qwen_omni.sample import Sampling, Tails, generate
 from omnir1_jax.rl import learn
 from omnir1_jax.supervised import lessons, text
-from omnir1_jax.text import host
 from tests.rewards import reward_oracle
 from tests.rl import small
 from tests.supervised import test_targets as small_lessons
+from tests.text import host
 
 WEIGHTS = pathlib.Path(__file__).parents[2] / "configs" / "toy_weights" / "thinker"
 LORA = lora.LoraConfig(4, 8.0, ("*",))

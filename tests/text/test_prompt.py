@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 from omnir1_jax.errors import InputError
-from omnir1_jax.text import bpe, host, prompt, strings
+from omnir1_jax.text import bpe, prompt, strings
 from omnir1_jax.text.vocab import pack
-from tests.text import fuzz, trained
+from tests.text import fuzz, host, trained
 
 DESCRIPTION, BATCH, MOST = 64, 200, 200
 TEXTS = (

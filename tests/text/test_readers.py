@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from omnir1_jax.text import host, readers
+from omnir1_jax.text import readers
 from omnir1_jax.text.rules import Failure, Limits
 from omnir1_jax.text.vocab import ByteVocab, byte_vocab, detokenise
-from tests.text import fuzz, oracle, trained
+from tests.text import fuzz, host, oracle, trained
 
 BYTES, BATCH = 600, 500
 LIMITS = Limits(groups=4, description=48)

@@ -1,4 +1,4 @@
-"""The reading of `readers`, on the host, with `re` and `json`: what evaluation uses and what the graph is held to.
+"""The reading of `omnir1_jax.text.readers` on the host, with `re` and `json`: what the graph is held to.
 
 Takes the string that `tokenizer.decode(ids, skip_special_tokens=True)` gives. `rules` says where this differs from
 what Python alone would read. `max_bytes` is the size of the graph's text buffer, None for no limit.
