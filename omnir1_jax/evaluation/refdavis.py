@@ -1,7 +1,7 @@
 """Ref-DAVIS17, its two protocols.
 
-`per_expression` is mevis.aggregate over all (video, expression). `unsupervised` is the DAVIS 2017 unsupervised
-evaluation of four submissions, one an annotator: objects of a submission are merged into one label map,
+By expression, `mevis.aggregate` over all (video, expression). Unsupervised, the DAVIS 2017 unsupervised evaluation of
+four submissions, one an annotator: objects of a submission are merged into one label map,
 matched to the annotated objects by the Hungarian algorithm and scored with void pixels (255) left out.
 """
 
@@ -12,13 +12,11 @@ from jaxtyping import Bool, Float, Shaped, UInt8
 from scipy.optimize import linear_sum_assignment
 
 from omnir1_jax.errors import InputError
-from omnir1_jax.evaluation import davis, mevis
+from omnir1_jax.evaluation import davis
 
 ANNOTATORS = ("annot1-first", "annot1-full", "annot2-first", "annot2-full")
 VOID = 255
 MAX_PROPOSALS = 20
-
-per_expression = mevis.aggregate
 
 
 def submission_expressions(num_expressions: int) -> list[list[int]]:

@@ -1,9 +1,6 @@
 """From a tree of predicted masks and a dataset's reader to the benchmark's table."""
 
-import functools
-import multiprocessing
 from collections.abc import Iterable, Iterator, Mapping
-from concurrent import futures
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,8 +11,6 @@ from omnir1_jax.data.masks import decode_label_map, decode_masks
 from omnir1_jax.data.refs import BadSample, ClipRef, Reader
 from omnir1_jax.errors import InputError
 from omnir1_jax.evaluation import mevis, predictions, refavs, refdavis, revos
-
-PER_EXPRESSION = ("mevis", "refdavis", "refytvos")
 
 
 class Row(NamedTuple):
@@ -60,19 +55,6 @@ def score_position(reader: Reader, root: str, mode: revos.Mode, position: int) -
     except BadSample as error:
         raise InputError(f"the ground truth of {error}") from error
     return Row(ref.sample_id, type_id, revos.score_expression(objects, pred, foreground, mode)._asdict(), False)
-
-
-def score_rows(reader: Reader, root: str, mode: revos.Mode = "clean", workers: int = 0) -> Iterator[Row]:
-    """Every expression of the split in order, scored in `workers` processes."""
-    if reader.name != "revos" and reader.name not in PER_EXPRESSION:
-        raise InputError(f"no scores by expression for {reader.name}; expected revos, {', '.join(PER_EXPRESSION)}")
-    score = functools.partial(score_position, reader, root, mode)
-    if workers == 0:
-        yield from map(score, range(len(reader)))
-        return
-    context = multiprocessing.get_context("spawn")
-    with futures.ProcessPoolExecutor(workers, context) as pool:
-        yield from pool.map(score, range(len(reader)), chunksize=16)
 
 
 def table(dataset: str, rows: Iterable[Row]) -> dict[str, Any]:
@@ -140,12 +122,3 @@ def score_refdavis_unsupervised(reader: Reader, dataset_root: str, root: str) ->
             labels = refdavis.label_map((np.stack(found) > 0).astype(np.uint8))
             submission.append(refdavis.score_video(annotation, labels, video))
     return dict(refdavis.aggregate_unsupervised(submissions))
-
-
-def expected(reader: Reader) -> list[tuple[str, str]]:
-    """(video, expression) of every item: what a server's archive has to hold."""
-    out = []
-    for position in range(len(reader)):
-        ref = reader[position]
-        out.append((ref.extra["video"], ref.extra["exp_id"]))
-    return out

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from omnir1_jax.errors import InputError
-from omnir1_jax.evaluation import predictions, refytvos
+from omnir1_jax.evaluation import predictions
 
 NAMES = ["00005", "00010"]
 
@@ -50,16 +50,9 @@ def test_server_archives(tree, tmp_path):
     first, second = str(tmp_path / "a.zip"), str(tmp_path / "b.zip")
     (pathlib.Path(root) / "UVO/all/-x/12/._00005.png").write_bytes(b"no image")  # of a system, beside a copied file
     assert predictions.write_zip(root, first) == 2
-    assert refytvos.write_submission(root, second, [("UVO/all/-x", "12")]) == 2
+    assert predictions.write_zip(root, second, predictions.REFYTVOS_PREFIX, [("UVO/all/-x", "12")]) == 2
     names = ["UVO/all/-x/12/00005.png", "UVO/all/-x/12/00010.png"]
     assert zipfile.ZipFile(first).namelist() == names
     assert zipfile.ZipFile(second).namelist() == [f"Annotations/{n}" for n in names]
-    with pytest.raises(InputError, match="1 expressions are missing, first v/3"):
-        refytvos.write_submission(root, second, [("UVO/all/-x", "12"), ("v", "3")])
     with pytest.raises(InputError, match="not a directory"):
         predictions.write_zip(root + "x", first)
-
-
-def test_refytvos_validation_videos():
-    valid, test = {"videos": {"b": {}, "a": {}, "c": {}}}, {"videos": {"c": {}}}
-    assert refytvos.validation_videos(valid, test) == ["a", "b"]
