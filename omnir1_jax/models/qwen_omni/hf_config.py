@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from etils import epath
@@ -11,64 +11,71 @@ from jax.typing import DTypeLike
 from omnir1_jax.errors import InputError
 from omnir1_jax.files import json_file
 from omnir1_jax.files.json_file import describe
-from omnir1_jax.models.config_values import MAX_COUNT, flag, number, section, whole, wholes, without_null
+from omnir1_jax.models.config_values import MAX_COUNT, MAX_SIZE, flag, number, section, whole, wholes, without_null
 from omnir1_jax.models.qwen_omni.config import AudioConfig, TextConfig, ThinkerConfig, TokenIds, VisionConfig
 
 MAX_WIDTH = 1 << 16  # of hidden states
 WHOLE, THINKER = "qwen2_5_omni", "qwen2_5_omni_thinker"
 ARCHITECTURES = {WHOLE: "Qwen2_5OmniForConditionalGeneration", THINKER: "Qwen2_5OmniThinkerForConditionalGeneration"}
 
-# What transformers takes for a key that config.json leaves out. `vision_start_token_id` and `vision_end_token_id` are
-# no declared fields there; these are the ids of the released tokeniser.
+
+class Key(NamedTuple):
+    """A field of ours in `config.json`: its key, what transformers takes where it is absent, the highest value."""
+
+    name: str
+    absent: Any
+    high: float = MAX_SIZE
+
+
 _TEXT = dict(
-    vocab_size=152064,
-    hidden_size=3584,
-    intermediate_size=18944,
-    num_hidden_layers=28,
-    num_attention_heads=28,
-    num_key_value_heads=4,
-    rms_norm_eps=1e-6,
-    hidden_act="silu",
-    use_sliding_window=False,
+    vocab_size=Key("vocab_size", 152064),
+    hidden_size=Key("hidden_size", 3584, MAX_WIDTH),
+    intermediate_size=Key("intermediate_size", 18944),
+    num_layers=Key("num_hidden_layers", 28, MAX_COUNT),
+    num_heads=Key("num_attention_heads", 28, MAX_COUNT),
+    num_kv_heads=Key("num_key_value_heads", 4, MAX_COUNT),
+    rms_norm_eps=Key("rms_norm_eps", 1e-6, 1.0),
 )
 _VISION = dict(
-    depth=32,
-    hidden_size=3584,
-    intermediate_size=3420,
-    num_heads=16,
-    out_hidden_size=3584,
-    fullatt_block_indexes=[7, 15, 23, 31],
-    patch_size=14,
-    temporal_patch_size=2,
-    spatial_merge_size=2,
-    window_size=112,
-    in_channels=3,
-    hidden_act="silu",
+    depth=Key("depth", 32, MAX_COUNT),
+    hidden_size=Key("hidden_size", 3584, MAX_WIDTH),
+    intermediate_size=Key("intermediate_size", 3420),
+    num_heads=Key("num_heads", 16, MAX_COUNT),
+    out_hidden_size=Key("out_hidden_size", 3584, MAX_WIDTH),
+    full_attention_blocks=Key("fullatt_block_indexes", (7, 15, 23, 31), MAX_COUNT),
+    patch_size=Key("patch_size", 14, MAX_COUNT),
+    temporal_patch_size=Key("temporal_patch_size", 2, 16),
+    spatial_merge_size=Key("spatial_merge_size", 2, 64),
+    window_size=Key("window_size", 112),
+    in_channels=Key("in_channels", 3, MAX_COUNT),
 )
 _AUDIO = dict(
-    num_mel_bins=128,
-    d_model=1280,
-    encoder_layers=32,
-    encoder_attention_heads=20,
-    encoder_ffn_dim=5120,
-    output_dim=3584,
-    n_window=100,
-    max_source_positions=1500,
-    activation_function="gelu",
-    scale_embedding=False,
+    num_mel_bins=Key("num_mel_bins", 128, MAX_COUNT),
+    d_model=Key("d_model", 1280, MAX_WIDTH),
+    num_layers=Key("encoder_layers", 32, MAX_COUNT),
+    num_heads=Key("encoder_attention_heads", 20, MAX_COUNT),
+    ffn_dim=Key("encoder_ffn_dim", 5120),
+    output_dim=Key("output_dim", 3584, MAX_WIDTH),
+    n_window=Key("n_window", 100, 4096),
+    max_source_positions=Key("max_source_positions", 1500),
 )
+# `vision_start_token_id` and `vision_end_token_id` are no declared fields of transformers'; these are the ids of the
+# released tokeniser.
 _IDS = dict(
-    audio_token_index=151646,
-    image_token_index=151655,
-    video_token_index=151656,
-    audio_start_token_id=151647,
-    audio_end_token_id=151648,
-    vision_start_token_id=151652,
-    vision_end_token_id=151653,
-    pad_token_id=151643,
-    eos_token_id=151645,
+    audio=Key("audio_token_index", 151646),
+    image=Key("image_token_index", 151655),
+    video=Key("video_token_index", 151656),
+    audio_start=Key("audio_start_token_id", 151647),
+    audio_end=Key("audio_end_token_id", 151648),
+    vision_start=Key("vision_start_token_id", 151652),
+    vision_end=Key("vision_end_token_id", 151653),
+    pad=Key("pad_token_id", 151643),
+    eos=Key("eos_token_id", 151645),
 )
-_OTHER = dict(position_id_per_seconds=25, seconds_per_chunk=2, tie_word_embeddings=False)
+_TOP = dict(
+    position_id_per_second=Key("position_id_per_seconds", 25),
+    seconds_per_chunk=Key("seconds_per_chunk", 2.0, 1e6),
+)
 
 # What the modules compute; another value means another model.
 _FIXED = {
@@ -76,7 +83,6 @@ _FIXED = {
     "vision_config": {"hidden_act": "silu"},
     "audio_config": {"activation_function": "gelu", "scale_embedding": False},
 }
-_ALIASES = {name.replace("_index", "_id"): name for name in _IDS if name.endswith("_index")}
 
 
 def read_json(path: epath.PathLike) -> dict[str, Any]:
@@ -118,70 +124,56 @@ def parse(raw: Mapping[str, Any], source: str = "config.json", dtype: DTypeLike 
       InputError: another model family, a setting that the modules do not have, or a key missing or of a wrong type.
     """
     raw = thinker_json(raw, source)
-    text = _section(raw, "text_config", _TEXT, source)
-    vision = _section(raw, "vision_config", _VISION, source)
-    audio = _section(raw, "audio_config", _AUDIO, source)
-    top = _OTHER | {key: value for key, value in raw.items() if key in _OTHER and value is not None}
+    text, vision, audio = (_section(raw, name, source) for name in _FIXED)
+    t, v, a = (f"{source}: {name}." for name in _FIXED)
     theta, sections = _rope(text, source)
-    t, v, a = (f"{source}: {name}." for name in ("text_config", "vision_config", "audio_config"))
-    width, heads = whole(text, "hidden_size", t, 1, MAX_WIDTH), whole(text, "num_attention_heads", t, 1, MAX_COUNT)
-    rope = section(vision, "rope_parameters", v)
+    sizes = _read(text, _TEXT, t)
+    head = {"head_dim": sizes["hidden_size"] // sizes["num_heads"]}
+    tied = {"tie_word_embeddings": False} | without_null(raw)
+    rope = {"rope_theta": vision.get("rope_theta", 1e4)} | without_null(section(vision, "rope_parameters", v))
     config = ThinkerConfig(
         text=TextConfig(
-            vocab_size=whole(text, "vocab_size", t),
-            hidden_size=width,
-            intermediate_size=whole(text, "intermediate_size", t),
-            num_layers=whole(text, "num_hidden_layers", t, 1, MAX_COUNT),
-            num_heads=heads,
-            num_kv_heads=whole(text, "num_key_value_heads", t, 1, heads),
-            head_dim=whole({"head_dim": width // heads} | without_null(text), "head_dim", t, 1, MAX_WIDTH),
+            **sizes,
+            head_dim=whole(head | text, "head_dim", t, 1, MAX_WIDTH),
             rope_theta=theta,
             mrope_section=sections,
-            rms_norm_eps=number(text, "rms_norm_eps", t, high=1.0),
-            tie_word_embeddings=flag(top, "tie_word_embeddings", f"{source}: "),
+            tie_word_embeddings=flag(tied, "tie_word_embeddings", f"{source}: "),
         ),
-        vision=VisionConfig(
-            depth=whole(vision, "depth", v, 1, MAX_COUNT),
-            hidden_size=whole(vision, "hidden_size", v, 1, MAX_WIDTH),
-            intermediate_size=whole(vision, "intermediate_size", v),
-            num_heads=whole(vision, "num_heads", v, 1, MAX_COUNT),
-            out_hidden_size=whole(vision, "out_hidden_size", v, 1, MAX_WIDTH),
-            full_attention_blocks=wholes(vision, "fullatt_block_indexes", v, 0, MAX_COUNT),
-            patch_size=whole(vision, "patch_size", v, 1, MAX_COUNT),
-            temporal_patch_size=whole(vision, "temporal_patch_size", v, 1, 16),
-            spatial_merge_size=whole(vision, "spatial_merge_size", v, 1, 64),
-            window_size=whole(vision, "window_size", v),
-            in_channels=whole(vision, "in_channels", v, 1, MAX_COUNT),
-            rope_theta=number({"rope_theta": vision.get("rope_theta", 1e4)} | without_null(rope), "rope_theta", v),
-        ),
-        audio=AudioConfig(
-            num_mel_bins=whole(audio, "num_mel_bins", a, 1, MAX_COUNT),
-            d_model=whole(audio, "d_model", a, 1, MAX_WIDTH),
-            num_layers=whole(audio, "encoder_layers", a, 1, MAX_COUNT),
-            num_heads=whole(audio, "encoder_attention_heads", a, 1, MAX_COUNT),
-            ffn_dim=whole(audio, "encoder_ffn_dim", a),
-            output_dim=whole(audio, "output_dim", a, 1, MAX_WIDTH),
-            n_window=whole(audio, "n_window", a, 1, 4096),
-            max_source_positions=whole(audio, "max_source_positions", a),
-        ),
+        vision=VisionConfig(**_read(vision, _VISION, v), rope_theta=number(rope, "rope_theta", v)),
+        audio=AudioConfig(**_read(audio, _AUDIO, a)),
         tokens=_token_ids(raw, text, source),
-        position_id_per_second=whole(top, "position_id_per_seconds", f"{source}: "),
-        seconds_per_chunk=number(top, "seconds_per_chunk", f"{source}: ", high=1e6),
+        **_read(without_null(raw), _TOP, f"{source}: "),
         dtype=dtype,
     )
     _check_sizes(config, source)
     return config
 
 
-def _section(raw: Mapping[str, Any], name: str, defaults: Mapping[str, Any], source: str) -> dict[str, Any]:
+def _section(raw: Mapping[str, Any], name: str, source: str) -> dict[str, Any]:
+    """A section without its nulls, which holds nothing that the modules do not compute."""
     part = raw.get(name)
     if not isinstance(part, dict):
         raise InputError(f"{source}: {name} is missing or not an object")
-    part = dict(defaults) | {key: value for key, value in part.items() if value is not None}
+    part = without_null(part)
     for key, value in _FIXED[name].items():
-        if part[key] != value:
+        if part.get(key, value) != value:
             raise InputError(f"{source}: {name}.{key} is {describe(part[key])}; only {describe(value)} is supported")
     return part
+
+
+def _read(part: Mapping[str, Any], keys: Mapping[str, Key], where: str) -> dict[str, Any]:
+    """The fields, each of the type of what stands for an absent one and within its range."""
+    fields = {}
+    for field, (name, absent, high) in keys.items():
+        here = {name: part.get(name, absent)}
+        match absent:
+            case int():
+                fields[field] = whole(here, name, where, 1, int(high))
+            case float():
+                fields[field] = number(here, name, where, high=high)
+            case _:
+                fields[field] = wholes(here, name, where, 0, int(high))
+    return fields
 
 
 def _rope(text: Mapping[str, Any], source: str) -> tuple[float, tuple[int, int, int]]:
@@ -198,22 +190,15 @@ def _rope(text: Mapping[str, Any], source: str) -> tuple[float, tuple[int, int, 
 
 
 def _token_ids(raw: Mapping[str, Any], text: Mapping[str, Any], source: str) -> TokenIds:
-    named = {_ALIASES.get(key, key): value for key, value in raw.items() if value is not None}
-    ids = _IDS | {key: text[key] for key in ("pad_token_id", "eos_token_id") if text.get(key) is not None}
-    ids |= {key: named[key] for key in _IDS if key in named}
-    eos = ids.pop("eos_token_id")
-    one = {key: whole(ids, key, f"{source}: ", 0) for key in ids}
-    return TokenIds(
-        audio=one["audio_token_index"],
-        image=one["image_token_index"],
-        video=one["video_token_index"],
-        audio_start=one["audio_start_token_id"],
-        audio_end=one["audio_end_token_id"],
-        vision_start=one["vision_start_token_id"],
-        vision_end=one["vision_end_token_id"],
-        pad=one["pad_token_id"],
-        eos=wholes({"eos_token_id": eos if isinstance(eos, list) else [eos]}, "eos_token_id", f"{source}: "),
-    )
+    """The ids, which newer files name `.._token_id` and older ones `.._token_index`."""
+    alias = {key.name.replace("_index", "_id"): key.name for key in _IDS.values()}
+    ends = {key: text[key] for key in ("pad_token_id", "eos_token_id") if key in text}
+    named = {alias.get(key, key): value for key, value in without_null(raw).items()}
+    ids = {key.name: key.absent for key in _IDS.values()} | ends | named
+    eos = ids["eos_token_id"]
+    ids["eos_token_id"] = eos if isinstance(eos, list) else [eos]
+    where = f"{source}: "
+    return TokenIds(**{f: (wholes if f == "eos" else whole)(ids, k.name, where, 0) for f, k in _IDS.items()})
 
 
 def _check_sizes(config: ThinkerConfig, source: str) -> None:
@@ -221,7 +206,7 @@ def _check_sizes(config: ThinkerConfig, source: str) -> None:
     t, v, a = config.text, config.vision, config.audio
     if t.head_dim % 2:
         raise InputError(f"{source}: head_dim {t.head_dim} must be even")
-    if t.num_heads % t.num_kv_heads:
+    if t.num_heads % t.num_kv_heads:  # as are more of the latter
         raise InputError(
             f"{source}: num_attention_heads {t.num_heads} is not a multiple of num_key_value_heads {t.num_kv_heads}"
         )
@@ -265,58 +250,21 @@ def to_json(config: ThinkerConfig, *, base: Mapping[str, Any] | None = None, who
 
 def _new(config: ThinkerConfig) -> dict[str, Any]:
     """The whole config in the new spelling."""
-    t, v, a, ids = config.text, config.vision, config.audio, config.tokens
-    return dict(
-        text_config=dict(
-            model_type="qwen2_5_omni_text",
-            vocab_size=t.vocab_size,
-            hidden_size=t.hidden_size,
-            intermediate_size=t.intermediate_size,
-            num_hidden_layers=t.num_layers,
-            num_attention_heads=t.num_heads,
-            num_key_value_heads=t.num_kv_heads,
-            head_dim=t.head_dim,
-            rms_norm_eps=t.rms_norm_eps,
-            rope_parameters=dict(rope_type="default", rope_theta=t.rope_theta, mrope_section=list(t.mrope_section)),
-            tie_word_embeddings=t.tie_word_embeddings,
-            pad_token_id=ids.pad,
-            eos_token_id=list(ids.eos),
-        ),
-        vision_config=dict(
-            model_type="qwen2_5_omni_vision_encoder",
-            depth=v.depth,
-            hidden_size=v.hidden_size,
-            intermediate_size=v.intermediate_size,
-            num_heads=v.num_heads,
-            out_hidden_size=v.out_hidden_size,
-            fullatt_block_indexes=list(v.full_attention_blocks),
-            patch_size=v.patch_size,
-            temporal_patch_size=v.temporal_patch_size,
-            spatial_merge_size=v.spatial_merge_size,
-            window_size=v.window_size,
-            in_channels=v.in_channels,
-            rope_parameters=dict(rope_type="axial", rope_theta=v.rope_theta),
-        ),
-        audio_config=dict(
-            model_type="qwen2_5_omni_audio_encoder",
-            num_mel_bins=a.num_mel_bins,
-            d_model=a.d_model,
-            encoder_layers=a.num_layers,
-            encoder_attention_heads=a.num_heads,
-            encoder_ffn_dim=a.ffn_dim,
-            output_dim=a.output_dim,
-            n_window=a.n_window,
-            max_source_positions=a.max_source_positions,
-        ),
-        audio_token_index=ids.audio,
-        image_token_index=ids.image,
-        video_token_index=ids.video,
-        audio_start_token_id=ids.audio_start,
-        audio_end_token_id=ids.audio_end,
-        vision_start_token_id=ids.vision_start,
-        vision_end_token_id=ids.vision_end,
-        pad_token_id=ids.pad,
-        eos_token_id=list(ids.eos),
-        position_id_per_seconds=config.position_id_per_second,
-        seconds_per_chunk=int(config.seconds_per_chunk),
+    t, v, ids = config.text, config.vision, _write(config.tokens, _IDS)
+    ends = {key: ids[key] for key in ("pad_token_id", "eos_token_id")}
+    rope = dict(rope_type="default", rope_theta=t.rope_theta, mrope_section=list(t.mrope_section))
+    parts = dict(
+        text_config=_write(t, _TEXT)
+        | ends
+        | dict(head_dim=t.head_dim, rope_parameters=rope, tie_word_embeddings=t.tie_word_embeddings),
+        vision_config=_write(v, _VISION) | dict(rope_parameters=dict(rope_type="axial", rope_theta=v.rope_theta)),
+        audio_config=_write(config.audio, _AUDIO),
     )
+    kinds = ("qwen2_5_omni_text", "qwen2_5_omni_vision_encoder", "qwen2_5_omni_audio_encoder")
+    parts = {name: {"model_type": kind} | part for kind, (name, part) in zip(kinds, parts.items(), strict=True)}
+    return parts | ids | _write(config, _TOP) | {"seconds_per_chunk": int(config.seconds_per_chunk)}
+
+
+def _write(config: Any, keys: Mapping[str, Key]) -> dict[str, Any]:
+    values = {key.name: getattr(config, field) for field, key in keys.items()}
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
