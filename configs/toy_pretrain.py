@@ -23,7 +23,7 @@ def thinker_kinds():
     c.name = "toy_thinker_kinds"
     c.steps = 4000
     c.thinker.path = ""
-    c.thinker.tokenizer = str(WEIGHTS / "thinker")  # made by omnir1_jax.supervised.tokenizer
+    c.thinker.tokenizer = str(WEIGHTS / "thinker")  # made by omnir1_jax.toy.tokenizer
     c.thinker.sizes = dict(
         text=dict(
             hidden_size=96, intermediate_size=256, num_layers=4, num_heads=4, num_kv_heads=2, head_dim=24,

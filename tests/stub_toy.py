@@ -2,11 +2,11 @@
 
 import json
 
-from omnir1_jax import toy
 from omnir1_jax.files import folders
 from omnir1_jax.inference.answer import KEYFRAMES
 from omnir1_jax.inference.samples import SOUNDS
 from omnir1_jax.inference.store import KIND, NAMES
+from omnir1_jax.toy import __main__ as toy
 
 
 def evaluated(folder) -> None:

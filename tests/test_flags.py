@@ -11,7 +11,7 @@ from absl import flags
 from omnir1_jax.config import settings
 from omnir1_jax.errors import InputError
 
-COMMANDS = ("bench", "evaluate", "infer", "plan", "toy", "train")
+COMMANDS = ("bench", "evaluate", "infer", "plan", "toy.__main__", "train")
 
 
 def in_a_process(function, *args):
@@ -71,5 +71,5 @@ def test_a_command_refuses_the_flags_of_every_other(command, own):
 
 def test_flags_are_those_that_a_command_means(own):
     """One flag that is another command's own, for each: they came in by an import."""
-    assert not {"seed", "checkpoint", "workdir", "coordinator", "limit"} & set(own["toy"])
+    assert not {"seed", "checkpoint", "workdir", "coordinator", "limit"} & set(own["toy.__main__"])
     assert own["train"] == ["config", "coordinator", "process", "processes", "workdir"]

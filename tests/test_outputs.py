@@ -17,7 +17,7 @@ from omnir1_jax.data.tfds_builders import builders
 from omnir1_jax.errors import InputError
 from omnir1_jax.files import output_file
 from omnir1_jax.inference import outputs
-from omnir1_jax.supervised import tokenizer
+from omnir1_jax.toy import tokenizer
 
 ROOT = pathlib.Path(__file__).parent.parent
 PLAN, FIGURES = {"hbm_bytes_per_chip": 1, "fits": True}, {"text": {"seconds": 1.0}}

@@ -7,13 +7,13 @@ import pytest
 from etils import epath
 from matplotlib.figure import Figure
 
-from omnir1_jax import toy
 from omnir1_jax.config import settings
 from omnir1_jax.errors import InputError
 from omnir1_jax.files import folders
 from omnir1_jax.inference.answer import KEYFRAMES
 from omnir1_jax.inference.samples import SOUNDS
 from omnir1_jax.reporting import toy_report
+from omnir1_jax.toy import __main__ as toy
 
 GAINS = {0: 6.0, 1: 8.0}
 

@@ -15,7 +15,8 @@ from omnir1_jax.rl.learn import TrainState
 from omnir1_jax.rl.step import make_train_step
 from omnir1_jax.build.data import example_config
 from omnir1_jax.build.models import Loaded, lora_config, step_config
-from omnir1_jax.supervised import lessons, mask_examples, masks, targets, text
+from omnir1_jax.supervised import mask_examples, masks, targets, text
+from omnir1_jax.toy import lessons
 
 
 class Objective(NamedTuple):

@@ -1,6 +1,6 @@
 """From a decoded clip to a prompt with target texts: the transforms of the pipeline for supervised training.
 
-The families of the RL step get the answer that the truth dictates (the paper's supervised baseline). `lessons` has
+The families of the RL step get the answer that the truth dictates (the paper's supervised baseline). `toy.lessons` has
 further examples for thinkers trained from scratch. Arrays are flat; `text.to_batch` makes the step's batch of them.
 """
 

@@ -5,11 +5,11 @@ import json
 from hypothesis import given
 from hypothesis import strategies as st
 
-from omnir1_jax import toy
 from omnir1_jax.config import settings
 from omnir1_jax.reporting import names
 from omnir1_jax.reporting.log import RunLog
 from omnir1_jax.reporting.train_report import write_report
+from omnir1_jax.toy import __main__ as toy
 from omnir1_jax.training.loop import summary
 
 METRICS = {"reward/total": 1.0, "failure/answer/absent": 2.0, "completion/length": 3.0, "learn/loss": 4.0, "loss": 5.0}

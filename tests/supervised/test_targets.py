@@ -15,12 +15,13 @@ from omnir1_jax.data.refs import BadSample
 from omnir1_jax.data.synthetic import reader
 from omnir1_jax.data.synthetic.world import KINDS, PRESETS
 from omnir1_jax.errors import InputError
-from omnir1_jax.supervised import lessons, targets, text, tokenizer
+from omnir1_jax.supervised import targets, text
 from omnir1_jax.systems import prompts
 from omnir1_jax.tasks import examples
 from omnir1_jax.text.bpe import bpe_tables, encode
 from omnir1_jax.text.rules import Failure
 from omnir1_jax.text.vocab import byte_vocab, detokenise
+from omnir1_jax.toy import lessons, tokenizer
 from tests.text import host
 
 CELL = 16

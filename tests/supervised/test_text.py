@@ -15,7 +15,8 @@ from omnir1_jax.models.qwen_omni import pretrained
 from omnir1_jax.models.qwen_omni.inputs import ThinkerInputs
 from omnir1_jax.models.qwen_omni.sample import Sampling, Tails, generate
 from omnir1_jax.rl import learn
-from omnir1_jax.supervised import lessons, text
+from omnir1_jax.supervised import text
+from omnir1_jax.toy import lessons
 from tests.rewards import reward_oracle
 from tests.rl import small
 from tests.supervised import test_targets as small_lessons

@@ -1,4 +1,4 @@
-"""A small tokenizer of the Qwen2 family for toy models: `python -m omnir1_jax.supervised.tokenizer DIRECTORY`.
+"""A small tokenizer of the Qwen2 family for toy models: `python -m omnir1_jax.toy.tokenizer DIRECTORY`.
 
 Trained on what such models are to say. Byte-level BPE with Qwen2's own pre-tokeniser and the added tokens of
 Qwen2.5-Omni in their real spelling. The fixed parts of answers are further added tokens, so that a plan of four
