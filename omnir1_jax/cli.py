@@ -5,6 +5,7 @@ import functools
 import logging as std_logging
 import os
 import sys
+import types
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -14,6 +15,14 @@ from etils import epath
 
 from omnir1_jax import errors, signals, terminal
 from omnir1_jax.errors import InputError
+
+# Definers of a command's flags, by kind. Two commands in one process may each define a flag of the same name.
+flag = types.SimpleNamespace(
+    **{
+        kind: functools.partial(getattr(flags, f"DEFINE_{kind}"), allow_override=True)
+        for kind in ("bool", "enum", "float", "integer", "list", "multi_string", "string")
+    }
+)
 
 
 def run(main: Callable, flags_parser: Callable[[Sequence[str]], object] | None = None) -> None:
@@ -72,10 +81,10 @@ def absolute(path: epath.PathLike) -> epath.Path:
 
 @contextlib.contextmanager
 def atomic_path(target: epath.PathLike) -> Iterator[epath.Path]:
-    """Yields a scratch path beside `target`; on a clean exit the scratch is renamed to `target`.
+    """Yields a scratch path for a file beside `target`; on a clean exit it is renamed to `target`.
 
-    Works for a file or a directory. If the body raises, the scratch is removed and `target` is as it was; what the
-    disk refused is an OSError that names `target`.
+    If the body raises, the scratch is removed and `target` is as it was; what the disk refused is an OSError that
+    names `target`.
     """
     target = epath.Path(target)
     scratch = target.parent / f".{target.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}.part"
@@ -83,16 +92,7 @@ def atomic_path(target: epath.PathLike) -> Iterator[epath.Path]:
     try:
         with errors.named(target, scratch):
             yield scratch
-        if target.is_dir():
-            old = scratch.with_name(scratch.name + ".old")
-            target.rename(old)
-            scratch.rename(target)
-            old.rmtree()
-        else:
-            scratch.replace(target)
+        scratch.replace(target)
     except BaseException:
-        if scratch.is_dir():
-            scratch.rmtree()
-        else:
-            scratch.unlink(missing_ok=True)
+        scratch.unlink(missing_ok=True)
         raise

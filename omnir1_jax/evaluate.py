@@ -11,7 +11,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from absl import flags, logging
+from absl import logging
 
 from omnir1_jax import cli
 from omnir1_jax.build.run import keep_compiled
@@ -67,72 +67,46 @@ def remarks(results: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 
 _CONFIG = settings.define()
-_CHECKPOINT = flags.DEFINE_string(
-    "checkpoint",
-    None,
-    "Work directory of a run, directory of weights, or toy for the weights that the config names.",
-    allow_override=True,
+_CHECKPOINT = cli.flag.string(
+    "checkpoint", None, "Work directory of a run, directory of weights, or toy for the weights that the config names."
 )
-_BENCHMARK = flags.DEFINE_enum(
+_BENCHMARK = cli.flag.enum(
     "benchmark",
     None,
     [*tasks.BENCHMARKS, tasks.SYNTHETIC],
     "What to evaluate on; synthetic: the config's own tasks, held out.",
-    allow_override=True,
 )
-_OUT = flags.DEFINE_string(
-    "out", None, "Directory of the results; an unfinished evaluation there is gone on with.", allow_override=True
-)
-_ROOT = flags.DEFINE_string("root", "", "Directory of the dataset; the config's own by default.", allow_override=True)
-_SPLIT = flags.DEFINE_string("split", "", "Split; the benchmark's usual one by default.", allow_override=True)
-_TASKS = flags.DEFINE_list(
-    "tasks", [], "Tasks of the config that are held out (synthetic); all by default.", allow_override=True
-)
-_LIMIT = flags.DEFINE_integer("limit", 0, "Most items, the first ones; 0: all.", lower_bound=0, allow_override=True)
-_KEYFRAMES = flags.DEFINE_list("keyframes", ["plan"], f"One or several of {', '.join(KEYFRAMES)}.", allow_override=True)
-_SYSTEM2 = flags.DEFINE_string(
+_OUT = cli.flag.string("out", None, "Directory of the results; an unfinished evaluation there is gone on with.")
+_ROOT = cli.flag.string("root", "", "Directory of the dataset; the config's own by default.")
+_SPLIT = cli.flag.string("split", "", "Split; the benchmark's usual one by default.")
+_TASKS = cli.flag.list("tasks", [], "Tasks of the config that are held out (synthetic); all by default.")
+_LIMIT = cli.flag.integer("limit", 0, "Most items, the first ones; 0: all.", lower_bound=0)
+_KEYFRAMES = cli.flag.list("keyframes", ["plan"], f"One or several of {', '.join(KEYFRAMES)}.")
+_SYSTEM2 = cli.flag.string(
     "system2",
     "self",
     "Who finds boxes: self (the checkpoint), frozen (the weights before it), oracle (the truth), file (see --boxes), "
     "grounding_dino:DIRECTORY, or a function of your own, MODULE:FUNCTION.",
-    allow_override=True,
 )
-_BOXES = flags.DEFINE_string(
-    "boxes", "", "With --system2=file: boxes by sample and frame that another model found.", allow_override=True
-)
-_BATCH = flags.DEFINE_integer("batch_size", 4, "Items at a time, over all devices.", lower_bound=1, allow_override=True)
-_FRAMES = flags.DEFINE_integer(
-    "frames", 0, "Frames System 1 sees; 0: as in training.", lower_bound=0, allow_override=True
-)
-_SAMPLING = flags.DEFINE_enum(
-    "sampling", "", ["", "uniform", "video"], "Over the whole clip, or 2 a second.", allow_override=True
-)
-_OBJECTS = flags.DEFINE_integer("objects", 8, "Most objects of an answer.", lower_bound=1, allow_override=True)
-_HOLES = flags.DEFINE_integer(
-    "hole_area", 0, "Fill holes of masks up to this many of the segmenter's pixels.", allow_override=True
-)
-_SOUND = flags.DEFINE_enum("sound", "own", SOUNDS, "Whose sound a clip has.", allow_override=True)
-_SCORING = flags.DEFINE_enum(
+_BOXES = cli.flag.string("boxes", "", "With --system2=file: boxes by sample and frame that another model found.")
+_BATCH = cli.flag.integer("batch_size", 4, "Items at a time, over all devices.", lower_bound=1)
+_FRAMES = cli.flag.integer("frames", 0, "Frames System 1 sees; 0: as in training.", lower_bound=0)
+_SAMPLING = cli.flag.enum("sampling", "", ["", "uniform", "video"], "Over the whole clip, or 2 a second.")
+_OBJECTS = cli.flag.integer("objects", 8, "Most objects of an answer.", lower_bound=1)
+_HOLES = cli.flag.integer("hole_area", 0, "Fill holes of masks up to this many of the segmenter's pixels.")
+_SOUND = cli.flag.enum("sound", "own", SOUNDS, "Whose sound a clip has.")
+_SCORING = cli.flag.enum(
     "scoring",
     "clean",
     ["clean", "official"],
     "Which numbers the table shows; official: as the benchmark's published script counts. results.json has both.",
-    allow_override=True,
 )
-_SEED = flags.DEFINE_integer("seed", 0, "Of sampling, random keyframes and prompts' examples.", allow_override=True)
-_TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "Of System 1; 0 is greedy.", lower_bound=0.0, allow_override=True)
-_MAX_TOKENS = flags.DEFINE_integer(
-    "max_tokens", 0, "Of System 1's answer; 0: the config's.", lower_bound=0, allow_override=True
-)
-_TOKENS = flags.DEFINE_integer(
-    "tokens", 0, "Most visual tokens of a frame for System 1, as 128 or 256.", lower_bound=0, allow_override=True
-)
-_PROMPT = flags.DEFINE_enum(
-    "prompt", "", ["", "thinking", "direct"], "Prompt of questions; the config's by default.", allow_override=True
-)
-_AUDIO = flags.DEFINE_float(
-    "audio_seconds", -1.0, "Sound heard with questions; -1: the benchmark's usual length.", allow_override=True
-)
+_SEED = cli.flag.integer("seed", 0, "Of sampling, random keyframes and prompts' examples.")
+_TEMPERATURE = cli.flag.float("temperature", 0.0, "Of System 1; 0 is greedy.", lower_bound=0.0)
+_MAX_TOKENS = cli.flag.integer("max_tokens", 0, "Of System 1's answer; 0: the config's.", lower_bound=0)
+_TOKENS = cli.flag.integer("tokens", 0, "Most visual tokens of a frame for System 1, as 128 or 256.", lower_bound=0)
+_PROMPT = cli.flag.enum("prompt", "", ["", "thinking", "direct"], "Prompt of questions; the config's by default.")
+_AUDIO = cli.flag.float("audio_seconds", -1.0, "Sound heard with questions; -1: the benchmark's usual length.")
 
 
 def options() -> Options:

@@ -7,7 +7,7 @@ of frames. With --serve a page on this machine asks for video and query instead.
 
 import pathlib
 
-from absl import flags, logging
+from absl import logging
 
 from omnir1_jax import cli
 from omnir1_jax.build.run import keep_compiled
@@ -20,57 +20,35 @@ from omnir1_jax.inference.infer import FAMILIES, Ask, answer
 CACHE = pathlib.Path("~/.cache/omnir1_jax/jax")
 
 _CONFIG = settings.define()
-_CHECKPOINT = flags.DEFINE_string(
-    "checkpoint",
-    None,
-    "Work directory of a run, directory of weights, or toy for the weights of configs/toy.py.",
-    allow_override=True,
+_CHECKPOINT = cli.flag.string(
+    "checkpoint", None, "Work directory of a run, directory of weights, or toy for the weights of configs/toy.py."
 )
-_VIDEO = flags.DEFINE_string("video", None, "Video file, image, or folder of frames.", allow_override=True)
-_AUDIO = flags.DEFINE_string("audio", "", "Sound file in place of the video's own track.", allow_override=True)
-_QUERY = flags.DEFINE_string("query", None, "What to find, or the question.", allow_override=True)
-_OUT = flags.DEFINE_string("out", None, "Directory to write; an earlier answer there is replaced.", allow_override=True)
-_QUESTION = flags.DEFINE_bool("question", False, "Answer in text; the same as --task=qa.", allow_override=True)
-_TASK = flags.DEFINE_enum(
-    "task", "vos", FAMILIES, "vos: by sight; refavs: by sound and first frame; qa: in text.", allow_override=True
-)
-_OPTIONS = flags.DEFINE_multi_string("option", [], "Of a question, to choose from; once for each.", allow_override=True)
-_START = flags.DEFINE_float(
-    "start", None, "Seconds; where the part of a video file begins.", lower_bound=0.0, allow_override=True
-)
-_END = flags.DEFINE_float("end", None, "Seconds; where it ends.", lower_bound=0.0, allow_override=True)
-_FRAMES = flags.DEFINE_integer(
-    "frames", 0, "Most frames that System 1 sees; 0: as in training.", lower_bound=0, allow_override=True
-)
-_SECONDS = flags.DEFINE_float(
-    "audio_seconds", -1.0, "Most sound that is heard; 0: none, -1: as in training.", allow_override=True
-)
-_MOST = flags.DEFINE_integer("most_frames", 1000, "A longer video is refused.", lower_bound=1, allow_override=True)
-_OBJECTS = flags.DEFINE_integer("objects", 8, "Most objects of an answer.", lower_bound=1, allow_override=True)
-_SYSTEM2 = flags.DEFINE_string(
+_VIDEO = cli.flag.string("video", None, "Video file, image, or folder of frames.")
+_AUDIO = cli.flag.string("audio", "", "Sound file in place of the video's own track.")
+_QUERY = cli.flag.string("query", None, "What to find, or the question.")
+_OUT = cli.flag.string("out", None, "Directory to write; an earlier answer there is replaced.")
+_QUESTION = cli.flag.bool("question", False, "Answer in text; the same as --task=qa.")
+_TASK = cli.flag.enum("task", "vos", FAMILIES, "vos: by sight; refavs: by sound and first frame; qa: in text.")
+_OPTIONS = cli.flag.multi_string("option", [], "Of a question, to choose from; once for each.")
+_START = cli.flag.float("start", None, "Seconds; where the part of a video file begins.", lower_bound=0.0)
+_END = cli.flag.float("end", None, "Seconds; where it ends.", lower_bound=0.0)
+_FRAMES = cli.flag.integer("frames", 0, "Most frames that System 1 sees; 0: as in training.", lower_bound=0)
+_SECONDS = cli.flag.float("audio_seconds", -1.0, "Most sound that is heard; 0: none, -1: as in training.")
+_MOST = cli.flag.integer("most_frames", 1000, "A longer video is refused.", lower_bound=1)
+_OBJECTS = cli.flag.integer("objects", 8, "Most objects of an answer.", lower_bound=1)
+_SYSTEM2 = cli.flag.string(
     "system2",
     "self",
     "Who finds boxes: self (the checkpoint), grounding_dino:DIRECTORY, or a function of your own, MODULE:FUNCTION.",
-    allow_override=True,
 )
-_SEED = flags.DEFINE_integer("seed", 0, "Of sampling.", allow_override=True)
-_TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "Of System 1; 0 is greedy.", lower_bound=0.0, allow_override=True)
-_MAX_TOKENS = flags.DEFINE_integer(
-    "max_tokens", 0, "Of System 1's answer; 0: the config's.", lower_bound=0, allow_override=True
-)
-_SERVE = flags.DEFINE_bool(
-    "serve", False, "Open a page instead; needs pip install omnir1_jax[serve].", allow_override=True
-)
-_HOST = flags.DEFINE_string(
-    "host", "127.0.0.1", "Address of the page; others than this machine only if you say so.", allow_override=True
-)
-_PORT = flags.DEFINE_integer(
-    "port", 7860, "Of the page; 0 takes a free one.", lower_bound=0, upper_bound=65535, allow_override=True
-)
-_MEGABYTES = flags.DEFINE_integer(
-    "max_megabytes", 200, "Largest upload of the page.", lower_bound=1, allow_override=True
-)
-_CLIP = flags.DEFINE_float("max_seconds", 60.0, "Longest clip of the page.", lower_bound=0.1, allow_override=True)
+_SEED = cli.flag.integer("seed", 0, "Of sampling.")
+_TEMPERATURE = cli.flag.float("temperature", 0.0, "Of System 1; 0 is greedy.", lower_bound=0.0)
+_MAX_TOKENS = cli.flag.integer("max_tokens", 0, "Of System 1's answer; 0: the config's.", lower_bound=0)
+_SERVE = cli.flag.bool("serve", False, "Open a page instead; needs pip install omnir1_jax[serve].")
+_HOST = cli.flag.string("host", "127.0.0.1", "Address of the page; others than this machine only if you say so.")
+_PORT = cli.flag.integer("port", 7860, "Of the page; 0 takes a free one.", lower_bound=0, upper_bound=65535)
+_MEGABYTES = cli.flag.integer("max_megabytes", 200, "Largest upload of the page.", lower_bound=1)
+_CLIP = cli.flag.float("max_seconds", 60.0, "Longest clip of the page.", lower_bound=0.1)
 
 
 def asked() -> Ask:

@@ -10,8 +10,6 @@ os.environ.update(JAX_PLATFORMS="cpu", TPU_SKIP_MDS_QUERY="1", ALLOW_MULTIPLE_LI
 
 from typing import Any
 
-from absl import flags
-
 from omnir1_jax import cli
 from omnir1_jax.config import settings
 from omnir1_jax.errors import InputError
@@ -19,43 +17,27 @@ from omnir1_jax.files import json_file, output_file
 from omnir1_jax.planning import report, scaling, search, table
 
 _CONFIG = settings.define()
-_TOPOLOGY = flags.DEFINE_string(
+_TOPOLOGY = cli.flag.string(
     "topology",
     "v5p:2x2x1",
     "Chips to plan for, as v5e:2x4, v5p:2x2x1 or v6e:4x4; several, with commas: weak scaling from the first on.",
-    allow_override=True,
 )
-_HBM = flags.DEFINE_float(
-    "hbm", None, "GiB of memory of a chip, in place of the chip's own.", lower_bound=0.1, allow_override=True
-)
-_SEARCH = flags.DEFINE_bool(
-    "search", False, "Try meshes, rematerialisation and chunks; the cheapest that fits.", allow_override=True
-)
-_TRIES = flags.DEFINE_integer("tries", 12, "Plans that --search compiles at most.", lower_bound=1, allow_override=True)
-_STAGES = flags.DEFINE_list(
-    "stages", [], "Only these stages of the step, each compiled by itself, as sample,update.", allow_override=True
-)
-_EFFORT = flags.DEFINE_float(
+_HBM = cli.flag.float("hbm", None, "GiB of memory of a chip, in place of the chip's own.", lower_bound=0.1)
+_SEARCH = cli.flag.bool("search", False, "Try meshes, rematerialisation and chunks; the cheapest that fits.")
+_TRIES = cli.flag.integer("tries", 12, "Plans that --search compiles at most.", lower_bound=1)
+_STAGES = cli.flag.list("stages", [], "Only these stages of the step, each compiled by itself, as sample,update.")
+_EFFORT = cli.flag.float(
     "effort",
     0.0,
     "The compiler's, from -1 (quick; the program may be larger) to 1; training's is 0.",
     lower_bound=-1.0,
     upper_bound=1.0,
-    allow_override=True,
 )
-_SUMMARY = flags.DEFINE_list(
-    "summary", [], "Only print plans that --json wrote to these files as one Markdown table.", allow_override=True
-)
-_JSON = flags.DEFINE_string("json", None, "Also write the plan to this file.", allow_override=True)
-_COMPLETION = flags.DEFINE_integer(
-    "completion", None, "Tokens of the longest completion; default the limit.", allow_override=True
-)
-_ANSWER = flags.DEFINE_integer(
-    "answer", None, "Tokens of System 2's longest answer; default the limit.", allow_override=True
-)
-_FRAMES = flags.DEFINE_integer(
-    "keyframes", None, "Distinct keyframes of a group; default as many as there can be.", allow_override=True
-)
+_SUMMARY = cli.flag.list("summary", [], "Only print plans that --json wrote to these files as one Markdown table.")
+_JSON = cli.flag.string("json", None, "Also write the plan to this file.")
+_COMPLETION = cli.flag.integer("completion", None, "Tokens of the longest completion; default the limit.")
+_ANSWER = cli.flag.integer("answer", None, "Tokens of System 2's longest answer; default the limit.")
+_FRAMES = cli.flag.integer("keyframes", None, "Distinct keyframes of a group; default as many as there can be.")
 
 
 def main(_: Any) -> int:

@@ -8,7 +8,7 @@ Every process ends with 0 (finished), 2 (invalid, or a failure that would come a
 
 import sys
 
-from absl import flags, logging
+from absl import logging
 
 from omnir1_jax import cli
 from omnir1_jax.config import settings
@@ -17,22 +17,15 @@ from omnir1_jax.parallel import start
 from omnir1_jax.training.loop import train
 
 _CONFIG = settings.define()
-_WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Directory of the run; an earlier run's there is gone on with.", allow_override=True
-)
-_COORDINATOR = flags.DEFINE_string(
+_WORKDIR = cli.flag.string("workdir", None, "Directory of the run; an earlier run's there is gone on with.")
+_COORDINATOR = cli.flag.string(
     "coordinator",
     "",
     "Joins the processes of one run: 'auto' on TPU pods, GKE, Slurm and MPI; elsewhere HOST:PORT of process 0, with "
     "--processes and --process.",
-    allow_override=True,
 )
-_PROCESSES = flags.DEFINE_integer(
-    "processes", 0, "How many processes the run has, with --coordinator=HOST:PORT.", allow_override=True
-)
-_PROCESS = flags.DEFINE_integer(
-    "process", -1, "Which of them this is, from 0, with --coordinator=HOST:PORT.", allow_override=True
-)
+_PROCESSES = cli.flag.integer("processes", 0, "How many processes the run has, with --coordinator=HOST:PORT.")
+_PROCESS = cli.flag.integer("process", -1, "Which of them this is, from 0, with --coordinator=HOST:PORT.")
 
 
 def main(_) -> None:

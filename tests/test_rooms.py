@@ -61,7 +61,7 @@ def test_no_module_imports_a_command():
     for path in PACKAGE.rglob("*.py"):
         imported = {part for name in imports(path) for part in (name.split(".")[0], ".".join(name.split(".")[:2]))}
         assert not commands & imported, f"{path.relative_to(ROOT)}: {commands & imported}"
-        defines = re.search(r"^\w+ = flags\.DEFINE_", path.read_text(), re.MULTILINE)
+        defines = re.search(r"^\w+ = (flags\.DEFINE_|cli\.flag\.)", path.read_text(), re.MULTILINE)
         assert not defines or path.stem in {*COMMANDS, "__main__"}, f"{path.relative_to(ROOT)}: defines flags"
 
 

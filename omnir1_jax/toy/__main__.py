@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from absl import flags, logging
+from absl import logging
 from etils import epath
 from ml_collections import ConfigDict
 
@@ -203,15 +203,11 @@ def _timer(out: pathlib.Path) -> Callable[[str, Callable[[], Any]], dict[str, An
 
 
 _CONFIG = settings.define()
-_OUT = flags.DEFINE_string(
-    "out", None, "Directory of all results; an earlier one is gone on with.", allow_override=True
-)
-_SEEDS = flags.DEFINE_list("seeds", ["0"], "Seeds to train with, one or several.", allow_override=True)
-_REWARDS = flags.DEFINE_list("rewards", ["all"], f"Rewards: of {', '.join(REWARDS)}.", allow_override=True)
-_CLIPS = flags.DEFINE_integer("clips", 64, "Held-out clips of each family.", lower_bound=2, allow_override=True)
-_INSTALL = flags.DEFINE_float(
-    "install_seconds", None, "What the installation took, for the summary.", allow_override=True
-)
+_OUT = cli.flag.string("out", None, "Directory of all results; an earlier one is gone on with.")
+_SEEDS = cli.flag.list("seeds", ["0"], "Seeds to train with, one or several.")
+_REWARDS = cli.flag.list("rewards", ["all"], f"Rewards: of {', '.join(REWARDS)}.")
+_CLIPS = cli.flag.integer("clips", 64, "Held-out clips of each family.", lower_bound=2)
+_INSTALL = cli.flag.float("install_seconds", None, "What the installation took, for the summary.")
 
 
 def main(_) -> None:
