@@ -14,6 +14,8 @@ from jaxtyping import Array, Key
 from ml_collections import ConfigDict
 from transformers import PreTrainedTokenizerBase
 
+from omnir1_jax.config.sections import Lora, Settings
+from omnir1_jax.config.settings import typed
 from omnir1_jax.data.preprocess import tokens
 from omnir1_jax.errors import InputError
 from omnir1_jax.models import lora, sam2
@@ -23,7 +25,6 @@ from omnir1_jax.models.qwen_omni.sample import Sampling
 from omnir1_jax.models.qwen_omni.thinker import Thinker, abstract_params
 from omnir1_jax.parallel import replicate, tree_shardings
 from omnir1_jax.rl.config import Frozen, Models, StepConfig
-from omnir1_jax.rl.grpo import GrpoConfig
 from omnir1_jax.rewards import preset
 from omnir1_jax.systems import grounders, prompts
 from omnir1_jax.systems.grounders.protocol import Grounder
@@ -211,9 +212,10 @@ def trained_axes(config: ConfigDict, found: Sizes) -> Any:
     return boxed["text"]
 
 
-def lora_config(config: ConfigDict) -> lora.LoraConfig | None:
-    own = config.lora
-    return lora.LoraConfig(own.rank, own.alpha, tuple(own.layers)) if own.rank else None
+def lora_config(config: ConfigDict | Settings) -> Lora | None:
+    """The adapter that is trained, if one is."""
+    own = typed(config).lora
+    return own if own.rank else None
 
 
 def prompt_texts(config: ConfigDict) -> dict[str, str]:
@@ -254,7 +256,7 @@ def step_config(config: ConfigDict, ids: TokenIds) -> StepConfig:
     return StepConfig(
         group=own.group,
         sampling=Sampling(own.max_tokens, ids.eos, ids.pad, own.temperature, own.top_k, own.top_p),
-        grpo=_fields(GrpoConfig, config.grpo.to_dict(), "grpo"),
+        grpo=typed(config).grpo,
         reward=preset(config.reward.preset, **config.reward.terms.to_dict()),
         keyframes=own.keyframes,
         limits=Limits(own.max_pieces, own.description_bytes),

@@ -9,6 +9,7 @@ import optax
 from ml_collections import ConfigDict
 from transformers import PreTrainedTokenizerBase
 
+from omnir1_jax.config.settings import typed
 from omnir1_jax.models.qwen_omni.config import ThinkerConfig
 from omnir1_jax.tasks import examples
 from omnir1_jax.rl.learn import TrainState
@@ -73,7 +74,7 @@ def _mask_config(config: ConfigDict, task: str, *_: Any) -> mask_examples.MaskEx
 def _mask_step(
     config: ConfigDict, loaded: Loaded, rule: optax.GradientTransformation, shardings: TrainState | None
 ) -> Callable:
-    step = masks.make_mask_step(loaded.models.sam2, rule, masks.MaskConfig(**config.masks.to_dict()), shardings)
+    step = masks.make_mask_step(loaded.models.sam2, rule, typed(config).masks, shardings)
     return lambda state, frozen, batch, key: step(state, frozen, batch, jax.random.fold_in(key, state.step))
 
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import flax.traverse_util
 import optax
-from ml_collections import ConfigDict
 from optax.contrib import MuonDimensionNumbers
 
+from omnir1_jax.config.sections import Optimizer
 from omnir1_jax.errors import InputError
 
 MUON_RMS = 0.2  # of Muon's updates, about that of AdamW's, so that both take one learning rate (arXiv 2502.16982)
@@ -24,10 +24,9 @@ SCHEDULES: dict[str, Callable[[float, int, float], Callable[[Any], Any]]] = {
 ENDLESS = ("constant",)  # schedules that do not depend on how many updates a run has
 
 
-def schedule(config: ConfigDict) -> Callable[[Any], Any]:
-    """Learning rate by update, over all updates of the run."""
-    own = config.optimizer
-    total = max(config.steps * config.step.updates // own.accumulate, 1)
+def schedule(own: Optimizer, gradients: int) -> Callable[[Any], Any]:
+    """Learning rate by update, over a run of so many gradients."""
+    total = max(gradients // own.accumulate, 1)
     after = SCHEDULES[own.schedule](own.learning_rate, max(total - own.warmup_steps, 1), own.final_share)
     if own.warmup_steps == 0:
         return after
@@ -35,29 +34,31 @@ def schedule(config: ConfigDict) -> Callable[[Any], Any]:
     return optax.join_schedules([rise, after], [own.warmup_steps])
 
 
-def make(config: ConfigDict, trainable: Any) -> optax.GradientTransformation:
+def make(own: Optimizer, gradients: int, trainable: Any) -> optax.GradientTransformation:
     """The chain for parameters like `trainable` (shapes will do).
+
+    Args:
+      gradients: of the whole run.
 
     Raises:
       InputError: a freeze pattern that matches nothing, or all.
     """
-    own = config.optimizer
-    rule = RULES[own.rule](own, schedule(config))
+    rule = RULES[own.rule](own, schedule(own, gradients))
     chain = optax.chain(optax.clip_by_global_norm(own.clip_norm), rule) if own.clip_norm else rule
     if own.freeze:
-        labels = _labels(trainable, tuple(own.freeze))
+        labels = _labels(trainable, own.freeze)
         chain = optax.partition({"trained": chain, "frozen": optax.set_to_zero()}, labels)
     if own.accumulate > 1:
         return optax.MultiSteps(chain, own.accumulate).gradient_transformation()
     return chain
 
 
-def _adamw(own: ConfigDict, rate: Callable[[Any], Any]) -> optax.GradientTransformation:
+def _adamw(own: Optimizer, rate: Callable[[Any], Any]) -> optax.GradientTransformation:
     decayed = lambda tree: _by_path(tree, lambda path, _: path[-1] in DECAYED)
     return optax.adamw(rate, b1=own.b1, b2=own.b2, eps=own.eps, weight_decay=own.weight_decay, mask=decayed)
 
 
-def _muon(own: ConfigDict, rate: Callable[[Any], Any]) -> optax.GradientTransformation:
+def _muon(own: Optimizer, rate: Callable[[Any], Any]) -> optax.GradientTransformation:
     """Muon for kernels, which alone decay; NAdam for embeddings, biases, norms and adapters."""
     return optax.contrib.muon(
         rate,
@@ -105,7 +106,7 @@ def _by_path(tree: Any, rule: Callable[[tuple[str, ...], Any], Any]) -> Any:
     return flax.traverse_util.unflatten_dict({path: rule(path, leaf) for path, leaf in flat.items()})
 
 
-RULES: dict[str, Callable[[ConfigDict, Callable[[Any], Any]], optax.GradientTransformation]] = {
+RULES: dict[str, Callable[[Optimizer, Callable[[Any], Any]], optax.GradientTransformation]] = {
     "adamw": _adamw,
     "muon": _muon,
 }

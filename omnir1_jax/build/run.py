@@ -64,7 +64,7 @@ def build(config: ConfigDict) -> Run:
     Raises:
       InputError: names the setting that will not do.
     """
-    valid.check(config)
+    settings = valid.check(config)
     objective, mesh = OBJECTIVES[config.objective], mesh_of(config)
     found, share = models.sizes(config), data.share_of(mesh)
     if mesh is not None and found.thinker is not None:
@@ -75,7 +75,7 @@ def build(config: ConfigDict) -> Run:
     opened = functools.partial(facts.of_data, config, found.tokenizer, families)
     agree.same(agree.joined(), "data", opened, seconds=OPENING)
     boxed = models.trained_axes(config, found)
-    rule = optimizer.make(config, nn.unbox(boxed))
+    rule = optimizer.make(settings.optimizer, settings.gradients, nn.unbox(boxed))
     shardings = None if mesh is None else learn.shardings(mesh, boxed, rule)
     loaded = models.load(config, found, mesh)
 

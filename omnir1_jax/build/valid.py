@@ -12,6 +12,7 @@ from omnir1_jax.build.objectives import OBJECTIVES
 from omnir1_jax.config import schema
 from omnir1_jax.config.schema import Choice, Fields, Flag, Rule, Text, Whole
 from omnir1_jax.config.sections import Settings
+from omnir1_jax.config.settings import typed
 from omnir1_jax.data.registry import DATASETS
 from omnir1_jax.errors import InputError
 from omnir1_jax.models import sam2
@@ -35,7 +36,7 @@ def check(config: ConfigDict, *, training: bool = True) -> Settings:
     Raises:
       InputError: names the first setting whose value is invalid.
     """
-    settings = schema.read(Settings, config.to_dict())
+    settings = typed(config)
     for name, value, rule in _registered(settings):
         schema.check(name, value, rule)
     for name, fault in _together(settings) if training else ():

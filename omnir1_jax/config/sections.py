@@ -197,6 +197,10 @@ class Lora(Section):
         Each(Text(empty=False), least=1),
     )
 
+    @property
+    def scale(self) -> float:
+        return self.alpha / self.rank
+
 
 @dataclass(frozen=True)
 class Sft(Section):
@@ -215,7 +219,10 @@ class Masks(Section):
     jitter: float = setting(0.1, "maximum noise on boxes, as a share of their sides", Number())
     piece: int = setting(0, "frames tracked in one go; 0: whole clips, 1: images", COUNT)
     focus: float = setting(2.0, "exponent of the focal loss; 0: plain cross-entropy", Number())
-    mask: float = setting(20.0, "weight of the focal loss; those of dice, quality and visibility are 1", Number())
+    mask: float = setting(20.0, "weight of the focal loss", Number())
+    dice: float = setting(1.0, "weight of the dice loss", Number())
+    iou: float = setting(1.0, "weight of the predicted quality's loss", Number())
+    score: float = setting(1.0, "weight of the visibility's loss", Number())
     remat: bool = setting(True, "recompute what the backward pass needs, instead of keeping it")
 
 
@@ -274,3 +281,8 @@ class Settings(Section):
     mesh: Mesh = Mesh()
     checkpoint: Checkpoint = Checkpoint()
     log: Log = Log()
+
+    @property
+    def gradients(self) -> int:
+        """How many gradients the run computes."""
+        return self.steps * self.step.updates

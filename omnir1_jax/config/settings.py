@@ -15,7 +15,7 @@ from etils import epath
 from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict, config_flags
 
-from omnir1_jax.config.schema import Section
+from omnir1_jax.config import schema
 from omnir1_jax.config.sections import CELL as CELL
 from omnir1_jax.config.sections import Settings, Task
 from omnir1_jax.errors import InputError
@@ -43,7 +43,7 @@ def task(**changes: Any) -> ConfigDict:
     return c
 
 
-def _config(kind: type[Section]) -> ConfigDict:
+def _config(kind: type[schema.Section]) -> ConfigDict:
     """A section's defaults, locked."""
     return ConfigDict(dataclasses.asdict(kind())).lock()
 
@@ -51,6 +51,15 @@ def _config(kind: type[Section]) -> ConfigDict:
 def datasets(**entries: dict[str, Any]) -> ConfigDict:
     """Datasets by a name of one's own; `dict(name=...)` says the reader, by default the same name."""
     return ConfigDict({key: {"name": key, "root": "", "split": ""} | entry for key, entry in entries.items()})
+
+
+def typed(config: ConfigDict | Settings) -> Settings:
+    """A config as checked dataclasses.
+
+    Raises:
+      InputError: names the first setting whose value is invalid.
+    """
+    return config if isinstance(config, Settings) else schema.read(Settings, config.to_dict())
 
 
 def plain(value: Any) -> Any:

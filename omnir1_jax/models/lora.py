@@ -5,7 +5,6 @@ The adapter is a tree of its own, handed to the decoder beside the parameters:
 the same arrays the reference.
 """
 
-import dataclasses
 import fnmatch
 import math
 from collections.abc import Mapping
@@ -17,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Key
 
+from omnir1_jax.config.sections import Lora
 from omnir1_jax.errors import InputError
 
 # Linear layers of a block that can be adapted, with the number of axes that they contract.
@@ -25,25 +25,7 @@ INPUT_AXES = {"q": 1, "k": 1, "v": 1, "o": 2, "gate": 1, "up": 1, "down": 1}
 Params = Mapping[str, Any]
 
 
-@dataclasses.dataclass(frozen=True)
-class LoraConfig:
-    """Which layers are adapted, and how.
-
-    Attributes:
-      alpha: the adapter's output is scaled by alpha / rank.
-      layers: shell patterns of the linear layers' paths or of their ends, such as "q", "text/layers/*" or "[qv]".
-    """
-
-    rank: int
-    alpha: float
-    layers: tuple[str, ...] = ("*",)
-
-    @property
-    def scale(self) -> float:
-        return self.alpha / self.rank
-
-
-def init(key: Key[Array, ""], params: Params, config: LoraConfig) -> dict:
+def init(key: Key[Array, ""], params: Params, config: Lora) -> dict:
     """A fresh adapter in float32: A uniform as a linear layer's weights are, B zero, so that it changes nothing yet.
 
     Args:
@@ -81,13 +63,13 @@ def init(key: Key[Array, ""], params: Params, config: LoraConfig) -> dict:
     return flax.traverse_util.unflatten_dict(adapter)
 
 
-def adapted(params: Params, adapter: Params, config: LoraConfig) -> dict:
+def adapted(params: Params, adapter: Params, config: Lora) -> dict:
     """Variables of the adapted model. Gradients reach the adapter only."""
     scaled = {path: x * config.scale if path[-1] == "b" else x for path, x in _flat(adapter).items()}
     return {"params": jax.lax.stop_gradient(params), "lora": flax.traverse_util.unflatten_dict(scaled)}
 
 
-def merge(params: Params, adapter: Params, config: LoraConfig) -> dict:
+def merge(params: Params, adapter: Params, config: Lora) -> dict:
     """Parameters of a plain model that does what the adapted one does. `params` themselves are left as they are."""
     flat, parts = _flat(params), _flat(adapter)
     for path in {path[:-1] for path in parts}:

@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 from omnir1_jax.build import data as setup_data
 from omnir1_jax.build import models as setup_models
 from omnir1_jax.build import optimizer as setup_optimizer
+from omnir1_jax.config.settings import typed
 from omnir1_jax.data.preprocess import bucket
 from omnir1_jax.data.preprocess.settings import PixelBudget, Sizes
 from omnir1_jax.errors import InputError
@@ -72,7 +73,8 @@ def program(config: ConfigDict) -> Program:
     grounder = setup_models.grounder(config, thinker)
     models = Models(Thinker(thinker), None if segmenter is None else sam2.Sam2(segmenter), grounder)
     boxed = _cast(abstract_params(thinker), config.thinker.param_dtype)
-    own = setup_models.lora_config(config)
+    settings = typed(config)
+    own = setup_models.lora_config(settings)
     if own is None:
         trainable = _cast(boxed["text"], jnp.float32)
     else:
@@ -86,7 +88,7 @@ def program(config: ConfigDict) -> Program:
     return Program(
         models,
         setup_models.step_config(config, thinker.tokens),
-        setup_optimizer.make(config, nn.unbox(trainable)),
+        setup_optimizer.make(settings.optimizer, settings.gradients, nn.unbox(trainable)),
         trainable,
         frozen,
         {name: batch_of(config, name, thinker, _prefix(config, name, thinker, words)) for name in config.data},

@@ -6,12 +6,11 @@ from typing import Any, no_type_check
 import flax.struct
 from jaxtyping import Array
 
-from omnir1_jax.models.lora import LoraConfig
+from omnir1_jax.config.sections import Grpo, Lora
 from omnir1_jax.models.qwen_omni.sample import Sampling
 from omnir1_jax.models.qwen_omni.thinker import Thinker
 from omnir1_jax.models.sam2 import Sam2
 from omnir1_jax.rewards import VosReward
-from omnir1_jax.rl.grpo import GrpoConfig
 from omnir1_jax.systems.grounders.protocol import Grounder
 from omnir1_jax.systems.grounders.thinker import ThinkerParams
 from omnir1_jax.text.bpe import Bpe
@@ -41,7 +40,7 @@ class StepConfig:
 
     group: int
     sampling: Sampling
-    grpo: GrpoConfig = GrpoConfig()
+    grpo: Grpo = Grpo()
     reward: VosReward = VosReward()
     keyframes: int = 4
     limits: Limits = Limits()
@@ -51,7 +50,7 @@ class StepConfig:
     score_chunk: int = 256
     score_lengths: tuple[int, ...] = ()
     segmenter: str = "sam2"
-    lora: LoraConfig | None = None
+    lora: Lora | None = None
 
 
 @dataclasses.dataclass(frozen=True)

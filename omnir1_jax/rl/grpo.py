@@ -1,55 +1,20 @@
 """Group-relative policy optimisation: rewards of a group to advantages, log-probs to a loss.
 
-A variant is a few values of `GrpoConfig`:
+A variant is a few values of the section `grpo`:
   Omni-R1: the defaults. Dr.GRPO (arXiv 2503.20783): advantage="centred", reduce="constant".
   DAPO's clip-higher (2503.14476): clip_high=0.28, reduce="token". GSPO (2507.18071): ratio="sequence",
   clip_low=3e-4, clip_high=4e-4. RLOO (2402.14740): advantage="leave_one_out".
 """
 
-import dataclasses
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from omnir1_jax.errors import InputError
+from omnir1_jax.config.sections import Grpo
 
-ADVANTAGES = ("normalised", "centred", "leave_one_out")
-RATIOS = ("token", "sequence")
-REDUCTIONS = ("completion", "token", "constant")
 STD_FLOOR = 1e-4
-
-
-@dataclasses.dataclass(frozen=True)
-class GrpoConfig:
-    """Choices of the objective.
-
-    Attributes:
-      advantage: "normalised" (r - mean) / (std + 1e-4), "centred" r - mean, "leave_one_out" r - mean of the others.
-      ratio: importance ratio of each "token" or of the whole "sequence" (geometric mean over its tokens).
-      clip_low, clip_high: the ratio counts within [1 - clip_low, 1 + clip_high].
-      beta: weight of the k3 estimate of KL(policy || reference).
-      reduce: mean over each "completion" and then over completions; over all "token"s; or the sum over tokens
-        divided by the "constant" length of the completion buffer, which favours no length.
-      skip_flat_groups: leave groups whose rewards are all equal out of the loss (they hold no preference, only KL).
-    """
-
-    advantage: str = "normalised"
-    ratio: str = "token"
-    clip_low: float = 0.2
-    clip_high: float = 0.2
-    beta: float = 0.04
-    reduce: str = "completion"
-    skip_flat_groups: bool = False
-
-    def __post_init__(self):
-        for field, known in (("advantage", ADVANTAGES), ("ratio", RATIOS), ("reduce", REDUCTIONS)):
-            if getattr(self, field) not in known:
-                raise InputError(f"grpo.{field}: {getattr(self, field)!r} is none of {', '.join(known)}")
-        for field in ("clip_low", "clip_high", "beta"):
-            if getattr(self, field) < 0:
-                raise InputError(f"grpo.{field}: must not be negative, got {getattr(self, field)}")
 
 
 class GrpoMetrics(NamedTuple):
@@ -74,7 +39,7 @@ def flat_groups(rewards: Float[Array, "b g"]) -> Bool[Array, " b"]:
 
 
 def advantages(rewards: Float[Array, "b g"], kind: str = "normalised") -> Float[Array, "b g"]:
-    """How much better each completion is than its group, by `GrpoConfig.advantage`. 0 in a flat group."""
+    """How much better each completion is than its group, by `Grpo.advantage`. 0 in a flat group."""
     rewards = rewards.astype(jnp.float32)
     g = rewards.shape[1]
     centred = rewards - jnp.mean(rewards, axis=1, keepdims=True)
@@ -106,7 +71,7 @@ def loss(
     reference_logprobs: Float[Array, "b g c"],
     mask: Bool[Array, "b g c"],
     rewards: Float[Array, "b g"],
-    config: GrpoConfig,
+    config: Grpo,
 ) -> tuple[Float[Array, ""], GrpoMetrics]:
     """The clipped surrogate with its KL penalty.
 

@@ -13,39 +13,11 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int, Key, UInt8
 
-from omnir1_jax.errors import InputError
+from omnir1_jax.config import sections
 from omnir1_jax.models import sam2
 from omnir1_jax.rl import learn
 
 Metrics = dict[str, Float[Array, ""]]
-
-
-@dataclasses.dataclass(frozen=True)
-class MaskConfig:
-    """How prompts are drawn and what is asked of the masks.
-
-    Attributes:
-      prompts: most boxed frames of an object; 1 to this many are drawn.
-      jitter: most noise on a box's sides as a share of them: the standard deviation is drawn from 0 to this.
-      piece: frames that are tracked in one go; clips are cut into pieces of this many. 0: whole clips; 1: images.
-      focus: exponent of the focal loss; 0 is plain cross-entropy.
-      mask, dice, iou, score: weights of the losses.
-      remat: recompute instead of keeping what the backward pass needs.
-    """
-
-    prompts: int = 4
-    jitter: float = 0.1
-    piece: int = 0
-    focus: float = 2.0
-    mask: float = 20.0
-    dice: float = 1.0
-    iou: float = 1.0
-    score: float = 1.0
-    remat: bool = True
-
-    def __post_init__(self):
-        if self.prompts < 1 or self.piece < 0 or self.jitter < 0:
-            raise InputError("masks: prompts is at least 1, piece and jitter at least 0")
 
 
 @no_type_check  # also holds shapes and shardings
@@ -111,7 +83,7 @@ def cut(batch: Batch, piece: int) -> Batch:
     )
 
 
-def draw_prompts(key: Key[Array, ""], batch: Batch, config: MaskConfig) -> Prompts:
+def draw_prompts(key: Key[Array, ""], batch: Batch, config: sections.Masks) -> Prompts:
     """1 to `prompts` frames an object among those that show it, with boxes as inexact as a grounder's."""
     seen = visible(batch)
     b, n, t = seen.shape
@@ -180,7 +152,7 @@ def overlap(logits: Float[Array, "*s y x"], truth: Float[Array, "*#s y x"]) -> F
 
 
 def losses(
-    tracks: sam2.Tracks, masks: sam2.Masks, batch: Batch, config: MaskConfig
+    tracks: sam2.Tracks, masks: sam2.Masks, batch: Batch, config: sections.Masks
 ) -> tuple[Float[Array, ""], Losses, Metrics]:
     """What the tracks lack. Masks are judged where the object is visible, the score on every frame that was reached.
 
@@ -214,7 +186,7 @@ def losses(
 def make_mask_step(
     model: sam2.Sam2,
     optimizer: optax.GradientTransformation,
-    config: MaskConfig,
+    config: sections.Masks,
     shardings: learn.TrainState | None = None,
 ) -> Callable[[learn.TrainState, Any, Batch, Key[Array, ""]], tuple[learn.TrainState, Metrics, None]]:
     """The training step of `objective = "masks"`; the trainable are SAM 2's parameters, nothing is frozen.

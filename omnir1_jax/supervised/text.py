@@ -12,9 +12,9 @@ import optax
 from flax.traverse_util import unflatten_dict
 from jaxtyping import Array, Float, Int, Key
 
+from omnir1_jax.config.sections import Lora
 from omnir1_jax.errors import InputError
 from omnir1_jax.models import lora
-from omnir1_jax.models.lora import LoraConfig
 from omnir1_jax.models.qwen_omni.cache import Prompt
 from omnir1_jax.models.qwen_omni.inputs import AudioInputs, ThinkerInputs, VisionInputs
 from omnir1_jax.models.qwen_omni.score import score
@@ -34,9 +34,9 @@ class SftConfig:
       score_chunk: tokens of a row whose logits exist at a time.
     """
 
-    towers: bool = False
-    lora: LoraConfig | None = None
-    score_chunk: int = 256
+    towers: bool
+    lora: Lora | None
+    score_chunk: int
 
     def __post_init__(self):
         if self.towers and self.lora is not None:

@@ -7,7 +7,7 @@ import optax
 import pytest
 import torch
 
-from omnir1_jax.config import settings
+from omnir1_jax.config.sections import Optimizer
 from omnir1_jax.errors import InputError
 from omnir1_jax.build import optimizer
 
@@ -17,13 +17,11 @@ PARAMS = {
 }
 
 
-def config(**changes):
-    c = settings.defaults()
-    c.steps = 10
-    c.optimizer.learning_rate = 0.1
-    for key, value in changes.items():
-        c.optimizer[key] = value
-    return c
+STEPS = 10
+
+
+def config(**changes) -> Optimizer:
+    return Optimizer(**{"learning_rate": 0.1} | changes)
 
 
 def after(rule, grads, params=PARAMS):
@@ -42,7 +40,7 @@ def random_grads(n: int):
 
 def test_only_matrices_decay():
     zero = jax.tree.map(jnp.zeros_like, PARAMS)
-    made = after(optimizer.make(config(weight_decay=0.5, schedule="constant"), PARAMS), [zero])
+    made = after(optimizer.make(config(weight_decay=0.5, schedule="constant"), STEPS, PARAMS), [zero])
     np.testing.assert_allclose(made["embed"]["embedding"], 2.0 * (1 - 0.05))
     np.testing.assert_allclose(made["layers"]["q"]["kernel"], 1 - 0.05)
     np.testing.assert_array_equal(made["layers"]["q"]["bias"], 1.0)
@@ -50,7 +48,7 @@ def test_only_matrices_decay():
 
 
 def test_frozen_parameters_stay():
-    made = after(optimizer.make(config(freeze=("embed/*", "*/scale")), PARAMS), random_grads(2))
+    made = after(optimizer.make(config(freeze=("embed/*", "*/scale")), STEPS, PARAMS), random_grads(2))
     np.testing.assert_array_equal(made["embed"]["embedding"], PARAMS["embed"]["embedding"])
     np.testing.assert_array_equal(made["layers"]["norm"]["scale"], 1.0)
     assert not np.array_equal(made["layers"]["q"]["kernel"], PARAMS["layers"]["q"]["kernel"])
@@ -60,9 +58,8 @@ def test_accumulated_gradients_are_averaged():
     grads = random_grads(4)
     mean = [jax.tree.map(lambda a, b: (a + b) / 2, *pair) for pair in (grads[:2], grads[2:])]
     c = config(accumulate=2, clip_norm=0.5)
-    whole = config(clip_norm=0.5)
-    whole.steps = 5
-    got, wanted = after(optimizer.make(c, PARAMS), grads), after(optimizer.make(whole, PARAMS), mean)
+    made = optimizer.make(c, STEPS, PARAMS), optimizer.make(config(clip_norm=0.5), STEPS // 2, PARAMS)
+    got, wanted = after(made[0], grads), after(made[1], mean)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), got, wanted)
 
 
@@ -86,7 +83,7 @@ def test_muon_steps_by_each_layers_matrix_as_torch_does():
     }
     params, grads = draw(), draw()
     c = config(rule="muon", schedule="constant", weight_decay=0.5, clip_norm=0.0)
-    got = after(optimizer.make(c, params), [grads], params)["layers"]
+    got = after(optimizer.make(c, STEPS, params), [grads], params)["layers"]
     for name, (_, matrix) in KERNELS.items():
         for layer in range(2):
             wanted = torch.nn.Parameter(by_torch(params, name, layer))
@@ -100,10 +97,10 @@ def test_muon_steps_by_each_layers_matrix_as_torch_does():
 def test_muon_leaves_what_is_no_kernel_to_nadam():
     params = {"embed": PARAMS["embed"], "layers": {"up": PARAMS["layers"]["q"], "norm": PARAMS["layers"]["norm"]}}
     zero = jax.tree.map(jnp.zeros_like, params)
-    made = after(optimizer.make(config(rule="muon", weight_decay=0.5, schedule="constant"), params), [zero], params)
+    made = after(optimizer.make(config(rule="muon", weight_decay=0.5, schedule="constant"), STEPS, params), [zero], params)
     np.testing.assert_allclose(made["layers"]["up"]["kernel"], 1 - 0.05)
     grads = jax.tree.map(jnp.ones_like, params)
-    made = after(optimizer.make(config(rule="muon", weight_decay=0.0, schedule="constant"), params), [grads], params)
+    made = after(optimizer.make(config(rule="muon", weight_decay=0.0, schedule="constant"), STEPS, params), [grads], params)
     wanted = after(optax.nadam(0.1), [grads], params)
     others = lambda tree: (tree["embed"]["embedding"], tree["layers"]["up"]["bias"], tree["layers"]["norm"]["scale"])
     for got, want in zip(others(made), others(wanted), strict=True):
@@ -113,16 +110,14 @@ def test_muon_leaves_what_is_no_kernel_to_nadam():
 def test_muon_with_frozen_kernels():
     params = {name: {"kernel": jnp.eye(4) + 1} for name in ("up", "down")}
     grads = jax.tree.map(jnp.ones_like, params)
-    made = after(optimizer.make(config(rule="muon", freeze=("up/*",)), params), [grads], params)
+    made = after(optimizer.make(config(rule="muon", freeze=("up/*",)), STEPS, params), [grads], params)
     np.testing.assert_array_equal(made["up"]["kernel"], params["up"]["kernel"])
     assert not np.array_equal(made["down"]["kernel"], params["down"]["kernel"])
 
 
 @pytest.mark.parametrize("kind, middle, last", [("cosine", 0.05, 0.0), ("linear", 0.05, 0.0), ("constant", 0.1, 0.1)])
 def test_schedule_rises_and_falls_within_the_run(kind, middle, last):
-    c = config(schedule=kind, warmup_steps=10)
-    c.steps = 30
-    rate = optimizer.schedule(c)
+    rate = optimizer.schedule(config(schedule=kind, warmup_steps=10), 30)
     np.testing.assert_allclose(
         [rate(0), rate(5), rate(10), rate(20), rate(30)], [0, 0.05, 0.1, middle, last], atol=1e-8
     )
@@ -137,4 +132,4 @@ def test_schedule_rises_and_falls_within_the_run(kind, middle, last):
 )
 def test_bad_settings_are_named(changes, words):
     with pytest.raises(InputError, match=words):
-        optimizer.make(config(**changes), PARAMS)
+        optimizer.make(config(**changes), STEPS, PARAMS)

@@ -24,7 +24,6 @@ from omnir1_jax.models.attention import dispatch
 from omnir1_jax.models.qwen_omni.score import token_logprobs
 from omnir1_jax.parallel.mesh import AXES
 from omnir1_jax.planning import abstract, lowering
-from omnir1_jax.rl import grpo
 from omnir1_jax.rl.step import MODES, make_train_step
 from omnir1_jax.build import data, models, optimizer, valid
 from omnir1_jax.build.objectives import OBJECTIVES
@@ -71,8 +70,9 @@ def prepare(config: ConfigDict, name: str) -> None:
         next(batches)
         batches.close()
     if name.startswith(("optimizer", "lora", "steps", "step.updates")):
+        settings = run_settings.typed(config)
         parameters = nn.unbox(models.trained_axes(config, sizes))
-        jax.eval_shape(optimizer.make(config, parameters).init, parameters)
+        jax.eval_shape(optimizer.make(settings.optimizer, settings.gradients, parameters).init, parameters)
     models.step_config(config, sizes.thinker.tokens)
 
 
@@ -90,9 +90,6 @@ REGISTERED = {
     "thinker.remat": remat.POLICIES,
     "thinker.attention": dispatch.IMPLEMENTATIONS,
     "step.mode": MODES,
-    "grpo.advantage": grpo.ADVANTAGES,
-    "grpo.ratio": grpo.RATIOS,
-    "grpo.reduce": grpo.REDUCTIONS,
     "optimizer.rule": optimizer.RULES,
     "optimizer.schedule": optimizer.SCHEDULES,
 }

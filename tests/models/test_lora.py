@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
+from omnir1_jax.config.sections import Lora
 from omnir1_jax.errors import InputError
 from omnir1_jax.models import lora
-from omnir1_jax.models.lora import LoraConfig
 from omnir1_jax.models.qwen_omni.cache import Prompt
 from omnir1_jax.models.qwen_omni.decoder import Decoder
 from omnir1_jax.models.qwen_omni.sample import Sampling, generate
@@ -18,7 +18,7 @@ from omnir1_jax.parallel.rules import tree_shardings
 from tests.models.text_oracle import params_of, reference, relative, text_config, text_positions
 
 CONFIG = text_config()
-ALL = LoraConfig(rank=3, alpha=6.0)
+ALL = Lora(rank=3, alpha=6.0)
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +92,7 @@ def test_gradients_reach_the_adapter_only(params):
 
 def test_layers_are_chosen_by_pattern(params):
     def names(*patterns, tree=params):
-        adapter = lora.init(jax.random.key(0), tree, LoraConfig(2, 4.0, patterns))
+        adapter = lora.init(jax.random.key(0), tree, Lora(2, 4.0, patterns))
         tree = adapter.get("text", adapter)
         return set(tree["layers"])
 
@@ -104,10 +104,10 @@ def test_layers_are_chosen_by_pattern(params):
     with pytest.raises(InputError, match=r"lora.layers: 'head' names no linear layer; there are layers/down"):
         names("q", "head")
     with pytest.raises(InputError, match="rank: 0"):
-        lora.init(jax.random.key(0), params, LoraConfig(0, 1.0))
-    adapter = random_adapter(params, LoraConfig(2, 4.0, ("down",)))
-    some = lora.adapted(params, adapter, LoraConfig(2, 4.0, ("down",)))
-    merged = lora.merge(params, adapter, LoraConfig(2, 4.0, ("down",)))
+        lora.init(jax.random.key(0), params, Lora(0, 1.0))
+    adapter = random_adapter(params, Lora(2, 4.0, ("down",)))
+    some = lora.adapted(params, adapter, Lora(2, 4.0, ("down",)))
+    merged = lora.merge(params, adapter, Lora(2, 4.0, ("down",)))
     assert relative(logits(some), logits({"params": merged})) < 1e-5
 
 

@@ -9,6 +9,7 @@ import optax
 from omnir1_jax import parallel
 from omnir1_jax.build import optimizer
 from omnir1_jax.config import settings
+from omnir1_jax.config.sections import Lora
 from omnir1_jax.models import lora
 from omnir1_jax.models.qwen_omni.decoding import axes, decoding_copy
 from omnir1_jax.models.qwen_omni.thinker import Thinker
@@ -35,7 +36,7 @@ def test_both_factors_of_an_adapter_are_cut():
     mesh = parallel.make_mesh({"fsdp": 4, "tensor": 2})
     boxed = {"layers": {"q": {"kernel": box((3, 8, 2, 4), "layers", "embed", "heads", "head_dim")}}}
     boxed["layers"]["down"] = {"kernel": box((3, 6, 8), "layers", "mlp", "embed")}
-    adapter = jax.eval_shape(lambda: lora.init(jax.random.key(0), boxed, lora.LoraConfig(4, 8.0, layers=("q", "down"))))
+    adapter = jax.eval_shape(lambda: lora.init(jax.random.key(0), boxed, Lora(4, 8.0, layers=("q", "down"))))
     found = jax.tree.map(lambda sharding: sharding.spec, parallel.tree_shardings(mesh, adapter))["layers"]
     assert found["q"] == {"a": jax.P(None, "fsdp", None), "b": jax.P(None, "fsdp", "tensor", None)}
     assert found["down"] == {"a": jax.P(None, "tensor", "fsdp"), "b": jax.P(None, "fsdp", None)}
@@ -62,7 +63,7 @@ def test_muon_steps_over_a_mesh_as_on_one_device():
     }
     config = settings.defaults()
     config.steps, config.optimizer.rule, config.optimizer.learning_rate = 4, "muon", 0.1
-    rule = optimizer.make(config, nn.unbox(boxed))
+    rule = optimizer.make(config.optimizer, config.steps, nn.unbox(boxed))
     draw = lambda n: jax.tree.map(lambda x: jax.random.normal(jax.random.key(n), x.shape), nn.unbox(boxed))
     params, grads = draw(0), draw(1)
     wanted, _ = rule.update(grads, rule.init(params), params)

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from omnir1_jax.config.sections import Grpo
 from omnir1_jax.models.qwen_omni.sample import Sampling
 from omnir1_jax.reporting import pictures
-from omnir1_jax.rl import grpo
 from omnir1_jax.rl.config import Frozen, Models
 from omnir1_jax.rl.step import Rollout
 from omnir1_jax.systems.segmenters.sam2 import Masks
@@ -41,7 +41,7 @@ def told(family: str, clips: int = 0):
     config = small.step_config(
         sampling=Sampling(192, eos, 0),
         completion_bytes=384,
-        grpo=grpo.GrpoConfig("centred"),
+        grpo=Grpo("centred"),
         limits=Limits(3, 32),
     )
     batch = small.batches(family, 2)[0]

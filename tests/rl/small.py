@@ -10,6 +10,7 @@ import numpy as np
 import optax
 
 from omnir1_jax import rewards
+from omnir1_jax.config.sections import Grpo
 from omnir1_jax.data import pipeline
 from omnir1_jax.data.clips import DecodeConfig
 from omnir1_jax.data.preprocess import tokens
@@ -20,7 +21,7 @@ from omnir1_jax.models import sam2
 from omnir1_jax.models.qwen_omni.config import AudioConfig, TextConfig, ThinkerConfig, TokenIds, VisionConfig
 from omnir1_jax.models.qwen_omni.sample import Completions, Sampling
 from omnir1_jax.models.qwen_omni.thinker import Thinker, abstract_params
-from omnir1_jax.rl import grpo, learn
+from omnir1_jax.rl import learn
 from omnir1_jax.rl.config import Frozen, Models, StepConfig
 from omnir1_jax.systems.grounders.protocol import GroundedBoxes, Grounder, Requests
 from omnir1_jax.systems.grounders.thinker import ThinkerGrounder, ThinkerParams
@@ -158,7 +159,7 @@ def step_config(**changes) -> StepConfig:
     base = StepConfig(
         group=GROUP,
         sampling=sampling,
-        grpo=grpo.GrpoConfig(),
+        grpo=Grpo(),
         reward=rewards.preset("authors"),
         completion_bytes=512,
         bonus_range=(5, 500),

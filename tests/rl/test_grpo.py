@@ -8,8 +8,12 @@ import numpy as np
 import pytest
 import torch
 
+from omnir1_jax.config import schema
+from omnir1_jax.config.sections import Grpo
 from omnir1_jax.errors import InputError
 from omnir1_jax.rl import grpo
+
+CHOICES = schema.rules(Grpo)
 
 B, G, C = 3, 4, 7
 
@@ -55,8 +59,10 @@ def torch_loss(policy, old, reference, mask, rewards, config):
 
 
 VARIANTS = [
-    grpo.GrpoConfig(advantage=a, ratio=r, reduce=m, skip_flat_groups=s, clip_low=0.1, clip_high=0.28)
-    for a, r, m, s in itertools.product(grpo.ADVANTAGES, grpo.RATIOS, grpo.REDUCTIONS, (False, True))
+    Grpo(advantage=a, ratio=r, reduce=m, skip_flat_groups=s, clip_low=0.1, clip_high=0.28)
+    for a, r, m, s in itertools.product(
+        CHOICES["advantage"].names, CHOICES["ratio"].names, CHOICES["reduce"].names, (False, True)
+    )
 ]
 
 
@@ -76,7 +82,7 @@ def test_loss_and_gradient_equal_torch(config):
 
 def test_one_update_a_rollout_has_ratio_one_and_the_plain_policy_gradient():
     policy, _, reference, mask, rewards = map(jnp.asarray, batch(1))
-    config = grpo.GrpoConfig(beta=0.0)
+    config = Grpo(beta=0.0)
     (_, metrics), gradient = jax.value_and_grad(
         lambda p: grpo.loss(p, p, reference, mask, rewards, config), has_aux=True
     )(jnp.asarray(policy))
@@ -86,7 +92,7 @@ def test_one_update_a_rollout_has_ratio_one_and_the_plain_policy_gradient():
     assert metrics.ratio == 1.0 and metrics.clipped == 0.0
 
 
-@pytest.mark.parametrize("kind", grpo.ADVANTAGES)
+@pytest.mark.parametrize("kind", CHOICES["advantage"].names)
 def test_flat_groups_and_groups_of_one_have_advantage_zero(kind):
     rewards = jnp.full((1, 7), 0.1, jnp.float32)
     assert np.all(np.asarray(grpo.advantages(rewards, kind)) == 0)
@@ -102,4 +108,4 @@ def test_length_bonus_needs_two_good_answers_and_the_right_length():
 @pytest.mark.parametrize("field, value", [("advantage", "best"), ("ratio", "word"), ("reduce", "max"), ("beta", -1.0)])
 def test_unknown_choices_name_the_setting(field, value):
     with pytest.raises(InputError, match=f"grpo.{field}"):
-        grpo.GrpoConfig(**{field: value})
+        Grpo(**{field: value})

@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from omnir1_jax.config.sections import Grpo
 from omnir1_jax.errors import InputError
 from omnir1_jax.models.qwen_omni.sample import Sampling
-from omnir1_jax.rl import grpo, step
+from omnir1_jax.rl import step
 from omnir1_jax.systems import reasoner
 from tests.rl import small
 
@@ -117,6 +118,6 @@ def test_learning_on_as_many_tokens_as_the_longest_completion_has_changes_nothin
 
 
 def test_several_updates_move_the_ratio_away_from_one(scripted):
-    config = dataclasses.replace(scripted, updates=2, grpo=grpo.GrpoConfig(beta=0.0))
+    config = dataclasses.replace(scripted, updates=2, grpo=Grpo(beta=0.0))
     _, _, seen = run(config, "staged", small.batches("vos", 2)[0], steps=1)
     assert seen[0][0]["learn/ratio"] != 1

@@ -12,12 +12,12 @@ import optax
 import pytest
 import torch
 
+from omnir1_jax.config.sections import Grpo, Lora
 from omnir1_jax.data.preprocess import tokens
 from omnir1_jax.models import qwen_omni
-from omnir1_jax.models.lora import LoraConfig
 from omnir1_jax.models.lora import init as init_adapter
 from omnir1_jax.models.qwen_omni import weights
-from omnir1_jax.rl import grpo, learn, step
+from omnir1_jax.rl import learn, step
 from omnir1_jax.rl.config import Models
 from tests.models import thinker_oracle
 from tests.rl import small
@@ -100,7 +100,7 @@ def torch_logprobs(model, batch, completions, grad):
 def test_loss_gradient_and_new_weights_equal_torch(torch_models, monkeypatch):
     (policy_torch, thinker, policy), (reference_torch, _, reference) = torch_models
     batch = small.batches("refavs", 2)[0]
-    config = small.step_config(grpo=grpo.GrpoConfig(beta=BETA))
+    config = small.step_config(grpo=Grpo(beta=BETA))
     optimizer = optax.chain(optax.clip_by_global_norm(CLIP), optax.adamw(RATE, eps=EPSILON, weight_decay=DECAY))
     frozen = small.frozen({**policy, "text": reference["text"]})
     state = learn.init(jax.tree.map(jnp.copy, policy["text"]), optimizer)
@@ -161,7 +161,7 @@ def test_loss_gradient_and_new_weights_equal_torch(torch_models, monkeypatch):
 
 
 def test_an_adapter_learns_and_leaves_the_base():
-    lora = LoraConfig(rank=2, alpha=4.0, layers=("q", "v", "down"))
+    lora = Lora(rank=2, alpha=4.0, layers=("q", "v", "down"))
     config = dataclasses.replace(small.step_config(), lora=lora)
     frozen = small.frozen()
     adapter = init_adapter(jax.random.key(1), frozen.reference, lora)

@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 
+from omnir1_jax.config.sections import Masks
 from omnir1_jax.data import clips
 from omnir1_jax.data.refs import BadSample
 from omnir1_jax.data.synthetic import reader
@@ -45,7 +46,7 @@ def batch() -> masks.Batch:
 
 
 def test_prompts_lie_on_visible_frames_and_near_the_truth(batch):
-    config, seen = masks.MaskConfig(prompts=3, jitter=0.1), np.asarray(masks.visible(batch))
+    config, seen = Masks(prompts=3, jitter=0.1), np.asarray(masks.visible(batch))
     drawn = jax.vmap(lambda key: masks.draw_prompts(key, batch, config))(jax.random.split(jax.random.key(0), 200))
     boxes, frames, valid = (np.asarray(x) for x in drawn)
     n = np.arange(200)[:, None, None, None]
@@ -60,7 +61,7 @@ def test_prompts_lie_on_visible_frames_and_near_the_truth(batch):
     sides = np.tile(true[..., 2:] - true[..., :2] + 1, 2)
     noise = ((boxes - true) / sides)[valid]
     assert 0.03 < noise.std() < 0.08 and abs(noise.mean()) < 0.01  # 0.1 * sqrt(1 / 3)
-    exact = masks.draw_prompts(jax.random.key(1), batch, masks.MaskConfig(jitter=0.0))
+    exact = masks.draw_prompts(jax.random.key(1), batch, Masks(jitter=0.0))
     assert jnp.array_equal(exact.boxes, jnp.take_along_axis(batch.boxes, exact.frames[..., None], axis=2))
 
 
@@ -98,7 +99,7 @@ def test_losses_are_those_of_their_formulas():
 def followed(batch):
     """Prompts, and what the forward pass makes of them with random weights."""
     model, params = small.models().sam2, small.sam2_params()
-    prompts = masks.draw_prompts(jax.random.key(3), batch, masks.MaskConfig(prompts=2))
+    prompts = masks.draw_prompts(jax.random.key(3), batch, Masks(prompts=2))
     return prompts, *jax.jit(lambda p: masks.forward(model, p, batch, prompts, False))(params)
 
 
@@ -124,7 +125,7 @@ def test_forward_is_that_of_inference(batch, followed):
 
 def test_loss_falls_and_the_gradient_reaches_every_parameter(batch, followed):
     model, rule = small.models().sam2, optax.adam(2e-3)
-    step = masks.make_mask_step(model, rule, masks.MaskConfig(prompts=2, focus=0.0, mask=5.0))
+    step = masks.make_mask_step(model, rule, Masks(prompts=2, focus=0.0, mask=5.0))
     before = jax.tree.map(jnp.copy, small.sam2_params())
     # Half of the frames are held for hidden at first, so that what only they use learns too.
     bias = before["mask_decoder"]["object_head"]["proj_out"]["bias"]

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from omnir1_jax.config.sections import Lora
 from omnir1_jax.data.preprocess.tokens import load_tokenizer
 from omnir1_jax.errors import InputError
 from omnir1_jax.models import lora
@@ -23,7 +24,7 @@ from tests.supervised import test_targets as small_lessons
 from tests.text import host
 
 WEIGHTS = pathlib.Path(__file__).parents[2] / "configs" / "toy_weights" / "thinker"
-LORA = lora.LoraConfig(4, 8.0, ("*",))
+LORA = Lora(4, 8.0, ("*",))
 
 
 @functools.cache
@@ -83,14 +84,17 @@ def test_loss_is_plain_cross_entropy_by_weight():
     loss, accuracy = plain(params, made)
     assert 0 < accuracy < 0.5
     frozen = small.frozen()
-    for config, trainable in ((text.SftConfig(towers=True), params), (text.SftConfig(score_chunk=7), params["text"])):
+    for config, trainable in (
+        (text.SftConfig(True, None, 256), params),
+        (text.SftConfig(False, None, 7), params["text"]),
+    ):
         found = jax.jit(functools.partial(text.loss, thinker, config))(trainable, frozen, made)
         np.testing.assert_allclose(np.asarray(found), (loss, accuracy), rtol=2e-5)
 
 
 @pytest.mark.parametrize("kind", ["decoder", "towers", "lora"])
 def test_steps_reduce_the_loss_and_train_what_they_should(kind):
-    config = text.SftConfig(towers=kind == "towers", lora=LORA if kind == "lora" else None)
+    config = text.SftConfig(kind == "towers", LORA if kind == "lora" else None, 256)
     frozen, params = small.frozen(), small.thinker_params()
     trainable = {"decoder": params["text"], "towers": params}.get(kind)
     if kind == "lora":
@@ -150,4 +154,4 @@ def test_the_toy_s_cold_start_grounds():
 
 def test_towers_and_an_adapter_exclude_each_other():
     with pytest.raises(InputError, match="sft.towers"):
-        text.SftConfig(towers=True, lora=LORA)
+        text.SftConfig(True, LORA, 256)

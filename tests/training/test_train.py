@@ -9,6 +9,7 @@ import transformers
 from ml_collections import ConfigDict
 
 from omnir1_jax.build import run as setup
+from omnir1_jax.config.sections import Lora
 from omnir1_jax.config.settings import datasets, defaults, task
 from omnir1_jax.data.synthetic import writers
 from omnir1_jax.data.synthetic.world import WorldConfig
@@ -184,7 +185,7 @@ def test_an_adapter_is_merged_into_the_weights(root, tmp_path):
     c.objective, c.lora.rank, c.sft.target_tokens = "sft", 2, 448
     state = train(c, tmp_path / "lora", quiet=True)
     base = setup.build(c).loaded.params
-    wanted = lora.merge(base["text"], state.trainable, lora.LoraConfig(2, c.lora.alpha, ("*",)))
+    wanted = lora.merge(base["text"], state.trainable, Lora(2, c.lora.alpha, ("*",)))
     _, found = pretrained.load(tmp_path / "lora/weights")
     for a, b in zip(_leaves(found["text"]), _leaves(wanted)):
         np.testing.assert_array_equal(a, b)

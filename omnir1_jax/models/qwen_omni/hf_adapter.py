@@ -11,16 +11,16 @@ from typing import Any
 import numpy as np
 from etils import epath
 
+from omnir1_jax.config.sections import Lora
 from omnir1_jax.files import folders
 from omnir1_jax.models import hf_checkpoint, safetensors_file
-from omnir1_jax.models.lora import LoraConfig
 from omnir1_jax.models.qwen_omni import weights
 
 CONFIG, MODEL = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."  # PEFT's, before the names of the model that it wraps
 
 
-def config_json(config: LoraConfig, layers: Sequence[str], base: str) -> dict[str, Any]:
+def config_json(config: Lora, layers: Sequence[str], base: str) -> dict[str, Any]:
     """PEFT's LoraConfig.
 
     Args:
@@ -47,7 +47,7 @@ def config_json(config: LoraConfig, layers: Sequence[str], base: str) -> dict[st
     )
 
 
-def save(path: epath.PathLike, adapter: Mapping[str, Any], config: LoraConfig, base: str, flag: str) -> int:
+def save(path: epath.PathLike, adapter: Mapping[str, Any], config: Lora, base: str, flag: str) -> int:
     """Writes the directory; it appears whole or not at all.
 
     Args:
