@@ -1,6 +1,6 @@
 """Rewards by name: plans and masks (VOS), one box (RefAVS), a box with points (refCOCOg)."""
 
-from omnir1_jax.rewards.config import PRESETS, VosReward, preset
+from omnir1_jax.config.rewards import PRESETS, VosReward, preset
 from omnir1_jax.rewards.single import refavs_accuracy, refcocog_terms
 from omnir1_jax.rewards.vos import (
     Matching,

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from omnir1_jax.rewards import boxes
-from omnir1_jax.rewards.config import VosReward
+from omnir1_jax.config.rewards import VosReward
 from omnir1_jax.systems.keyframes import Keyframes, members
 from omnir1_jax.text.readers import Plan
 
