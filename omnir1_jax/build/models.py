@@ -25,7 +25,6 @@ from omnir1_jax.models.qwen_omni.sample import Sampling
 from omnir1_jax.models.qwen_omni.thinker import Thinker, abstract_params
 from omnir1_jax.parallel import replicate, tree_shardings
 from omnir1_jax.rl.config import Frozen, Models, StepConfig
-from omnir1_jax.rewards import preset
 from omnir1_jax.systems import grounders, prompts
 from omnir1_jax.systems.grounders.protocol import Grounder
 from omnir1_jax.systems.grounders.thinker import ThinkerGrounder, ThinkerParams
@@ -257,7 +256,7 @@ def step_config(config: ConfigDict, ids: TokenIds) -> StepConfig:
         group=own.group,
         sampling=Sampling(own.max_tokens, ids.eos, ids.pad, own.temperature, own.top_k, own.top_p),
         grpo=typed(config).grpo,
-        reward=preset(config.reward.preset, **config.reward.terms.to_dict()),
+        reward=typed(config).reward.weights(),
         keyframes=own.keyframes,
         limits=Limits(own.max_pieces, own.description_bytes),
         completion_bytes=own.completion_bytes,

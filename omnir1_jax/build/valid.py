@@ -17,7 +17,6 @@ from omnir1_jax.data.registry import DATASETS
 from omnir1_jax.errors import InputError
 from omnir1_jax.models import sam2
 from omnir1_jax.models.qwen_omni.config import ThinkerConfig
-from omnir1_jax.rewards import PRESETS, VosReward, preset
 from omnir1_jax.systems import grounders
 from omnir1_jax.systems.segmenters.sam2 import SEGMENTERS
 from omnir1_jax.tasks import FAMILIES
@@ -46,7 +45,7 @@ def check(config: ConfigDict, *, training: bool = True) -> Settings:
 
 def notes(config: ConfigDict) -> list[str]:
     """What a valid config does that its author may not expect, one line each."""
-    reward = preset(config.reward.preset, **config.reward.terms)
+    reward = typed(config).reward.weights()
     if config.objective != "grpo" or not (reward.gated_by_segmentation and reward.segmentation <= 1e-6):
         return []
     silent = [name for name in ("saliency", "alignment", "mismatch") if getattr(reward, name)]
@@ -62,8 +61,6 @@ def _registered(settings: Settings) -> Iterator[tuple[str, Any, Rule]]:
     yield "sam2.sizes", settings.sam2.sizes, Fields(sam2.Sam2Config)
     yield "step.grounder", settings.step.grounder, Choice(grounders.GROUNDERS, own=True)
     yield "step.segmenter", settings.step.segmenter, Choice(SEGMENTERS)
-    yield "reward.preset", settings.reward.preset, Choice(PRESETS)
-    yield "reward.terms", settings.reward.terms, Fields(VosReward)
     for task, entry in settings.data.items():
         yield f"data.{task}.family", entry.family, Choice(FAMILIES, empty=True)
         yield f"data.{task}.example", entry.example, Choice(OBJECTIVES[settings.objective].examples, empty=True)
@@ -113,7 +110,7 @@ def _together(settings: Settings) -> Iterator[tuple[str, str]]:
         yield "step.group", "1 completion has none to be compared with, only the KL term would train; give 2 or more"
     if not settings.step.temperature:
         yield "step.temperature", "0 gives all completions of a group one text, only the KL term would train"
-    reward = preset(settings.reward.preset, **settings.reward.terms)
+    reward = settings.reward.weights()
     for task, entry in settings.data.items():
         kind = entry.example or entry.family or task
         if kind == "vos" and reward.segmentation and not (settings.sam2.path or settings.sam2.sizes):

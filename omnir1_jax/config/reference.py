@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Any
 
 from omnir1_jax.config import schema
 from omnir1_jax.config.sections import Settings, Task
@@ -28,13 +27,16 @@ def page() -> str:
 def _section(title: str, above: str, kind: type[schema.Section]) -> Iterator[str]:
     yield f"\n## {title}\n\n{' '.join(str(kind.__doc__).split())}\n"
     yield "| setting | values | default | |\n|---|---|---|---|"
+    yield from _rows(above, kind)
+
+
+def _rows(above: str, kind: type) -> Iterator[str]:
     for field in dataclasses.fields(kind):
         rule = schema.rules(kind)[field.name]
-        if not isinstance(rule, type):
-            cells = (f"`{above}{field.name}`", str(rule), f"`{_default(field)}`", field.metadata["doc"])
-            yield "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
-
-
-def _default(field: dataclasses.Field[Any]) -> str:
-    """A default as Python writes it; mappings are empty."""
-    return "{}" if field.default is dataclasses.MISSING else repr(field.default)
+        if isinstance(rule, type):
+            continue
+        default = "{}" if field.default is dataclasses.MISSING else repr(field.default)
+        cells = (f"`{above}{field.name}`", str(rule), f"`{default}`", field.metadata["doc"])
+        yield "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+        if isinstance(rule, schema.Fields) and rule.kind is not None:
+            yield from _rows(f"{above}{field.name}.", rule.kind)

@@ -1,45 +1,43 @@
-"""Weights of the terms and the three published readings of the reward."""
+"""Weights of the reward's terms and the three published variants of the reward."""
 
 import dataclasses
 
-from omnir1_jax.errors import InputError
+from omnir1_jax.config.schema import setting
 
 
 @dataclasses.dataclass(frozen=True)
 class VosReward:
-    """A weight for each term of `vos.VosTerms`, and the rules that differ between the published readings.
+    """A weight for each term of `rewards.vos.VosTerms`, and the rules that differ between the published variants.
 
-    Attributes:
-      structure .. closeness: weights; 0 leaves the term a metric.
-      format, length_bonus: weights of the two terms that count beside the accuracy.
-      edge_boxes_match: whether a true box that touches the left edge can be matched. The authors' code says no.
-      gated: saliency, alignment and mismatch count only with a valid box.
-      gated_by_segmentation: ... and only if `segmentation` weighs more than 1e-6, as in the training commit.
-      clip: if pieces are valid but everything besides structure and coverage sums to 0 or less, those two are all.
-      distance_reward, overlap_punishment: what the paper's diversity gives for each piece, clear of the next or not.
-      target_pieces: the number of pieces that `closeness` asks for.
+    A term of weight 0 is only a metric.
     """
 
-    structure: float = 1.0
-    coverage: float = 1.0
-    count: float = 1.0
-    span: float = 1.0
-    overlap: float = 1.0
-    saliency: float = 0.0
-    alignment: float = 1.0
-    mismatch: float = 1.0
-    segmentation: float = 2.0
-    diversity: float = 0.0
-    closeness: float = 0.0
-    format: float = 1.0
-    length_bonus: float = 1.0
-    edge_boxes_match: bool = False
-    gated: bool = True
-    gated_by_segmentation: bool = True
-    clip: bool = False
-    distance_reward: float = 0.25
-    overlap_punishment: float = -0.2
-    target_pieces: int = 4
+    structure: float = setting(1.0, "weight: pieces that are there, complete and valid")
+    coverage: float = setting(1.0, "weight: object area that the plan's frames show")
+    count: float = setting(1.0, "weight: distinct frames, up to 4")
+    span: float = setting(1.0, "weight: penalty for a piece's frames beyond its first")
+    overlap: float = setting(1.0, "weight: penalty for frames that were chosen already")
+    saliency: float = setting(0.0, "weight: object area in the keyframes")
+    alignment: float = setting(1.0, "weight: mean IoU of boxes")
+    mismatch: float = setting(1.0, "weight: penalty for boxes beyond the number of objects")
+    segmentation: float = setting(2.0, "weight: region similarity of the masks")
+    diversity: float = setting(0.0, "weight: the paper's: pieces apart in time")
+    closeness: float = setting(0.0, "weight: the paper's: how close the number of pieces is to `target_pieces`")
+    format: float = setting(1.0, "weight: completions in the right format; added to the accuracy")
+    length_bonus: float = setting(1.0, "weight: completions of a length in `reward.bonus_range`; added to the accuracy")
+    edge_boxes_match: bool = setting(
+        False, "whether a ground truth box that touches the left edge can be matched; in the authors' code it cannot"
+    )
+    gated: bool = setting(True, "saliency, alignment and mismatch count only with a valid box ...")
+    gated_by_segmentation: bool = setting(
+        True, "... and only if `segmentation` weighs more than 1e-6, as in the training commit"
+    )
+    clip: bool = setting(
+        False, "if pieces are valid but all terms besides structure and coverage sum to 0 or less, count these two only"
+    )
+    distance_reward: float = setting(0.25, "diversity of a piece that is clear of the next")
+    overlap_punishment: float = setting(-0.2, "diversity of a piece that is not")
+    target_pieces: int = setting(4, "number of pieces that `closeness` asks for")
 
 
 PRESETS: dict[str, VosReward] = {
@@ -64,17 +62,3 @@ PRESETS: dict[str, VosReward] = {
         gated_by_segmentation=False,
     ),
 }
-
-
-def preset(name: str, **changes) -> VosReward:
-    """A preset with some of its values changed.
-
-    Raises:
-      InputError: names an unknown preset or field.
-    """
-    if name not in PRESETS:
-        raise InputError(f"reward.preset: {name!r} is none of {', '.join(PRESETS)}")
-    known = {field.name for field in dataclasses.fields(VosReward)}
-    if unknown := changes.keys() - known:
-        raise InputError(f"reward.{sorted(unknown)[0]}: no such term; there are {', '.join(sorted(known))}")
-    return dataclasses.replace(PRESETS[name], **changes)

@@ -4,11 +4,13 @@ Names that later rooms register (`step.grounder`, a task's family, a dataset's r
 together are checked by `build/valid.py`.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from omnir1_jax.config.schema import Each, Number, Rising, Section, Text, Whole, setting
+from omnir1_jax.config.rewards import PRESETS, VosReward
+from omnir1_jax.config.schema import Choice, Each, Fields, Number, Rising, Section, Text, Whole, setting
 
 CELL = 28 * 28  # pixels of a visual token of the released models
 POSITIVE, COUNT, SHARE, AXIS = Whole(1), Whole(), Number(0, 1), Whole(1, also=-1)
@@ -159,9 +161,15 @@ class Grpo(Section):
 class Reward(Section):
     """The reward of a completion."""
 
-    preset: str = setting("authors", "weights and rules of the terms: `authors`, `authors_released`, `paper`")
-    terms: Mapping[str, Any] = setting({}, "weights and rules that differ from the preset: fields of `VosReward`")
+    preset: str = setting("authors", "published variant, whose weights and rules the terms have", Choice(PRESETS))
+    terms: Mapping[str, Any] = setting(
+        {}, "weights and rules that differ from the preset; the defaults here are `authors`", Fields(VosReward)
+    )
     bonus_range: tuple[int, int] = setting((320, 750), "lengths in tokens that earn the length bonus", Rising())
+
+    def weights(self) -> VosReward:
+        """The preset with what differs from it."""
+        return dataclasses.replace(PRESETS[self.preset], **self.terms)
 
 
 @dataclass(frozen=True)

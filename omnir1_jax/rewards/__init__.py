@@ -1,6 +1,5 @@
 """Rewards by name: plans and masks (VOS), one box (RefAVS), a box with points (refCOCOg)."""
 
-from omnir1_jax.config.rewards import PRESETS, VosReward, preset
 from omnir1_jax.rewards.single import refavs_accuracy, refcocog_terms
 from omnir1_jax.rewards.vos import (
     Matching,
@@ -14,15 +13,12 @@ from omnir1_jax.rewards.vos import (
 )
 
 __all__ = [
-    "PRESETS",
     "Matching",
     "PlanTerms",
-    "VosReward",
     "VosTerms",
     "accuracy",
     "match",
     "plan_terms",
-    "preset",
     "refavs_accuracy",
     "refcocog_terms",
     "region_similarity",

@@ -9,8 +9,8 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from omnir1_jax.rewards import boxes
 from omnir1_jax.config.rewards import VosReward
+from omnir1_jax.rewards import boxes
 from omnir1_jax.systems.keyframes import Keyframes, members
 from omnir1_jax.text.readers import Plan
 

@@ -6,11 +6,11 @@ from typing import Any, no_type_check
 import flax.struct
 from jaxtyping import Array
 
+from omnir1_jax.config.rewards import VosReward
 from omnir1_jax.config.sections import Grpo, Lora
 from omnir1_jax.models.qwen_omni.sample import Sampling
 from omnir1_jax.models.qwen_omni.thinker import Thinker
 from omnir1_jax.models.sam2 import Sam2
-from omnir1_jax.rewards import VosReward
 from omnir1_jax.systems.grounders.protocol import Grounder
 from omnir1_jax.systems.grounders.thinker import ThinkerParams
 from omnir1_jax.text.bpe import Bpe

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from omnir1_jax import rewards
+from omnir1_jax.config.rewards import PRESETS
+from omnir1_jax.config.sections import Reward
 from omnir1_jax.errors import InputError
 from omnir1_jax.rewards import boxes as box_rules
 from omnir1_jax.systems import keyframes
@@ -22,9 +24,9 @@ N, T, H, W, K = 3, 10, 12, 16, 4
 BYTES, BOX_BYTES = 2048, 384
 ROLLOUTS = 2000
 CONFIGS = {
-    **rewards.PRESETS,
-    "clip": rewards.preset("authors", clip=True),
-    "authors_without_masks": rewards.preset("authors", segmentation=0.0),
+    **PRESETS,
+    "clip": Reward("authors", {"clip": True}).weights(),
+    "authors_without_masks": Reward("authors", {"segmentation": 0.0}).weights(),
 }
 
 
@@ -159,7 +161,7 @@ def test_pieces_are_read_as_far_as_they_are_counted():
     texts, frames = [plan_of(range(12)), plan_of([*range(12)] * 2)], 24
     plan = jax.jit(readers.read_plan)(as_text(texts, BYTES), jnp.full(2, frames))
     areas = jnp.ones((1, frames))
-    terms = jax.vmap(lambda one: rewards.plan_terms(one, areas, jnp.int32(1), rewards.preset("authors")))(plan)
+    terms = jax.vmap(lambda one: rewards.plan_terms(one, areas, jnp.int32(1), PRESETS["authors"]))(plan)
     earned = terms.structure + terms.coverage + terms.count + terms.span + terms.overlap
     np.testing.assert_allclose(earned, [0.6 + 1 - 2, 0.6 + 1 - 2 - 6], rtol=1e-5)
     # Of a plan beyond a limit of one's own nothing is counted that is not read.
@@ -290,6 +292,6 @@ def test_ties_go_to_the_first_assignment():
 
 def test_presets_refuse_unknown_names():
     with pytest.raises(InputError, match="reward.preset"):
-        rewards.preset("best")
-    with pytest.raises(InputError, match="reward.alinement"):
-        rewards.preset("paper", alinement=2.0)
+        Reward("best")
+    with pytest.raises(InputError, match="reward.terms.alinement"):
+        Reward("paper", {"alinement": 2.0})

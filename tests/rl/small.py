@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from omnir1_jax import rewards
+from omnir1_jax.config.rewards import PRESETS
 from omnir1_jax.config.sections import Grpo
 from omnir1_jax.data import pipeline
 from omnir1_jax.data.clips import DecodeConfig
@@ -160,7 +160,7 @@ def step_config(**changes) -> StepConfig:
         group=GROUP,
         sampling=sampling,
         grpo=Grpo(),
-        reward=rewards.preset("authors"),
+        reward=PRESETS["authors"],
         completion_bytes=512,
         bonus_range=(5, 500),
         score_chunk=64,
