@@ -15,6 +15,7 @@ from transformers import Qwen2_5OmniThinkerForConditionalGeneration
 
 from omnir1_jax import convert
 from omnir1_jax.build import data, models
+from omnir1_jax.config.settings import typed
 from omnir1_jax.data import frame_sampling
 from omnir1_jax.data.clips import decode
 from omnir1_jax.data.preprocess import pixels, tokens
@@ -54,7 +55,7 @@ def clips(config, count):
     found = []
     for n, group in enumerate(reader.clips()):
         rng = frame_sampling.generator(0, 0, n)
-        clip = decode(reader[group[0]], data.decode_config(config.data.vos), rng)
+        clip = decode(reader[group[0]], typed(config).data["vos"], rng)
         wave = 0.2 * rng.standard_normal(16000 + 4000 * (n % 3)).astype(np.float32)
         found.append(dataclasses.replace(clip, audio=wave if n % 2 and config.data.vos.audio_seconds else None))
     return found

@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from transformers import PreTrainedTokenizerBase
 
-from omnir1_jax.data.clips import DecodeConfig
+from omnir1_jax.config.settings import typed
 from omnir1_jax.data.pipeline import Family, PipelineConfig
 from omnir1_jax.data.preprocess.settings import PixelBudget, Sizes
 from omnir1_jax.data.registry import open_dataset
@@ -93,16 +93,6 @@ def example_config(
     )
 
 
-def decode_config(entry: ConfigDict) -> DecodeConfig:
-    return DecodeConfig(
-        frames=entry.frames,
-        sampling=entry.sampling,
-        objects=entry.objects,
-        sound=entry.sound,
-        target=entry.target,
-    )
-
-
 def families(
     config: ConfigDict,
     words: PreTrainedTokenizerBase | None,
@@ -142,7 +132,7 @@ def families(
                 name,
                 readers(config, name),
                 size * len(share.parts),
-                decode_config(entry),
+                typed(config).data[name],
                 transform,
                 entry.weight,
                 entry.one_per_clip,
@@ -153,12 +143,10 @@ def families(
 
 
 def pipeline_config(config: ConfigDict, share: Share = ALL) -> PipelineConfig:
-    own = config.loader
+    settings = typed(config)
     return PipelineConfig(
-        seed=config.seed,
-        workers=own.workers,
-        threads=own.threads,
-        max_bad_share=own.max_bad_share,
+        **vars(settings.loader),
+        seed=settings.seed,
         shard_index=share.parts[0],
         shard_count=share.count,
         parts=share.parts,

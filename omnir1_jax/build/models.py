@@ -14,7 +14,8 @@ from jaxtyping import Array, Key
 from ml_collections import ConfigDict
 from transformers import PreTrainedTokenizerBase
 
-from omnir1_jax.config.sections import Lora, Settings
+from omnir1_jax.config.schema import shared
+from omnir1_jax.config.sections import Lora, Sam2Run, Settings
 from omnir1_jax.config.settings import typed
 from omnir1_jax.data.preprocess import tokens
 from omnir1_jax.errors import InputError
@@ -30,7 +31,6 @@ from omnir1_jax.systems.grounders.protocol import Grounder
 from omnir1_jax.systems.grounders.thinker import ThinkerGrounder, ThinkerParams
 from omnir1_jax.text.bpe import bpe_tables
 from omnir1_jax.text.prompt import template
-from omnir1_jax.text.rules import Limits
 from omnir1_jax.text.vocab import byte_vocab
 
 # SAM 2's random features of places, and its tokens, which have to differ from the start.
@@ -68,20 +68,18 @@ def tokenizer(config: ConfigDict) -> PreTrainedTokenizerBase:
     return tokens.load_tokenizer(str(folder / "files" if store.is_store(folder) else folder))
 
 
-def thinker_config(config: ConfigDict, ids: TokenIds, vocab_size: int) -> ThinkerConfig:
+def thinker_config(config: ConfigDict | Settings, ids: TokenIds, vocab_size: int) -> ThinkerConfig:
     """Sizes of the thinker, from its directory or from `thinker.sizes`."""
-    switches = dict(
-        dtype=jnp.dtype(config.thinker.dtype), remat=config.thinker.remat, attention=config.thinker.attention
-    )
-    if config.thinker.path:
-        found = pretrained.read_config(_directory(config.thinker.path, "thinker.path"), switches.pop("dtype"))
+    own = typed(config).thinker
+    switches = dict(dtype=jnp.dtype(own.dtype), remat=own.remat, attention=own.attention)
+    if own.path:
+        found = pretrained.read_config(_directory(own.path, "thinker.path"), switches.pop("dtype"))
         return dataclasses.replace(found, **switches)
-    sizes = config.thinker.sizes.to_dict()
+    sizes = dict(own.sizes)
     if not sizes:
         raise InputError(f"thinker.path: name a directory with the weights; {TRY}")
-    own = sizes.pop("text", {})
     parts = dict(
-        text=_fields(TextConfig, {"vocab_size": vocab_size} | own, "thinker.sizes.text"),
+        text=_fields(TextConfig, {"vocab_size": vocab_size} | sizes.pop("text", {}), "thinker.sizes.text"),
         vision=_fields(VisionConfig, sizes.pop("vision", {}), "thinker.sizes.vision"),
         audio=_fields(AudioConfig, sizes.pop("audio", {}), "thinker.sizes.audio"),
     )
@@ -90,11 +88,11 @@ def thinker_config(config: ConfigDict, ids: TokenIds, vocab_size: int) -> Thinke
 
 def sam2_config(config: ConfigDict) -> sam2.Sam2Config | None:
     """Sizes of the segmenter; None where the config names none."""
-    own = config.sam2
-    options = {key: own[key] for key in ("side", "dtype", "memory_dtype", "direction", "object_chunk", "frame_chunk")}
+    own = typed(config).sam2
+    options = shared(Sam2Run, own)
     if own.path:
         return sam2.read_config(_directory(own.path, "sam2.path"), **options)
-    sizes = own.sizes.to_dict()
+    sizes = dict(own.sizes)
     if not sizes:
         return None
     hiera = _fields(sam2.HieraConfig, sizes.pop("hiera", {}), "sam2.sizes.hiera")
@@ -249,24 +247,10 @@ def frozen(config: ConfigDict, loaded: Loaded, mesh: Mesh | None = None) -> Froz
     )
 
 
-def step_config(config: ConfigDict, ids: TokenIds) -> StepConfig:
-    """The step's choices; raises InputError that names the setting."""
-    own = config.step
-    return StepConfig(
-        group=own.group,
-        sampling=Sampling(own.max_tokens, ids.eos, ids.pad, own.temperature, own.top_k, own.top_p),
-        grpo=typed(config).grpo,
-        reward=typed(config).reward.weights(),
-        keyframes=own.keyframes,
-        limits=Limits(own.max_pieces, own.description_bytes),
-        completion_bytes=own.completion_bytes,
-        bonus_range=tuple(config.reward.bonus_range),
-        updates=own.updates,
-        score_chunk=own.score_chunk,
-        score_lengths=tuple(own.score_lengths),
-        segmenter=own.segmenter,
-        lora=lora_config(config),
-    )
+def step_config(config: ConfigDict | Settings, ids: TokenIds) -> StepConfig:
+    """The step's choices."""
+    settings = typed(config)
+    return StepConfig.of(settings.step, settings.grpo, settings.reward, lora_config(settings), ids)
 
 
 def _fields(kind: Callable[..., Any], values: Mapping[str, Any], name: str) -> Any:

@@ -178,7 +178,7 @@ class Section:
 
     def __post_init__(self):
         for name, rule in rules(type(self)).items():
-            if not isinstance(rule, type):
+            if isinstance(rule, Rule):
                 check(f"{type(self).__name__.lower()}.{name}", getattr(self, name), rule)
 
 
@@ -200,6 +200,12 @@ def rules(kind: type) -> dict[str, Any]:
     """The rule of every field of a dataclass; that of a section is its class."""
     hints = typing.get_type_hints(kind)
     return {f.name: f.metadata.get("rule") or of_type(hints[f.name], f.default) for f in dataclasses.fields(kind)}
+
+
+def shared(kind: type, section: Section) -> dict[str, Any]:
+    """The settings of a section that a dataclass has under the same names."""
+    names = {field.name for field in dataclasses.fields(kind)}
+    return {name: value for name, value in vars(section).items() if name in names}
 
 
 def flat(kind: type, above: str = "") -> dict[str, Rule]:

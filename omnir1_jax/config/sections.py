@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from omnir1_jax.config.rewards import PRESETS, VosReward
 from omnir1_jax.config.schema import Choice, Each, Fields, Number, Rising, Section, Text, Whole, setting
+from omnir1_jax.text.rules import DEFAULT as LIMITS
 
 CELL = 28 * 28  # pixels of a visual token of the released models
 POSITIVE, COUNT, SHARE, AXIS = Whole(1), Whole(), Number(0, 1), Whole(1, also=-1)
@@ -35,17 +36,31 @@ class Thinker(Section):
 
 
 @dataclass(frozen=True)
-class Sam2(Section):
+class Sam2Run(Section):
+    """How a SAM 2 model is run."""
+
+    side: int = setting(1024, "side in pixels of the square that frames are stretched to", Whole(64, multiple=64))
+    dtype: Literal["float32", "bfloat16"] = setting(
+        "bfloat16", "dtype of activations and parameters; float32 has matrix products at highest precision"
+    )
+    memory_dtype: Literal["float32", "bfloat16"] = setting(
+        "bfloat16", "dtype of the stored memories, which the original rounds to bfloat16 whatever the rest is"
+    )
+    direction: Direction = setting(
+        "forward",
+        "tracking from frame 0 (prompted frames ahead serve as memory too), from each object's first prompted frame, "
+        "from the last frame to 0, or from the first prompted frame forward, then back from it to frame 0",
+    )
+    object_chunk: int = setting(4, "objects tracked at a time; memory grows with it", POSITIVE)
+    frame_chunk: int = setting(1, "frames encoded at a time; memory grows with it", POSITIVE)
+
+
+@dataclass(frozen=True)
+class Sam2(Sam2Run):
     """The segmenter."""
 
     path: str = setting("", "Hugging Face directory; empty: random weights of `sizes`, or no segmenter without them")
     sizes: Mapping[str, Any] = setting({}, "sizes of random weights: fields of `Sam2Config`, with `hiera`")
-    side: int = setting(1024, "side in pixels of the square that frames are stretched to", Whole(64, multiple=64))
-    dtype: Literal["float32", "bfloat16"] = setting("bfloat16", "dtype of activations and parameters")
-    memory_dtype: Literal["float32", "bfloat16"] = setting("bfloat16", "dtype of the stored memories")
-    direction: Direction = setting("forward", "direction in which a clip is tracked")
-    object_chunk: int = setting(4, "objects tracked at a time", POSITIVE)
-    frame_chunk: int = setting(1, "frames encoded at a time", POSITIVE)
 
 
 @dataclass(frozen=True)
@@ -74,20 +89,33 @@ class Pixels(Section):
 
 
 @dataclass(frozen=True)
-class Task(Section):
-    """One task of the mixture, `data.<task>`: its datasets and how their clips are read. Make it by `settings.task`."""
+class DecodeConfig(Section):
+    """How a task's clips are read."""
+
+    frames: int = setting(24, "maximum frames of a clip", POSITIVE)
+    objects: int = setting(3, "maximum objects of a target", POSITIVE)
+    sampling: Literal["training", "video", "uniform", "first"] = setting(
+        "training",
+        "16 to 24 frames of a longer clip; 2 per second, as System 1 sees a video file; all, or `frames` evenly "
+        "spaced ones; the first",
+    )
+    max_frame_pixels: int = setting(1920 * 1080, "pixels beyond which a frame is shrunk on reading", POSITIVE)
+    sound: Literal["ignore", "optional", "required"] = setting(
+        "ignore", "whether sound is read; a clip without it is counted, or bad, as is one of pure silence"
+    )
+    target: Literal["anywhere", "some_frame", "first_frame"] = setting("anywhere", "where an object has to be visible")
+
+
+@dataclass(frozen=True)
+class Task(DecodeConfig):
+    """One task of the mixture: its datasets and how their clips are read. Make it by `settings.task`."""
 
     family: str = setting("", "family of the datasets' clips: vos, refavs, refcocog, qa; empty: the task's own name")
     example: str = setting("", "name of what is made of a clip; empty: the family's")
     datasets: Mapping[str, Any] = setting({}, "datasets by names of your own, as `settings.datasets` makes them")
     batch_size: int = setting(1, "prompts per step, over all devices", POSITIVE)
     weight: float = setting(1.0, "share of the steps; 0 leaves the task out", Number())
-    frames: int = setting(24, "maximum frames of a clip", POSITIVE)
-    objects: int = setting(3, "maximum objects of a target", POSITIVE)
-    sampling: Literal["training", "video", "uniform", "first"] = setting("training", "which frames are taken")
-    sound: Literal["ignore", "optional", "required"] = setting("ignore", "whether a clip's sound is read")
     audio_seconds: float = setting(0.0, "maximum seconds of sound in a prompt", Number())
-    target: Literal["anywhere", "some_frame", "first_frame"] = setting("anywhere", "where an object has to be visible")
     one_per_clip: bool = setting(True, "one expression per clip and epoch, drawn at random; otherwise all of them")
     targets: int = setting(0, "as `sft.targets`; 0: that one", COUNT)
     target_tokens: int = setting(0, "as `sft.target_tokens`; 0: that one", COUNT)
@@ -116,9 +144,11 @@ class Step(Section):
     grounding_tokens: int = setting(256, "maximum tokens of System 2's answer, which is greedy", POSITIVE)
     keyframes: int = setting(4, "maximum frames of a completion that System 2 looks at", POSITIVE)
     max_pieces: int = setting(
-        0, "maximum objects of a plan that are read and counted; 0: all that fit in `completion_bytes`", COUNT
+        LIMITS.groups,
+        "maximum objects of a plan that are read and counted; 0: all that fit in `completion_bytes`",
+        COUNT,
     )
-    description_bytes: int = setting(256, "maximum bytes of a description", POSITIVE)
+    description_bytes: int = setting(LIMITS.description, "maximum bytes of a description", POSITIVE)
     completion_bytes: int = setting(4096, "maximum bytes of a completion that is read", POSITIVE)
     grounding_bytes: int = setting(1024, "maximum bytes of System 2's answer", POSITIVE)
     description_tokens: int = setting(160, "maximum tokens of the description in System 2's prompt", POSITIVE)

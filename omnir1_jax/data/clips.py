@@ -3,37 +3,18 @@
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
+from omnir1_jax.config.sections import DecodeConfig
 from omnir1_jax.data import audio, masks, media
 from omnir1_jax.data import frame_sampling as sampling
-from omnir1_jax.data.frame_sampling import MAX_OBJECTS, TRAIN_MAX_FRAMES
 from omnir1_jax.data.refs import BadSample, ClipRef, MaskSource, RleMasks
 
 
 class Unsuitable(BadSample):
     """A sound sample that this family does not train on (no target where one is needed): dropped, not a fault."""
-
-
-@dataclass(frozen=True)
-class DecodeConfig:
-    """How the clips of one family are read.
-
-    frames: most frames of a clip. sampling: "training" (16 to 24 of a longer clip), "video" (2 a second, as System 1
-    sees a video file), "uniform" (all, or evenly `frames` of them), "first". objects: most objects of a target.
-    max_frame_pixels: larger frames are shrunk on reading. sound: "ignore", "optional" (a clip without sound is
-    counted), "required" (such a clip, or one of pure silence, is bad). target: where an object has to be visible.
-    """
-
-    frames: int = TRAIN_MAX_FRAMES
-    sampling: Literal["training", "video", "uniform", "first"] = "training"
-    objects: int = MAX_OBJECTS
-    max_frame_pixels: int = 1920 * 1080
-    sound: Literal["ignore", "optional", "required"] = "ignore"
-    target: Literal["anywhere", "some_frame", "first_frame"] = "anywhere"
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,9 +16,10 @@ import grain
 import numpy as np
 from absl import flags
 
+from omnir1_jax.config.sections import DecodeConfig, Loader
 from omnir1_jax.data import batching, frame_sampling
 from omnir1_jax.data.batching import Batch, Fault, Item
-from omnir1_jax.data.clips import DecodeConfig, DecodedClip, Unsuitable, decode
+from omnir1_jax.data.clips import DecodedClip, Unsuitable, decode
 from omnir1_jax.data.frame_sampling import Draw
 from omnir1_jax.data.refs import FAMILIES, BadSample, Reader
 from omnir1_jax.errors import InputError
@@ -55,8 +56,8 @@ class Family:
 
 
 @dataclass(frozen=True)
-class PipelineConfig:
-    """workers: processes (0: this one, with `threads` threads). worker_buffer: batches ready in each worker.
+class PipelineConfig(Loader):
+    """worker_buffer: batches ready in each worker.
 
     A run stops when more than max_bad_share of at least min_samples samples were bad, or max_attempts in a row.
     shard_index, shard_count: which host this is, by default jax.process_index() and jax.process_count().
@@ -65,10 +66,7 @@ class PipelineConfig:
     """
 
     seed: int = 0
-    workers: int = 0
-    threads: int = 0
     worker_buffer: int = 1
-    max_bad_share: float = 0.05
     min_samples: int = 100
     max_attempts: int = 20
     shard_index: int | None = None

@@ -18,6 +18,8 @@ from ml_collections import ConfigDict
 from omnir1_jax.build import data as setup_data
 from omnir1_jax.build import models as setup_models
 from omnir1_jax.build import optimizer as setup_optimizer
+from omnir1_jax.config.schema import shared
+from omnir1_jax.config.sections import Sam2Run
 from omnir1_jax.config.settings import typed
 from omnir1_jax.data.preprocess import bucket
 from omnir1_jax.data.preprocess.settings import PixelBudget, Sizes
@@ -127,7 +129,7 @@ def released(name: str) -> ThinkerConfig:
 
 def _thinker(config: ConfigDict, words: Any) -> ThinkerConfig:
     own = config.thinker
-    if _here(own.path) or own.sizes.to_dict():
+    if _here(own.path) or own.sizes:
         if words is None:
             raise InputError("thinker.tokenizer: random weights need a directory with a tokenizer")
         return setup_models.sizes(config).thinker
@@ -139,15 +141,14 @@ def _thinker(config: ConfigDict, words: Any) -> ThinkerConfig:
 
 
 def _sam2(config: ConfigDict) -> sam2.Sam2Config | None:
-    own = config.sam2
+    own = typed(config).sam2
     if not own.path or _here(own.path):
         return setup_models.sam2_config(config)
     name = epath.Path(own.path).name.lower().replace("-plus", "_plus").replace("+", "_plus")
     known = [size for size in sam2.SIZES if size in name]
     if not known:
         raise InputError(f"sam2.path: {own.path!r} is not here, nor does its name hold one of {', '.join(sam2.SIZES)}")
-    options = {key: own[key] for key in ("side", "dtype", "memory_dtype", "direction", "object_chunk", "frame_chunk")}
-    return sam2.Sam2Config(hiera=sam2.SIZES[known[0]], **options)
+    return sam2.Sam2Config(hiera=sam2.SIZES[known[0]], **shared(Sam2Run, own))
 
 
 def _tables(config: ConfigDict, words: Any) -> dict[str, Any]:

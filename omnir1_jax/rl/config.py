@@ -7,7 +7,9 @@ import flax.struct
 from jaxtyping import Array
 
 from omnir1_jax.config.rewards import VosReward
-from omnir1_jax.config.sections import Grpo, Lora
+from omnir1_jax.config.schema import shared
+from omnir1_jax.config.sections import Grpo, Lora, Reward, Step
+from omnir1_jax.models.qwen_omni.config import TokenIds
 from omnir1_jax.models.qwen_omni.sample import Sampling
 from omnir1_jax.models.qwen_omni.thinker import Thinker
 from omnir1_jax.models.sam2 import Sam2
@@ -40,17 +42,30 @@ class StepConfig:
 
     group: int
     sampling: Sampling
-    grpo: Grpo = Grpo()
-    reward: VosReward = VosReward()
-    keyframes: int = 4
-    limits: Limits = Limits()
-    completion_bytes: int = 4096
-    bonus_range: tuple[int, int] = (320, 750)
-    updates: int = 1
-    score_chunk: int = 256
-    score_lengths: tuple[int, ...] = ()
-    segmenter: str = "sam2"
-    lora: Lora | None = None
+    grpo: Grpo
+    reward: VosReward
+    keyframes: int
+    limits: Limits
+    completion_bytes: int
+    bonus_range: tuple[int, int]
+    updates: int
+    score_chunk: int
+    score_lengths: tuple[int, ...]
+    segmenter: str
+    lora: Lora | None
+
+    @classmethod
+    def of(cls, step: Step, grpo: Grpo, reward: Reward, lora: Lora | None, ids: TokenIds) -> "StepConfig":
+        """The choices of these sections of settings, for a tokenizer with these tokens."""
+        return cls(
+            **shared(cls, step),
+            sampling=Sampling(step.max_tokens, ids.eos, ids.pad, step.temperature, step.top_k, step.top_p),
+            limits=Limits(step.max_pieces, step.description_bytes),
+            grpo=grpo,
+            reward=reward.weights(),
+            bonus_range=reward.bonus_range,
+            lora=lora,
+        )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,8 +22,8 @@ class MaskExampleConfig:
     """
 
     side: int
-    frames: int = 24
-    objects: int = 3
+    frames: int
+    objects: int
     repeat: bool = True
 
 

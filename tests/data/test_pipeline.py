@@ -16,7 +16,7 @@ from omnir1_jax.data.refs import BadSample, ClipRef, ImageBytes, RleMasks
 from omnir1_jax.errors import InputError
 
 HEIGHT, WIDTH = 6, 8
-ONE_HOST = {"shard_index": 0, "shard_count": 1}
+ONE_HOST = {"shard_index": 0, "shard_count": 1, "threads": 0}
 
 
 def make_clip(family, sample_id, row):

@@ -56,7 +56,7 @@ def heard(clip, config):
 
 
 def config(**changes):
-    settings = {"shard_index": 0, "shard_count": 1, "max_bad_share": 0.9, **changes}
+    settings = {"shard_index": 0, "shard_count": 1, "threads": 0, "max_bad_share": 0.9, **changes}
     return pipeline.PipelineConfig(**settings)
 
 

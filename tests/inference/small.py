@@ -37,7 +37,7 @@ HIERA = sam2.HieraConfig(
     dims=(8, 16, 32, 64), heads=(1, 1, 2, 4), blocks=(1, 1, 2, 1), windows=(8, 4, 4, 2), global_blocks=(3,)
 )
 SAM2 = sam2.Sam2Config(
-    HIERA, side=64, width=64, decoder_mlp=64, decoder_heads=2, iou_width=32, attention_layers=1, attention_mlp=32,
+    hiera=HIERA, side=64, width=64, decoder_mlp=64, decoder_heads=2, iou_width=32, attention_layers=1, attention_mlp=32,
     fuser_mlp=32,
 )  # fmt: skip
 

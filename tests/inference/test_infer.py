@@ -14,6 +14,7 @@ import soundfile
 
 from omnir1_jax import infer
 from omnir1_jax.build import data
+from omnir1_jax.config.settings import typed
 from omnir1_jax.data import audio, frame_sampling, media
 from omnir1_jax.data.clips import decode
 from omnir1_jax.data.preprocess import pixels
@@ -42,7 +43,7 @@ def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("infer")
     config = small.config(folder)
     (reader,) = data.readers(config, "vos")
-    clip = decode(reader[0], data.decode_config(config.data.vos), frame_sampling.generator(0, 0, 0))
+    clip = decode(reader[0], typed(config).data["vos"], frame_sampling.generator(0, 0, 0))
     frames = np.repeat(clip.frames, 2, axis=0)[:14]
     wave = 0.3 * np.sin(np.arange(3 * 16000) / 20).astype(np.float32)
     video.write(folder / "clip.mp4", frames, 4, wave)

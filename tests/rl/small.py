@@ -9,8 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from omnir1_jax.config.rewards import PRESETS
-from omnir1_jax.config.sections import Grpo
+from omnir1_jax.config.sections import Grpo, Reward, Step
 from omnir1_jax.data import pipeline
 from omnir1_jax.data.clips import DecodeConfig
 from omnir1_jax.data.preprocess import tokens
@@ -71,7 +70,7 @@ def sam2_config() -> sam2.Sam2Config:
     small = dict(
         width=64, decoder_mlp=64, decoder_heads=2, iou_width=32, attention_layers=1, attention_mlp=32, fuser_mlp=32
     )
-    return sam2.Sam2Config(hiera, side=SIDE, object_chunk=16, frame_chunk=8, **small)
+    return sam2.Sam2Config(hiera=hiera, side=SIDE, object_chunk=16, frame_chunk=8, **small)
 
 
 def models(grounder: Grounder | None = None, **changes) -> Models:
@@ -155,16 +154,8 @@ def frozen(params=None) -> Frozen:
 
 def step_config(**changes) -> StepConfig:
     ids = tokens.token_ids(tokenizer())
-    sampling = Sampling(24, ids.eos, ids.pad)
-    base = StepConfig(
-        group=GROUP,
-        sampling=sampling,
-        grpo=Grpo(),
-        reward=PRESETS["authors"],
-        completion_bytes=512,
-        bonus_range=(5, 500),
-        score_chunk=64,
-    )
+    step = Step(group=GROUP, max_tokens=24, top_k=0, top_p=1.0, completion_bytes=512, score_chunk=64)
+    base = StepConfig.of(step, Grpo(), Reward(bonus_range=(5, 500)), None, ids)
     return dataclasses.replace(base, **changes)
 
 

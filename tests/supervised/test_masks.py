@@ -159,7 +159,7 @@ def test_examples_hold_coverage_and_repeat_objects():
     few = mask_examples.masks(clip, mask_examples.MaskExampleConfig(64, FRAMES, count + 2, repeat=False))
     assert few["object_valid"].sum() == count and not few["masks"][count:].any()
     with pytest.raises(BadSample, match="6 frames"):
-        mask_examples.masks(clip, mask_examples.MaskExampleConfig(64, 3))
+        mask_examples.masks(clip, mask_examples.MaskExampleConfig(64, 3, 3))
 
 
 @functools.cache

@@ -1,12 +1,11 @@
 """Shape of a SAM 2.1 model and the options of a run."""
 
 import dataclasses
-from typing import Literal
+from typing import Literal, get_args
 
+from omnir1_jax.config.sections import Direction, Sam2Run
 from omnir1_jax.errors import InputError
 
-Direction = Literal["forward", "from_first_prompt", "reverse", "both"]
-DIRECTIONS = ("forward", "from_first_prompt", "reverse", "both")
 ACTIVATIONS = ("gelu", "relu")
 
 
@@ -120,21 +119,13 @@ def _check_ranges(config: "Sam2Config") -> None:
 
 
 @dataclasses.dataclass(frozen=True)
-class Sam2Config:
+class Sam2Config(Sam2Run):
     """A SAM 2.1 model and how it is run; the first group of fields is the checkpoint's, the last one is ours.
 
     Options:
       video: with the memory modules (`Sam2VideoModel`) or without (`Sam2Model`: one frame only).
-      side: input height and width in pixels, a multiple of 64; need not be the checkpoint's.
       conditioning_slots: most prompted frames attended at a time, the nearest ones; -1 is all of them. At least 2.
-      direction: "forward" tracks from frame 0 (prompted frames ahead serve as memory too), "from_first_prompt"
-        from each object's first prompted frame, "reverse" from the last frame to 0, "both" from the first prompted
-        frame forward, then back from it to frame 0.
-      object_chunk, frame_chunk: objects tracked, frames encoded at a time; memory grows with these, not with the
-        number of objects or frames.
       score_limit: most attention scores (fp32 elements) alive at a time; queries are cut in pieces to hold it.
-      dtype: "float32" (matrix products at highest precision) or "bfloat16".
-      memory_dtype: of the stored memories; upstream rounds them to bfloat16 whatever the rest is.
     """
 
     hiera: HieraConfig = HieraConfig()
@@ -180,14 +171,9 @@ class Sam2Config:
     fuser_padding: int = 3
     fuser_activation: str = "gelu"
     video: bool = True
-    side: int = 1024
     conditioning_slots: int = -1
-    direction: Direction = "forward"
-    object_chunk: int = 4
-    frame_chunk: int = 1
     score_limit: int = 1 << 26
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    memory_dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    dtype: Literal["float32", "bfloat16"] = "float32"  # exact, unless a run says otherwise
 
     def __post_init__(self):
         hiera = self.hiera
@@ -231,8 +217,8 @@ class Sam2Config:
             raise InputError("SAM 2 config: the mask downsampler's total stride must be 16")
         if self.conditioning_slots != -1 and self.conditioning_slots < 2:
             raise InputError(f"SAM 2 conditioning_slots {self.conditioning_slots}: must be -1 (all) or at least 2")
-        if self.direction not in DIRECTIONS:
-            raise InputError(f"SAM 2 direction {self.direction!r}: must be one of {', '.join(DIRECTIONS)}")
+        if self.direction not in get_args(Direction):
+            raise InputError(f"SAM 2 direction {self.direction!r}: must be one of {', '.join(get_args(Direction))}")
         for name in ("dtype", "memory_dtype"):
             if getattr(self, name) not in ("float32", "bfloat16"):
                 raise InputError(f"SAM 2 {name} {getattr(self, name)!r}: must be float32 or bfloat16")
