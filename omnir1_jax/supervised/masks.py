@@ -14,6 +14,7 @@ import optax
 from jaxtyping import Array, Bool, Float, Int, Key, UInt8
 
 from omnir1_jax.config import sections
+from omnir1_jax.errors import InputError
 from omnir1_jax.models import sam2
 from omnir1_jax.rl import learn
 
