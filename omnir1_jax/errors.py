@@ -114,6 +114,11 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
 
 
+def first_line(error: Exception, most: int = 300) -> str:
+    """What a library says went wrong, at most so many characters."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:most]
+
+
 def printable(text: object) -> str:
     """`text` on one line, safe to print: control, format and bidi characters and bytes that are not UTF-8 are escaped.
 

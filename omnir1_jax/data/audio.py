@@ -25,10 +25,8 @@ _SNDFILE = (b"RIFF", b"RF64", b"FORM", b"fLaC")
 _FILMS = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip")
 
 
-def load_audio(
-    source: AudioSource, *, sample_rate: int = SAMPLE_RATE, sample_id: str = "?"
-) -> Float[np.ndarray, " n"] | None:
-    """float32 samples, mean of the channels, resampled with soxr (as librosa.load does).
+def load_audio(source: AudioSource, *, sample_id: str = "?") -> Float[np.ndarray, " n"] | None:
+    """float32 samples at 16 kHz, mean of the channels, resampled with soxr (as librosa.load does).
 
     None only for a video without an audio track whose source does not require one. Raises BadSample, naming the
     file: missing, truncated, unreadable, without a required track, without samples, or with non-finite ones.
@@ -52,18 +50,9 @@ def load_audio(
         raise BadSample(sample_id, f"{name} holds no sound")
     if not np.isfinite(samples).all():
         raise BadSample(sample_id, f"{name} holds samples that are not numbers")
-    if rate != sample_rate:
-        samples = librosa.resample(samples, orig_sr=rate, target_sr=sample_rate, res_type="soxr_hq")
+    if rate != SAMPLE_RATE:
+        samples = librosa.resample(samples, orig_sr=rate, target_sr=SAMPLE_RATE, res_type="soxr_hq")
     return np.ascontiguousarray(samples, np.float32)
-
-
-def _read(path: str, sample_id: str) -> bytes:
-    try:
-        return paths.read_bytes(path)
-    except FileNotFoundError as error:
-        raise BadSample(sample_id, f"{path} is missing") from error
-    except OSError as error:
-        raise BadSample(sample_id, f"{path} cannot be read ({error.strerror or error})") from error
 
 
 def _decode_sound_file(path: str, sample_id: str) -> tuple[np.ndarray, int] | None:
@@ -73,7 +62,7 @@ def _decode_sound_file(path: str, sample_id: str) -> tuple[np.ndarray, int] | No
             head = file.read(12)
         if _is_film(head):  # perhaps large: decoded without reading it into memory
             return _decode_track(video_index.file_name(path), path, sample_id)
-    return _decode_bytes(_read(path, sample_id), path, sample_id)
+    return _decode_bytes(media.read(path, sample_id), path, sample_id)
 
 
 def _is_film(head: bytes) -> bool:

@@ -23,7 +23,6 @@ class Item(NamedTuple):
     draw: Draw
     sample_id: str
     query: str
-    extra: Mapping[str, Any]
     arrays: Mapping[str, np.ndarray]
     faults: tuple[Fault, ...]
     without_sound: bool
@@ -41,7 +40,6 @@ class Batch(NamedTuple):
     arrays: Mapping[str, Any]
     sample_ids: tuple[str, ...]
     queries: tuple[str, ...]
-    extras: tuple[Mapping[str, Any], ...]
     draws: tuple[Draw, ...]
     faults: tuple[Fault, ...]
     without_sound: int
@@ -76,7 +74,6 @@ def collate(family: str, items: Sequence[Item]) -> Batch:
         arrays,
         tuple(item.sample_id for item in items),
         tuple(item.query for item in items),
-        tuple(item.extra for item in items),
         tuple(item.draw for item in items),
         tuple(fault for item in items for fault in item.faults),
         sum(item.without_sound for item in items),

@@ -15,7 +15,6 @@
 """
 
 import functools
-import glob
 from typing import Any
 
 from omnir1_jax.data import metadata, paths, qa, rle, vos_json
@@ -44,10 +43,10 @@ def open(root: str, split: str = "train") -> TableReader:
 def _table(root: str, split: str) -> str:
     if split.isidentifier() and paths.exists(f"{root}/{split}.jsonl"):
         return paths.inside(root, f"{split}.jsonl", "folder")
-    found = sorted(glob.glob(f"{glob.escape(root)}/*.jsonl"))
+    found = paths.matching(root, "*.jsonl")
     if len(found) != 1:
         raise InputError(f"folder: {root} has no {split}.jsonl, and {len(found)} other jsonl files; name one so")
-    return paths.inside(root, found[0][len(root.rstrip("/")) + 1 :], "folder")
+    return found[0]
 
 
 def _check(row: dict[str, Any], where: str, number: int) -> dict[str, Any]:

@@ -20,34 +20,24 @@ def generator(seed: int, epoch: int, index: int, attempt: int = 0) -> np.random.
     return np.random.default_rng((seed, epoch, index, attempt))
 
 
-def video_frame_number(
-    total: int, fps: float, *, minimum: int = 4, maximum: int = 768, sampled_fps: float = SAMPLED_FPS
-) -> int:
-    """How many frames of a video file System 1 sees: `sampled_fps` a second, within bounds, even.
-
-    Follows the Qwen-VL utilities' rule. A video of one frame keeps it.
-    """
-    low = 2 * math.ceil(minimum / 2)
-    high = 2 * math.floor(min(maximum, total) / 2)
-    n = min(max(total / fps * sampled_fps, low), high, total)
-    return max(2 * math.floor(n / 2), 1)
-
-
 def video_frame_indices(
     total: int,
     fps: float,
     times: Float[np.ndarray, " total"] | None = None,
     *,
-    minimum: int = 4,
     maximum: int = 768,
     sampled_fps: float = SAMPLED_FPS,
 ) -> Int[np.ndarray, " n"]:
-    """Which frames: linspace(0, total-1, n) in float32, rounded half to even.
+    """Which frames of a video file System 1 sees: linspace(0, total-1, n) in float32, rounded half to even.
+
+    n is `sampled_fps` a second, from 4 to `maximum`, even, as in the Qwen-VL utilities. A video of one frame keeps it.
 
     Args:
       times: seconds of the frames, where they are unevenly spaced; then as of `evenly_in_time`.
     """
-    n = video_frame_number(total, fps, minimum=minimum, maximum=maximum, sampled_fps=sampled_fps)
+    high = 2 * math.floor(min(maximum, total) / 2)
+    n = min(max(total / fps * sampled_fps, 4), high, total)
+    n = max(2 * math.floor(n / 2), 1)
     return np.round(_linspace32(total - 1, n)).astype(np.int64) if times is None else evenly_in_time(times, n)
 
 

@@ -169,7 +169,7 @@ def load_frames(
     upright = isinstance(source, ImageFiles) and source.upright
     match source:
         case ImageFiles():
-            named = ((i, source.paths[i], _read(source.paths[i], sample_id)) for i in wanted)
+            named = ((i, source.paths[i], read(source.paths[i], sample_id)) for i in wanted)
         case ImageBytes():
             named = ((i, f"frame {source.names[i]}", source.blobs[i]) for i in wanted)
         case VideoFile():
@@ -188,7 +188,8 @@ def load_frames(
     return np.stack([frames[int(i)] for i in indices])
 
 
-def _read(path: str, sample_id: str) -> bytes:
+def read(path: str, sample_id: str) -> bytes:
+    """A sample's file. Raises BadSample naming it."""
     try:
         return paths.read_bytes(path)
     except FileNotFoundError as error:

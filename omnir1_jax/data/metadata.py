@@ -13,7 +13,7 @@ import pyarrow.parquet
 from etils import epath
 
 from omnir1_jax.data import paths
-from omnir1_jax.errors import InputError
+from omnir1_jax.errors import InputError, first_line
 from omnir1_jax.files import json_file
 
 NAMES = {
@@ -98,7 +98,7 @@ def _parquet_rows(data: bytes, path: str, columns: tuple[str, ...] | None) -> li
             raise InputError(f"{path}: the column '{missing[0]}' is missing; there are {', '.join(names)}")
         return file.read(columns=list(columns) if columns else None).to_pylist()
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not a readable parquet file ({_first_line(error)})") from error
+        raise InputError(f"{path}: not a readable parquet file ({first_line(error)})") from error
 
 
 def _csv_rows(data: bytes, path: str) -> list[dict[str, Any]]:
@@ -194,7 +194,3 @@ def _expect(text: str, at: int, character: str, path: str) -> int:
     if text[at : at + 1] != character:
         raise InputError(f"{path} is not JSON: expected '{character}' at byte {at}")
     return _skip_space(text, at + 1)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]

@@ -6,7 +6,6 @@ sound event, music), question, options, answer (an option in full), audio_path, 
 """
 
 import functools
-import glob
 from typing import Any
 
 from omnir1_jax.data import metadata, paths, qa
@@ -40,10 +39,9 @@ def open(root: str, split: str = "test") -> TableReader:
 
 def table(root: str) -> str:
     """The one table of questions. Raises `InputError`."""
-    for folder in (root, f"{root}/dataset", f"{root}/data"):
-        for ending in ("jsonl", "json", "parquet"):
-            if found := sorted(glob.glob(f"{glob.escape(folder)}/*.{ending}")):
-                return paths.inside(root, found[0][len(root.rstrip("/")) + 1 :], "omnibench")
+    endings = ("jsonl", "json", "parquet")
+    if found := paths.matching(root, *(f"{folder}*.{e}" for folder in ("", "dataset/", "data/") for e in endings)):
+        return found[0]
     raise InputError(f"omnibench: no table of questions (*.jsonl, *.json, *.parquet) in {root}")
 
 

@@ -5,6 +5,7 @@ root. Symbolic links are followed wherever they lead: metadata cannot make one, 
 Hugging Face cache keeps every file as a link into `blobs/`; frames often lie on another disk).
 """
 
+import glob
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -71,6 +72,11 @@ def files(root: str, directory: str, names: Sequence[str], what: str) -> tuple[s
         if name not in present:
             raise InputError(f"{what}: {path} is missing")
     return out
+
+
+def matching(root: str, *patterns: str) -> list[str]:
+    """The files within a local `root` whose names match, those of each pattern sorted."""
+    return [path for one in patterns for path in sorted(glob.glob(f"{glob.escape(root.rstrip('/'))}/{one}"))]
 
 
 def exists(path: str) -> bool:

@@ -187,7 +187,7 @@ class _Loader:
             raise InputError(f"data: {ref.sample_id} is of family {ref.family}, its mixture says {self.family.kind}")
         clip = decode(ref, self.family.decode, rng)
         arrays = dict(self.family.transform(clip))
-        return Item(draw, ref.sample_id, ref.query, ref.extra, arrays, faults, clip.without_sound)
+        return Item(draw, ref.sample_id, ref.query, arrays, faults, clip.without_sound)
 
 
 def fault(error: BadSample) -> Fault:

@@ -9,8 +9,8 @@ bbox_2d and point_2d. Both are integer pixels of the 840 square.
 """
 
 import functools
-import glob
 import json
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -104,12 +104,8 @@ def open(root: str, split: str = "train") -> TableReader:
 
 def parquet_files(root: str, split: str) -> list[str]:
     """The split's parquet files, at the root or in `data/`: `<split>-*.parquet`, or else every one there."""
-    for folder in (root, f"{root}/data"):
-        everything = sorted(glob.glob(f"{glob.escape(folder)}/*.parquet"))
-        named = [p for p in everything if p.rsplit("/", 1)[1].startswith(split)]
-        if named or everything:
-            return [paths.inside(root, p[len(root.rstrip("/")) + 1 :], "refcocog") for p in named or everything]
-    return []
+    everything = paths.matching(root, "*.parquet") or paths.matching(root, "data/*.parquet")
+    return [path for path in everything if os.path.basename(path).startswith(split)] or everything
 
 
 def _check(row: dict[str, Any], where: str) -> dict[str, Any]:

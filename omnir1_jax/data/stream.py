@@ -141,9 +141,8 @@ class Prefetch:
         depth: int = 2,
         warn_s: float = 60.0,
         stop_s: float = 1800.0,
-        place: Callable[[Batch, jax.sharding.Sharding | None], Batch] = put,
     ):
-        self._stream, self._sharding, self._depth, self._place = stream, sharding, depth, place
+        self._stream, self._sharding, self._depth = stream, sharding, depth
         self._warn_s, self._stop_s = warn_s, stop_s
         self._state = stream.get_state()
         self._ended: Exception | None = None
@@ -161,7 +160,7 @@ class Prefetch:
         self._thread.start()
 
     def _ready(self, batch: Batch) -> Batch:
-        return self._place(batch, self._sharding)
+        return put(batch, self._sharding)
 
     def __next__(self) -> Batch:
         if self._ended is not None:

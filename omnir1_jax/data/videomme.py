@@ -6,7 +6,6 @@ long), domain, sub_category, videoID, question_id, task_type, question, options,
 """
 
 import functools
-import glob
 from typing import Any
 
 from omnir1_jax.data import metadata, paths, qa
@@ -41,10 +40,9 @@ def open(root: str, split: str = "test") -> TableReader:
 
 
 def _table(root: str) -> str:
-    for folder in (root, f"{root}/videomme"):
-        for ending in ("parquet", "json", "jsonl"):
-            if found := sorted(glob.glob(f"{glob.escape(folder)}/*.{ending}")):
-                return paths.inside(root, found[0][len(root.rstrip("/")) + 1 :], "videomme")
+    endings = ("parquet", "json", "jsonl")
+    if found := paths.matching(root, *(f"{folder}*.{e}" for folder in ("", "videomme/") for e in endings)):
+        return found[0]
     raise InputError(f"videomme: no table of questions (*.parquet, *.json, *.jsonl) in {root}")
 
 

@@ -9,7 +9,7 @@ free-form, regression, ...), and where there is a choice `options`; `problem_id`
 """
 
 import functools
-import glob
+import os
 from typing import Any
 
 from omnir1_jax.data import metadata, paths, qa
@@ -52,17 +52,14 @@ def _table(root: str, split: str) -> str:
     for name in (f"{split}.json", f"{split}.jsonl", PUBLISHED.get(split)):
         if name and paths.exists(f"{root}/{name}"):
             return paths.inside(root, name, "videor1")
-    names = sorted(
-        path[len(root.rstrip("/")) + 1 :]
-        for ending in ("json", "jsonl")
-        for path in glob.glob(f"{glob.escape(root)}/*.{ending}")
-    )
-    if not names:
+    found = sorted(paths.matching(root, "*.json", "*.jsonl"))
+    if not found:
         raise InputError(f"videor1: {root} holds no json or jsonl file of questions")
-    if len(names) > 1:
+    if len(found) > 1:
+        names = [os.path.basename(path) for path in found]
         advice = f"choose one in the config: datasets(videor1=dict(..., file={names[0]!r}))"
         raise InputError(f"videor1: {root} holds {', '.join(names)}, none of split '{split}'; {advice}")
-    return paths.inside(root, names[0], "videor1")
+    return found[0]
 
 
 def _media(root: str, row: dict[str, Any]) -> str:

@@ -10,11 +10,11 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from omnir1_jax.data.avhbench import JUDGE_TASKS
 from omnir1_jax.errors import InputError
 from omnir1_jax.text import tags
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-JUDGE_TASKS = ("Audio-driven Video Hallucination", "Video-driven Audio Hallucination", "AV Matching")
 
 _PREFIXES = (
     "The best answer is",

@@ -11,12 +11,12 @@ import numpy as np
 from jaxtyping import Bool, Float, Shaped, UInt8
 from scipy.optimize import linear_sum_assignment
 
+from omnir1_jax.data.refdavis import ANNOTATORS, VOID
 from omnir1_jax.errors import InputError
 from omnir1_jax.evaluation import davis
 
-ANNOTATORS = ("annot1-first", "annot1-full", "annot2-first", "annot2-full")
-VOID = 255
 MAX_PROPOSALS = 20
+BACKGROUND = 0.1  # what an object's probability has to exceed
 
 
 def submission_expressions(num_expressions: int) -> list[list[int]]:
@@ -26,15 +26,15 @@ def submission_expressions(num_expressions: int) -> list[list[int]]:
     return [list(range(a, num_expressions, len(ANNOTATORS))) for a in range(len(ANNOTATORS))]
 
 
-def label_map(scores: Shaped[np.ndarray, "n t h w"], background: float = 0.1) -> UInt8[np.ndarray, "t h w"]:
+def label_map(scores: Shaped[np.ndarray, "n t h w"]) -> UInt8[np.ndarray, "t h w"]:
     """One submission's label map: argmax over objects' probabilities (or 0/1 masks), 0 where none is above
-    `background`; the first object wins a tie."""
+    `BACKGROUND`; the first object wins a tie."""
     n = len(scores)
     if n == 0:
         return np.zeros(scores.shape[1:], np.uint8)
     best = scores.argmax(0)
     value = np.take_along_axis(scores, best[None], 0)[0]
-    return np.where(value > background, best + 1, 0).astype(np.uint8)
+    return np.where(value > BACKGROUND, best + 1, 0).astype(np.uint8)
 
 
 def _split(labels: np.ndarray, count: int) -> Bool[np.ndarray, "n t h w"]:

@@ -308,7 +308,7 @@ def apart(out: epath.PathLike, flag: str, inputs: Mapping[str, epath.PathLike]) 
 def read(folder: epath.PathLike) -> Mark | None:
     """The mark of a folder; None where it has none. InputError: one that is damaged, or of a later version."""
     path = epath.Path(folder) / MARK
-    if not _lexists(path):
+    if not path.exists() and not is_link(path):
         return None
     damaged = InputError(f"{path}: damaged, so that it does not tell whose the folder is; name another folder")
     if is_link(path):
@@ -433,10 +433,6 @@ def _local_entries(folder: str, above: str) -> Iterator[str]:
 
 def is_link(path: epath.Path) -> bool:
     return "://" not in str(path) and os.path.islink(path)
-
-
-def _lexists(path: epath.Path) -> bool:
-    return path.exists() or is_link(path)
 
 
 def _resolved(path: epath.PathLike) -> pathlib.PurePath:

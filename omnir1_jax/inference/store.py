@@ -110,17 +110,15 @@ def adopt(folder: epath.Path) -> Sequence[str] | None:
     inner = [
         above.name
         for above in folder.iterdir()
-        if _is_folder(above) and (_is_run(above / RUN) or any(_is_run(path / RUN) for path in above.iterdir()))
+        if above.is_dir()
+        and not folders.is_link(above)
+        and (_is_run(above / RUN) or any(_is_run(path / RUN) for path in above.iterdir()))
     ]
     if not own and not inner:
         return None
     entries = [path for path in folder.iterdir() if not folders.is_link(path)]
     archives = [path.name for path in entries if path.suffix == ".zip" and own]
     return [*inner, *archives, *(path.name for path in entries if path.name in (*NAMES, CACHE))]
-
-
-def _is_folder(path: epath.Path) -> bool:
-    return path.is_dir() and not folders.is_link(path)
 
 
 def _is_run(path: epath.Path) -> bool:

@@ -18,7 +18,7 @@ from flax.errors import FlaxError
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.typing import DTypeLike
 
-from omnir1_jax.errors import InputError
+from omnir1_jax.errors import InputError, first_line
 from omnir1_jax.files import folders
 from omnir1_jax.models import safetensors_file
 from omnir1_jax.models.safetensors_file import TensorInfo
@@ -123,8 +123,9 @@ def abstract(build: Callable[[Any], Any], config: Any, path: epath.PathLike) -> 
     try:
         return build(config)
     except (ArithmeticError, AssertionError, LookupError, TypeError, ValueError, FlaxError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
-        raise InputError(f"{epath.Path(path) / 'config.json'}: its sizes do not fit together ({reason})") from error
+        raise InputError(
+            f"{epath.Path(path) / 'config.json'}: its sizes do not fit together ({first_line(error)})"
+        ) from error
 
 
 def load_params(

@@ -80,9 +80,7 @@ def tree_shardings(mesh: Mesh, boxed: Any, rules: Rules = DEFAULT_RULES) -> Any:
     return jax.tree.map(one, boxed, is_leaf=lambda leaf: isinstance(leaf, nn.LogicallyPartitioned))
 
 
-def state_shardings(
-    mesh: Mesh, boxed: Any, optimizer: optax.GradientTransformation, rules: Rules = DEFAULT_RULES
-) -> Any:
+def state_shardings(mesh: Mesh, boxed: Any, optimizer: optax.GradientTransformation) -> Any:
     """Of `optimizer`'s state for parameters `boxed`: moments lie as their parameters do, the rest is whole."""
     state = jax.eval_shape(optimizer.init, nn.unbox(boxed))
     left_out = lambda leaf: isinstance(leaf, optax.MaskedNode)  # of a frozen parameter there is no moment
@@ -90,7 +88,7 @@ def state_shardings(
         optimizer,
         lambda leaf, sharding: leaf if left_out(leaf) else sharding,
         state,
-        tree_shardings(mesh, boxed, rules),
+        tree_shardings(mesh, boxed),
         transform_non_params=lambda _: whole(mesh),
         is_leaf=left_out,
     )

@@ -222,7 +222,7 @@ def trip_count(module: Module, loop: Instruction) -> int | None:
         if called.root.opcode != "compare":
             return None
         inside = [one for one in called.root.operands]
-        outer = dict(zip(_parameters(called), root.operands))
+        outer = dict(zip((one.name for one in called if one.opcode == "parameter"), root.operands))
         known = [constant(condition, outer[name]) if name in outer else constant(called, name) for name in inside]
         direction = called.root.attribute("direction")
     elif root.opcode == "compare":
@@ -233,7 +233,3 @@ def trip_count(module: Module, loop: Instruction) -> int | None:
     if direction == "LT" and known[0] is None and known[1] is not None:
         return known[1]
     return None
-
-
-def _parameters(computation: Computation) -> list[str]:
-    return [one.name for one in computation if one.opcode == "parameter"]

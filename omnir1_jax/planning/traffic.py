@@ -114,8 +114,5 @@ def _read(module: Module, inside: Computation, source: Instruction) -> int:
             total += sum(_read(module, called, at[str(place)]) for place in places)
         else:
             return source.bytes
-    return min(total, source.bytes) if total or _used(inside, source) else source.bytes
-
-
-def _used(inside: Computation, source: Instruction) -> bool:
-    return any(source.name in each.operands for each in inside)
+    used = any(source.name in each.operands for each in inside)
+    return min(total, source.bytes) if total or used else source.bytes

@@ -77,7 +77,8 @@ def curve(
             parts.append(_path(*thin(steps, smooth(values, max(len(steps) // 20, 5)), POINTS // 2), px, py, "curve"))
         else:
             parts.append(_path(steps, values, px, py, "curve"))
-            parts += [_dot(px(a), py(b)) for a, b in zip(steps[good], values[good])]
+            dots = zip(px(steps[good]), py(values[good]))
+            parts += [Html(f'<circle class="dot" cx="{a:.1f}" cy="{b:.1f}" r="2.5"/>') for a, b in dots]
         marks = sorted({round(px(a)) for a in steps[~good]})
         base = height - BOTTOM
         parts += [Html(f'<line class="bad" x1="{a}" x2="{a}" y1="{base}" y2="{base - 7}"/>') for a in marks]
@@ -140,7 +141,3 @@ def _path(x, y, px, py, kind: str) -> Html:
             words.append(f"{'L' if pen else 'M'}{px(a):.1f} {py(b):.1f}")
         pen = math.isfinite(b)
     return Html(f'<path class="{kind}" d="{"".join(words)}"/>')
-
-
-def _dot(x: float, y: float) -> Html:
-    return Html(f'<circle class="dot" cx="{x:.1f}" cy="{y:.1f}" r="2.5"/>')

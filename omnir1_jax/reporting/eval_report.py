@@ -142,13 +142,9 @@ def _samples(rows: Sequence[Row]) -> list[Html]:
     """Every sample, or the first of very many, behind a click."""
     percent = lambda value: None if value is None else 100 * value
     listed = [
-        (row.sample_id, html.clipped(row.query, 200), percent(row.mean), percent(row.j), percent(row.f), _words(row))
+        (row.sample_id, html.clipped(row.query, 200), *map(percent, (row.mean, row.j, row.f)), ", ".join(row.failures))
         for row in rows[:SHOWN_ROWS]
     ]
     said = f"All {len(rows)}" if len(rows) <= SHOWN_ROWS else f"The first {SHOWN_ROWS} of {len(rows)}"
     table = html.table(("sample", "query", "J&F", "J", "F", "failures"), listed)
     return [html.heading("Samples"), html.details(said, table)]
-
-
-def _words(row: Row) -> str:
-    return ", ".join(row.failures)

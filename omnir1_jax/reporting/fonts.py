@@ -101,7 +101,6 @@ def block(
     *,
     bold: bool = False,
     colour: Colour = (30, 30, 30),
-    paper: Colour = (255, 255, 255),
     max_lines: int = 12,
 ) -> UInt8[np.ndarray, "h width 3"]:
     """A paragraph as a picture; lines beyond `max_lines` are cut with an ellipsis."""
@@ -109,7 +108,7 @@ def block(
     if len(lines) > max_lines:
         lines = [*lines[: max_lines - 1], lines[max_lines - 1][:-1] + "…"]
     height = round(size * LINE_HEIGHT)
-    image = Image.new("RGB", (width, height * len(lines)), paper)
+    image = Image.new("RGB", (width, height * len(lines)), (255, 255, 255))
     pen = ImageDraw.Draw(image)
     for row, words in enumerate(lines):
         x = 0.0

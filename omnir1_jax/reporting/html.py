@@ -4,7 +4,6 @@ import base64
 import html
 import re
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 from etils import epath
 
@@ -86,17 +85,14 @@ def tag(name: str, *content: object, **attributes: object) -> Html:
 def table(header: Sequence[object], rows: Sequence[Sequence[object]], caption: str = "") -> Html:
     """A table; numbers stand to the right. Without a header, the first column is that of names."""
     number = lambda value: isinstance(value, (int, float)) and not isinstance(value, bool)
-    numeric = [bool(rows) and all(number(row[i]) or row[i] is None for row in rows) for i in range(_width(rows))]
+    width = max(map(len, rows), default=0)
+    numeric = [all(number(row[i]) or row[i] is None for row in rows) for i in range(width)]
     cell = lambda kind, value, i: tag(kind, value, class_="number") if numeric[i] else tag(kind, value)
     head = [tag("tr", *(cell("th", value, i) for i, value in enumerate(header)))] if header and rows else []
     first = "td" if header else "th"
     body = [tag("tr", *(cell(first if not i else "td", value, i) for i, value in enumerate(row))) for row in rows]
     words = [tag("caption", caption)] if caption else []
     return tag("div", tag("table", *words, *head, *body), class_="scroll")
-
-
-def _width(rows: Sequence[Sequence[Any]]) -> int:
-    return max((len(row) for row in rows), default=0)
 
 
 def picture(data: bytes, alt: str, caption: object = "") -> Html:

@@ -44,7 +44,8 @@ def tables(found: Mapping[str, Any]) -> list[Table]:
         rows += [("trained, its own plan", spread([run["vos"]["plan"] for run in main]))]
         gains = [run["vos"]["plan"] - cold["vos"]["plan"] for run in main]
         rows += [("gain over the cold start", spread(gains))]
-        out.append((f"Segmentation, {clips}, {found['steps']} steps, {_seeds(main)}", ("", "J&F"), rows))
+        seeds = f"{len(main)} seeds" if len(main) > 1 else f"seed {main[0]['seed']}"
+        out.append((f"Segmentation, {clips}, {found['steps']} steps, {seeds}", ("", "J&F"), rows))
         sounds = list(cold["refavs"])
         rows = [("cold start", *(f"{cold['refavs'][sound]:.1f}" for sound in sounds))]
         rows += [("trained", *(spread([run["refavs"][sound] for run in main]) for sound in sounds))]
@@ -64,10 +65,6 @@ def tables(found: Mapping[str, Any]) -> list[Table]:
                 rows.append((title, spread([run["vos"]["plan"] for run in own]), spread(learnt), len(own)))
         out.append(("Rewards, segmentation", ("reward", "J&F", "box IoU, sampled", "seeds"), rows))
     return out
-
-
-def _seeds(runs: Sequence[Any]) -> str:
-    return f"{len(runs)} seeds" if len(runs) > 1 else f"seed {runs[0]['seed']}"
 
 
 def markdown(found: Sequence[Table]) -> str:

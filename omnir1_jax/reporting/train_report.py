@@ -89,16 +89,12 @@ def _headline(steps: Sequence[Mapping[str, Any]], config: Mapping[str, Any]) -> 
     skipped = [row["learn/skipped"] for row in steps if isinstance(row.get("learn/skipped"), (int, float))]
     if skipped:
         rows.append(("updates skipped", f"{skipped[-1]:.0f}"))
-    failed = [_failed(row) for row in steps]
+    failed = [float(sum(row[key] or 0 for key in row if key.startswith("failure/"))) for row in steps]
     if any("failure/" in key for row in steps for key in row):
         part = max(1, len(failed) // 20)
         first, last = statistics.fmean(failed[:part]), statistics.fmean(failed[-part:])
         rows.append(("failures a step, first to last", f"{first:.4g} → {last:.4g}"))
     return rows
-
-
-def _failed(row: Mapping[str, Any]) -> float:
-    return float(sum(value or 0 for key, value in row.items() if key.startswith("failure/")))
 
 
 def _summary(summary: Mapping[str, Any]) -> list[Html]:

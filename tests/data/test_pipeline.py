@@ -269,7 +269,7 @@ def test_a_wrong_configuration_is_named(families, changes, message):
 
 def test_one_static_shape_is_demanded():
     def item(i, **arrays):
-        return batching.Item(Draw(0, i, i), f"s{i}", "", {}, arrays, (), False)
+        return batching.Item(Draw(0, i, i), f"s{i}", "", arrays, (), False)
 
     with pytest.raises(InputError, match=r"family qa: array 'x' is float64\[3\] for s1 and float64\[2\] for s0"):
         batching.collate("qa", [item(0, x=np.zeros(2)), item(1, x=np.zeros(3))])

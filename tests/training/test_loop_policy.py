@@ -27,7 +27,7 @@ class Stream(Prefetch):
 
     def __next__(self):
         self.step += 1
-        return Batch("vos", self.step, {}, (), (), (), (), (), 0, 0)
+        return Batch("vos", self.step, {}, (), (), (), (), 0, 0)
 
     def get_state(self):
         return {"next_batch": self.step, "counts": {}}

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Int
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from omnir1_jax.errors import InputError
+from omnir1_jax.errors import InputError, first_line
 from omnir1_jax.files import json_file, regular_file
 
 SPELLING = {
@@ -59,8 +59,7 @@ def load_tokenizer(path: str | pathlib.Path) -> PreTrainedTokenizerBase:
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(path), local_files_only=True, trust_remote_code=False)
     except Exception as error:  # tokenizers raises the bare class, transformers whatever a damaged file leads to
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
-        raise InputError(f"{path}: no readable tokenizer ({reason})") from error
+        raise InputError(f"{path}: no readable tokenizer ({first_line(error)})") from error
     token_ids(tokenizer)
     return tokenizer
 

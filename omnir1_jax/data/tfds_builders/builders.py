@@ -14,7 +14,7 @@ import tensorflow_datasets as tfds
 from absl import logging
 from etils import epath
 
-from omnir1_jax.data import metadata, mevis, paths, refavs, revos, rle
+from omnir1_jax.data import media, metadata, mevis, paths, refavs, revos, rle
 from omnir1_jax.data.masks import decode_masks
 from omnir1_jax.data.reader import TableReader
 from omnir1_jax.data.refs import AudioFile, BadSample, ClipRef, ImageFiles, MaskSource, RleMasks
@@ -166,12 +166,12 @@ def _example(reader: TableReader, group: tuple[int, ...]) -> dict[str, Any]:
     foreground = json.dumps(first.foreground.objects[0]).encode() if first.foreground is not None else b""
     return {
         "clip": str(reader.clip_of[group[0]]),
-        "frames": [_read(path, first.sample_id) for path in _images(first).paths],
+        "frames": [media.read(path, first.sample_id) for path in _images(first).paths],
         "frame_names": list(_images(first).names),
         "fps": _images(first).fps or 0.0,
         "height": size[0],
         "width": size[1],
-        "audio": _read(first.audio.path, first.sample_id) if isinstance(first.audio, AudioFile) else b"",
+        "audio": media.read(first.audio.path, first.sample_id) if isinstance(first.audio, AudioFile) else b"",
         "tracks": list(tracks),
         "foreground": foreground,
         "items": items,
@@ -198,10 +198,3 @@ def _tracks(clip: ClipRef) -> list[list[dict[str, Any] | None]]:
     masks: MaskSource = clip.masks
     decoded = decode_masks(masks, range(len(clip.frames)), clip.sample_id)
     return [[rle.encode(mask) if mask.any() else None for mask in track] for track in decoded]
-
-
-def _read(path: str, sample_id: str) -> bytes:
-    try:
-        return paths.read_bytes(path)
-    except OSError as error:
-        raise BadSample(sample_id, f"{path} cannot be read ({error.strerror or error})") from error

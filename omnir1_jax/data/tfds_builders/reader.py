@@ -11,7 +11,7 @@ from google.protobuf.message import DecodeError
 from omnir1_jax.data import metadata, paths, vos_json
 from omnir1_jax.data.reader import TableReader, make_reader
 from omnir1_jax.data.refs import AudioBytes, ClipRef, ImageBytes, RleMasks
-from omnir1_jax.errors import InputError
+from omnir1_jax.errors import InputError, first_line
 from omnir1_jax.files import json_file
 
 FAMILY = {"revos": "vos", "mevis": "vos", "refavs": "refavs"}
@@ -68,7 +68,7 @@ def _builder(directory: str) -> tfds.core.DatasetBuilder:
     try:
         return tfds.builder_from_directory(directory)
     except (*DAMAGE, json_format.ParseError) as error:
-        raise InputError(f"{directory}: not a whole tfds dataset ({_first_line(error)})") from error
+        raise InputError(f"{directory}: not a whole tfds dataset ({first_line(error)})") from error
 
 
 @functools.lru_cache(maxsize=16)
@@ -76,7 +76,7 @@ def _source(directory: str, split: str):
     try:
         return _builder(directory).as_data_source(split)
     except DAMAGE as error:
-        raise InputError(f"{directory}: split '{split}' cannot be read ({_first_line(error)})") from error
+        raise InputError(f"{directory}: split '{split}' cannot be read ({first_line(error)})") from error
 
 
 def _clip(directory: str, name: str, split: str, sample_id: str, row: tuple[int, int]) -> ClipRef:
@@ -92,7 +92,7 @@ def _clip(directory: str, name: str, split: str, sample_id: str, row: tuple[int,
         audio = AudioBytes(example["audio"]) if example["audio"] else None
         foreground = example["foreground"]
     except DAMAGE as error:
-        raise InputError(f"{where}: damaged ({_first_line(error)})") from error
+        raise InputError(f"{where}: damaged ({first_line(error)})") from error
 
     def track(data: bytes):
         return vos_json.check_track(json_file.parse(data, where), len(names), where)
@@ -118,7 +118,3 @@ def _clip(directory: str, name: str, split: str, sample_id: str, row: tuple[int,
         size=size if known else None,
         extra=metadata.check(json_file.parse(extra.encode(), where), dict, where),
     )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]

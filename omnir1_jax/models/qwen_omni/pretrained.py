@@ -22,7 +22,7 @@ from omnir1_jax.models.qwen_omni.hf_inputs import thinker_inputs
 from omnir1_jax.models.qwen_omni.inputs import ThinkerInputs
 from omnir1_jax.models.qwen_omni.speech import Speech
 from omnir1_jax.models.qwen_omni.thinker import Thinker, abstract_params
-from omnir1_jax.parallel import DEFAULT_RULES, Rules, tree_shardings
+from omnir1_jax.parallel import tree_shardings
 
 
 def read_config(path: epath.PathLike, dtype: DTypeLike = jnp.float32) -> ThinkerConfig:
@@ -46,18 +46,17 @@ def read_params(
     *,
     dtype: DTypeLike | None = None,
     mesh: Mesh | None = None,
-    rules: Rules = DEFAULT_RULES,
 ) -> dict:
     """The parameters of a checkpoint directory; `dtype=None` keeps the stored one. Otherwise as `load`."""
     if store.is_store(path):
-        return store.load_store(path, config, dtype=dtype, mesh=mesh, rules=rules)
+        return store.load_store(path, config, dtype=dtype, mesh=mesh)
     boxed = hf_checkpoint.abstract(abstract_params, config, path)
     return hf_checkpoint.load_params(
         path,
         weights.leaves(config),
         nn.unbox(boxed),
         dtype=dtype,
-        shardings=None if mesh is None else tree_shardings(mesh, boxed, rules),
+        shardings=None if mesh is None else tree_shardings(mesh, boxed),
         prefixes=weights.PREFIXES,
         ignore=weights.IGNORE,
     )
@@ -68,7 +67,6 @@ def load(
     *,
     dtype: DTypeLike = jnp.float32,
     mesh: Mesh | None = None,
-    rules: Rules = DEFAULT_RULES,
 ) -> tuple[Thinker, dict]:
     """Reads a checkpoint directory: `(model, params)` for `model.apply({"params": params}, ...)`.
 
@@ -77,13 +75,12 @@ def load(
         token2wav are skipped), or what `omnir1_jax.convert import` made of one.
       dtype: of parameters and activations.
       mesh: shards the parameters as they are read; None puts them on the default device.
-      rules: from logical axes to those of the mesh.
 
     Raises:
       InputError: another model family, a broken file, or tensors unknown, missing or misshapen.
     """
     config = read_config(path, dtype)
-    return Thinker(config), read_params(path, config, dtype=dtype, mesh=mesh, rules=rules)
+    return Thinker(config), read_params(path, config, dtype=dtype, mesh=mesh)
 
 
 def save(

@@ -21,7 +21,7 @@ from omnir1_jax.files import folders, orbax_files, regular_file
 from omnir1_jax.models.qwen_omni import hf_config
 from omnir1_jax.models.qwen_omni.config import ThinkerConfig
 from omnir1_jax.models.qwen_omni.thinker import abstract_params
-from omnir1_jax.parallel import DEFAULT_RULES, Rules, tree_shardings
+from omnir1_jax.parallel import tree_shardings
 
 STORE = "store"  # its kind, in its mark
 TEXT_FILES = (".json", ".txt", ".jinja", ".model")  # tokenizer, processor, generation settings; never pickles
@@ -82,13 +82,12 @@ def load_store(
     *,
     dtype: DTypeLike | None = None,
     mesh: Mesh | None = None,
-    rules: Rules = DEFAULT_RULES,
 ) -> dict:
     """Reads the parameters.
 
     Args:
       dtype: None keeps the stored one.
-      mesh, rules: as for `pretrained.load`.
+      mesh: as for `pretrained.load`.
 
     Raises:
       InputError: not such a directory, one cut short, or parameters that do not fit its config.
@@ -99,7 +98,7 @@ def load_store(
     if mesh is None:
         shardings = dict.fromkeys(shapes, jax.sharding.SingleDeviceSharding(jax.devices()[0]))
     else:
-        shardings = flatten_dict(tree_shardings(mesh, boxed, rules))
+        shardings = flatten_dict(tree_shardings(mesh, boxed))
     with ocp.StandardCheckpointer() as checkpointer:
         found = checkpointer.metadata(folder).item_metadata
         if found is None:

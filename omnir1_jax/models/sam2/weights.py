@@ -26,7 +26,7 @@ from omnir1_jax.models.hf_checkpoint import (
 from omnir1_jax.models.sam2.config import Sam2Config
 from omnir1_jax.models.sam2.hf_config import read_config, to_hf
 from omnir1_jax.models.sam2.model import Sam2, abstract_params
-from omnir1_jax.parallel.rules import DEFAULT_RULES, Rules, tree_shardings
+from omnir1_jax.parallel.rules import tree_shardings
 
 # What a video checkpoint has beyond an image one.
 VIDEO_ONLY = (
@@ -179,7 +179,6 @@ def load(
     *,
     dtype: DTypeLike = jnp.float32,
     mesh: Mesh | None = None,
-    rules: Rules = DEFAULT_RULES,
     **options: Any,
 ) -> tuple[Sam2, Any]:
     """Reads a directory saved by transformers' `Sam2VideoModel` or `Sam2Model`.
@@ -187,7 +186,7 @@ def load(
     Args:
       path: holds `config.json` and safetensors, sharded or not.
       dtype: float32 or bfloat16, of the parameters and of the computation.
-      mesh: where to lay the parameters out by their logical axes and `rules`; None is the default device.
+      mesh: where to lay the parameters out by their logical axes; None is the default device.
       options: fields of `Sam2Config` to replace. `video=False` takes only the image model out of a video checkpoint.
 
     Returns:
@@ -203,7 +202,7 @@ def load(
     config = read_config(path, dtype=name, **options)
     abstract = hf_checkpoint.abstract(abstract_params, config, path)
     shapes = nn.meta.unbox(abstract)
-    shardings = None if mesh is None else tree_shardings(mesh, abstract, rules)
+    shardings = None if mesh is None else tree_shardings(mesh, abstract)
     ignore = () if config.video else VIDEO_ONLY
     params = load_params(path, leaves(config), shapes, dtype=dtype, shardings=shardings, ignore=ignore)
     return Sam2(config), params
