@@ -9,7 +9,8 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from transformers import PreTrainedTokenizerBase
 
-from omnir1_jax.config.settings import typed
+from omnir1_jax.config.sections import Loader, Task
+from omnir1_jax.config.settings import section
 from omnir1_jax.data.pipeline import Family, PipelineConfig
 from omnir1_jax.data.preprocess.settings import PixelBudget, Sizes
 from omnir1_jax.data.registry import open_dataset
@@ -132,7 +133,7 @@ def families(
                 name,
                 readers(config, name),
                 size * len(share.parts),
-                typed(config).data[name],
+                section(Task, entry),
                 transform,
                 entry.weight,
                 entry.one_per_clip,
@@ -143,10 +144,9 @@ def families(
 
 
 def pipeline_config(config: ConfigDict, share: Share = ALL) -> PipelineConfig:
-    settings = typed(config)
     return PipelineConfig(
-        **vars(settings.loader),
-        seed=settings.seed,
+        **vars(section(Loader, config.loader)),
+        seed=config.seed,
         shard_index=share.parts[0],
         shard_count=share.count,
         parts=share.parts,

@@ -14,9 +14,9 @@ from jaxtyping import Array, Key
 from ml_collections import ConfigDict
 from transformers import PreTrainedTokenizerBase
 
+from omnir1_jax.config import sections
 from omnir1_jax.config.schema import shared
-from omnir1_jax.config.sections import Lora, Sam2Run, Settings
-from omnir1_jax.config.settings import typed
+from omnir1_jax.config.settings import section
 from omnir1_jax.data.preprocess import tokens
 from omnir1_jax.errors import InputError
 from omnir1_jax.models import lora, sam2
@@ -68,9 +68,9 @@ def tokenizer(config: ConfigDict) -> PreTrainedTokenizerBase:
     return tokens.load_tokenizer(str(folder / "files" if store.is_store(folder) else folder))
 
 
-def thinker_config(config: ConfigDict | Settings, ids: TokenIds, vocab_size: int) -> ThinkerConfig:
+def thinker_config(own: ConfigDict | sections.Thinker, ids: TokenIds, vocab_size: int) -> ThinkerConfig:
     """Sizes of the thinker, from its directory or from `thinker.sizes`."""
-    own = typed(config).thinker
+    own = section(sections.Thinker, own)
     switches = dict(dtype=jnp.dtype(own.dtype), remat=own.remat, attention=own.attention)
     if own.path:
         found = pretrained.read_config(_directory(own.path, "thinker.path"), switches.pop("dtype"))
@@ -86,10 +86,10 @@ def thinker_config(config: ConfigDict | Settings, ids: TokenIds, vocab_size: int
     return _fields(ThinkerConfig, {**parts, "tokens": ids, **switches, **sizes}, "thinker.sizes")
 
 
-def sam2_config(config: ConfigDict) -> sam2.Sam2Config | None:
+def sam2_config(own: ConfigDict | sections.Sam2) -> sam2.Sam2Config | None:
     """Sizes of the segmenter; None where the config names none."""
-    own = typed(config).sam2
-    options = shared(Sam2Run, own)
+    own = section(sections.Sam2, own)
+    options = shared(sections.Sam2Run, own)
     if own.path:
         return sam2.read_config(_directory(own.path, "sam2.path"), **options)
     sizes = dict(own.sizes)
@@ -110,12 +110,12 @@ class Sizes(NamedTuple):
 def sizes(config: ConfigDict) -> Sizes:
     """Reads tokenizer and model configs; quick, so that a wrong setting shows before gigabytes are read."""
     if config.objective == "masks":
-        return Sizes(None, None, sam2_config(config))
+        return Sizes(None, None, sam2_config(config.sam2))
     words = tokenizer(config)
     ids = TokenIds(**dataclasses.asdict(tokens.token_ids(words)))
-    thinker = thinker_config(config, ids, len(words))
+    thinker = thinker_config(config.thinker, ids, len(words))
     _check_tokens(config, thinker, ids, len(words))
-    return Sizes(words, thinker, sam2_config(config))
+    return Sizes(words, thinker, sam2_config(config.sam2))
 
 
 def _check_tokens(config: ConfigDict, thinker: ThinkerConfig, ids: TokenIds, count: int) -> None:
@@ -191,7 +191,7 @@ def trainable(config: ConfigDict, loaded: Loaded) -> Any:
     if config.objective == "sft" and config.sft.towers:
         return master(loaded.params)
     if config.lora.rank:
-        return lora.init(jax.random.key(config.seed), loaded.params["text"], lora_config(config))
+        return lora.init(jax.random.key(config.seed), loaded.params["text"], lora_config(config.lora))
     return master(loaded.params["text"])
 
 
@@ -205,13 +205,13 @@ def trained_axes(config: ConfigDict, found: Sizes) -> Any:
     if config.objective == "sft" and config.sft.towers:
         return boxed
     if config.lora.rank:
-        return jax.eval_shape(lambda: lora.init(jax.random.key(0), boxed["text"], lora_config(config)))
+        return jax.eval_shape(lambda: lora.init(jax.random.key(0), boxed["text"], lora_config(config.lora)))
     return boxed["text"]
 
 
-def lora_config(config: ConfigDict | Settings) -> Lora | None:
+def lora_config(own: ConfigDict | sections.Lora) -> sections.Lora | None:
     """The adapter that is trained, if one is."""
-    own = typed(config).lora
+    own = section(sections.Lora, own)
     return own if own.rank else None
 
 
@@ -247,10 +247,10 @@ def frozen(config: ConfigDict, loaded: Loaded, mesh: Mesh | None = None) -> Froz
     )
 
 
-def step_config(config: ConfigDict | Settings, ids: TokenIds) -> StepConfig:
+def step_config(config: ConfigDict, ids: TokenIds) -> StepConfig:
     """The step's choices."""
-    settings = typed(config)
-    return StepConfig.of(settings.step, settings.grpo, settings.reward, lora_config(settings), ids)
+    step, grpo = section(sections.Step, config.step), section(sections.Grpo, config.grpo)
+    return StepConfig.of(step, grpo, section(sections.Reward, config.reward), lora_config(config.lora), ids)
 
 
 def _fields(kind: Callable[..., Any], values: Mapping[str, Any], name: str) -> Any:

@@ -9,7 +9,8 @@ import optax
 from ml_collections import ConfigDict
 from transformers import PreTrainedTokenizerBase
 
-from omnir1_jax.config.settings import typed
+from omnir1_jax.config.sections import Masks
+from omnir1_jax.config.settings import section
 from omnir1_jax.models.qwen_omni.config import ThinkerConfig
 from omnir1_jax.tasks import examples
 from omnir1_jax.rl.learn import TrainState
@@ -62,7 +63,7 @@ def _sft_config(
 def _sft_step(
     config: ConfigDict, loaded: Loaded, rule: optax.GradientTransformation, shardings: TrainState | None
 ) -> Callable:
-    choices = text.SftConfig(config.sft.towers, lora_config(config), config.step.score_chunk)
+    choices = text.SftConfig(config.sft.towers, lora_config(config.lora), config.step.score_chunk)
     return text.make_sft_step(loaded.models, rule, choices, shardings)
 
 
@@ -74,7 +75,7 @@ def _mask_config(config: ConfigDict, task: str, *_: Any) -> mask_examples.MaskEx
 def _mask_step(
     config: ConfigDict, loaded: Loaded, rule: optax.GradientTransformation, shardings: TrainState | None
 ) -> Callable:
-    step = masks.make_mask_step(loaded.models.sam2, rule, typed(config).masks, shardings)
+    step = masks.make_mask_step(loaded.models.sam2, rule, section(Masks, config.masks), shardings)
     return lambda state, frozen, batch, key: step(state, frozen, batch, jax.random.fold_in(key, state.step))
 
 

@@ -75,7 +75,7 @@ def build(config: ConfigDict) -> Run:
     opened = functools.partial(facts.of_data, config, found.tokenizer, families)
     agree.same(agree.joined(), "data", opened, seconds=OPENING)
     boxed = models.trained_axes(config, found)
-    rule = optimizer.make(settings.optimizer, settings.gradients, nn.unbox(boxed))
+    rule = optimizer.make(settings.optimizer, settings.steps * settings.step.updates, nn.unbox(boxed))
     shardings = None if mesh is None else learn.shardings(mesh, boxed, rule)
     loaded = models.load(config, found, mesh)
 

@@ -11,8 +11,8 @@ from ml_collections import ConfigDict
 from omnir1_jax.build.objectives import OBJECTIVES
 from omnir1_jax.config import schema
 from omnir1_jax.config.schema import Choice, Fields, Flag, Rule, Text, Whole
-from omnir1_jax.config.sections import Settings
-from omnir1_jax.config.settings import typed
+from omnir1_jax.config.sections import Reward, Settings
+from omnir1_jax.config.settings import section, typed
 from omnir1_jax.data.registry import DATASETS
 from omnir1_jax.errors import InputError
 from omnir1_jax.models import sam2
@@ -45,7 +45,7 @@ def check(config: ConfigDict, *, training: bool = True) -> Settings:
 
 def notes(config: ConfigDict) -> list[str]:
     """What a valid config does that its author may not expect, one line each."""
-    reward = typed(config).reward.weights()
+    reward = section(Reward, config.reward).weights()
     if config.objective != "grpo" or not (reward.gated_by_segmentation and reward.segmentation <= 1e-6):
         return []
     silent = [name for name in ("saliency", "alignment", "mismatch") if getattr(reward, name)]

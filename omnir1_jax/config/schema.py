@@ -10,7 +10,6 @@ from typing import Any, Literal, NamedTuple, Protocol, TypeVar, runtime_checkabl
 from omnir1_jax.config import lookup
 from omnir1_jax.errors import InputError
 
-S = TypeVar("S", bound="Section")
 MAX = 2**31 - 1  # what an int32 of a device holds
 
 
@@ -180,6 +179,9 @@ class Section:
         for name, rule in rules(type(self)).items():
             if isinstance(rule, Rule):
                 check(f"{type(self).__name__.lower()}.{name}", getattr(self, name), rule)
+
+
+S = TypeVar("S", bound=Section)
 
 
 def setting(default: Any, doc: str, rule: Rule | None = None) -> Any:

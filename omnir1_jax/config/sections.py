@@ -319,8 +319,3 @@ class Settings(Section):
     mesh: Mesh = Mesh()
     checkpoint: Checkpoint = Checkpoint()
     log: Log = Log()
-
-    @property
-    def gradients(self) -> int:
-        """How many gradients the run computes."""
-        return self.steps * self.step.updates

@@ -16,6 +16,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict, config_flags
 
 from omnir1_jax.config import schema
+from omnir1_jax.config.schema import S
 from omnir1_jax.config.sections import CELL as CELL
 from omnir1_jax.config.sections import Settings, Task
 from omnir1_jax.errors import InputError
@@ -53,13 +54,18 @@ def datasets(**entries: dict[str, Any]) -> ConfigDict:
     return ConfigDict({key: {"name": key, "root": "", "split": ""} | entry for key, entry in entries.items()})
 
 
-def typed(config: ConfigDict | Settings) -> Settings:
+def typed(config: ConfigDict) -> Settings:
     """A config as checked dataclasses.
 
     Raises:
       InputError: names the first setting whose value is invalid.
     """
-    return config if isinstance(config, Settings) else schema.read(Settings, config.to_dict())
+    return schema.read(Settings, config.to_dict())
+
+
+def section(kind: type[S], values: ConfigDict | S) -> S:
+    """One section of a config as its checked dataclass."""
+    return values if isinstance(values, kind) else schema.read(kind, values.to_dict(), kind.__name__.lower())
 
 
 def plain(value: Any) -> Any:

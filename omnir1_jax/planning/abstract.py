@@ -19,8 +19,8 @@ from omnir1_jax.build import data as setup_data
 from omnir1_jax.build import models as setup_models
 from omnir1_jax.build import optimizer as setup_optimizer
 from omnir1_jax.config.schema import shared
-from omnir1_jax.config.sections import Sam2Run
-from omnir1_jax.config.settings import typed
+from omnir1_jax.config.sections import Sam2, Sam2Run
+from omnir1_jax.config.settings import section, typed
 from omnir1_jax.data.preprocess import bucket
 from omnir1_jax.data.preprocess.settings import PixelBudget, Sizes
 from omnir1_jax.errors import InputError
@@ -76,7 +76,7 @@ def program(config: ConfigDict) -> Program:
     models = Models(Thinker(thinker), None if segmenter is None else sam2.Sam2(segmenter), grounder)
     boxed = _cast(abstract_params(thinker), config.thinker.param_dtype)
     settings = typed(config)
-    own = setup_models.lora_config(settings)
+    own = setup_models.lora_config(settings.lora)
     if own is None:
         trainable = _cast(boxed["text"], jnp.float32)
     else:
@@ -90,7 +90,7 @@ def program(config: ConfigDict) -> Program:
     return Program(
         models,
         setup_models.step_config(config, thinker.tokens),
-        setup_optimizer.make(settings.optimizer, settings.gradients, nn.unbox(trainable)),
+        setup_optimizer.make(settings.optimizer, settings.steps * settings.step.updates, nn.unbox(trainable)),
         trainable,
         frozen,
         {name: batch_of(config, name, thinker, _prefix(config, name, thinker, words)) for name in config.data},
@@ -141,9 +141,9 @@ def _thinker(config: ConfigDict, words: Any) -> ThinkerConfig:
 
 
 def _sam2(config: ConfigDict) -> sam2.Sam2Config | None:
-    own = typed(config).sam2
+    own = section(Sam2, config.sam2)
     if not own.path or _here(own.path):
-        return setup_models.sam2_config(config)
+        return setup_models.sam2_config(own)
     name = epath.Path(own.path).name.lower().replace("-plus", "_plus").replace("+", "_plus")
     known = [size for size in sam2.SIZES if size in name]
     if not known:

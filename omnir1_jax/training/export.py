@@ -20,7 +20,7 @@ def merged(config: Any, loaded: Loaded, trainable: Any) -> dict[str, Any]:
     if config.objective == "sft" and config.sft.towers:
         return like(trainable, loaded.params)
     if config.lora.rank:
-        return loaded.params | {"text": lora.merge(loaded.params["text"], trainable, lora_config(config))}
+        return loaded.params | {"text": lora.merge(loaded.params["text"], trainable, lora_config(config.lora))}
     return loaded.params | {"text": like(trainable, loaded.params["text"])}
 
 
@@ -65,7 +65,7 @@ def save_adapter(path: epath.PathLike, config: Any, trainable: Any, flag: str) -
         raise InputError(
             "--layout peft: the adapter's base, random weights, is in no directory; export --layout thinker"
         )
-    return hf_adapter.save(path, gathered(trainable), lora_config(config), config.thinker.path, flag)
+    return hf_adapter.save(path, gathered(trainable), lora_config(config.lora), config.thinker.path, flag)
 
 
 def gathered(tree: Any) -> Any:

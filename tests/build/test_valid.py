@@ -72,7 +72,7 @@ def prepare(config: ConfigDict, name: str) -> None:
     if name.startswith(("optimizer", "lora", "steps", "step.updates")):
         settings = run_settings.typed(config)
         parameters = nn.unbox(models.trained_axes(config, sizes))
-        jax.eval_shape(optimizer.make(settings.optimizer, settings.gradients, parameters).init, parameters)
+        jax.eval_shape(optimizer.make(settings.optimizer, settings.steps * settings.step.updates, parameters).init, parameters)
     models.step_config(config, sizes.thinker.tokens)
 
 

@@ -8,8 +8,7 @@ import optax
 
 from omnir1_jax import parallel
 from omnir1_jax.build import optimizer
-from omnir1_jax.config import settings
-from omnir1_jax.config.sections import Lora
+from omnir1_jax.config.sections import Lora, Optimizer
 from omnir1_jax.models import lora
 from omnir1_jax.models.qwen_omni.decoding import axes, decoding_copy
 from omnir1_jax.models.qwen_omni.thinker import Thinker
@@ -61,9 +60,7 @@ def test_muon_steps_over_a_mesh_as_on_one_device():
         "down": {"kernel": box((2, 6, 8), "layers", "mlp", "embed")},
         "norm": {"scale": box((8,), "norm")},
     }
-    config = settings.defaults()
-    config.steps, config.optimizer.rule, config.optimizer.learning_rate = 4, "muon", 0.1
-    rule = optimizer.make(config.optimizer, config.steps, nn.unbox(boxed))
+    rule = optimizer.make(Optimizer(rule="muon", learning_rate=0.1), 4, nn.unbox(boxed))
     draw = lambda n: jax.tree.map(lambda x: jax.random.normal(jax.random.key(n), x.shape), nn.unbox(boxed))
     params, grads = draw(0), draw(1)
     wanted, _ = rule.update(grads, rule.init(params), params)
