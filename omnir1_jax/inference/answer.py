@@ -16,7 +16,7 @@ from flax.traverse_util import unflatten_dict
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from omnir1_jax.errors import InputError
-from omnir1_jax.models.qwen_omni.inputs import AudioInputs, ThinkerInputs, VisionInputs
+from omnir1_jax.models.qwen_omni.inputs import ThinkerInputs
 from omnir1_jax.models.qwen_omni.sample import Completions
 from omnir1_jax.rewards import boxes as box_rules
 from omnir1_jax.rl.config import Frozen, Models, StepConfig
@@ -109,16 +109,9 @@ class Found(NamedTuple):
 def to_asked(arrays: Mapping[str, Any]) -> Asked:
     """From flat arrays, their keys paths such as "policy/vision/pixels"."""
     tree = unflatten_dict(dict(arrays), sep="/")
-    policy = tree.pop("policy")
-    vision, audio = policy.pop("vision", None), policy.pop("audio", None)
-    inputs = ThinkerInputs(
-        **policy,
-        vision=None if vision is None else VisionInputs(**vision),
-        audio=None if audio is None else AudioInputs(**audio),
-    )
     if "sharp" in tree:
         tree["sharp"] = HighResFrames(**tree["sharp"])
-    return Asked(policy=inputs, **tree)
+    return Asked(policy=ThinkerInputs.of(tree.pop("policy")), **tree)
 
 
 def answer(

@@ -16,7 +16,7 @@ from omnir1_jax.config.sections import Lora
 from omnir1_jax.errors import InputError
 from omnir1_jax.models import lora
 from omnir1_jax.models.qwen_omni.cache import Prompt
-from omnir1_jax.models.qwen_omni.inputs import AudioInputs, ThinkerInputs, VisionInputs
+from omnir1_jax.models.qwen_omni.inputs import ThinkerInputs
 from omnir1_jax.models.qwen_omni.score import score
 from omnir1_jax.models.qwen_omni.thinker import Thinker
 from omnir1_jax.rl.config import Frozen, Models
@@ -133,11 +133,4 @@ def to_batch(task: str, arrays: Mapping[str, Any]) -> Batch:
     if len(arrays["policy/tokens"].shape) == 3:
         arrays = {key: value.reshape(-1, *value.shape[2:]) for key, value in arrays.items()}
     tree = unflatten_dict(arrays, sep="/")
-    policy, target = tree["policy"], tree["target"]
-    vision, audio = policy.pop("vision", None), policy.pop("audio", None)
-    inputs = ThinkerInputs(
-        **policy,
-        vision=None if vision is None else VisionInputs(**vision),
-        audio=None if audio is None else AudioInputs(**audio),
-    )
-    return Batch(inputs, **target, task=task)
+    return Batch(ThinkerInputs.of(tree["policy"]), **tree["target"], task=task)

@@ -22,7 +22,7 @@ from omnir1_jax.data.preprocess import bucket, pixels, prompt
 from omnir1_jax.data.preprocess.settings import PixelBudget, Sizes
 from omnir1_jax.data.refs import BadSample
 from omnir1_jax.errors import InputError
-from omnir1_jax.models.qwen_omni.inputs import AudioInputs, ThinkerInputs, VisionInputs
+from omnir1_jax.models.qwen_omni.inputs import ThinkerInputs
 from omnir1_jax.systems import prompts
 from omnir1_jax.systems.frames import FramesConfig, HighResFrames, high_res_arrays
 from omnir1_jax.tasks import FAMILIES
@@ -240,13 +240,7 @@ EXAMPLES: dict[str, Callable[[DecodedClip, ExampleConfig], Arrays]] = {
 def to_batch(family: str, arrays: Mapping[str, Any]) -> Any:
     """The step's batch of a family from the pipeline's flat arrays (numpy, jax or shapes)."""
     tree = unflatten_dict(dict(arrays), sep="/")
-    policy = tree.pop("policy")
-    vision, audio = policy.pop("vision", None), policy.pop("audio", None)
-    inputs = ThinkerInputs(
-        **policy,
-        vision=None if vision is None else VisionInputs(**vision),
-        audio=None if audio is None else AudioInputs(**audio),
-    )
+    inputs = ThinkerInputs.of(tree.pop("policy"))
     if "sharp" in tree:
         tree["sharp"] = HighResFrames(**tree["sharp"])
     return FAMILIES[family].Batch(policy=inputs, **tree)

@@ -8,7 +8,8 @@ The fields of these classes are not checked on construction even where shape che
 or booleans have the same classes.
 """
 
-from typing import no_type_check
+from collections.abc import Mapping
+from typing import Any, no_type_check
 
 import flax.struct
 import jax
@@ -78,3 +79,9 @@ class ThinkerInputs:
     audio_index: Int[Array, "b s"]
     vision: VisionInputs | None = None
     audio: AudioInputs | None = None
+
+    @classmethod
+    def of(cls, tree: Mapping[str, Any]) -> "ThinkerInputs":
+        """Of dicts by field, as a pipeline's flat arrays unflatten to."""
+        towers = {"vision": VisionInputs, "audio": AudioInputs}
+        return cls(**{name: towers[name](**value) if name in towers else value for name, value in tree.items()})
