@@ -85,10 +85,11 @@ _KEYFRAMES = cli.flag.list("keyframes", ["plan"], f"One or several of {', '.join
 _SYSTEM2 = cli.flag.string(
     "system2",
     "self",
-    "Who finds boxes: self (the checkpoint), frozen (the weights before it), oracle (the truth), file (see --boxes), "
-    "grounding_dino:DIRECTORY, or a function of your own, MODULE:FUNCTION.",
+    "Who finds boxes: self (the checkpoint), frozen (the weights before it), oracle (the truth), file (--boxes or "
+    "--masks), grounding_dino:DIRECTORY, or a grounder of your own, MODULE:OBJECT or FILE.py:OBJECT.",
 )
 _BOXES = cli.flag.string("boxes", "", "With --system2=file: boxes by sample and frame that another model found.")
+_MASKS = cli.flag.string("masks", "", "With --system2=file: masks by sample and frame that another model made of text.")
 _BATCH = cli.flag.integer("batch_size", 4, "Items at a time, over all devices.", lower_bound=1)
 _FRAMES = cli.flag.integer("frames", 0, "Frames System 1 sees; 0: as in training.", lower_bound=0)
 _SAMPLING = cli.flag.enum("sampling", "", ["", "uniform", "video"], "Over the whole clip, or 2 a second.")
@@ -125,6 +126,7 @@ def options() -> Options:
         keyframes=_KEYFRAMES.value[0] if _KEYFRAMES.value else "",
         system2=_SYSTEM2.value,
         boxes=_BOXES.value,
+        masks=_MASKS.value,
         objects=_OBJECTS.value,
         hole_area=_HOLES.value,
         scoring=_SCORING.value,
@@ -139,7 +141,7 @@ def main(_) -> None:
     out = pathlib.Path(_OUT.value)
     store.check_folder(_OUT.value)
     inputs = from_checkpoint.inputs(_CHECKPOINT.value, _CONFIG.value)
-    folders.apart(out, store.FLAG, inputs | {"--root": _ROOT.value, "--boxes": _BOXES.value})
+    folders.apart(out, store.FLAG, inputs | {"--root": _ROOT.value, "--boxes": _BOXES.value, "--masks": _MASKS.value})
     with folders.hold(out, store.KIND, store.FLAG, adopt=store.adopt):
         keep_compiled(folders.begin(out, store.CACHE, store.FLAG))
         made = load.load_systems(

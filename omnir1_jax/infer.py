@@ -39,7 +39,7 @@ _OBJECTS = cli.flag.integer("objects", 8, "Most objects of an answer.", lower_bo
 _SYSTEM2 = cli.flag.string(
     "system2",
     "self",
-    "Who finds boxes: self (the checkpoint), grounding_dino:DIRECTORY, or a function of your own, MODULE:FUNCTION.",
+    "Who finds boxes: self (the checkpoint), grounding_dino:DIRECTORY, or a grounder of your own, MODULE:OBJECT.",
 )
 _SEED = cli.flag.integer("seed", 0, "Of sampling.")
 _TEMPERATURE = cli.flag.float("temperature", 0.0, "Of System 1; 0 is greedy.", lower_bound=0.0)

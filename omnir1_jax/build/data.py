@@ -19,7 +19,7 @@ from omnir1_jax.errors import InputError
 from omnir1_jax.models.qwen_omni.config import ThinkerConfig
 from omnir1_jax.parallel import batch_parts, parts_here
 from omnir1_jax.tasks.examples import EXAMPLES, ExampleConfig
-from omnir1_jax.build.models import prompt_texts
+from omnir1_jax.build.models import grounder_sizes, prompt_texts
 
 TRY = "to see everything run without data of your own, try configs/toy.py"
 ROOTLESS = ("synthetic",)
@@ -74,7 +74,7 @@ def example_config(
     config: ConfigDict, name: str, words: PreTrainedTokenizerBase, thinker: ThinkerConfig
 ) -> ExampleConfig:
     """What the prompts of one task are made with."""
-    entry, texts = config.data[name], prompt_texts(config)
+    entry, texts, grounder = config.data[name], prompt_texts(config), grounder_sizes(config)
     family = entry.family or name
     pixels = config.pixels
     return ExampleConfig(
@@ -91,6 +91,7 @@ def example_config(
         audio_seconds=entry.audio_seconds,
         segmenter_side=config.sam2.side,
         max_aspect=config.prompts.max_aspect,
+        grounder=None if grounder is None else (grounder.tokenizer, Sizes.of(grounder.thinker)),
     )
 
 

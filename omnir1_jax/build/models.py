@@ -26,9 +26,9 @@ from omnir1_jax.models.qwen_omni.sample import Sampling
 from omnir1_jax.models.qwen_omni.thinker import Thinker, abstract_params
 from omnir1_jax.parallel import replicate, tree_shardings
 from omnir1_jax.rl.config import Frozen, Models, StepConfig
-from omnir1_jax.systems import grounders, prompts
-from omnir1_jax.systems.grounders.protocol import Grounder
+from omnir1_jax.systems import grounders, prompts, segmenters
 from omnir1_jax.systems.grounders.thinker import ThinkerGrounder, ThinkerParams
+from omnir1_jax.systems.segmenters.sam2 import Sam2Segmenter
 from omnir1_jax.text.bpe import bpe_tables
 from omnir1_jax.text.prompt import template
 from omnir1_jax.text.vocab import byte_vocab
@@ -50,40 +50,57 @@ DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float
 
 
 class Loaded(NamedTuple):
-    """Modules with their parameters. `sam2_params` is None where `models.sam2` is; a run that trains SAM 2 itself has
-    nothing else."""
+    """Models with their parameters; a run that trains SAM 2 itself has nothing else.
+
+    Attributes:
+      grounder_params: its own; None where it is the run's own thinker.
+    """
 
     models: Models
     params: dict[str, Any] | None  # {"vision", "audio", "text"} of the thinker
-    sam2_params: Any
+    segmenter_params: Any
     tokenizer: PreTrainedTokenizerBase | None
+    grounder_params: Any = None
 
 
-def tokenizer(config: ConfigDict) -> PreTrainedTokenizerBase:
-    """The tokenizer that the config names, or that of the weights."""
-    path = config.thinker.tokenizer or config.thinker.path
+def tokenizer(config: ConfigDict, name: str = "thinker") -> PreTrainedTokenizerBase:
+    """The tokenizer that the section `name` names, or that of its weights."""
+    own = config[name]
+    path = own.tokenizer or own.path
     if not path:
-        raise InputError("thinker.tokenizer: random weights need a directory with a tokenizer")
-    folder = _directory(path, "thinker.tokenizer" if config.thinker.tokenizer else "thinker.path")
+        raise InputError(f"{name}.tokenizer: random weights need a directory with a tokenizer")
+    folder = _directory(path, f"{name}.tokenizer" if own.tokenizer else f"{name}.path")
     return tokens.load_tokenizer(str(folder / "files" if store.is_store(folder) else folder))
 
 
-def thinker_config(own: ConfigDict | sections.Thinker, ids: TokenIds, vocab_size: int) -> ThinkerConfig:
-    """Sizes of the thinker, from its directory or from `thinker.sizes`."""
-    own = section(sections.Thinker, own)
-    switches = dict(dtype=jnp.dtype(own.dtype), remat=own.remat, attention=own.attention)
+def thinker_config(
+    own: ConfigDict | sections.Thinker | sections.Grounder,
+    ids: TokenIds,
+    vocab_size: int,
+    name: str = "thinker",
+    run: ConfigDict | None = None,
+) -> ThinkerConfig:
+    """Sizes of a thinker, from its directory or from the section's `sizes`.
+
+    Args:
+      name: of the section.
+      run: the section with dtype, remat and attention, where `own` has none.
+    """
+    run = section(sections.Thinker, own if run is None else run)
+    own = run if name == "thinker" else section(sections.Grounder, own)
+    switches = dict(dtype=jnp.dtype(run.dtype), remat=run.remat, attention=run.attention)
     if own.path:
-        found = pretrained.read_config(_directory(own.path, "thinker.path"), switches.pop("dtype"))
+        found = pretrained.read_config(_directory(own.path, f"{name}.path"), switches.pop("dtype"))
         return dataclasses.replace(found, **switches)
-    sizes = dict(own.sizes)
+    sizes, where = dict(own.sizes), f"{name}.sizes"
     if not sizes:
-        raise InputError(f"thinker.path: name a directory with the weights; {TRY}")
+        raise InputError(f"{name}.path: name a directory with the weights; {TRY}")
     parts = dict(
-        text=_fields(TextConfig, {"vocab_size": vocab_size} | sizes.pop("text", {}), "thinker.sizes.text"),
-        vision=_fields(VisionConfig, sizes.pop("vision", {}), "thinker.sizes.vision"),
-        audio=_fields(AudioConfig, sizes.pop("audio", {}), "thinker.sizes.audio"),
+        text=_fields(TextConfig, {"vocab_size": vocab_size} | sizes.pop("text", {}), f"{where}.text"),
+        vision=_fields(VisionConfig, sizes.pop("vision", {}), f"{where}.vision"),
+        audio=_fields(AudioConfig, sizes.pop("audio", {}), f"{where}.audio"),
     )
-    return _fields(ThinkerConfig, {**parts, "tokens": ids, **switches, **sizes}, "thinker.sizes")
+    return _fields(ThinkerConfig, {**parts, "tokens": ids, **switches, **sizes}, where)
 
 
 def sam2_config(own: ConfigDict | sections.Sam2) -> sam2.Sam2Config | None:
@@ -100,60 +117,94 @@ def sam2_config(own: ConfigDict | sections.Sam2) -> sam2.Sam2Config | None:
 
 
 class Sizes(NamedTuple):
-    """What is known before any parameter is read."""
+    """What is known before any parameter is read. `grounder`: tokenizer and thinker of another one than the policy's."""
 
     tokenizer: PreTrainedTokenizerBase | None
     thinker: ThinkerConfig | None
     sam2: sam2.Sam2Config | None
+    grounder: "Sizes | None" = None
 
 
 def sizes(config: ConfigDict) -> Sizes:
     """Reads tokenizer and model configs; quick, so that a wrong setting shows before gigabytes are read."""
     if config.objective == "masks":
         return Sizes(None, None, sam2_config(config.sam2))
-    words = tokenizer(config)
-    ids = TokenIds(**dataclasses.asdict(tokens.token_ids(words)))
-    thinker = thinker_config(config.thinker, ids, len(words))
-    _check_tokens(config, thinker, ids, len(words))
-    return Sizes(words, thinker, sam2_config(config.sam2))
+    return thinker_sizes(config, "thinker")._replace(sam2=sam2_config(config.sam2), grounder=grounder_sizes(config))
 
 
-def _check_tokens(config: ConfigDict, thinker: ThinkerConfig, ids: TokenIds, count: int) -> None:
+def grounder_sizes(config: ConfigDict) -> Sizes | None:
+    """Of the thinker that `grounder` names; None where it names none."""
+    own = config.grounder
+    return thinker_sizes(config, "grounder") if own.path or own.sizes else None
+
+
+def thinker_sizes(config: ConfigDict, name: str) -> Sizes:
     """InputError where the tokenizer is not one for the weights: a token past the vocabulary has no logit to learn."""
-    setting = f"thinker.tokenizer: {config.thinker.tokenizer or config.thinker.path}"
+    words = tokenizer(config, name)
+    ids, count = TokenIds(**dataclasses.asdict(tokens.token_ids(words))), len(words)
+    thinker = thinker_config(config[name], ids, count, name, config.thinker)
+    setting = f"{name}.tokenizer: {config[name].tokenizer or config[name].path}"
     if count > thinker.text.vocab_size:
         raise InputError(f"{setting} has {count} tokens, the model's vocabulary {thinker.text.vocab_size}")
-    for name, own in dataclasses.asdict(thinker.tokens).items():
-        if name not in ("pad", "eos") and own != getattr(ids, name):  # these two are the tokenizer's to say
-            raise InputError(f"{setting} has {name} at {getattr(ids, name)}, the model at {own}")
+    for token, own in dataclasses.asdict(thinker.tokens).items():
+        if token not in ("pad", "eos") and own != getattr(ids, token):  # these two are the tokenizer's to say
+            raise InputError(f"{setting} has {token} at {getattr(ids, token)}, the model at {own}")
+    return Sizes(words, thinker, None)
 
 
 def load(config: ConfigDict, found: Sizes, mesh: Mesh | None = None) -> Loaded:
     """Reads or draws all parameters; onto `mesh` by their logical axes, or onto the default device."""
-    key = jax.random.key(config.seed)
-    thinker = params = segmenter = sam2_params = None
+    key, models = jax.random.key(config.seed), specs(config, found)
+    params = segmenter = grounder = None
     if found.thinker is not None:
-        thinker, dtype = Thinker(found.thinker), jnp.dtype(config.thinker.param_dtype)
-        if config.thinker.path:
-            params = pretrained.read_params(config.thinker.path, found.thinker, dtype=dtype, mesh=mesh)
-        else:
-            params = draw(abstract_params(found.thinker), jax.random.fold_in(key, 1), dtype, mesh)
-    if found.sam2 is not None:
-        segmenter, dtype = sam2.Sam2(found.sam2), jnp.dtype(config.sam2.dtype)
+        params = _thinker_params(config, "thinker", found.thinker, jax.random.fold_in(key, 1), mesh)
+    if isinstance(models.segmenter, Sam2Segmenter):
+        dtype = jnp.dtype(config.sam2.dtype)
         if config.sam2.path:
-            _, sam2_params = sam2.load(config.sam2.path, dtype=dtype, mesh=mesh, side=found.sam2.side)
+            _, segmenter = sam2.load(config.sam2.path, dtype=dtype, mesh=mesh, side=found.sam2.side)
         else:
-            sam2_params = sam2.place(draw(sam2.abstract_params(found.sam2), jax.random.fold_in(key, 2), dtype, mesh))
-    chosen = None if thinker is None else grounder(config, found.thinker)
-    return Loaded(Models(thinker, segmenter, chosen), params, sam2_params, found.tokenizer)
+            segmenter = sam2.place(draw(sam2.abstract_params(found.sam2), jax.random.fold_in(key, 2), dtype, mesh))
+    elif models.segmenter is not None:
+        segmenter = replicated(models.segmenter.load(config), mesh)
+    if not isinstance(models.grounder, ThinkerGrounder | None):
+        grounder = replicated(models.grounder.load(config), mesh)
+    elif found.grounder is not None:
+        own = _thinker_params(config, "grounder", found.grounder.thinker, jax.random.fold_in(key, 3), mesh)
+        tables = replicated(tokenizer_tables(config, found.grounder.tokenizer), mesh)
+        grounder = tables.replace(vision=own["vision"], text=own["text"])
+    return Loaded(models, params, segmenter, found.tokenizer, grounder)
 
 
-def grounder(config: ConfigDict, thinker: ThinkerConfig) -> Grounder:
-    """The run's grounder without its parameters. `thinker`: sizes of the run's own thinker."""
-    own, ids = config.step, thinker.tokens
-    sampling = Sampling(own.grounding_tokens, ids.eos, ids.pad, temperature=0.0)
-    base = ThinkerGrounder(Thinker(thinker), sampling, own.description_tokens, own.grounding_bytes)
-    return grounders.make(own.grounder, base)
+def specs(config: ConfigDict, found: Sizes) -> Models:
+    """The run's models without their parameters."""
+    segmenter = None if found.sam2 is None else Sam2Segmenter(sam2.Sam2(found.sam2))
+    if found.thinker is None:
+        return Models(None, segmenter)
+    own, step = (found.grounder or found).thinker, config.step
+    sampling = Sampling(step.grounding_tokens, own.tokens.eos, own.tokens.pad, temperature=0.0)
+    looking = ThinkerGrounder(Thinker(own), sampling, step.description_tokens, step.grounding_bytes)
+    grounder = grounders.make(step.grounder, looking)
+    return Models(Thinker(found.thinker), segmenters.make(step.segmenter, segmenter), grounder)
+
+
+def _thinker_params(
+    config: ConfigDict, name: str, thinker: ThinkerConfig, key: Key[Array, ""], mesh: Mesh | None
+) -> dict[str, Any]:
+    dtype = jnp.dtype(config.thinker.param_dtype)
+    if config[name].path:
+        return pretrained.read_params(config[name].path, thinker, dtype=dtype, mesh=mesh)
+    return draw(abstract_params(thinker), key, dtype, mesh)
+
+
+def tokenizer_tables(config: ConfigDict, words: PreTrainedTokenizerBase) -> ThinkerParams:
+    """A grounding thinker's tokenizer and prompt as arrays."""
+    prompt = template(words, prompt_texts(config)["grounding"])
+    return ThinkerParams(prompt, vocab=byte_vocab(words), bpe=bpe_tables(words))
+
+
+def replicated(params: Any, mesh: Mesh | None) -> Any:
+    """On the default device, or on all devices of the mesh."""
+    return jax.tree.map(jnp.asarray, params) if mesh is None else replicate(params, mesh)
 
 
 def draw(boxed: Any, key: Key[Array, ""], dtype: Any, mesh: Mesh | None = None) -> Any:
@@ -185,9 +236,9 @@ def trainable(config: ConfigDict, loaded: Loaded) -> Any:
     """What training changes, in float32: the decoder or an adapter of it; the whole thinker, or SAM 2 itself."""
     master = lambda tree: jax.tree.map(lambda x: jnp.array(x, jnp.float32), tree)
     if config.objective == "masks":
-        if loaded.sam2_params is None:
+        if loaded.segmenter_params is None:
             raise InputError("sam2.sizes: objective 'masks' trains a segmenter; name its path or its sizes")
-        return master(loaded.sam2_params)
+        return master(loaded.segmenter_params)
     if config.objective == "sft" and config.sft.towers:
         return master(loaded.params)
     if config.lora.rank:
@@ -235,15 +286,16 @@ def frozen(config: ConfigDict, loaded: Loaded, mesh: Mesh | None = None) -> Froz
     words = loaded.tokenizer
     if words is None:
         return None
-    tables = byte_vocab(words), bpe_tables(words), template(words, prompt_texts(config)["grounding"])
-    vocab, bpe, prompt = tables if mesh is None else replicate(tables, mesh)
+    tables = replicated(tokenizer_tables(config, words), mesh)
+    tied = isinstance(loaded.models.grounder, ThinkerGrounder) and loaded.grounder_params is None
+    own = tables.replace(vocab=None, bpe=None)  # the run's own thinker is not held twice
     return Frozen(
         towers={"vision": loaded.params["vision"], "audio": loaded.params["audio"]},
         reference=loaded.params["text"],
-        sam2=loaded.sam2_params,
-        vocab=vocab,
-        bpe=bpe,
-        grounder=ThinkerParams(prompt),
+        segmenter=loaded.segmenter_params,
+        vocab=tables.vocab,
+        bpe=tables.bpe,
+        grounder=own if tied else loaded.grounder_params,
     )
 
 

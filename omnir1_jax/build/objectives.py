@@ -75,7 +75,7 @@ def _mask_config(config: ConfigDict, task: str, *_: Any) -> mask_examples.MaskEx
 def _mask_step(
     config: ConfigDict, loaded: Loaded, rule: optax.GradientTransformation, shardings: TrainState | None
 ) -> Callable:
-    step = masks.make_mask_step(loaded.models.sam2, rule, section(Masks, config.masks), shardings)
+    step = masks.make_mask_step(loaded.models.segmenter.model, rule, section(Masks, config.masks), shardings)
     return lambda state, frozen, batch, key: step(state, frozen, batch, jax.random.fold_in(key, state.step))
 
 

@@ -67,8 +67,9 @@ def build(config: ConfigDict) -> Run:
     settings = valid.check(config)
     objective, mesh = OBJECTIVES[config.objective], mesh_of(config)
     found, share = models.sizes(config), data.share_of(mesh)
-    if mesh is not None and found.thinker is not None:
-        check_heads(found.thinker, mesh)
+    for one in (found, found.grounder):
+        if mesh is not None and one is not None and one.thinker is not None:
+            check_heads(one.thinker, mesh)
     families = data.families(
         config, found.tokenizer, found.thinker, objective.examples, objective.example_config, share
     )
@@ -79,15 +80,16 @@ def build(config: ConfigDict) -> Run:
     shardings = None if mesh is None else learn.shardings(mesh, boxed, rule)
     loaded = models.load(config, found, mesh)
 
-    def begin(params, sam2_params):
-        return learn.init(models.trainable(config, loaded._replace(params=params, sam2_params=sam2_params)), rule)
+    def begin(params, segmenter_params):
+        own = loaded._replace(params=params, segmenter_params=segmenter_params)
+        return learn.init(models.trainable(config, own), rule)
 
     return Run(
         config=config,
         mesh=mesh,
         loaded=loaded,
         frozen=models.frozen(config, loaded, mesh),
-        state=jax.jit(begin, out_shardings=shardings)(loaded.params, loaded.sam2_params),
+        state=jax.jit(begin, out_shardings=shardings)(loaded.params, loaded.segmenter_params),
         families=families,
         step=on_mesh(mesh, objective.make_step(config, loaded, rule, shardings)),
         to_batch=functools.partial(objective.to_batch, config),

@@ -18,7 +18,7 @@ from omnir1_jax.errors import InputError
 from omnir1_jax.models import sam2
 from omnir1_jax.models.qwen_omni.config import ThinkerConfig
 from omnir1_jax.systems import grounders
-from omnir1_jax.systems.segmenters.sam2 import SEGMENTERS
+from omnir1_jax.systems.segmenters import SEGMENTERS
 from omnir1_jax.tasks import FAMILIES
 
 OPTIONS = ("name", "root", "split")  # of a dataset; the others are its reader's
@@ -58,9 +58,10 @@ def notes(config: ConfigDict) -> list[str]:
 def _registered(settings: Settings) -> Iterator[tuple[str, Any, Rule]]:
     """Settings whose names and fields are those of other rooms: (name, value, rule)."""
     yield "thinker.sizes", settings.thinker.sizes, Fields(ThinkerConfig, apart=SWITCHES)
+    yield "grounder.sizes", settings.grounder.sizes, Fields(ThinkerConfig, apart=SWITCHES)
     yield "sam2.sizes", settings.sam2.sizes, Fields(sam2.Sam2Config)
     yield "step.grounder", settings.step.grounder, Choice(grounders.GROUNDERS, own=True)
-    yield "step.segmenter", settings.step.segmenter, Choice(SEGMENTERS)
+    yield "step.segmenter", settings.step.segmenter, Choice(SEGMENTERS, own=True)
     for task, entry in settings.data.items():
         yield f"data.{task}.family", entry.family, Choice(FAMILIES, empty=True)
         yield f"data.{task}.example", entry.example, Choice(OBJECTIVES[settings.objective].examples, empty=True)

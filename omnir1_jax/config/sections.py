@@ -36,6 +36,15 @@ class Thinker(Section):
 
 
 @dataclass(frozen=True)
+class Grounder(Section):
+    """Another thinker than the policy's as System 2's grounder; empty throughout: the policy's, before training."""
+
+    path: str = setting("", "as `thinker.path`")
+    tokenizer: str = setting("", "as `thinker.tokenizer`")
+    sizes: Mapping[str, Any] = setting({}, "as `thinker.sizes`")
+
+
+@dataclass(frozen=True)
 class Sam2Run(Section):
     """How a SAM 2 model is run."""
 
@@ -304,6 +313,7 @@ class Settings(Section):
     steps: int = setting(1000, "rollouts of the run", POSITIVE)
     data_root: str = setting("data", "directory that relative roots of datasets are in", Text())
     thinker: Thinker = Thinker()
+    grounder: Grounder = Grounder()
     sam2: Sam2 = Sam2()
     prompts: Prompts = Prompts()
     pixels: Pixels = Pixels()

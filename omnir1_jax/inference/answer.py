@@ -41,7 +41,7 @@ class How:
         drawn at random, or in the first one. As many as a plan may have, whatever it had.
       oracle: given boxes (the true ones, or another model's) in place of System 2's. With frames that are not the
         plan's they need no plan either.
-      host: System 2 is a function on the host (`inference.host`): no prompts yet, only the frames that were chosen.
+      host: System 2 is on the host (`inference.host`): no boxes yet, only the frames that were chosen.
       objects: slots for objects.
     """
 

@@ -127,7 +127,8 @@ def in_place(trained: Trained) -> Loaded:
     if trainable is None:
         return loaded
     if config.objective == "masks":
-        return loaded._replace(sam2_params=jax.tree.map(lambda a, b: a.astype(b.dtype), trainable, loaded.sam2_params))
+        cast = jax.tree.map(lambda a, b: a.astype(b.dtype), trainable, loaded.segmenter_params)
+        return loaded._replace(segmenter_params=cast)
     return loaded._replace(params=export.merged(config, loaded, trainable))
 
 

@@ -1,82 +1,41 @@
-"""System 2 outside of the graph: the door for models of any framework, as a plain function on the host.
+"""System 2 on the host during an evaluation: it sees the keyframes, or the whole video, at the video's own size."""
 
-`--system2 NAME:SETTINGS` takes the maker `GROUNDERS[NAME]` and calls it with SETTINGS; any other `MODULE:FUNCTION` is a
-function of the user's own. Either way a grounder is `ground(frames, descriptions) -> boxes`:
-
-  frames: the keyframes of one video at its own size, RGB [n h w 3].
-  descriptions: one for each.
-  boxes: for each frame rows (x0, y0, x1, y1) in its pixels, the surest first, or none. Box i of all keyframes is taken
-    for object i of the answer, and the answer is all objects together.
-"""
-
-import functools
 import hashlib
 import importlib
 import operator
 import pathlib
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import jax
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Bool
 
-from omnir1_jax.data import media
+from omnir1_jax.config import lookup
+from omnir1_jax.data import canvas as detail_data
+from omnir1_jax.data import media, rle
 from omnir1_jax.errors import InputError
+from omnir1_jax.files import json_file, regular_file
 from omnir1_jax.inference import records
 from omnir1_jax.inference.answer import Found, Prompts
-from omnir1_jax.inference.samples import Sample
-
-Ground = Callable[[UInt8[np.ndarray, "n h w 3"], Sequence[str]], Sequence[Any]]
-
-
-def _grounding_dino(settings: str) -> Ground:
-    from omnir1_jax.inference import grounding_dino  # optional: needs torch
-
-    return grounding_dino.load(settings)
-
-
-GROUNDERS: dict[str, Callable[[str], Ground]] = {"grounding_dino": _grounding_dino}
-
-
-def named(system2: str) -> bool:
-    """Whether a choice of System 2 is one of this door."""
-    return ":" in system2
-
-
-@functools.lru_cache(maxsize=1)
-def load(system2: str) -> Ground:
-    """The grounder of NAME:SETTINGS or MODULE:FUNCTION.
-
-    Raises:
-      InputError: there is no such thing, or it cannot be loaded.
-    """
-    name, _, rest = system2.partition(":")
-    if name in GROUNDERS:
-        return GROUNDERS[name](rest)
-    try:
-        found = getattr(importlib.import_module(name), rest)
-    except (ImportError, AttributeError, ValueError) as error:
-        known = ", ".join(f"{known}:..." for known in GROUNDERS)
-        raise InputError(f"--system2: {system2} is neither {known} nor a function MODULE:FUNCTION ({error})") from error
-    if not callable(found):
-        raise InputError(f"--system2: {system2} is no function")
-    return found
+from omnir1_jax.inference.samples import Sample, length
+from omnir1_jax.systems.grounders import GROUNDERS, HostGrounder
+from omnir1_jax.systems.segmenters import HostSegmenter
 
 
 def digest(system2: str) -> str | None:
-    """A digest of what a grounder on the host is made of: the files of its directory, or the source of its module.
+    """A digest of what a System 2 of the user's own is made of: the files of its directory, or its module's source.
 
-    None for a System 2 in the graph, and for a module without a file.
+    None for one of this package, and for a module without a file.
     """
-    if not named(system2):
+    if not lookup.is_path(system2):
         return None
-    name, _, rest = system2.partition(":")
+    name, _, settings = system2.partition(":")
     if name in GROUNDERS:
-        folder = pathlib.Path(rest.rpartition("@")[0] or rest)
+        folder = pathlib.Path(settings.rpartition("@")[0] or settings)
         files = sorted(path for path in folder.iterdir() if path.is_file()) if folder.is_dir() else []
     else:
-        source = getattr(importlib.import_module(name), "__file__", None)
+        where = system2.rpartition(":")[0]
+        source = where if where.endswith(".py") else getattr(importlib.import_module(where), "__file__", None)
         files = [pathlib.Path(source)] if source else []
     total = hashlib.blake2b(digest_size=8)
     for path in files:
@@ -85,43 +44,89 @@ def digest(system2: str) -> str | None:
     return total.hexdigest() if files else None
 
 
-def check(system2: str) -> Ground | None:
-    """The grounder of `load`; None for "self", which is in the graph.
-
-    Raises:
-      InputError: something else.
-    """
-    if system2 == "self":
-        return None
-    if not named(system2):
-        raise InputError(f"--system2: {system2!r} is neither self nor NAME:SETTINGS nor MODULE:FUNCTION")
-    return load(system2)
-
-
-def prompts(ground: Ground, found: Found, samples: Sequence[Sample], family: str, objects: int) -> Prompts:
+def prompts(ground: HostGrounder, found: Found, samples: Sequence[Sample], family: str, objects: int) -> Prompts:
     """What the segmenter is given of the grounder's boxes. `found` is on the host.
 
     Raises:
-      InputError: the grounder's answer is not of the form that this door takes.
+      InputError: the grounder's answer is of another form.
     """
     blank = found.prompts
     out = Prompts(np.array(blank.boxes), np.array(blank.used), np.asarray(blank.frames))
     for row, sample in enumerate(samples):
-        slots = np.flatnonzero(found.chosen.valid[row])
+        slots, numbers, descriptions = _asked(found, row, family)
         if sample.fault is not None or not len(slots):
             continue
-        mine = jax.tree.map(operator.itemgetter(row), found)
-        descriptions = [records.description(mine, family, int(k)) for k in slots]
-        numbers = [int(mine.prompts.frames[k]) for k in slots]
         frames = media.load_frames(sample.ref.frames, numbers, sample_id=sample.sample_id)
-        said = list(ground(frames, descriptions))
-        if len(said) != len(slots):
-            raise InputError(f"--system2: it gave boxes for {len(said)} of {len(slots)} frames; one list a frame")
-        for k, boxes in zip(slots, said):
+        out.boxes[row, slots], out.used[row, slots] = ground(frames, descriptions, objects)
+    return out
+
+
+class FileMasks:
+    """Masks of another System 2 by sample id, in place of a segmenter.
+
+    Args:
+      path: lines {"sample_id": ..., "masks": [run lengths or null, ...]}, COCO's, one entry per frame of the video.
+
+    Raises:
+      InputError: naming the line.
+    """
+
+    host = True
+
+    def __init__(self, path: str):
+        self._path, self._masks = path, {}
+        for place, line in json_file.lines(regular_file.read_bytes(path, "--masks"), f"--masks: {path}"):
+            sample_id, found = (line.get("sample_id"), line.get("masks")) if isinstance(line, dict) else (None, None)
+            if not isinstance(sample_id, str) or not isinstance(found, list):
+                form = '{"sample_id": ..., "masks": [{"size": ..., "counts": ...}, null]}'
+                raise InputError(f"{place}: expected {form}")
+            self._masks[sample_id] = found
+
+    def of(self, sample: Sample) -> Bool[np.ndarray, "t h w"]:
+        """Of every frame of an item; empty where the file has none."""
+        out, found = np.zeros((len(sample.clip), *sample.size), bool), self._masks.get(sample.sample_id)
+        if found is None:
+            return out
+        if len(found) != len(out):
+            counts = f"{len(found)} masks, its video {len(out)} frames"
+            raise InputError(f"--masks: {self._path}: {sample.sample_id} has {counts}")
+        for frame, one in zip(out, found):
             try:
-                rows = np.asarray(boxes, np.float32).reshape(-1, 4)[:objects]
-            except (TypeError, ValueError) as error:
-                raise InputError(f"--system2: it gave {boxes!r}; rows of (x0, y0, x1, y1) are wanted") from error
-            out.boxes[row, k, : len(rows)] = rows
-            out.used[row, k, : len(rows)] = np.isfinite(rows).all(axis=1)
-    return Prompts(np.where(out.used[..., None], out.boxes, 0), out.used, out.frames)
+                frame[:] = frame if one is None else rle.decode(one)
+            except ValueError as error:
+                raise InputError(f"--masks: {self._path}: {sample.sample_id}: {error}") from error
+        return out
+
+
+def masks(
+    segmenter: HostSegmenter | FileMasks, found: Found, samples: Sequence[Sample], family: str, canvas: tuple[int, int]
+) -> tuple[Bool[np.ndarray, "b t height width"], Prompts]:
+    """Masks that are made without boxes, top left on a canvas (height, width), and the boxes around them."""
+    blank, longest = found.prompts, length(max(len(sample.clip) for sample in samples if sample.clip is not None))
+    out = np.zeros((len(blank.frames), longest, *canvas), bool)
+    boxes = Prompts(np.array(blank.boxes), np.array(blank.used), np.asarray(blank.frames))
+    for row, sample in enumerate(samples):
+        if sample.fault is not None:
+            continue
+        slots, numbers, descriptions = _asked(found, row, family)
+        if isinstance(segmenter, FileMasks):
+            union = segmenter.of(sample)
+        elif not len(slots):
+            continue
+        else:
+            every = range(len(sample.clip))
+            frames = media.load_frames(sample.ref.frames, every, sample_id=sample.sample_id)
+            union = segmenter(frames, descriptions, numbers).any(axis=0)
+        t, height, width = union.shape
+        out[row, :t, :height, :width] = union
+        boxes.boxes[row, slots, 0] = detail_data.boxes(union[None, numbers])[0]
+        boxes.used[row, slots, 0] = union[numbers].any(axis=(1, 2))
+    return out, boxes
+
+
+def _asked(found: Found, row: int, family: str) -> tuple[np.ndarray, list[int], list[str]]:
+    """Slots, frames of the video and descriptions of an item's keyframes."""
+    slots = np.flatnonzero(found.chosen.valid[row])
+    mine = jax.tree.map(operator.itemgetter(row), found)
+    numbers = [int(mine.prompts.frames[k]) for k in slots]
+    return slots, numbers, [records.description(mine, family, int(k)) for k in slots]

@@ -7,6 +7,7 @@ sums in a batch of another size round differently, so that rows would not be tho
 import dataclasses
 import hashlib
 import json
+import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -32,6 +33,8 @@ MAX_NAMED = 3  # differences in one message
 DIGESTS = {
     "weights": "other weights (--checkpoint, --system2)",
     "boxes": "other boxes in the file of --boxes",
+    "masks": "other masks in the file of --masks",
+    "segmenter": "another content of --config.step.segmenter",
     "tokenizer": "another tokenizer",
     "grounder": "another content of --system2",
     "noise": "draws of an earlier version of omnir1_jax, at --temperature above 0",
@@ -84,7 +87,9 @@ def identity(systems: Systems, task: Task, options: Options, weights: str) -> di
         "decode": dataclasses.asdict(task.decode),
         "dataset": {"options": task.dataset, "items": _items(task)},
         "tokenizer": _arrays_digest((systems.frozen.vocab, systems.frozen.bpe)),
+        "masks": _file_digest(options.masks),
         "grounder": host.digest(options.system2),
+        "segmenter": host.digest(systems.config.step.segmenter),
         "config": {key: value for key, value in settings.plain(systems.config).items() if key not in IDLE},
     }
     return json.loads(json.dumps(finite(settings.plain(plain))))
@@ -137,6 +142,11 @@ def _sha256(text: str) -> str:
 
 def _digest(text: str) -> str:
     return _sha256(text)[:16]
+
+
+def _file_digest(path: str) -> str | None:
+    """Of a file that is there."""
+    return hashlib.sha256(pathlib.Path(path).read_bytes()).hexdigest() if pathlib.Path(path).is_file() else None
 
 
 def _items(task: Task) -> list[Any]:

@@ -20,7 +20,7 @@ from omnir1_jax.data.preprocess import tokens
 from omnir1_jax.data.refs import AudioFile, BadSample, ClipRef, ImageFiles, VideoAudio, VideoFile
 from omnir1_jax.errors import InputError
 from omnir1_jax.files import regular_file
-from omnir1_jax.inference import host, records, run, samples
+from omnir1_jax.inference import load, records, run, samples
 from omnir1_jax.inference.answer import How
 from omnir1_jax.inference.load import Systems
 from omnir1_jax.inference.samples import Task
@@ -51,7 +51,7 @@ class Ask:
         question hears the sound that there is, and a query hears a sound file that is named.
       most_frames: a longer video is refused.
       objects: most objects of an answer.
-      system2: "self", or a function on the host as `inference.host` takes it.
+      system2: "self", or another grounder as `systems.grounders` takes it.
     """
 
     video: str
@@ -116,7 +116,7 @@ def answer(systems: Systems, ask: Ask, seed: int = 0) -> Result:
     """
     if ask.family not in FAMILIES:
         raise InputError(f"--task: {ask.family!r} is none of {', '.join(FAMILIES)}")
-    ground = host.check(ask.system2)
+    systems = load.grounded_by(systems, load.check(ask.system2))
     ref = clip_ref(ask)
     try:
         count, fps = media.frame_count(ref.frames, ref.sample_id), media.frame_rate(ref.frames, ref.sample_id)
@@ -137,8 +137,8 @@ def answer(systems: Systems, ask: Ask, seed: int = 0) -> Result:
         raise InputError(f"{ask.video}: {sample.fault}")
     parts = 1 if systems.mesh is None else batch_parts(systems.mesh)
     batch = samples.collate([sample], parts)
-    how = How(ask.family, objects=ask.objects, host=ground is not None and ask.family != "qa")
-    done = run.launch(systems, how, batch, seed, ground=ground)
+    how = How(ask.family, objects=ask.objects, host=run.on_host(systems, ask.family))
+    done = run.launch(systems, how, batch, seed)
     found, masks = jax.device_get((done.found, done.masks))
     line = records.record(sample, found, 0, ask.family, systems.tokenizer, systems.step.sampling.eos)
     kept = None
@@ -289,12 +289,12 @@ def _task(systems: Systems, ask: Ask, entry: ConfigDict, ref: ClipRef, sound: So
         example = dataclasses.replace(example, template=template, text_tokens=text_tokens)
     side = 0
     if ask.family != "qa":
-        if systems.models.sam2 is None:
+        if systems.models.segmenter is None:
             raise InputError(
                 "sam2.path: masks need a segmenter; give --config=FILE --config.sam2.path=DIRECTORY, or ask with "
                 "--question"
             )
-        side = systems.models.sam2.config.side
+        side = systems.config.sam2.side
     decode = DecodeConfig(frames=entry.frames, sampling=sampling, sound="optional" if sound.heard else "ignore")
     return Task("infer", ask.family, _One(ref), example, decode, ask.objects, side)
 

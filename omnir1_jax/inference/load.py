@@ -16,10 +16,14 @@ from transformers import PreTrainedTokenizerBase
 from omnir1_jax.build import models
 from omnir1_jax.build.models import Loaded
 from omnir1_jax.build.run import mesh_of
+from omnir1_jax.config import lookup
 from omnir1_jax.errors import InputError
-from omnir1_jax.inference import from_checkpoint, host
+from omnir1_jax.inference import from_checkpoint
 from omnir1_jax.models.qwen_omni.config import ThinkerConfig
+from omnir1_jax.parallel import replicate
 from omnir1_jax.rl.config import Frozen, Models, StepConfig
+from omnir1_jax.systems import grounders
+from omnir1_jax.systems.grounders.thinker import ThinkerParams
 
 SYSTEM2 = ("self", "frozen", "oracle", "file")
 
@@ -84,15 +88,17 @@ def load_systems(
       config: None takes the checkpoint's own.
       system2: "self": the checkpoint grounds too; "frozen": the weights from before training (of a run), or those that
         the config names; "oracle" and "file": true boxes, or another model's, so nothing more is loaded;
-        NAME:SETTINGS or MODULE:FUNCTION: a function on the host (see `inference.host`).
+        NAME:SETTINGS, module:object, file.py:object: another grounder (see `systems.grounders`).
 
     Raises:
       InputError: a checkpoint that is not there, or one of a segmenter alone.
     """
-    if host.named(system2):
-        host.load(system2)  # what is wrong with it shows before anything is computed
+    if lookup.is_path(system2):
+        grounders.make(system2, setting="--system2")  # what is wrong with it shows before anything is computed
     elif system2 not in SYSTEM2:
-        raise InputError(f"--system2: {system2!r} is none of {', '.join(SYSTEM2)}, and no NAME:SETTINGS")
+        raise InputError(
+            f"--system2: {system2!r} is none of {', '.join(SYSTEM2)}, NAME:SETTINGS, module:object, file.py:object"
+        )
     chosen = from_checkpoint.config_of(checkpoint, config)
     if chosen.objective == "masks":
         raise InputError(
@@ -109,6 +115,33 @@ def load_systems(
     return systems(chosen, policy, grounder, mesh, temperature=temperature, max_tokens=max_tokens)
 
 
+def check(system2: str) -> str:
+    """A System 2 of a single clip: "self", or one that is named.
+
+    Raises:
+      InputError: something else, or nothing that can be loaded.
+    """
+    if lookup.is_path(system2):
+        grounders.make(system2, setting="--system2")
+    elif system2 != "self":
+        raise InputError(f"--system2: {system2!r} is neither self nor NAME:SETTINGS, module:object or file.py:object")
+    return system2
+
+
+def grounded_by(systems: Systems, system2: str) -> Systems:
+    """The systems with another grounder where --system2 names one."""
+    if not lookup.is_path(system2):
+        return systems
+    found = grounders.make(system2, setting="--system2")
+    if found is systems.models.grounder:
+        return systems
+    params = found.load(systems.config)
+    if systems.mesh is not None:
+        params = replicate(params, systems.mesh)
+    models = dataclasses.replace(systems.models, grounder=found)
+    return systems._replace(models=models, frozen=systems.frozen.replace(grounder=params))
+
+
 @jax.jit
 def _sums(leaves: list[Array]) -> UInt32[Array, "n"]:
     def one(x: Array) -> UInt32[Array, ""]:
@@ -121,6 +154,9 @@ def _sums(leaves: list[Array]) -> UInt32[Array, "n"]:
 
 def fingerprint(systems: Systems) -> str:
     """Equal for equal weights: an evaluation is not taken up with others."""
-    trees = (systems.policy, systems.frozen.towers, systems.frozen.reference, systems.frozen.sam2)
+    own = systems.frozen.grounder
+    if isinstance(own, ThinkerParams):
+        own = own.vision, own.text
+    trees = (systems.policy, systems.frozen.towers, systems.frozen.reference, systems.frozen.segmenter, own)
     sums = np.asarray(_sums(jax.tree.leaves(trees)))
     return hashlib.blake2b(sums.tobytes(), digest_size=8).hexdigest()

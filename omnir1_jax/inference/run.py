@@ -1,5 +1,6 @@
 """One evaluation: every batch through both systems and the segmenter, every item written and scored, then the table."""
 
+import dataclasses
 import functools
 import time
 from collections import Counter
@@ -17,7 +18,7 @@ from omnir1_jax.evaluation import predictions
 from omnir1_jax.inference import answer as answers
 from omnir1_jax.inference import host, identity, records, result_lines, samples, scores, segment
 from omnir1_jax.inference.answer import Found, How, answer, to_asked
-from omnir1_jax.inference.load import Systems, fingerprint
+from omnir1_jax.inference.load import Systems, fingerprint, grounded_by
 from omnir1_jax.inference.samples import Batch, Sample, Task
 from omnir1_jax.inference.store import LINES, RESULTS, TIMING, Store
 from omnir1_jax.inference.tasks import Options, positions
@@ -34,13 +35,11 @@ class Answered(NamedTuple):
 
 # Compiled once for each shape, whatever the number of evaluations in a process.
 ANSWER = jax.jit(answer, static_argnums=(0, 1, 2))
-SEGMENT = jax.jit(lambda name, *args: segment.segmenter(name)(*args), static_argnums=(0, 1))
+SEGMENT = jax.jit(segment.logits, static_argnums=0)
 
 
-def launch(
-    systems: Systems, how: How, batch: Batch, seed: int, hole_area: int = 0, ground: host.Ground | None = None
-) -> Answered:
-    """Starts the computation of a batch; with a System 2 on the host (`how.host`, `ground`) waits for it."""
+def launch(systems: Systems, how: How, batch: Batch, seed: int, hole_area: int = 0) -> Answered:
+    """Starts the computation of a batch; with a System 2 on the host (`how.host`) waits for it."""
     if batch.arrays is None:
         return Answered(batch, None, None)
     models, mesh = systems.models, systems.mesh
@@ -50,17 +49,24 @@ def launch(
     found = ANSWER(models, systems.step, how, systems.policy, systems.frozen, asked, jax.random.key(seed))
     if batch.clips is None:
         return Answered(batch, found, None)
-    if ground is not None:
-        own = host.prompts(ground, jax.device_get(found), batch.samples, how.family, answers.slots(how))
+    sizes = [sample.size for sample in batch.samples if sample.size is not None]
+    canvas = segment.canvas(sizes)
+    if how.host and getattr(models.segmenter, "host", False):
+        masks, boxes = host.masks(models.segmenter, jax.device_get(found), batch.samples, how.family, canvas)
+        return Answered(batch, found._replace(prompts=boxes), masks)
+    if how.host:
+        own = host.prompts(models.grounder, jax.device_get(found), batch.samples, how.family, answers.slots(how))
         found = found._replace(prompts=put(own))
     clips, valid = put(batch.clips), put(batch.frame_valid)
-    logits = SEGMENT(
-        systems.step.segmenter, models.sam2, systems.frozen.sam2, clips, valid, asked.original, found.prompts
-    )
+    logits = SEGMENT(models.segmenter, systems.frozen.segmenter, clips, valid, asked.original, found.prompts)
     if hole_area:
         logits = put(segment.without_holes(logits, hole_area))
-    sizes = [sample.size for sample in batch.samples if sample.size is not None]
-    return Answered(batch, found, segment.lift(logits, asked.original, segment.canvas(sizes)))
+    return Answered(batch, found, segment.lift(logits, asked.original, canvas))
+
+
+def on_host(systems: Systems, family: str) -> bool:
+    """Whether System 2 looks at the videos on the host."""
+    return family != "qa" and systems.models.on_host
 
 
 def evaluate(
@@ -84,9 +90,12 @@ def evaluate(
     """
     if jax.process_count() > 1:
         raise InputError("evaluate: one process only; it uses all of its devices")
-    ground = host.load(options.system2) if host.named(options.system2) and task.family != "qa" else None
-    given = options.system2 in ("oracle", "file")
-    how = How(task.family, options.keyframes, given, options.objects, host=ground is not None)
+    systems = grounded_by(systems, options.system2)
+    if options.masks:
+        own = dataclasses.replace(systems.models, segmenter=host.FileMasks(options.masks))
+        systems = systems._replace(models=own)
+    given = options.system2 == "oracle" or bool(options.boxes)
+    how = How(task.family, options.keyframes, given, options.objects, host=on_host(systems, task.family))
     batch_size = identity.padded_batch_size(systems, options)
     chosen = positions(task, options)
     groups = [chosen[i : i + batch_size] for i in range(0, len(chosen), batch_size)]
@@ -103,7 +112,7 @@ def evaluate(
         bar = tqdm(total=len(chosen), initial=already, unit="clip", dynamic_ncols=True, disable=True if quiet else None)
         with bar:
             for batch in samples.batches(task, pending, batch_size, threads):
-                now = launch(systems, how, batch, options.seed, options.hole_area, ground)
+                now = launch(systems, how, batch, options.seed, options.hole_area)
                 if before is not None:
                     finish(systems, task, store, before, pool, bar)
                 before = now

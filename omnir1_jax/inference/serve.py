@@ -24,8 +24,7 @@ from absl import logging
 from omnir1_jax.data import media
 from omnir1_jax.data.refs import BadSample, VideoFile
 from omnir1_jax.errors import InputError
-from omnir1_jax.inference import host as grounding
-from omnir1_jax.inference import outputs, serve_guard
+from omnir1_jax.inference import load, outputs, serve_guard
 from omnir1_jax.inference.infer import IMAGES, Ask, Result, answer
 from omnir1_jax.inference.load import Systems
 from omnir1_jax.reporting import html as markup
@@ -277,7 +276,7 @@ def launch(
     port: int = 7860,
 ) -> None:
     """Opens the page, prints its address, and returns when it is stopped."""
-    grounding.check(system2)
+    load.check(system2)
     with tempfile.TemporaryDirectory(prefix="omnir1_jax_page_") as folder:
         run = handler(answerer(systems, system2), limits, pathlib.Path(folder))
         with opened(gradio, run, limits, folder, host, port) as address:

@@ -46,7 +46,7 @@ class Options:
       prompt: of questions: "thinking" or "direct".
       audio_seconds: of sound that is heard with questions; -1 for the benchmark's own.
       sound: "own", "muted" or "swapped".
-      boxes: file of another System 2's boxes (with system2 "file").
+      boxes, masks: file of another System 2's boxes, or masks (with system2 "file").
       scoring: "clean", or "official": as the benchmark's published script counts.
       objects: slots for objects. hole_area: holes of masks up to this many pixels are filled.
     """
@@ -65,6 +65,7 @@ class Options:
     keyframes: str = "plan"
     system2: str = "self"
     boxes: str = ""
+    masks: str = ""
     objects: int = 8
     hole_area: int = 0
     scoring: str = "clean"
@@ -82,8 +83,10 @@ def tasks(systems: Systems, options: Options) -> Iterator[Task]:
         raise InputError(f"--sound: {options.sound!r} is none of {', '.join(SOUNDS)}")
     if options.sampling not in ("", "uniform", "video"):
         raise InputError(f"--sampling: {options.sampling!r} is none of uniform, video")
-    if (options.system2 == "file") != bool(options.boxes):
-        raise InputError("--boxes: a file of boxes goes with --system2=file, and only with it")
+    if (options.system2 == "file") != bool(options.boxes or options.masks):
+        raise InputError("--boxes, --masks: a file of either goes with --system2=file, and only with it")
+    if options.boxes and options.masks:
+        raise InputError("--masks: takes the place of --boxes; name one of them")
     if options.benchmark == SYNTHETIC:
         yield from _held_out(systems, options)
         return
@@ -176,7 +179,7 @@ def _task(systems: Systems, options: Options, family: str, name: str, entry: Con
     decode = DecodeConfig(
         frames=entry.frames, sampling=sampling, objects=EVERY, sound="optional" if hears else "ignore"
     )
-    side = systems.models.sam2.config.side if family != "qa" and systems.models.sam2 is not None else 0
+    side = systems.config.sam2.side if family != "qa" and systems.models.segmenter is not None else 0
     if family != "qa" and not side:
         raise InputError("sam2.path: masks need a segmenter; name its directory, or sam2.sizes for random weights")
     return Task(

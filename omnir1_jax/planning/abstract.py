@@ -15,7 +15,6 @@ from etils import epath
 from jax import ShapeDtypeStruct
 from ml_collections import ConfigDict
 
-from omnir1_jax.build import data as setup_data
 from omnir1_jax.build import models as setup_models
 from omnir1_jax.build import optimizer as setup_optimizer
 from omnir1_jax.config.schema import shared
@@ -27,10 +26,11 @@ from omnir1_jax.errors import InputError
 from omnir1_jax.models import lora, sam2
 from omnir1_jax.models.qwen_omni import hf_config
 from omnir1_jax.models.qwen_omni.config import ThinkerConfig
-from omnir1_jax.models.qwen_omni.thinker import Thinker, abstract_params
+from omnir1_jax.models.qwen_omni.thinker import abstract_params
 from omnir1_jax.rl.config import Frozen, Models, StepConfig
 from omnir1_jax.systems.frames import prompt_prefix
-from omnir1_jax.systems.grounders.thinker import ThinkerParams
+from omnir1_jax.systems.grounders.thinker import ThinkerGrounder, ThinkerParams
+from omnir1_jax.systems.segmenters import Sam2Segmenter
 from omnir1_jax.tasks import examples
 from omnir1_jax.text.bpe import AddedTokens, Bpe, bpe_tables
 from omnir1_jax.text.characters import characters
@@ -69,11 +69,12 @@ def program(config: ConfigDict) -> Program:
     """
     if config.objective != "grpo":
         raise InputError(f"objective: {config.objective!r} cannot be planned; only 'grpo' can")
-    words = _tokenizer(config)
-    thinker = _thinker(config, words)
-    segmenter = _sam2(config)
-    grounder = setup_models.grounder(config, thinker)
-    models = Models(Thinker(thinker), None if segmenter is None else sam2.Sam2(segmenter), grounder)
+    words, looking = _tokenizer(config, "thinker"), None
+    thinker, segmenter = _thinker(config, words, "thinker"), _sam2(config)
+    if config.grounder.path or config.grounder.sizes:
+        other = _tokenizer(config, "grounder")
+        looking = setup_models.Sizes(other, _thinker(config, other, "grounder"), None)
+    models = setup_models.specs(config, setup_models.Sizes(words, thinker, segmenter, looking))
     boxed = _cast(abstract_params(thinker), config.thinker.param_dtype)
     settings = typed(config)
     own = setup_models.lora_config(settings.lora)
@@ -84,16 +85,26 @@ def program(config: ConfigDict) -> Program:
     frozen = Frozen(
         towers={name: boxed[name] for name in ("vision", "audio")},
         reference=boxed["text"],
-        sam2=None if segmenter is None else _cast(sam2.abstract_params(segmenter), segmenter.dtype),
+        segmenter=None if segmenter is None else _cast(sam2.abstract_params(segmenter), segmenter.dtype),
         **_tables(config, words),
     )
+    if looking is not None:
+        weights = _cast(abstract_params(looking.thinker), config.thinker.param_dtype)
+        own = _tables(config, looking.tokenizer)
+        own = own.pop("grounder").replace(**own, vision=weights["vision"], text=weights["text"])
+        frozen = frozen.replace(grounder=own)
+    elif not isinstance(models.grounder, ThinkerGrounder):
+        frozen = frozen.replace(grounder=_shapes(models.grounder.load(config)))
+    if models.segmenter is not None and not isinstance(models.segmenter, Sam2Segmenter):
+        frozen = frozen.replace(segmenter=_shapes(models.segmenter.load(config)))
+    seen = looking or setup_models.Sizes(words, thinker, None)
     return Program(
         models,
         setup_models.step_config(config, thinker.tokens),
         setup_optimizer.make(settings.optimizer, settings.steps * settings.step.updates, nn.unbox(trainable)),
         trainable,
         frozen,
-        {name: batch_of(config, name, thinker, _prefix(config, name, thinker, words)) for name in config.data},
+        {name: batch_of(config, name, thinker, _prefix(config, seen), seen.thinker) for name in config.data},
     )
 
 
@@ -105,9 +116,14 @@ def _here(path: str) -> bool:
     return bool(path) and epath.Path(path).is_dir()
 
 
-def _tokenizer(config: ConfigDict) -> Any:
-    """The run's tokenizer, or None where it is not on this machine."""
-    return setup_models.tokenizer(config) if _here(config.thinker.tokenizer or config.thinker.path) else None
+def _shapes(tree: Any) -> Any:
+    return jax.tree.map(lambda x: ShapeDtypeStruct(x.shape, x.dtype), tree)
+
+
+def _tokenizer(config: ConfigDict, section: str) -> Any:
+    """The section's tokenizer, or None where it is not on this machine."""
+    own = config[section]
+    return setup_models.tokenizer(config, section) if _here(own.tokenizer or own.path) else None
 
 
 def released(name: str) -> ThinkerConfig:
@@ -127,16 +143,18 @@ def released(name: str) -> ThinkerConfig:
     return hf_config.parse(raw | dict(audio_config=dict(output_dim=hidden)))
 
 
-def _thinker(config: ConfigDict, words: Any) -> ThinkerConfig:
-    own = config.thinker
+def _thinker(config: ConfigDict, words: Any, section: str) -> ThinkerConfig:
+    own, switches = config[section], config.thinker
     if _here(own.path) or own.sizes:
         if words is None:
-            raise InputError("thinker.tokenizer: random weights need a directory with a tokenizer")
-        return setup_models.sizes(config).thinker
+            raise InputError(f"{section}.tokenizer: random weights need a directory with a tokenizer")
+        return setup_models.thinker_sizes(config, section).thinker
     known = [name for name in THINKERS if name in epath.Path(own.path).name.lower()]
     if not known:
-        raise InputError(f"thinker.path: {own.path!r} is not here, nor does its name hold one of {', '.join(THINKERS)}")
-    switches = dict(dtype=jnp.dtype(own.dtype), remat=own.remat, attention=own.attention)
+        raise InputError(
+            f"{section}.path: {own.path!r} is not here, nor does its name hold one of {', '.join(THINKERS)}"
+        )
+    switches = dict(dtype=jnp.dtype(switches.dtype), remat=switches.remat, attention=switches.attention)
     return dataclasses.replace(released(known[0]), **switches)
 
 
@@ -171,17 +189,20 @@ def _tables(config: ConfigDict, words: Any) -> dict[str, Any]:
     )
 
 
-def _prefix(config: ConfigDict, name: str, thinker: ThinkerConfig, words: Any) -> int:
+def _prefix(config: ConfigDict, grounder: setup_models.Sizes) -> int:
     """Tokens of System 2's prompt up to and with the frame's end, the frame as one."""
-    if words is None:
+    if grounder.tokenizer is None:
         return PREFIX
-    return len(prompt_prefix(setup_data.example_config(config, name, words, thinker).high_res))
+    return len(prompt_prefix(grounder.tokenizer, setup_models.prompt_texts(config)["grounding"]))
 
 
-def batch_of(config: ConfigDict, name: str, thinker: ThinkerConfig, prefix: int) -> Any:
+def batch_of(
+    config: ConfigDict, name: str, thinker: ThinkerConfig, prefix: int, grounder: ThinkerConfig | None = None
+) -> Any:
     """Shapes of a task's batch, as the pipeline makes them.
 
     Args:
+      grounder: the thinker that is shown System 2's frames, where it is another one.
       prefix: tokens of System 2's prompt up to and with the frame's end, the frame as one.
     """
     entry = config.data[name]
@@ -205,7 +226,10 @@ def batch_of(config: ConfigDict, name: str, thinker: ThinkerConfig, prefix: int)
     arrays = {f"policy/{key}": value for key, value in _prompt(room, sizes, heard).items()}
     if family in ("vos", "refavs"):
         frames = entry.frames if family == "vos" else 1
-        arrays |= {f"sharp/{key}": value for key, value in _sharp(frames, sharp, sizes, aspect, prefix).items()}
+        arrays |= {
+            f"sharp/{key}": value
+            for key, value in _sharp(frames, sharp, Sizes.of(grounder or thinker), aspect, prefix).items()
+        }
     arrays |= _truth(family, entry, config.sam2.side)
     batched = {key: ShapeDtypeStruct((b, *shape), dtype) for key, (shape, dtype) in arrays.items()}
     return examples.to_batch(family, batched)

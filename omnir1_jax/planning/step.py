@@ -12,6 +12,7 @@ from omnir1_jax.planning import operations
 from omnir1_jax.planning.abstract import Program
 from omnir1_jax.planning.hlo import Module
 from omnir1_jax.planning.operations import Assumptions
+from omnir1_jax.systems.segmenters.sam2 import Sam2Segmenter
 
 # Stages of the step, the finer ones first: an operation counts for the first whose scopes it lies in.
 PHASES = (
@@ -77,8 +78,10 @@ def assumptions(program: Program, rollout: Rollout) -> Assumptions:
     lengths = [size for size in sorted(set(step.score_lengths)) if size < most] + [most]
     taken = next(i for i, size in enumerate(lengths) if size >= min(rollout.completion, most))
     whole = len(vision.full_attention_blocks) / vision.depth
-    sam2 = program.models.sam2
-    chunk = 1 if sam2 is None else min(sam2.config.object_chunk, max(rollout.objects, 1))
+    segmenter = program.models.segmenter
+    chunk = min(
+        segmenter.model.config.object_chunk if isinstance(segmenter, Sam2Segmenter) else 1, max(rollout.objects, 1)
+    )
     return Assumptions(
         trips={
             r"sample/.*decode": rollout.completion - 1,

@@ -12,9 +12,9 @@ from omnir1_jax.config.sections import Grpo, Lora, Reward, Step
 from omnir1_jax.models.qwen_omni.config import TokenIds
 from omnir1_jax.models.qwen_omni.sample import Sampling
 from omnir1_jax.models.qwen_omni.thinker import Thinker
-from omnir1_jax.models.sam2 import Sam2
 from omnir1_jax.systems.grounders.protocol import Grounder
 from omnir1_jax.systems.grounders.thinker import ThinkerParams
+from omnir1_jax.systems.segmenters.protocol import Segmenter, TextSegmenter
 from omnir1_jax.text.bpe import Bpe
 from omnir1_jax.text.rules import Limits
 from omnir1_jax.text.vocab import ByteVocab
@@ -36,7 +36,6 @@ class StepConfig:
       score_chunk: tokens whose logits exist at a time.
       score_lengths: lengths beside `sampling.max_tokens` that learning is compiled for; the shortest that holds all
         completions of a step is taken. Each costs compile time.
-      segmenter: a name in `systems.segmenters`.
       lora: train an adapter instead of the decoder.
     """
 
@@ -51,7 +50,6 @@ class StepConfig:
     updates: int
     score_chunk: int
     score_lengths: tuple[int, ...]
-    segmenter: str
     lora: Lora | None
 
     @classmethod
@@ -70,12 +68,17 @@ class StepConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Models:
-    """Modules without their parameters. `sam2` is None for a run that segments nothing, `thinker` and `grounder` where
-    SAM 2 itself is trained."""
+    """Models without their parameters. `segmenter` is None for a run that segments nothing, `thinker` and `grounder`
+    where SAM 2 itself is trained."""
 
     thinker: Thinker | None
-    sam2: Sam2 | None
+    segmenter: Segmenter | TextSegmenter | None
     grounder: Grounder | None = None
+
+    @property
+    def on_host(self) -> bool:
+        """Whether System 2 looks at the frames on the host."""
+        return any(getattr(model, "host", False) for model in (self.grounder, self.segmenter))
 
 
 @no_type_check  # also holds shapes and shardings
@@ -86,14 +89,14 @@ class Frozen:
     Attributes:
       towers: {"vision", "audio"} of the thinker, shared by policy and reference.
       reference: the decoder before training: KL reference, and with LoRA the base of the policy.
-      sam2: SAM 2.1's parameters.
+      segmenter: the segmenter's own parameters.
       vocab, bpe: the tokenizer as tables.
       grounder: the grounder's own parameters; where it is the thinker of before training, that is not held twice.
     """
 
     towers: dict[str, Any]
     reference: dict[str, Any]
-    sam2: Any
+    segmenter: Any
     vocab: ByteVocab
     bpe: Bpe
     grounder: Any

@@ -92,16 +92,22 @@ def make_train_step(
     Args:
       optimizer: sees the gradients of `state.trainable`.
       mode: "fused" compiles the step as one program; "staged" compiles each stage by itself, for debugging, profiling
-        and small memory. Both give the same numbers.
+        and small memory. Both give the same numbers. A System 2 on the host needs "staged".
       shardings: of the state, which it keeps from step to step; default what the compiler chooses.
     """
     if mode not in MODES:
         raise InputError(f"step.mode: {mode!r} is none of {', '.join(MODES)}")
+    if models.on_host and mode != "staged":
+        raise InputError("step.mode: System 2 is on the host, so that the stages run one by one; take 'staged'")
+    if models.on_host and jax.process_count() > 1:
+        raise InputError("step.grounder: System 2 on the host trains in one process only")
     stage, tell = make_stages(models, optimizer, config), _told
     if mode == "staged":
         kept = None if shardings is None else (shardings, None)
-        update = jax.jit(stage.update, donate_argnums=0, out_shardings=kept)
+        update, ground = jax.jit(stage.update, donate_argnums=0, out_shardings=kept), stage.ground
         stage = Stages(*map(_awaited, (*map(jax.jit, stage[:-1]), update)))
+        if models.on_host:
+            stage = stage._replace(ground=_awaited(ground))
         tell = _awaited(jax.jit(_told))
 
     def train_step(state: TrainState, frozen: Frozen, batch: Any, key: Key[Array, ""]):

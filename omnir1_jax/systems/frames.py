@@ -79,11 +79,11 @@ class FramesConfig:
 
 
 @functools.lru_cache(maxsize=4)
-def prompt_prefix(config: FramesConfig) -> list[int]:
+def prompt_prefix(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
     """Ids of System 2's prompt up to the description, one placeholder for the frame."""
-    before = config.prompt.split("{description}")[0]
+    before = prompt.split("{description}")[0]
     end = max(before.rfind(token) + len(token) for token in tokens.SPELLING.values() if token in before)
-    return config.tokenizer(before[:end], add_special_tokens=False)["input_ids"]
+    return tokenizer(before[:end], add_special_tokens=False)["input_ids"]
 
 
 def high_res_arrays(
@@ -117,7 +117,7 @@ def high_res_arrays(
     rows, columns = height // sizes.cell_pixels, width // sizes.cell_pixels
     grid = np.full((longest, longest), -1, np.int32)
     grid[:rows, :columns] = np.arange(rows * columns).reshape(rows, columns)
-    start = prompt_prefix(config)
+    start = prompt_prefix(config.tokenizer, config.prompt)
     line = tokens.expand(start, ids, {"image": [np.full(layout.grid_cells(patches[0], sizes.merge), ids.image)]})
     room, own = len(start) - 1 + most, len(line)
     mask = np.arange(room) < own

@@ -42,6 +42,7 @@ class ExampleConfig:
       frames: most frames of a clip. audio_seconds: most sound, 0 for none. objects: most objects of a target.
       segmenter_side: side of the segmenter's frames; 0 leaves them out.
       max_aspect: longest side over shortest; a clip beyond it is a bad sample.
+      grounder: tokenizer and sizes of another thinker that is shown System 2's frames.
     """
 
     tokenizer: PreTrainedTokenizerBase = field(repr=False)
@@ -57,11 +58,13 @@ class ExampleConfig:
     audio_seconds: float = 0.0
     segmenter_side: int = 0
     max_aspect: float = 3.0
+    grounder: tuple[PreTrainedTokenizerBase, Sizes] | None = field(default=None, repr=False)
 
     @property
     def high_res(self) -> FramesConfig:
         """Of System 2's frames."""
-        return FramesConfig(self.tokenizer, self.sizes, self.grounding, self.sharp_budget, self.max_aspect)
+        own = self.grounder or (self.tokenizer, self.sizes)
+        return FramesConfig(*own, self.grounding, self.sharp_budget, self.max_aspect)
 
 
 def named(function: Callable[[DecodedClip, ExampleConfig], Arrays]) -> Callable[[DecodedClip, ExampleConfig], Arrays]:

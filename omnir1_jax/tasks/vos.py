@@ -12,11 +12,11 @@ from omnir1_jax.errors import InputError
 from omnir1_jax.models.qwen_omni.inputs import ThinkerInputs
 from omnir1_jax.models.qwen_omni.sample import Completions
 from omnir1_jax.rl.config import Frozen, Models, Rewards, StepConfig
-from omnir1_jax.systems import keyframes, reasoner
+from omnir1_jax.systems import keyframes, reasoner, segmenters
 from omnir1_jax.systems.frames import HighResFrames
 from omnir1_jax.systems.grounders.protocol import GroundedBoxes, Requests
 from omnir1_jax.systems.keyframes import Keyframes
-from omnir1_jax.systems.segmenters.sam2 import SEGMENTERS, Masks
+from omnir1_jax.systems.segmenters import Masks, Prompts, TextSegmenter
 from omnir1_jax.tasks import common
 from omnir1_jax.text.readers import Plan, read_plan
 
@@ -55,10 +55,11 @@ class Reading(NamedTuple):
 
 
 class Found(NamedTuple):
-    """System 2's boxes, given to objects."""
+    """System 2's boxes, given to objects; and its masks, where it makes them without boxes."""
 
     boxes: GroundedBoxes
     matching: rewards.Matching
+    masks: Masks | None = None
 
 
 def _grouped(tree, group: int):
@@ -79,13 +80,20 @@ def read(frozen: Frozen, config: StepConfig, batch: Batch, completions: Completi
 
 def ground(models: Models, frozen: Frozen, config: StepConfig, batch: Batch, reading: Reading) -> Found:
     """Boxes of every keyframe, matched to the true objects."""
-    boxes = common.find(models, frozen, batch.sharp, reading.requests, batch.boxes.shape[1])
+    n, masks = batch.boxes.shape[1], None
+    if isinstance(models.segmenter, TextSegmenter):
+        size = batch.truth.shape[2:]
+        found = models.segmenter.from_text(frozen.segmenter, batch.sharp, batch.frame_valid, reading.requests, size)
+        boxes = segmenters.extents(found, batch.sharp, reading.requests, n)
+        masks = Masks(jnp.any(found, axis=2), None)
+    else:
+        boxes = common.find(models, frozen, batch.sharp, reading.requests, n)
     match = lambda box, count, chosen, truth, scale, objects: rewards.match(
         box, count, truth, scale, objects, chosen, config.reward
     )
     per_clip = jax.vmap(match, (0, 0, 0, None, None, None))
     matching = jax.vmap(per_clip)(boxes.box, boxes.count, reading.keyframes, batch.boxes, boxes.scale, batch.objects)
-    return Found(boxes, matching)
+    return Found(boxes, matching, masks)
 
 
 def segment(
@@ -94,24 +102,22 @@ def segment(
     """The matched boxes carried through the clip, in original pixels; None if no weight asks for masks."""
     if config.reward.segmentation == 0:
         return None
-    if models.sam2 is None:
+    if found.masks is not None:
+        return found.masks
+    if models.segmenter is None:
         raise InputError(
             "reward.segmentation: masks are weighed but the run has no segmenter; set sam2 or the weight to 0"
         )
-    side = models.sam2.config.mask_side
-    if batch.truth.shape[2:] != (side, side):
-        raise InputError(f"data.mask_size: true masks are {batch.truth.shape[2:]}, the segmenter's {side} x {side}")
     back = jnp.tile(found.boxes.scale, 2)[:, None, None, None]
-    return SEGMENTERS[config.segmenter](
-        models.sam2,
-        frozen.sam2,
-        batch.clip,
-        batch.frame_valid,
-        batch.sharp.original,
-        found.matching.box / back,
-        found.matching.prompt,
-        reading.keyframes.frame,
+    prompts = Prompts(found.matching.box / back, found.matching.prompt, reading.keyframes.frame)
+    masks = segmenters.union(
+        models.segmenter, frozen.segmenter, batch.clip, batch.frame_valid, batch.sharp.original, prompts
     )
+    if masks.union.shape[3:] != batch.truth.shape[2:]:
+        raise InputError(
+            f"step.segmenter: its masks are {masks.union.shape[3:]}, the true ones {batch.truth.shape[2:]}"
+        )
+    return masks
 
 
 def reward(

@@ -37,7 +37,7 @@ def save(path: epath.PathLike, config: Any, loaded: Loaded, trainable: Any, **la
     if jax.process_index():
         return
     if masks:
-        sam2.export(path, loaded.models.sam2, found, **layout)
+        sam2.export(path, loaded.models.segmenter.model, found, **layout)
         return
     source = epath.Path(config.thinker.path) if config.thinker.path else None
     files = text_files(source, loaded.tokenizer)

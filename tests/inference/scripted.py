@@ -31,7 +31,7 @@ GROUNDER = rl_small.Scripted(BOXES)
 quick = functools.partial(
     jax.jit, compiler_options={"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 )
-SEGMENT = quick(lambda name, *args: segment.segmenter(name)(*args), static_argnums=(0, 1))
+SEGMENT = quick(segment.logits, static_argnums=0)
 
 
 @functools.cache
@@ -43,8 +43,7 @@ def program(*words: str):
 def systems(config, mesh=None) -> load.Systems:
     """Random weights that nobody asks."""
     made = load.systems(config, models.load(config, models.sizes(config), mesh), mesh=mesh)
-    spoken = dataclasses.replace(made.models, grounder=GROUNDER)
-    return made._replace(models=spoken, step=dataclasses.replace(made.step, segmenter="boxes"))
+    return made._replace(models=dataclasses.replace(made.models, grounder=GROUNDER, segmenter=Filled()))
 
 
 def install(monkeypatch, answers: list[str], boxes: list[str] = BOXES) -> None:
@@ -57,25 +56,39 @@ def install(monkeypatch, answers: list[str], boxes: list[str] = BOXES) -> None:
     monkeypatch.setattr(reasoner, "sample", sample)
     monkeypatch.setattr(reasoner, "encode", lambda *_: reasoner.Media(None, None))
     monkeypatch.setattr(GROUNDER, "texts", rl_small.Scripted(boxes).texts)
-    monkeypatch.setitem(segment.SEGMENTERS, "boxes", filled)
     monkeypatch.setattr(run, "ANSWER", program(*answers, *boxes))
     monkeypatch.setattr(run, "SEGMENT", SEGMENT)
 
 
-def filled(model, params, clips, frame_valid, original, prompts):
+@dataclasses.dataclass(frozen=True)
+class Filled:
+    """A segmenter that fills the boxes."""
+
+    side: int = 16
+
+    def load(self, config) -> None:
+        return None
+
+    def logits(self, params, clip, frame_valid, original, prompts):
+        """Of groups of 1."""
+        one = [x[:, 0] for x in prompts]
+        return filled(self.side, clip, frame_valid, original, *one)[:, None]
+
+
+def filled(side, clips, frame_valid, original, boxes, used, frames):
     """Each slot's box, from its frame on until the next one's."""
-    side, t = model.config.mask_side, clips.shape[1]
+    t = clips.shape[1]
     at = (jnp.arange(side) + 0.5) / side
     x, y = (at * original[:, axis, None] - 0.5 for axis in (0, 1))  # [b side]: in pixels of the video
-    box = prompts.boxes[..., None]
+    box = boxes[..., None]
     inside = lambda low, high, where: (
         (box[..., low, :] <= where[:, None, None]) & (where[:, None, None] <= box[..., high, :])
     )
     drawn = inside(1, 3, y)[..., :, None] & inside(0, 2, x)[..., None, :]  # [b k n y x]
-    passed = prompts.used & (prompts.frames[..., None] <= jnp.arange(t)[:, None, None, None])  # [t b k n]
-    k = jnp.arange(prompts.frames.shape[1])[:, None]
+    passed = used & (frames[..., None] <= jnp.arange(t)[:, None, None, None])  # [t b k n]
+    k = jnp.arange(frames.shape[1])[:, None]
     last = jnp.max(jnp.where(passed, k, -1), axis=2)
     pick = jnp.take_along_axis(drawn[None], jnp.maximum(last, 0)[:, :, None, :, None, None], axis=2)[:, :, 0]
     pick = jnp.moveaxis(pick & (last >= 0)[..., None, None], 0, 2)
-    known = prompts.used.any(axis=1)[:, :, None, None, None] & frame_valid[:, None, :, None, None]
+    known = used.any(axis=1)[:, :, None, None, None] & frame_valid[:, None, :, None, None]
     return jnp.where(known, jnp.where(pick, 1.0, -1.0), NO_OBJECT)

@@ -20,7 +20,7 @@ from omnir1_jax.data.synthetic import writers
 from omnir1_jax.data.synthetic.world import PRESETS
 from omnir1_jax.errors import InputError
 from omnir1_jax.evaluation import score_masks
-from omnir1_jax.inference import benchmark, run, segment, tasks
+from omnir1_jax.inference import benchmark, run, tasks
 from omnir1_jax.inference.store import Store
 from omnir1_jax.inference.tasks import Options
 from omnir1_jax.parallel import make_mesh
@@ -138,9 +138,14 @@ def test_numbers_of_refavs_are_those_of_the_pngs(made, trees, tmp_path, monkeypa
     assert first["answer"] == "the loud star" and first["keyframes"][0]["frame"] == 0
 
 
-def pierced(*args):
-    """`scripted.filled` with every fourth pixel within a box missing."""
-    logits = scripted.filled(*args)
+class Pierced(scripted.Filled):
+    """With every fourth pixel within a box missing."""
+
+    def logits(self, *args):
+        return pierced(super().logits(*args)[:, 0])[:, None]
+
+
+def pierced(logits):
     least = jax.lax.reduce_window(logits, jnp.inf, jax.lax.min, (1, 1, 1, 3, 3), (1,) * 5, "SAME")
     every = jnp.arange(logits.shape[-1]) % 2 == 0
     return jnp.where((least > 0) & every & every[:, None], -1.0, logits)
@@ -148,8 +153,7 @@ def pierced(*args):
 
 def test_holes_are_filled_where_asked(made, trees, tmp_path, monkeypatch):
     scripted.install(monkeypatch, scripted.PLANS)
-    monkeypatch.setitem(segment.SEGMENTERS, "pierced", pierced)
-    other = made._replace(step=dataclasses.replace(made.step, segmenter="pierced"))
+    other = made._replace(models=dataclasses.replace(made.models, segmenter=Pierced()))
     masks = {}
     for name, systems, area in (("whole", made, 0), ("pierced", other, 0), ("filled", other, 1)):
         evaluated(

@@ -1,5 +1,6 @@
 """System 2 as a function on the host: any function, and Grounding DINO at a tiny size with random weights."""
 
+import dataclasses
 import json
 import re
 
@@ -9,11 +10,14 @@ import torch
 from transformers import BertTokenizer, GroundingDinoConfig, GroundingDinoForObjectDetection, GroundingDinoProcessor
 from transformers.models.grounding_dino.image_processing_pil_grounding_dino import GroundingDinoImageProcessorPil
 
+from omnir1_jax.data import media, registry, rle
 from omnir1_jax.data.synthetic import writers
 from omnir1_jax.data.synthetic.world import PRESETS
 from omnir1_jax.errors import InputError
-from omnir1_jax.inference import benchmark, grounding_dino, host, load
+from omnir1_jax.inference import benchmark, load
 from omnir1_jax.inference.tasks import Options
+from omnir1_jax.systems import grounders, segmenters
+from omnir1_jax.systems.grounders import grounding_dino
 from tests.inference import scripted, small
 
 torch.set_num_threads(1)
@@ -31,6 +35,12 @@ def ground(frames, descriptions):
 
 def wrong(frames, descriptions):
     return [[[1, 2, 3]]] * len(frames)
+
+
+def masks(frames, descriptions, keyframes):
+    """What is reddish, where anything but a star is asked for."""
+    assert len(descriptions) == len(keyframes) and max(keyframes) < len(frames)
+    return (descriptions != ["Star "]) & (frames[..., 0] > 100)
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +121,32 @@ def test_a_function_gets_keyframes_and_descriptions_and_its_boxes_are_followed(m
         evaluated(made, tmp_path / "wrong", tree, system2=f"{__name__}:wrong")
 
 
+def test_masks_of_text_need_no_boxes(made, tree, tmp_path, monkeypatch):
+    """By a function, and by a file of the same masks."""
+    scripted.install(monkeypatch, scripted.PLANS)
+    segmenter = segmenters.make(f"{__name__}:masks", None)
+    own = made._replace(models=dataclasses.replace(made.models, segmenter=segmenter))
+    found, lines = evaluated(own, tmp_path / "own", tree)
+    assert found["table"]["J"] > 0 and any(line["keyframes"] and line["keyframes"][0]["boxes"] for line in lines)
+    refs = {ref.sample_id: ref for ref in registry.open_dataset("mevis", str(tree), "valid_u")}
+    with (tmp_path / "masks.jsonl").open("w") as file:
+        for line in lines:
+            source = refs[line["sample_id"]].frames
+            frames = media.load_frames(source, range(media.frame_count(source, "")), sample_id="")
+            asked = [one["description"] for one in line["keyframes"]]
+            drawn = (
+                masks(frames, asked, [one["frame"] for one in line["keyframes"]] or [0] * len(asked)) if asked else []
+            )
+            made_of = [rle.encode(one) if one.any() else None for one in drawn] or [None] * len(frames)
+            file.write(json.dumps({"sample_id": line["sample_id"], "masks": made_of}) + "\n")
+    files = dict(system2="file", masks=str(tmp_path / "masks.jsonl"))
+    again, _ = evaluated(made, tmp_path / "file", tree, **files)
+    assert again["table"] == found["table"] and pictures(tmp_path / "file") == pictures(tmp_path / "own")
+    (tmp_path / "masks.jsonl").write_text(json.dumps({"sample_id": lines[0]["sample_id"], "masks": [None]}) + "\n")
+    with pytest.raises(InputError, match="has 1 masks, its video"):
+        evaluated(made, tmp_path / "short", tree, **files)
+
+
 def test_grounding_dino_in_an_evaluation(made, tree, dino, tmp_path, monkeypatch):
     scripted.install(monkeypatch, scripted.PLANS)
     _, lines = evaluated(made, tmp_path / "out", tree, system2=f"grounding_dino:{dino[0]}@0.0", keyframes="first")
@@ -146,16 +182,16 @@ def test_grounding_dino_s_boxes_are_its_model_s(dino):
 def test_what_cannot_be_used_is_one_line(dino, tmp_path, monkeypatch):
     for name, complaint in (
         ("nothing", "is none of self, frozen, oracle, file"),
-        ("no.such.module:ground", "neither grounding_dino:... nor a function"),
-        (f"{__name__}:absent", "nor a function MODULE:FUNCTION"),
-        (f"{__name__}:WORDS", "is no function"),
+        ("no.such.module:ground", "no.such.module cannot be imported"),
+        (f"{__name__}:absent", "has no 'absent'"),
+        (f"{__name__}:WORDS", "is neither a grounder nor a function"),
         ("grounding_dino:", "no directory holds no config.json"),
         (f"grounding_dino:{tmp_path}", "holds no config.json"),
         (f"grounding_dino:{dino[0]}@much", "'much' after the @ is no number"),
     ):
         with pytest.raises(InputError, match=re.escape(complaint)) as caught:
             load.load_systems("toy", None, name)
-        assert "\n" not in str(caught.value) and str(caught.value).startswith("--system2")
+        assert "\n" not in str(caught.value) and str(caught.value).startswith(("--system2", "grounding_dino"))
     monkeypatch.setattr(grounding_dino.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(InputError, match="needs PyTorch; pip install torch"):
-        host.GROUNDERS["grounding_dino"](str(dino[0]))
+        grounders.make(f"grounding_dino:{dino[0]}@0.1")

@@ -20,6 +20,7 @@ from omnir1_jax.models import sam2
 from omnir1_jax.models.qwen_omni.config import ThinkerConfig, TokenIds
 from omnir1_jax.models.qwen_omni.thinker import Thinker
 from omnir1_jax.rl.config import Frozen, Models
+from omnir1_jax.systems.segmenters.sam2 import Sam2Segmenter
 from omnir1_jax.text.bpe import bpe_tables
 from omnir1_jax.text.vocab import byte_vocab
 from tests.data import qwen_oracle
@@ -29,7 +30,7 @@ IDLE = {"out", "checkpoint"}  # the weights count, not their path
 OTHER = dict(
     benchmark="mevis", split="train", root="elsewhere", tasks=("vos",), limit=3, frames=4, sampling="video", tokens=6,
     prompt="direct", audio_seconds=2.0, sound="muted", keyframes="first", system2="oracle", boxes="boxes.jsonl",
-    objects=3, hole_area=9, batch_size=2, seed=7,
+    masks="masks.jsonl", objects=3, hole_area=9, batch_size=2, seed=7,
 )  # fmt: skip
 
 
@@ -46,7 +47,7 @@ def made(tmp_path_factory):
     ids = TokenIds(**dataclasses.asdict(tokens.token_ids(tokenizer)))
     thinker = ThinkerConfig(**small.THINKER, tokens=ids)
     frozen = Frozen({}, {}, None, byte_vocab(tokenizer), bpe_tables(tokenizer), None)
-    models = Models(Thinker(thinker), sam2.Sam2(small.SAM2))
+    models = Models(Thinker(thinker), Sam2Segmenter(sam2.Sam2(small.SAM2)))
     step = step_config(config, ids)
     step = dataclasses.replace(step, sampling=dataclasses.replace(step.sampling, temperature=0.0))
     made = Systems(config, None, models, tokenizer, thinker, {}, frozen, step)

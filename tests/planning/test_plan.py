@@ -72,7 +72,7 @@ def test_the_released_sizes():
     program = abstract.program(released())
     sizes = jax.tree.map(lambda x: int(np.prod(x.shape)), abstract.nn.unbox(program.trainable))
     assert sum(jax.tree.leaves(sizes)) == 7_615_616_512
-    assert program.models.sam2.config.hiera.dims == (144, 288, 576, 1152)
+    assert program.models.segmenter.model.config.hiera.dims == (144, 288, 576, 1152)
 
 
 def test_memory_of_the_arguments_by_hand():

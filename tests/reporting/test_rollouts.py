@@ -13,7 +13,7 @@ from omnir1_jax.models.qwen_omni.sample import Sampling
 from omnir1_jax.reporting import pictures
 from omnir1_jax.rl.config import Frozen, Models
 from omnir1_jax.rl.step import Rollout
-from omnir1_jax.systems.segmenters.sam2 import Masks
+from omnir1_jax.systems.segmenters import Masks
 from omnir1_jax.tasks import family_of
 from omnir1_jax.text.bpe import bpe_tables
 from omnir1_jax.text.rules import Limits

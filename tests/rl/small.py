@@ -24,6 +24,7 @@ from omnir1_jax.rl import learn
 from omnir1_jax.rl.config import Frozen, Models, StepConfig
 from omnir1_jax.systems.grounders.protocol import GroundedBoxes, Grounder, Requests
 from omnir1_jax.systems.grounders.thinker import ThinkerGrounder, ThinkerParams
+from omnir1_jax.systems.segmenters.sam2 import Sam2Segmenter
 from omnir1_jax.tasks import examples
 from omnir1_jax.text.bpe import bpe_tables
 from omnir1_jax.text.prompt import template
@@ -77,7 +78,7 @@ def models(grounder: Grounder | None = None, **changes) -> Models:
     """The small models; System 2 finds boxes by the thinker, unless another grounder is given."""
     thinker, ids = Thinker(thinker_config(**changes)), tokens.token_ids(tokenizer())
     own = ThinkerGrounder(thinker, Sampling(12, ids.eos, ids.pad, temperature=0.0), 64, 256)
-    return Models(thinker, sam2.Sam2(sam2_config()), grounder or own)
+    return Models(thinker, Sam2Segmenter(sam2.Sam2(sam2_config())), grounder or own)
 
 
 @functools.cache
@@ -145,7 +146,7 @@ def frozen(params=None) -> Frozen:
     return Frozen(
         towers={"vision": params["vision"], "audio": params["audio"]},
         reference=params["text"],
-        sam2=sam2_params(),
+        segmenter=sam2_params(),
         vocab=byte_vocab(tokenizer()),
         bpe=bpe_tables(tokenizer()),
         grounder=ThinkerParams(template(tokenizer(), grounding())),

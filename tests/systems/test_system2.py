@@ -9,7 +9,8 @@ from omnir1_jax.models.qwen_omni.inputs import VisionInputs
 from omnir1_jax.models.qwen_omni.sample import Sampling
 from omnir1_jax.models.qwen_omni.thinker import place
 from omnir1_jax.systems.grounders import thinker as grounding
-from omnir1_jax.systems.segmenters.sam2 import sam2_video
+from omnir1_jax.systems.segmenters import Prompts
+from omnir1_jax.systems.segmenters.sam2 import Sam2Segmenter
 from tests.rl import small
 
 
@@ -80,8 +81,13 @@ def test_tracks_are_those_of_each_object_alone():
     prompts = np.zeros((b, g, k, n), bool)
     prompts[0, 0, :, 0] = prompts[0, 1, 0, 1] = prompts[0, 1, 1, 0] = prompts[1, 1, 1, 1] = True
     frame = np.array([[[0, 2], [1, 2]], [[0, 1], [0, 1]]], np.int32)
-    run = jax.jit(sam2_video, static_argnums=0)
-    found = run(model, small.sam2_params(), clip, frame_valid, original, boxes, prompts, frame)
+    segmenter, given = Sam2Segmenter(model), (small.sam2_params(), clip, frame_valid, original)
+    asked = Prompts(boxes, prompts, frame)
+    found = jax.jit(segmenter.masks)(*given, asked)
+    logits = jax.jit(segmenter.logits)(*given, asked)
+    assert logits.shape == (b, g, n, t, 16, 16) and (logits[~prompts.any(axis=2)] < -100).all()
+    real = frame_valid[:, None, :, None, None]
+    np.testing.assert_array_equal(np.any(np.asarray(logits) > 0, axis=2) & real, np.asarray(found.union) & real)
 
     alone = jax.jit(sam2.segment_video, static_argnums=0)
     for row in range(b):

@@ -1,21 +1,36 @@
 """System 2's first half: descriptions to boxes in single frames.
 
-`step.grounder` and `--system2` name one of `GROUNDERS`, or an object of one's own as module:object or file.py:object.
+`step.grounder` and `--system2` name one of `GROUNDERS` (with settings as NAME:SETTINGS), or an object of one's own as
+module:object or file.py:object: a `Grounder`, or a plain function on the host (see `host`).
 """
 
+import functools
 from collections.abc import Callable
 
 from omnir1_jax.config import lookup
 from omnir1_jax.errors import InputError
+from omnir1_jax.systems.grounders.host import HostGrounder
 from omnir1_jax.systems.grounders.protocol import GroundedBoxes, Grounder, Requests
 from omnir1_jax.systems.grounders.thinker import ThinkerGrounder
 
-__all__ = ["GROUNDERS", "GroundedBoxes", "Grounder", "Requests", "make"]
-
-GROUNDERS: dict[str, Callable[[ThinkerGrounder], Grounder]] = {"qwen_omni": lambda thinker: thinker}
+__all__ = ["GROUNDERS", "GroundedBoxes", "Grounder", "HostGrounder", "Requests", "make"]
 
 
-def make(name: str, thinker: ThinkerGrounder, setting: str = "step.grounder") -> Grounder:
+def _grounding_dino(thinker: ThinkerGrounder | None, settings: str) -> Grounder:
+    from omnir1_jax.systems.grounders import grounding_dino  # optional: needs torch
+
+    return HostGrounder(grounding_dino.load(settings), "grounding_dino")
+
+
+# Makers of (the thinker as grounder, SETTINGS).
+GROUNDERS: dict[str, Callable[[ThinkerGrounder | None, str], Grounder]] = {
+    "qwen_omni": lambda thinker, _: thinker,
+    "grounding_dino": _grounding_dino,
+}
+
+
+@functools.lru_cache(maxsize=4)  # a detector is loaded once
+def make(name: str, thinker: ThinkerGrounder | None = None, setting: str = "step.grounder") -> Grounder:
     """The grounder of this name.
 
     Args:
@@ -24,9 +39,12 @@ def make(name: str, thinker: ThinkerGrounder, setting: str = "step.grounder") ->
     Raises:
       InputError: there is no such thing, or it is no grounder; names the setting.
     """
-    if name in GROUNDERS:
-        return GROUNDERS[name](thinker)
+    kind, _, settings = name.partition(":")
+    if kind in GROUNDERS:
+        return GROUNDERS[kind](thinker, settings)
     found = lookup.registered(name, GROUNDERS, setting)
-    if not isinstance(found, Grounder):
-        raise InputError(f"{setting}: {name} is not a grounder; see omnir1_jax/systems/grounders/protocol.py")
-    return found
+    if isinstance(found, Grounder):
+        return found
+    if not callable(found):
+        raise InputError(f"{setting}: {name} is neither a grounder nor a function; see omnir1_jax/systems/grounders")
+    return HostGrounder(found, f"{setting}={name}")

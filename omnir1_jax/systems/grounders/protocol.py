@@ -3,7 +3,7 @@
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Num
 from ml_collections import ConfigDict
 
 from omnir1_jax.systems.frames import HighResFrames
@@ -59,7 +59,7 @@ class GroundedBoxes(NamedTuple):
 
     @classmethod
     def of(
-        cls, frames: HighResFrames, requests: Requests, box: Float[Array, "b g k n 4"], found: Bool[Array, "b g k n"]
+        cls, frames: HighResFrames, requests: Requests, box: Num[Array, "b g k n 4"], found: Bool[Array, "b g k n"]
     ) -> "GroundedBoxes":
         """Of a grounder that gives boxes and no text.
 

@@ -1,6 +1,6 @@
-"""Grounding DINO as System 2, in PyTorch through transformers: boxes from a detector instead of a language model.
+"""Grounding DINO as grounder, in PyTorch through transformers: boxes from a detector instead of a language model.
 
-`--system2 grounding_dino:DIRECTORY` or `grounding_dino:DIRECTORY@THRESHOLD`; the directory is a checkpoint in Hugging
+Its name is `grounding_dino:DIRECTORY` or `grounding_dino:DIRECTORY@THRESHOLD`; the directory is a checkpoint in Hugging
 Face layout (Grounding DINO or MM Grounding DINO) with its processor. Needs `pip install torch`.
 """
 
@@ -16,7 +16,7 @@ from omnir1_jax.errors import InputError
 from omnir1_jax.files import json_file, regular_file
 
 THRESHOLD = 0.25  # of a box's score; the default of transformers
-FLAG = "--system2=grounding_dino"
+FLAG = "grounding_dino"
 
 
 def load(settings: str):
