@@ -1,5 +1,6 @@
 """System 2 of one's own: objects and functions from files outside the package, another thinker, masks from text."""
 
+import json
 import pathlib
 import re
 
@@ -10,6 +11,7 @@ import pytest
 
 from omnir1_jax.build import data
 from omnir1_jax.build import models as build
+from omnir1_jax.build import run as setup
 from omnir1_jax.config import lookup
 from omnir1_jax.config.settings import defaults
 from omnir1_jax.errors import InputError
@@ -24,6 +26,7 @@ from omnir1_jax.systems.grounders import Requests
 from omnir1_jax.text.strings import Buffer
 from omnir1_jax.text.vocab import pack
 from omnir1_jax.training import rollout_log
+from omnir1_jax.training.loop import train
 from tests.data import qwen_oracle
 from tests.inference import scripted
 from tests.inference import small as inference
@@ -187,6 +190,23 @@ def high_res(config, found) -> HighResFrames:
     frames = np.random.default_rng(0).integers(0, 256, (4, 64, 96, 3)).astype(np.uint8)
     arrays = high_res_arrays(frames, (64, 96), 4, own)
     return HighResFrames(**{name: jnp.asarray(value)[None] for name, value in arrays.items()})
+
+
+def test_a_config_trains_with_both_halves_from_files(tmp_path, monkeypatch):
+    """The command's loop, System 1 saying PLAN; boxes and masks are those of the files."""
+    c = inference.config(tmp_path / "weights", step_group=2, step_max_tokens=96, loader_prefetch=0)
+    c.step.grounder = f"{DOCS}/examples/grounder.py:GROUNDER"
+    c.step.segmenter = f"{DOCS}/examples/segmenter.py:SEGMENTER"
+    c.steps, c.checkpoint.every, c.log.pictures_every, c.log.tensorboard = 2, 0, 0, False
+    said = small.spoken([[PLAN] * 2], 96)
+    monkeypatch.setattr(reasoner, "sample", lambda *_: said)
+    monkeypatch.setattr(setup, "mesh_of", lambda config: None)
+    train(c, tmp_path / "run", quiet=True)
+    rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert len(rows) == 2 and any(row["reward/boxes"] > 0 for row in rows)
+    assert all("reward/segmentation" in row and np.isfinite(row["learn/loss"]) for row in rows)
+    frozen = build.frozen(c, build.load(c, build.sizes(c)._replace(sam2=None)))
+    assert frozen.segmenter is None and frozen.grounder_params().keys() == {"colours"}
 
 
 def test_what_is_no_grounder_is_named_before_anything_is_compiled(tmp_path):
