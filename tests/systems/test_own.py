@@ -203,8 +203,8 @@ def test_a_config_trains_with_both_halves_from_files(tmp_path, monkeypatch):
     monkeypatch.setattr(setup, "mesh_of", lambda config: None)
     train(c, tmp_path / "run", quiet=True)
     rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
-    assert len(rows) == 2 and any(row["reward/boxes"] > 0 for row in rows)
-    assert all("reward/segmentation" in row and np.isfinite(row["learn/loss"]) for row in rows)
+    assert len(rows) == 2 and any(row["reward/vos/boxes"] > 0 for row in rows)
+    assert all("reward/vos/segmentation" in row and np.isfinite(row["learn/loss"]) for row in rows)
     frozen = build.frozen(c, build.load(c, build.sizes(c)._replace(sam2=None)))
     assert frozen.segmenter is None and frozen.grounder_params().keys() == {"colours"}
 
