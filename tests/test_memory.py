@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from omnir1_jax.rl.step import make_train_step
+from omnir1_jax.tasks import vos
 from tests.data import qwen_oracle
 from tests.rl import small
 from tests.runs import Runs, printed, rows
@@ -39,7 +40,7 @@ def memory() -> tuple[float, float]:
 @pytest.mark.slow
 def test_of_the_step():
     """Video, both systems, reward and update."""
-    step = make_train_step(small.models(), small.optimizer(), small.step_config())
+    step = make_train_step(vos.TASK, small.models(), small.optimizer(), small.step_config())
     state, frozen, batches = small.state(), small.frozen(), small.batches("vos", 1, 2)
     measured = []
     for n in range(STEPS):

@@ -16,8 +16,6 @@ ORDER = (
     "planning", "benches",
 )  # fmt: skip
 COMMANDS = ("bench", "convert", "evaluate", "infer", "plan", "toy", "train")
-# The step asks for the task of its batch.
-EXCEPTIONS = {("rl/step.py", "tasks")}
 
 
 def imports(path: pathlib.Path) -> set[str]:
@@ -46,8 +44,7 @@ def test_a_room_imports_only_from_those_before_it(room):
     paths = [path] if (path := PACKAGE / f"{room}.py").exists() else sorted((PACKAGE / room).rglob("*.py"))
     paths = [path for path in paths if path.relative_to(PACKAGE).as_posix() != f"{room}/__main__.py"]
     for path in paths:
-        rooms = {name.split(".")[0] for name in imports(path)} - before
-        later = {other for other in rooms if (str(path.relative_to(PACKAGE)), other) not in EXCEPTIONS}
+        later = {name.split(".")[0] for name in imports(path)} - before
         assert not later, f"{path.relative_to(ROOT)} imports {', '.join(sorted(later))}"
 
 

@@ -5,6 +5,7 @@ command, as lines on stdin ask for them, so that the imports are paid once: {"fl
 is answered with the process's id, {"wait": id} with its exit status, 128 + n after signal n.
 """
 
+import dataclasses
 import gc
 import pathlib
 import resource
@@ -14,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 import omnir1_jax
-from omnir1_jax import cli, train
+from omnir1_jax import cli, tasks, train
 from omnir1_jax.config import settings
 from omnir1_jax.config.settings import datasets, defaults, task
 from omnir1_jax.tasks import qa
@@ -83,6 +84,10 @@ def varied(honest):
     return reward
 
 
+def vary_rewards() -> None:
+    tasks.TASKS["qa"] = dataclasses.replace(qa.TASK, reward=varied(qa.TASK.reward))
+
+
 def run(flags: list[str], version: str = "", file_bytes: int = 0, crash: int = 0) -> None:
     """The command, with what it holds in memory among its metrics, and rewards that teach something.
 
@@ -95,7 +100,7 @@ def run(flags: list[str], version: str = "", file_bytes: int = 0, crash: int = 0
         omnir1_jax.__version__ = version
     if file_bytes:
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
-    qa.reward = varied(qa.reward)
+    vary_rewards()
     numbers = loop.data_metrics
 
     def measured(stream, waited):

@@ -18,6 +18,8 @@ from omnir1_jax.data.refs import Reader
 from omnir1_jax.errors import InputError
 from omnir1_jax.models.qwen_omni.config import ThinkerConfig
 from omnir1_jax.parallel import batch_parts, parts_here
+from omnir1_jax import tasks
+from omnir1_jax.tasks import Task
 from omnir1_jax.tasks.examples import EXAMPLES, ExampleConfig
 from omnir1_jax.build.models import grounder_sizes, prompt_texts
 
@@ -68,6 +70,11 @@ def readers(config: ConfigDict, name: str) -> tuple[Reader, ...]:
     if not found:
         raise InputError(f"data.{name}.datasets: names no dataset")
     return tuple(found)
+
+
+def task_of(config: ConfigDict, name: str) -> Task:
+    """The task of an entry of the mixture."""
+    return tasks.get(config.data[name].family or name, f"data.{name}.family")
 
 
 def example_config(

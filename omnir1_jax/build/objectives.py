@@ -1,6 +1,7 @@
 """What a run can train for: which examples it makes of clips, its batches and its step."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ from omnir1_jax.models.qwen_omni.config import ThinkerConfig
 from omnir1_jax.tasks import examples
 from omnir1_jax.rl.learn import TrainState
 from omnir1_jax.rl.step import make_train_step
-from omnir1_jax.build.data import example_config
+from omnir1_jax.build.data import example_config, task_of
 from omnir1_jax.build.models import Loaded, lora_config, step_config
 from omnir1_jax.supervised import mask_examples, masks, targets, text
 from omnir1_jax.toy import lessons
@@ -27,25 +28,32 @@ class Objective(NamedTuple):
     Attributes:
       examples: transforms of a decoded clip, by `task.example`.
       example_config: what they need: (config, task, tokenizer, thinker's sizes) -> config.
-      make_step: (config, models and parameters, optimizer, shardings of the state or None) -> step.
+      make_steps: (config, models and parameters, optimizer, shardings of the state or None) -> the step of each task.
       to_batch: (config, task, the pipeline's arrays) -> the step's batch.
     """
 
     examples: Mapping[str, Callable]
     example_config: Callable[[ConfigDict, str, PreTrainedTokenizerBase, ThinkerConfig], Any]
-    make_step: Callable[[ConfigDict, Loaded, optax.GradientTransformation, TrainState | None], Callable]
+    make_steps: Callable[[ConfigDict, Loaded, optax.GradientTransformation, TrainState | None], dict[str, Callable]]
     to_batch: Callable[[ConfigDict, str, Mapping[str, Any]], Any]
 
 
-def _grpo_step(
+def _grpo_steps(
     config: ConfigDict, loaded: Loaded, rule: optax.GradientTransformation, shardings: TrainState | None
-) -> Callable:
+) -> dict[str, Callable]:
     choices = step_config(config, loaded.models.thinker.config.tokens)
-    return make_train_step(loaded.models, rule, choices, config.step.mode, shardings)
+    make = lambda task: make_train_step(task, loaded.models, rule, choices, config.step.mode, shardings)
+    once = functools.cache(make)  # two entries of one task share their program
+    return {name: once(task_of(config, name)) for name in config.data}
 
 
 def _grpo_batch(config: ConfigDict, task: str, arrays: Mapping[str, Any]) -> Any:
     return examples.to_batch(config.data[task].family or task, arrays)
+
+
+def _one(make: Callable[..., Callable]) -> Callable[..., dict[str, Callable]]:
+    """The same step for every task."""
+    return lambda config, *rest: dict.fromkeys(config.data, make(config, *rest))
 
 
 def _sft_config(
@@ -80,17 +88,17 @@ def _mask_step(
 
 
 OBJECTIVES: dict[str, Objective] = {
-    "grpo": Objective(examples.EXAMPLES, example_config, _grpo_step, _grpo_batch),
+    "grpo": Objective(examples.EXAMPLES, example_config, _grpo_steps, _grpo_batch),
     "sft": Objective(
         {**targets.EXAMPLES, **lessons.EXAMPLES},
         _sft_config,
-        _sft_step,
+        _one(_sft_step),
         lambda config, task, arrays: text.to_batch(task, arrays),
     ),
     "masks": Objective(
         {"vos": mask_examples.masks},
         _mask_config,
-        _mask_step,
+        _one(_mask_step),
         lambda config, task, arrays: masks.to_batch(arrays),
     ),
 }

@@ -31,7 +31,7 @@ class Run(NamedTuple):
     """All that the training loop touches.
 
     Attributes:
-      step: `(state, frozen, batch, key) -> (state, metrics, rollout or None)`; `state` is donated.
+      steps: `(state, frozen, batch, key) -> (state, metrics, rollout or None)` of each task; `state` is donated.
       to_batch: the step's batch from the pipeline's family name and arrays.
       batch_sharding: of every array of a batch, along its first axis.
     """
@@ -42,7 +42,7 @@ class Run(NamedTuple):
     frozen: Any
     state: TrainState
     families: list[Family]
-    step: Callable[[TrainState, Any, Any, Key[Array, ""]], tuple[TrainState, dict[str, Array], Any]]
+    steps: dict[str, Callable[[TrainState, Any, Any, Key[Array, ""]], tuple[TrainState, dict[str, Array], Any]]]
     to_batch: Callable[[str, Any], Any]
     batch_sharding: NamedSharding | None
 
@@ -80,6 +80,8 @@ def build(config: ConfigDict) -> Run:
     shardings = None if mesh is None else learn.shardings(mesh, boxed, rule)
     loaded = models.load(config, found, mesh)
 
+    steps = objective.make_steps(config, loaded, rule, shardings)
+
     def begin(params, segmenter_params):
         own = loaded._replace(params=params, segmenter_params=segmenter_params)
         return learn.init(models.trainable(config, own), rule)
@@ -91,7 +93,7 @@ def build(config: ConfigDict) -> Run:
         frozen=models.frozen(config, loaded, mesh),
         state=jax.jit(begin, out_shardings=shardings)(loaded.params, loaded.segmenter_params),
         families=families,
-        step=on_mesh(mesh, objective.make_step(config, loaded, rule, shardings)),
+        steps={name: on_mesh(mesh, step) for name, step in steps.items()},
         to_batch=functools.partial(objective.to_batch, config),
         batch_sharding=None if mesh is None else batch_sharding(mesh),
     )

@@ -19,7 +19,7 @@ from omnir1_jax.models import sam2
 from omnir1_jax.models.qwen_omni.config import ThinkerConfig
 from omnir1_jax.systems import grounders
 from omnir1_jax.systems.segmenters import SEGMENTERS
-from omnir1_jax.tasks import FAMILIES
+from omnir1_jax.tasks import TASKS
 
 OPTIONS = ("name", "root", "split")  # of a dataset; the others are its reader's
 # Fields of ThinkerConfig that have settings or a source of their own.
@@ -63,7 +63,7 @@ def _registered(settings: Settings) -> Iterator[tuple[str, Any, Rule]]:
     yield "step.grounder", settings.step.grounder, Choice(grounders.GROUNDERS, own=True)
     yield "step.segmenter", settings.step.segmenter, Choice(SEGMENTERS, own=True)
     for task, entry in settings.data.items():
-        yield f"data.{task}.family", entry.family, Choice(FAMILIES, empty=True)
+        yield f"data.{task}.family", entry.family, Choice(TASKS, empty=True)
         yield f"data.{task}.example", entry.example, Choice(OBJECTIVES[settings.objective].examples, empty=True)
         for label, options in entry.datasets.items():
             yield from _dataset(f"data.{task}.datasets.{label}", options)

@@ -31,7 +31,7 @@ from omnir1_jax.rl.config import Frozen, Models, StepConfig
 from omnir1_jax.systems.frames import prompt_prefix
 from omnir1_jax.systems.grounders.thinker import ThinkerGrounder, ThinkerParams
 from omnir1_jax.systems.segmenters import Sam2Segmenter
-from omnir1_jax.tasks import examples
+from omnir1_jax.tasks import Task, examples
 from omnir1_jax.text.bpe import AddedTokens, Bpe, bpe_tables
 from omnir1_jax.text.characters import characters
 from omnir1_jax.text.hashing import PairTable
@@ -50,7 +50,7 @@ class Program(NamedTuple):
     """All that `make_train_step` takes, parameters boxed with their logical axes.
 
     Attributes:
-      batches: of each task.
+      tasks, batches: of each entry of the mixture.
     """
 
     models: Models
@@ -58,6 +58,7 @@ class Program(NamedTuple):
     optimizer: optax.GradientTransformation
     trainable: Any
     frozen: Frozen
+    tasks: dict[str, Task]
     batches: dict[str, Any]
 
 
@@ -104,6 +105,7 @@ def program(config: ConfigDict) -> Program:
         setup_optimizer.make(settings.optimizer, settings.steps * settings.step.updates, nn.unbox(trainable)),
         trainable,
         frozen,
+        {name: setup_data.task_of(config, name) for name in config.data},
         {name: batch_of(config, name, thinker, _prefix(config, seen), seen.thinker) for name in config.data},
     )
 

@@ -25,6 +25,11 @@ class Arguments(NamedTuple):
     key: Any
 
 
+def fixed(program: Program, task: str) -> tuple[Any, ...]:
+    """What a step is made of, before its arguments."""
+    return program.tasks[task], program.models, program.optimizer, program.step
+
+
 def arguments(program: Program, task: str, mesh: Mesh | None = None) -> Arguments:
     """Shapes on one device, or with their shardings on a mesh."""
     state = jax.eval_shape(lambda tree: learn.init(tree, program.optimizer), nn.unbox(program.trainable))
@@ -50,8 +55,8 @@ def train_shardings(program: Program, mesh: Mesh) -> TrainState:
 def lower(program: Program, task: str, mesh: Mesh | None = None) -> jax.stages.Lowered:
     """The step lowered for the default device, or for a mesh that may be one of a topology only. Allocates nothing."""
     if mesh is None:
-        return make_train_step(program.models, program.optimizer, program.step).lower(*arguments(program, task))
-    step = make_train_step(program.models, program.optimizer, program.step, shardings=train_shardings(program, mesh))
+        return make_train_step(*fixed(program, task)).lower(*arguments(program, task))
+    step = make_train_step(*fixed(program, task), shardings=train_shardings(program, mesh))
     given = arguments(program, task, mesh)
     with jax.set_mesh(mesh):
         return step.lower(*given)
@@ -72,7 +77,7 @@ def lower_stages(
             raise InputError(f"--stages: {name!r} is none of {', '.join(Stages._fields)}")
     given = arguments(program, task, mesh)
     state, frozen, batch, key = given
-    stages = make_stages(program.models, program.optimizer, program.step)
+    stages = make_stages(*fixed(program, task))
     size, kept = jax.tree.leaves(batch)[0].shape[0], train_shardings(program, mesh)
     everywhere, rows = whole(mesh), batch_sharding(mesh)
 

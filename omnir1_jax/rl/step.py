@@ -1,7 +1,7 @@
 """One GRPO step: sample a group, let System 2 judge it, learn. One compiled program, no callback to the host."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, no_type_check
+from typing import Any, NamedTuple, Protocol, no_type_check, runtime_checkable
 
 import flax.struct
 import jax
@@ -16,7 +16,6 @@ from omnir1_jax.rl import learn
 from omnir1_jax.rl.config import Frozen, Models, Rewards, StepConfig
 from omnir1_jax.rl.learn import Learned, TrainState
 from omnir1_jax.systems import reasoner
-from omnir1_jax.tasks import family_of
 
 MODES = ("fused", "staged")
 
@@ -24,13 +23,23 @@ MODES = ("fused", "staged")
 @no_type_check  # also holds shapes and shardings
 @flax.struct.dataclass
 class Rollout:
-    """What happened, for logs and pictures. `reading`, `found`, `masks` are the family's own."""
+    """What happened, for logs and pictures. `reading`, `found`, `masks` are the task's own."""
 
     completions: Completions
     reading: Any
     found: Any
     masks: Any
     rewards: Rewards
+
+
+@runtime_checkable
+class Task(Protocol):
+    """What the step asks of a task; `tasks.Task` says what each function takes and gives."""
+
+    read: Callable[..., Any]
+    ground: Callable[..., Any]
+    segment: Callable[..., Any]
+    reward: Callable[..., Rewards]
 
 
 TrainStep = Callable[[TrainState, Frozen, Any, Key[Array, ""]], tuple[TrainState, dict[str, Array], Rollout]]
@@ -48,7 +57,7 @@ class Stages(NamedTuple):
     update: Callable[..., Any]  # state, frozen, batch, media, completions, rewards
 
 
-def make_stages(models: Models, optimizer: optax.GradientTransformation, config: StepConfig) -> Stages:
+def make_stages(task: Task, models: Models, optimizer: optax.GradientTransformation, config: StepConfig) -> Stages:
     """The stages of `make_train_step`, not compiled."""
 
     def encode(frozen, batch):
@@ -59,16 +68,16 @@ def make_stages(models: Models, optimizer: optax.GradientTransformation, config:
         return reasoner.sample(models.thinker, variables, batch.policy, media, key, config.sampling, config.group)
 
     def read(frozen, batch, completions):
-        return family_of(batch).read(frozen, config, batch, completions)
+        return task.read(frozen, config, batch, completions)
 
     def ground(frozen, batch, reading):
-        return family_of(batch).ground(models, frozen, config, batch, reading)
+        return task.ground(models, frozen, config, batch, reading)
 
     def segment(frozen, batch, reading, found):
-        return family_of(batch).segment(models, frozen, config, batch, reading, found)
+        return task.segment(models, frozen, config, batch, reading, found)
 
     def reward(batch, completions, reading, found, masks):
-        return family_of(batch).reward(config, batch, completions, reading, found, masks)
+        return task.reward(config, batch, completions, reading, found, masks)
 
     def update(state, frozen, batch, media, completions, rewards):
         return learn.learn(
@@ -81,6 +90,7 @@ def make_stages(models: Models, optimizer: optax.GradientTransformation, config:
 
 
 def make_train_step(
+    task: Task,
     models: Models,
     optimizer: optax.GradientTransformation,
     config: StepConfig,
@@ -90,6 +100,7 @@ def make_train_step(
     """The step `(state, frozen, batch, key) -> (state, metrics, rollout)`; `state` is donated.
 
     Args:
+      task: of all batches that the step gets.
       optimizer: sees the gradients of `state.trainable`.
       mode: "fused" compiles the step as one program; "staged" compiles each stage by itself, for debugging, profiling
         and small memory. Both give the same numbers. A System 2 on the host needs "staged".
@@ -101,7 +112,7 @@ def make_train_step(
         raise InputError("step.mode: System 2 is on the host, so that the stages run one by one; take 'staged'")
     if models.on_host and jax.process_count() > 1:
         raise InputError("step.grounder: System 2 on the host trains in one process only")
-    stage, tell = make_stages(models, optimizer, config), _told
+    stage, tell = make_stages(task, models, optimizer, config), _told
     if mode == "staged":
         kept = None if shardings is None else (shardings, None)
         update, ground = jax.jit(stage.update, donate_argnums=0, out_shardings=kept), stage.ground
@@ -111,7 +122,6 @@ def make_train_step(
         tell = _awaited(jax.jit(_told))
 
     def train_step(state: TrainState, frozen: Frozen, batch: Any, key: Key[Array, ""]):
-        family_of(batch)  # refuses what no family knows before anything runs
         media = stage.encode(frozen, batch)
         completions = stage.sample(state, frozen, batch, media, jax.random.fold_in(key, state.step))
         reading = stage.read(frozen, batch, completions)

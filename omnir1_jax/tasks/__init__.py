@@ -1,20 +1,23 @@
-"""Task families: what a completion is read as, whether System 2 looks, and what the answer earns.
+"""Tasks: what a completion means, whether System 2 looks, and what the answer earns.
 
-Each module has a `Batch` and the four functions that the step calls between sampling and learning: `read`, `ground`,
-`segment`, `reward`. A family that needs no segmenter returns None from `segment`, and so on.
+Each module has one object that says it all; `data.<name>.family` names it, or one of the user's own.
 """
 
-from types import ModuleType
-
+from omnir1_jax.config import lookup
 from omnir1_jax.errors import InputError
 from omnir1_jax.tasks import qa, refavs, refcocog, vos
+from omnir1_jax.tasks.task import Task
 
-FAMILIES: dict[str, ModuleType] = {"vos": vos, "refavs": refavs, "refcocog": refcocog, "qa": qa}
+TASKS: dict[str, Task] = {task.name: task for task in (vos.TASK, refavs.TASK, refcocog.TASK, qa.TASK)}
 
 
-def family_of(batch: object) -> ModuleType:
-    """The module whose batch this is."""
-    for module in FAMILIES.values():
-        if isinstance(batch, module.Batch):
-            return module
-    raise InputError(f"step: {type(batch).__name__} is the batch of no task family ({', '.join(FAMILIES)})")
+def get(name: str, setting: str = "data.*.family") -> Task:
+    """The task of this name, or the user's own as module:object or file.py:object.
+
+    Raises:
+      InputError: there is none; names the setting.
+    """
+    task = lookup.registered(name, TASKS, setting)
+    if not isinstance(task, Task):
+        raise InputError(f"{setting}: {name} is not a task, an omnir1_jax.tasks.Task")
+    return task

@@ -25,7 +25,7 @@ from omnir1_jax.errors import InputError
 from omnir1_jax.models.qwen_omni.inputs import ThinkerInputs
 from omnir1_jax.systems import prompts
 from omnir1_jax.systems.frames import FramesConfig, HighResFrames, high_res_arrays
-from omnir1_jax.tasks import FAMILIES
+from omnir1_jax.tasks import TASKS
 
 Arrays = dict[str, np.ndarray]
 
@@ -246,4 +246,4 @@ def to_batch(family: str, arrays: Mapping[str, Any]) -> Any:
     inputs = ThinkerInputs.of(tree.pop("policy"))
     if "sharp" in tree:
         tree["sharp"] = HighResFrames(**tree["sharp"])
-    return FAMILIES[family].Batch(policy=inputs, **tree)
+    return TASKS[family].batch(policy=inputs, **tree)

@@ -15,6 +15,7 @@ from omnir1_jax.models.qwen_omni.sample import Completions
 from omnir1_jax.rl.config import Frozen, Rewards, StepConfig
 from omnir1_jax.systems import reasoner
 from omnir1_jax.tasks import common
+from omnir1_jax.tasks.task import Task
 from omnir1_jax.text.readers import Answer, read_answer
 from omnir1_jax.text.rules import Failure
 
@@ -50,14 +51,6 @@ def read(frozen: Frozen, config: StepConfig, batch: Batch, completions: Completi
     return Reading(answer, answer.answered & same & length & ~answer.description.cut)
 
 
-def ground(*_) -> None:
-    """Nothing to ground."""
-
-
-def segment(*_) -> None:
-    """Nothing to segment."""
-
-
 def reward(config: StepConfig, batch: Batch, completions: Completions, reading: Reading, *_: None) -> Rewards:
     """1 for the right answer."""
     shape = completions.lengths.shape
@@ -65,3 +58,6 @@ def reward(config: StepConfig, batch: Batch, completions: Completions, reading: 
     wrong = (reading.answer.failure == Failure.OK) & ~reading.right
     failures = {**common.kinds("answer", reading.answer.failure), "answer/wrong": jnp.sum(wrong).astype(jnp.float32)}
     return common.total(config, right, reading.answer.formatted.reshape(shape), completions, {}, failures)
+
+
+TASK = Task("qa", Batch, read, reward)

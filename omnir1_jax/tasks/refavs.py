@@ -15,6 +15,7 @@ from omnir1_jax.systems import reasoner
 from omnir1_jax.systems.frames import HighResFrames
 from omnir1_jax.systems.grounders.protocol import GroundedBoxes, Requests
 from omnir1_jax.tasks import common
+from omnir1_jax.tasks.task import Task
 from omnir1_jax.text.readers import Answer, read_answer
 
 
@@ -56,10 +57,6 @@ def ground(models: Models, frozen: Frozen, config: StepConfig, batch: Batch, rea
     return common.find(models, frozen, batch.sharp, reading.requests, 1)
 
 
-def segment(*_) -> None:
-    """Nothing to segment."""
-
-
 def reward(
     config: StepConfig, batch: Batch, completions: Completions, reading: Reading, found: GroundedBoxes, _: None
 ) -> Rewards:
@@ -77,3 +74,6 @@ def reward(
         "description/too_long": jnp.sum(reading.requests.valid & ~found.asked).astype(jnp.float32),
     }
     return common.total(config, accuracy, reading.answer.formatted, completions, {}, failures)
+
+
+TASK = Task("refavs", Batch, read, reward, ground=ground)

@@ -13,6 +13,7 @@ from omnir1_jax.models.qwen_omni.sample import Completions
 from omnir1_jax.rl.config import Frozen, Rewards, StepConfig
 from omnir1_jax.systems import reasoner
 from omnir1_jax.tasks import common
+from omnir1_jax.tasks.task import Task
 from omnir1_jax.text.readers import BoxAndPoints, read_box_and_points
 
 
@@ -37,14 +38,6 @@ def read(frozen: Frozen, config: StepConfig, batch: Batch, completions: Completi
     return read_box_and_points(reasoner.read(frozen.vocab, completions, config.completion_bytes))
 
 
-def ground(*_) -> None:
-    """The policy grounds by itself."""
-
-
-def segment(*_) -> None:
-    """Nothing to segment."""
-
-
 def reward(config: StepConfig, batch: Batch, completions: Completions, answer: BoxAndPoints, *_: None) -> Rewards:
     """The sum of Seg-Zero's four terms of what stands in the answer."""
     shape = completions.lengths.shape
@@ -56,3 +49,6 @@ def reward(config: StepConfig, batch: Batch, completions: Completions, answer: B
         **common.kinds("points", answer.point_failure),
     }
     return common.total(config, sum(terms.values()), answer.formatted.reshape(shape), completions, terms, failures)
+
+
+TASK = Task("refcocog", Batch, read, reward)

@@ -18,6 +18,7 @@ from omnir1_jax.systems.grounders.protocol import GroundedBoxes, Requests
 from omnir1_jax.systems.keyframes import Keyframes
 from omnir1_jax.systems.segmenters import Masks, Prompts, TextSegmenter
 from omnir1_jax.tasks import common
+from omnir1_jax.tasks.task import Task
 from omnir1_jax.text.readers import Plan, read_plan
 
 
@@ -174,3 +175,6 @@ def reward(
     if masks is None:
         del every["segmentation"]  # not computed, and not 0
     return common.total(config, accuracy, plan.formatted, completions, every, failures)
+
+
+TASK = Task("vos", Batch, read, reward, ground=ground, segment=segment)

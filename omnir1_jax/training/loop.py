@@ -13,7 +13,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from omnir1_jax import signals
-from omnir1_jax.build import facts, models, optimizer, valid
+from omnir1_jax.build import data, facts, models, optimizer, valid
 from omnir1_jax.build.run import Run, batches, build, keep_compiled, step_key
 from omnir1_jax.config import settings
 from omnir1_jax.data.batching import Batch
@@ -89,7 +89,7 @@ def _train(
             batch = next(stream)
             waited = time.perf_counter() - started
             made = run.to_batch(batch.family, batch.arrays)
-            state, metrics, rollout = run.step(state, run.frozen, made, key)
+            state, metrics, rollout = run.steps[batch.family](state, run.frozen, made, key)
             metrics = {**jax.device_get(metrics), **data_metrics(stream, waited)}
             watch.step(int(jax.device_get(state.skipped)), metrics.get("learn/flat_groups"))
             if log is not None:
@@ -196,8 +196,9 @@ def tell(log: RunLog, run: Run, step: int, batch: Batch, made: Any, rollout: Any
         return
     choices = models.step_config(run.config, run.loaded.models.thinker.config.tokens)
     clips = own.pictures if pictured else 0
+    task = data.task_of(run.config, batch.family)
     found = rollout_log.examples(
-        made, rollout, batch.sample_ids, batch.queries, run.loaded.tokenizer, choices, clips=clips
+        task, made, rollout, batch.sample_ids, batch.queries, run.loaded.tokenizer, choices, clips=clips
     )
     log.rollouts(step, found)
     log.pictures(step, found)

@@ -18,7 +18,7 @@ from omnir1_jax.rl import grpo
 from omnir1_jax.rl.config import StepConfig
 from omnir1_jax.rl.step import Rollout
 from omnir1_jax.systems.frames import HighResFrames
-from omnir1_jax.tasks import FAMILIES, family_of
+from omnir1_jax.tasks import Task
 from omnir1_jax.text.rules import Failure
 from omnir1_jax.text.strings import Buffer
 
@@ -34,6 +34,7 @@ class Told(NamedTuple):
 
 
 def examples(
+    task: Task,
     batch: Any,
     rollout: Rollout,
     sample_ids: Sequence[str],
@@ -45,12 +46,11 @@ def examples(
     """Every completion of a step, those of a prompt together.
 
     Args:
-      batch: the step's, of any family; its pixels are fetched only for the clips.
+      batch: the step's; its pixels are fetched only for the clips.
       sample_ids, queries: of its prompts.
       clips: how many completions get what a picture needs: the best of each prompt first, then the worst of each.
     """
-    family = next(name for name, module in FAMILIES.items() if module is family_of(batch))
-    tell, show = _TELL[family], _SHOW[family]
+    tell, show = _TELL[task.name], _SHOW[task.name]
     tokens, lengths, reading, found, rewards = fetch(
         (rollout.completions.tokens, rollout.completions.lengths, rollout.reading, rollout.found, rollout.rewards)
     )
@@ -68,7 +68,7 @@ def examples(
                 sample_id=sample_ids[at[0]],
                 query=queries[at[0]],
                 completion=write(tokens[at], lengths[at]),
-                family=family,
+                family=task.name,
                 reward=float(rewards.total[at]),
                 rewards={name: float(value[at]) for name, value in rewards.terms.items()},
                 advantage=float(advantages[at]),

@@ -210,7 +210,7 @@ def test_the_least_values_of_all_settings_trace(task):
     config.optimizer.clip_norm = config.optimizer.weight_decay = config.optimizer.learning_rate = 0.0
     valid.check(config)
     program = abstract.program(config)
-    step = make_train_step(program.models, program.optimizer, program.step, config.step.mode)
+    step = make_train_step(program.tasks[task], program.models, program.optimizer, program.step, config.step.mode)
     _, metrics, _ = jax.eval_shape(step, *lowering.arguments(program, task))
     assert metrics["reward/total"].shape == ()
 

@@ -24,7 +24,6 @@ from ml_collections import ConfigDict
 
 from omnir1_jax.build import run as setup
 from omnir1_jax.planning import hlo, operations
-from omnir1_jax.tasks import qa
 from omnir1_jax.training import checkpointing
 from tests import tiny
 
@@ -103,7 +102,8 @@ def run(case: dict, tokenizer: str, out: pathlib.Path) -> dict:
             batch = next(stream)
             arrays = made.to_batch(batch.family, batch.arrays)
             if step is None:
-                jitted = made.step if alone else made.step.__wrapped__
+                own = made.steps[batch.family]
+                jitted = own if alone else own.__wrapped__
                 step, told["operations"] = compile_counted(jitted.lower(state, made.frozen, arrays, key), alone)
             if number == STEPS and "from" in case:
                 with checkpointing.manager(out / case["from"], 1) as other:
@@ -129,7 +129,7 @@ def run(case: dict, tokenizer: str, out: pathlib.Path) -> dict:
 
 
 def main(out: str, tokenizer: str, cases: str) -> None:
-    qa.reward = tiny.varied(qa.reward)
+    tiny.vary_rewards()
     for case in json.loads(cases):
         told = run(case, tokenizer, pathlib.Path(out))
         (pathlib.Path(out) / f"{case['name']}.json").write_text(json.dumps(told))

@@ -14,7 +14,7 @@ from omnir1_jax.reporting import pictures
 from omnir1_jax.rl.config import Frozen, Models
 from omnir1_jax.rl.step import Rollout
 from omnir1_jax.systems.segmenters import Masks
-from omnir1_jax.tasks import family_of
+from omnir1_jax.tasks import TASKS
 from omnir1_jax.text.bpe import bpe_tables
 from omnir1_jax.text.rules import Limits
 from omnir1_jax.text.vocab import byte_vocab
@@ -48,7 +48,7 @@ def told(family: str, clips: int = 0):
     words = small.tokenizer()
     tables = byte_vocab(words), bpe_tables(words), None
     frozen = Frozen({"vision": None}, None, None, *tables)
-    module, models = family_of(batch), Models(None, None, small.Scripted(BOXES))
+    task, models = TASKS[family], Models(None, None, small.Scripted(BOXES))
     said = small.spoken([WORDS[family], WORDS[family][::-1]], 192)
     masks = None
     if family == "vos":
@@ -60,13 +60,13 @@ def told(family: str, clips: int = 0):
         jax.jit, compiler_options={"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
     )
     def judge():
-        reading = module.read(frozen, config, batch, said)
-        found = module.ground(models, frozen, config, batch, reading)
-        return reading, found, module.reward(config, batch, said, reading, found, masks)
+        reading = task.read(frozen, config, batch, said)
+        found = task.ground(models, frozen, config, batch, reading)
+        return reading, found, task.reward(config, batch, said, reading, found, masks)
 
     reading, found, rewards = judge()
     rollout = Rollout(said, reading, found, masks, rewards)
-    made = rollout_log.examples(batch, rollout, ["s0", "s1"], ["q0", "q1"], small.tokenizer(), config, clips)
+    made = rollout_log.examples(task, batch, rollout, ["s0", "s1"], ["q0", "q1"], small.tokenizer(), config, clips)
     return batch, rollout, made
 
 

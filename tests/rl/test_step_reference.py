@@ -19,6 +19,7 @@ from omnir1_jax.models.lora import init as init_adapter
 from omnir1_jax.models.qwen_omni import weights
 from omnir1_jax.rl import learn, step
 from omnir1_jax.rl.config import Models
+from omnir1_jax.tasks import refavs
 from tests.models import thinker_oracle
 from tests.rl import small
 
@@ -113,7 +114,9 @@ def test_loss_gradient_and_new_weights_equal_torch(torch_models, monkeypatch):
         return real(*most, jnp.sin(7.0 * lengths + jnp.arange(small.GROUP)))
 
     monkeypatch.setattr(step.learn, "learn", with_rewards)
-    train_step = step.make_train_step(Models(thinker, None, small.Scripted(BOXES)), optimizer, config, "staged")
+    train_step = step.make_train_step(
+        refavs.TASK, Models(thinker, None, small.Scripted(BOXES)), optimizer, config, "staged"
+    )
     state, metrics, rollout = train_step(state, frozen, batch, jax.random.key(11))
     completions = rollout.completions
     rewards = np.sin(7.0 * np.asarray(completions.lengths, np.float32) + np.arange(small.GROUP))
@@ -166,7 +169,7 @@ def test_an_adapter_learns_and_leaves_the_base():
     frozen = small.frozen()
     adapter = init_adapter(jax.random.key(1), frozen.reference, lora)
     train_step = step.make_train_step(
-        Models(small.models().thinker, None, small.Scripted(BOXES)), small.optimizer(), config, "staged"
+        refavs.TASK, Models(small.models().thinker, None, small.Scripted(BOXES)), small.optimizer(), config, "staged"
     )
     batch = small.batches("refavs", 2)[0]
     state = small.state(adapter)

@@ -7,7 +7,7 @@ import pytest
 
 from omnir1_jax.errors import InputError
 from omnir1_jax.systems import prompts
-from omnir1_jax.tasks import examples, family_of
+from omnir1_jax.tasks import TASKS, examples
 from tests.rewards import reward_oracle
 from tests.rl import small
 
@@ -15,11 +15,11 @@ from tests.rl import small
 def judge(family, texts, config, size=192, grounder=None):
     """Reading, grounding and rewards of two prompts' completions."""
     batch = small.batches(family, 2)[0]
-    module, frozen, models = family_of(batch), small.frozen(), small.models(grounder)
+    task, frozen, models = TASKS[family], small.frozen(), small.models(grounder)
     said = small.spoken(texts, size)
-    reading = jax.jit(lambda: module.read(frozen, config, batch, said))()
-    found = module.ground(models, frozen, config, batch, reading)
-    rewards = module.reward(config, batch, said, reading, found, module.segment())
+    reading = jax.jit(lambda: task.read(frozen, config, batch, said))()
+    found = task.ground(models, frozen, config, batch, reading)
+    rewards = task.reward(config, batch, said, reading, found, task.segment())
     return batch, said, rewards
 
 
@@ -86,7 +86,7 @@ def test_questions_are_right_or_wrong():
 def test_every_family_s_example_survives_the_way_to_a_batch():
     for family in examples.EXAMPLES:
         batch = small.batches(family, 2)[0]
-        assert isinstance(batch, family_of(batch).Batch)
+        assert isinstance(batch, TASKS[family].batch)
         assert np.any(np.asarray(batch.policy.mask)) and batch.policy.tokens.dtype == jnp.int32
 
 
