@@ -23,7 +23,8 @@ from omnir1_jax.errors import InputError
 from omnir1_jax.inference import from_checkpoint
 from omnir1_jax.models.qwen_omni.thinker import Thinker
 from omnir1_jax.systems import prompts, reasoner
-from omnir1_jax.tasks import examples
+from omnir1_jax.tasks import TASKS
+from omnir1_jax.tasks.task import tree_of
 from omnir1_jax.training import checkpointing
 from tests.data import qwen_oracle
 from tests.inference import small
@@ -77,8 +78,8 @@ def ours(config, found, workdir):
 
     texts = []
     for clip in found:
-        arrays = {key: value[None] for key, value in examples.vos_prompt(clip, made).items()}
-        line, length = say(loaded.params, examples.to_batch("qa", arrays | {"gold": None, "gold_length": None}).policy)
+        arrays = {key: value[None] for key, value in TASKS["vos"].prompt(clip, made).items()}
+        line, length = say(loaded.params, tree_of(arrays)["policy"])
         texts.append(loaded.tokenizer.decode(line[:length]))
     return texts
 

@@ -1,7 +1,7 @@
 """From a config to the families of the input pipeline."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from etils import epath
@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from omnir1_jax.config.sections import Loader, Task
 from omnir1_jax.config.settings import section
-from omnir1_jax.data.pipeline import Family, PipelineConfig
+from omnir1_jax.data.pipeline import ANY, Family, PipelineConfig
 from omnir1_jax.data.preprocess.settings import PixelBudget, Sizes
 from omnir1_jax.data.registry import open_dataset
 from omnir1_jax.data.refs import Reader
@@ -19,8 +19,8 @@ from omnir1_jax.errors import InputError
 from omnir1_jax.models.qwen_omni.config import ThinkerConfig
 from omnir1_jax.parallel import batch_parts, parts_here
 from omnir1_jax import tasks
-from omnir1_jax.tasks import Task
-from omnir1_jax.tasks.examples import EXAMPLES, ExampleConfig
+from omnir1_jax.tasks.examples import ExampleConfig
+from omnir1_jax.build.models import Sizes as ModelSizes
 from omnir1_jax.build.models import grounder_sizes, prompt_texts
 
 TRY = "to see everything run without data of your own, try configs/toy.py"
@@ -35,6 +35,18 @@ class Share(NamedTuple):
 
 
 ALL = Share((0,), 1)
+
+
+class Example(NamedTuple):
+    """How clips become arrays.
+
+    Attributes:
+      transform: (clip, config) -> arrays.
+      clips: the family of clips that it takes.
+    """
+
+    transform: Callable[..., Any]
+    clips: str
 
 
 def share_of(mesh: Mesh | None) -> Share:
@@ -72,23 +84,38 @@ def readers(config: ConfigDict, name: str) -> tuple[Reader, ...]:
     return tuple(found)
 
 
-def task_of(config: ConfigDict, name: str) -> Task:
+def task_of(config: ConfigDict, name: str) -> tasks.Task:
     """The task of an entry of the mixture."""
-    return tasks.get(config.data[name].family or name, f"data.{name}.family")
+    entry = config.data[name]
+    return tasks.get(entry.example or entry.family or name, f"data.{name}.family")
+
+
+def example_of(config: ConfigDict, name: str) -> Example:
+    """What training makes of the clips of an entry."""
+    task = task_of(config, name)
+    return Example(task.example, task.clips or ANY)
 
 
 def example_config(
-    config: ConfigDict, name: str, words: PreTrainedTokenizerBase, thinker: ThinkerConfig
+    config: ConfigDict,
+    name: str,
+    words: PreTrainedTokenizerBase,
+    thinker: ThinkerConfig,
+    grounder: Callable[[ConfigDict], ModelSizes | None] = grounder_sizes,
 ) -> ExampleConfig:
-    """What the prompts of one task are made with."""
-    entry, texts, grounder = config.data[name], prompt_texts(config), grounder_sizes(config)
-    family = entry.family or name
+    """What the prompts of one task are made with.
+
+    Args:
+      grounder: where sizes and tokenizer of another thinker as grounder come from.
+    """
+    entry, texts, grounder = config.data[name], prompt_texts(config), grounder(config)
+    task = tasks.get(entry.family or name, f"data.{name}.family")
     pixels = config.pixels
     return ExampleConfig(
         tokenizer=words,
         sizes=Sizes.of(thinker),
         system=texts["system"],
-        template=texts[family if family in texts else "vos"],
+        template=texts.get(task.name, task.template),
         grounding=texts["grounding"],
         policy_budget=PixelBudget(*pixels.policy_image, *pixels.policy_video),
         sharp_budget=PixelBudget(*pixels.sharp, *pixels.sharp),
@@ -106,8 +133,8 @@ def families(
     config: ConfigDict,
     words: PreTrainedTokenizerBase | None,
     thinker: ThinkerConfig | None,
-    examples: Mapping[str, Callable] = EXAMPLES,
-    describe: Callable[..., Any] = example_config,
+    example: Callable[[ConfigDict, str], Example] = example_of,
+    example_config: Callable[..., Any] = example_config,
     share: Share = ALL,
 ) -> list[Family]:
     """The tasks of the mixture, their datasets opened.
@@ -121,14 +148,12 @@ def families(
     """
     if not config.data:
         raise InputError("data: names no task; see settings.task")
-    made = []
+    found = []
     for name, entry in config.data.items():
         if not entry.weight:
             continue
-        kind = entry.example or entry.family or name
-        if kind not in examples:
-            raise InputError(f"data.{name}: {kind!r} is no example of this objective; there are {', '.join(examples)}")
-        transform = functools.partial(examples[kind], config=describe(config, name, words, thinker))
+        made = example(config, name)
+        transform = functools.partial(made.transform, config=example_config(config, name, words, thinker))
         size, rest = divmod(entry.batch_size, share.count)
         if rest or not size:
             near = sorted({size * share.count, (size + 1) * share.count} - {0})
@@ -136,7 +161,7 @@ def families(
                 f"data.{name}.batch_size: {entry.batch_size} prompts do not divide over mesh.slice x mesh.data x "
                 f"mesh.fsdp = {share.count}; take {' or '.join(map(str, near))}, or more of mesh.tensor"
             )
-        made.append(
+        found.append(
             Family(
                 name,
                 readers(config, name),
@@ -145,10 +170,10 @@ def families(
                 transform,
                 entry.weight,
                 entry.one_per_clip,
-                entry.family,
+                made.clips,
             )
         )
-    return made
+    return found
 
 
 def pipeline_config(config: ConfigDict, share: Share = ALL) -> PipelineConfig:

@@ -12,13 +12,15 @@ from transformers import PreTrainedTokenizerBase
 
 from omnir1_jax.config.sections import Masks
 from omnir1_jax.config.settings import section
+from omnir1_jax.data.pipeline import ANY
+from omnir1_jax.errors import InputError
 from omnir1_jax.models.qwen_omni.config import ThinkerConfig
-from omnir1_jax.tasks import examples
+from omnir1_jax.tasks import TASKS, targets
 from omnir1_jax.rl.learn import TrainState
 from omnir1_jax.rl.step import make_train_step
-from omnir1_jax.build.data import example_config, task_of
+from omnir1_jax.build.data import Example, example_config, example_of, task_of
 from omnir1_jax.build.models import Loaded, lora_config, step_config
-from omnir1_jax.supervised import mask_examples, masks, targets, text
+from omnir1_jax.supervised import mask_examples, masks, text
 from omnir1_jax.toy import lessons
 
 
@@ -26,13 +28,15 @@ class Objective(NamedTuple):
     """One way to train.
 
     Attributes:
-      examples: transforms of a decoded clip, by `task.example`.
-      example_config: what they need: (config, task, tokenizer, thinker's sizes) -> config.
+      examples: names that `data.<task>.example` may have.
+      example: (config, task) -> the transform of its clips.
+      example_config: what it needs: (config, task, tokenizer, thinker's sizes) -> config.
       make_steps: (config, models and parameters, optimizer, shardings of the state or None) -> the step of each task.
       to_batch: (config, task, the pipeline's arrays) -> the step's batch.
     """
 
-    examples: Mapping[str, Callable]
+    examples: tuple[str, ...]
+    example: Callable[[ConfigDict, str], Example]
     example_config: Callable[[ConfigDict, str, PreTrainedTokenizerBase, ThinkerConfig], Any]
     make_steps: Callable[[ConfigDict, Loaded, optax.GradientTransformation, TrainState | None], dict[str, Callable]]
     to_batch: Callable[[ConfigDict, str, Mapping[str, Any]], Any]
@@ -48,12 +52,23 @@ def _grpo_steps(
 
 
 def _grpo_batch(config: ConfigDict, task: str, arrays: Mapping[str, Any]) -> Any:
-    return examples.to_batch(config.data[task].family or task, arrays)
+    return task_of(config, task).to_batch(arrays)
 
 
 def _one(make: Callable[..., Callable]) -> Callable[..., dict[str, Callable]]:
     """The same step for every task."""
     return lambda config, *rest: dict.fromkeys(config.data, make(config, *rest))
+
+
+def _lesson(config: ConfigDict, name: str) -> Example:
+    """A lesson, or a task's prompts with their target texts."""
+    entry = config.data[name]
+    if entry.example in lessons.EXAMPLES:
+        return Example(lessons.EXAMPLES[entry.example], entry.family or name)
+    task = task_of(config, name)
+    if task.target is None:
+        raise InputError(f"data.{name}.family: {task.name} has no target texts to train on; see tasks.Task.target")
+    return Example(task.supervised, task.clips or ANY)
 
 
 def _sft_config(
@@ -75,6 +90,12 @@ def _sft_step(
     return text.make_sft_step(loaded.models, rule, choices, shardings)
 
 
+def _mask_example(config: ConfigDict, name: str) -> Example:
+    if task_of(config, name).name != "vos":
+        raise InputError(f"data.{name}.family: objective 'masks' trains on clips with masks; take vos")
+    return Example(mask_examples.masks, "vos")
+
+
 def _mask_config(config: ConfigDict, task: str, *_: Any) -> mask_examples.MaskExampleConfig:
     entry = config.data[task]
     return mask_examples.MaskExampleConfig(config.sam2.side, entry.frames, entry.objects)
@@ -88,15 +109,17 @@ def _mask_step(
 
 
 OBJECTIVES: dict[str, Objective] = {
-    "grpo": Objective(examples.EXAMPLES, example_config, _grpo_steps, _grpo_batch),
+    "grpo": Objective(tuple(TASKS), example_of, example_config, _grpo_steps, _grpo_batch),
     "sft": Objective(
-        {**targets.EXAMPLES, **lessons.EXAMPLES},
+        (*TASKS, *lessons.EXAMPLES),
+        _lesson,
         _sft_config,
         _one(_sft_step),
         lambda config, task, arrays: text.to_batch(task, arrays),
     ),
     "masks": Objective(
-        {"vos": mask_examples.masks},
+        ("vos",),
+        _mask_example,
         _mask_config,
         _one(_mask_step),
         lambda config, task, arrays: masks.to_batch(arrays),

@@ -71,7 +71,7 @@ def build(config: ConfigDict) -> Run:
         if mesh is not None and one is not None and one.thinker is not None:
             check_heads(one.thinker, mesh)
     families = data.families(
-        config, found.tokenizer, found.thinker, objective.examples, objective.example_config, share
+        config, found.tokenizer, found.thinker, objective.example, objective.example_config, share
     )
     opened = functools.partial(facts.of_data, config, found.tokenizer, families)
     agree.same(agree.joined(), "data", opened, seconds=OPENING)

@@ -63,7 +63,7 @@ def _registered(settings: Settings) -> Iterator[tuple[str, Any, Rule]]:
     yield "step.grounder", settings.step.grounder, Choice(grounders.GROUNDERS, own=True)
     yield "step.segmenter", settings.step.segmenter, Choice(SEGMENTERS, own=True)
     for task, entry in settings.data.items():
-        yield f"data.{task}.family", entry.family, Choice(TASKS, empty=True)
+        yield f"data.{task}.family", entry.family, Choice(TASKS, empty=True, own=True)
         yield f"data.{task}.example", entry.example, Choice(OBJECTIVES[settings.objective].examples, empty=True)
         for label, options in entry.datasets.items():
             yield from _dataset(f"data.{task}.datasets.{label}", options)

@@ -26,6 +26,7 @@ from omnir1_jax.errors import InputError
 
 # Draws of a training stream: below what grain's lengths, which pass through floats, hold exactly.
 _ENDLESS = 2**44
+ANY = "any"
 
 Transform = Callable[[DecodedClip], Mapping[str, np.ndarray]]
 
@@ -37,7 +38,7 @@ class Family:
     readers are concatenated. batch_size counts samples of one host. transform gives the batch's arrays for one clip
     (picklable: a function of a module, or a partial of one). weight: share of batches among families. one_per_clip: an
     item is a clip and a random one of its expressions (video segmentation); otherwise every row is an item.
-    family: that of the readers' clips where `name`, which is unique in a mixture, is another.
+    family: that of the readers' clips where `name`, which is unique in a mixture, is another; ANY for clips of all.
     """
 
     name: str
@@ -131,7 +132,7 @@ def _check(families: Sequence[Family], config: PipelineConfig) -> None:
     if len({f.name for f in families}) != len(families):
         raise InputError("data: a family is named twice; give it all its readers at once")
     for family in families:
-        if family.kind not in FAMILIES:
+        if family.kind not in (*FAMILIES, ANY):
             raise InputError(f"data: no family is called {family.kind!r}; there are {', '.join(FAMILIES)}")
         if family.batch_size < 1 or not family.weight > 0:
             raise InputError(f"data: family {family.name}: batch_size and weight have to be positive")
@@ -183,7 +184,7 @@ class _Loader:
         self, draw: Draw, reader: int, position: int, rng: np.random.Generator, faults: tuple[Fault, ...] = ()
     ) -> Item:
         ref = self.family.readers[reader][position]
-        if ref.family != self.family.kind:
+        if self.family.kind not in (ref.family, ANY):
             raise InputError(f"data: {ref.sample_id} is of family {ref.family}, its mixture says {self.family.kind}")
         clip = decode(ref, self.family.decode, rng)
         arrays = dict(self.family.transform(clip))

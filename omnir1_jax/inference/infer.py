@@ -282,6 +282,7 @@ def _task(systems: Systems, ask: Ask, entry: ConfigDict, ref: ClipRef, sound: So
     with config.unlocked():
         config.data = ConfigDict({ask.family: entry})
     example = data.example_config(config, ask.family, systems.tokenizer, systems.thinker)
+    example = dataclasses.replace(example, stills=True)
     if ask.family == "qa":
         template = example.template if ask.options else prompts.load("question")
         # The config's room is for the prompts of its training, and those of the toy are short.

@@ -15,7 +15,8 @@ from omnir1_jax.errors import InputError
 from omnir1_jax.files import folders
 from omnir1_jax.inference.infer import Result, sections
 from omnir1_jax.reporting import pictures, video
-from omnir1_jax.reporting.example import Clip, Example, Keyframe, finite
+from omnir1_jax.reporting.example import Example, finite
+from omnir1_jax.tasks.description import Clip, Keyframe
 
 KIND, FLAG = "infer", "--out"
 PLAN, ANSWER, SHEET, OVERLAY, MASKS = "plan.json", "answer.json", "contact_sheet.png", "overlay.mp4", "masks"

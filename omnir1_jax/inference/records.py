@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from omnir1_jax.inference.answer import Found
 from omnir1_jax.inference.samples import Sample
-from omnir1_jax.reporting.example import Keyframe, Piece
+from omnir1_jax.tasks.description import Keyframe, Piece
 from omnir1_jax.text.rules import Failure
 from omnir1_jax.text.strings import Buffer
 

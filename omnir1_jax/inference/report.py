@@ -16,7 +16,8 @@ from omnir1_jax.inference.samples import Task
 from omnir1_jax.inference.store import FLAG, LINES, PREDICTIONS, REPORT
 from omnir1_jax.reporting import eval_report, pictures
 from omnir1_jax.reporting.eval_report import Row
-from omnir1_jax.reporting.example import Clip, Example, Keyframe
+from omnir1_jax.reporting.example import Example
+from omnir1_jax.tasks.description import Clip, Keyframe
 
 MOST_PIXELS = 640 * 480  # of a frame in a picture
 MOST_FRAMES = 64

@@ -14,14 +14,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from omnir1_jax import tasks
 from omnir1_jax.data import canvas as detail_data
 from omnir1_jax.data import frame_sampling, media
 from omnir1_jax.data.clips import DecodeConfig, DecodedClip, decode
 from omnir1_jax.data.refs import BadSample, ClipRef, Reader
 from omnir1_jax.errors import InputError
 from omnir1_jax.files import json_file, regular_file
-from omnir1_jax.systems import prompts
-from omnir1_jax.tasks import examples
 from omnir1_jax.tasks.examples import Arrays, ExampleConfig
 
 MAX_COORDINATE = 1e6  # of a box that a file names, in pixels
@@ -38,7 +37,6 @@ class Task:
       objects: slots for objects; true boxes beyond them (the smallest) are left out.
       side: of the segmenter's frames; 0 where nothing is segmented.
       sound: "own"; "muted": silence; "swapped": that of another clip.
-      letters: whether a question's options are listed with letters.
       found: boxes of another System 2 by sample id and frame of the video, in place of the true ones.
       dataset: the options that the reader was opened with, by name.
     """
@@ -52,7 +50,6 @@ class Task:
     side: int = 0
     seed: int = 0
     sound: str = "own"
-    letters: bool = True
     root: str = ""
     found: Mapping[str, Mapping[int, Boxes]] | None = dataclasses.field(default=None, repr=False)
     dataset: Mapping[str, Any] = dataclasses.field(default_factory=dict, repr=False)
@@ -89,44 +86,11 @@ class Batch(NamedTuple):
     frame_valid: np.ndarray | None
 
 
-def vos(clip: DecodedClip, task: Task) -> Arrays:
-    """A clip with its expression."""
-    return {
-        **examples.vos_prompt(clip, task.example),
-        **examples.sharp_arrays(clip.frames, clip.size, task.example),
-        **_frames(clip, task),
-    }
-
-
-def refavs(clip: DecodedClip, task: Task) -> Arrays:
-    """A recording with its first frame."""
-    return {
-        **examples.refavs_prompt(clip, task.example),
-        **examples.sharp_arrays(clip.frames[:1], clip.size, task.example),
-        **_frames(clip, task),
-    }
-
-
-def qa(clip: DecodedClip, task: Task) -> Arrays:
-    """A question about a video, an image with a sound, or either."""
-    options = clip.ref.extra.get("options") or ()
-    listed = _lettered(options) if task.letters else "\n".join(options)
-    text = prompts.render(task.example.template, query=clip.ref.query, options=listed)
-    if len(clip.frames) > 1 or not task.example.audio_seconds or clip.audio is None:
-        return examples.video_prompt(clip, text, task.example)
-    # A still image with a sound is no video: the sound has a length of its own.
-    sound = examples.waveform(clip, task.example)
-    content = [{"type": "image", "image": clip.frames[0]}, {"type": "audio", **sound}, {"type": "text", "text": text}]
-    seconds = [task.example.audio_seconds]
-    return examples.policy_arrays(content, task.example, images=1, audio_seconds=seconds)
-
-
-MAKERS: dict[str, Callable[[DecodedClip, Task], Arrays]] = {"vos": vos, "refavs": refavs, "qa": qa}
-
-
-def _lettered(options: Sequence[str]) -> str:
-    letters = [chr(ord("A") + i) for i in range(len(options))]
-    return "\n".join(f"{letter}. {option.removeprefix(f'{letter}. ')}" for letter, option in zip(letters, options))
+def arrays_of(clip: DecodedClip, task: Task) -> Arrays:
+    """What both systems are shown of a clip, and what is known of it."""
+    asked = tasks.get(task.family, "--benchmark")
+    shown = {**asked.prompt(clip, task.example), **asked.frames(clip, task.example)}
+    return {**shown, **_frames(clip, task)} if asked.grounds else shown
 
 
 def _frames(clip: DecodedClip, task: Task) -> Arrays:
@@ -195,7 +159,7 @@ def read(task: Task, position: int) -> Sample:
         name = ref.sample_id
         clip = decode(ref, task.decode, frame_sampling.generator(task.seed, 0, position))
         clip = _with_sound(clip, task, position)
-        arrays = MAKERS[task.family](clip, task)
+        arrays = arrays_of(clip, task)
         arrays["number"] = np.int32(position)
         whole = None
         if task.side:

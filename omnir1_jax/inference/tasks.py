@@ -169,6 +169,7 @@ def _task(systems: Systems, options: Options, family: str, name: str, entry: Con
     with config.unlocked():
         config.data = ConfigDict({family: entry})
     example = data.example_config(config, family, systems.tokenizer, systems.thinker)
+    example = dataclasses.replace(example, stills=True, letters=options.benchmark != "avhbench")
     if options.benchmark == "avhbench":
         chosen = options.prompt or ("direct" if config.prompts.qa == "qa" else "thinking")
         example = dataclasses.replace(example, template=prompts.load(_question_prompt(chosen, "yes_no")))
@@ -184,7 +185,7 @@ def _task(systems: Systems, options: Options, family: str, name: str, entry: Con
         raise InputError("sam2.path: masks need a segmenter; name its directory, or sam2.sizes for random weights")
     return Task(
         name, family, reader, example, decode, options.objects, side, options.seed, options.sound,
-        letters=options.benchmark != "avhbench", root=_where(config, family),
+        root=_where(config, family),
         found=read_boxes(options.boxes) if options.boxes else None, dataset=_only(entry).to_dict(),
     )  # fmt: skip
 

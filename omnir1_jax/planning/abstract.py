@@ -20,18 +20,16 @@ from omnir1_jax.build import optimizer as setup_optimizer
 from omnir1_jax.config.schema import shared
 from omnir1_jax.config.sections import Sam2, Sam2Run
 from omnir1_jax.config.settings import section, typed
-from omnir1_jax.data.preprocess import bucket
-from omnir1_jax.data.preprocess.settings import PixelBudget, Sizes
 from omnir1_jax.errors import InputError
 from omnir1_jax.models import lora, sam2
 from omnir1_jax.models.qwen_omni import hf_config
 from omnir1_jax.models.qwen_omni.config import ThinkerConfig
 from omnir1_jax.models.qwen_omni.thinker import abstract_params
+from omnir1_jax.planning.batches import PREFIX, batch_of
 from omnir1_jax.rl.config import Frozen, Models, StepConfig
-from omnir1_jax.systems.frames import prompt_prefix
 from omnir1_jax.systems.grounders.thinker import ThinkerGrounder, ThinkerParams
 from omnir1_jax.systems.segmenters import Sam2Segmenter
-from omnir1_jax.tasks import Task, examples
+from omnir1_jax.tasks import Task
 from omnir1_jax.text.bpe import AddedTokens, Bpe, bpe_tables
 from omnir1_jax.text.characters import characters
 from omnir1_jax.text.hashing import PairTable
@@ -42,8 +40,8 @@ from omnir1_jax.text.vocab import ByteVocab, byte_vocab
 THINKERS = {"7b": (3584, 28, 28, 4, 18944, 152064), "3b": (2048, 36, 16, 2, 11008, 151936)}
 # Of Qwen2.5's tokenizer: tokens, merges, bytes of all tokens.
 TOKENS, MERGES, TOKEN_BYTES = 151_665, 151_387, 1_100_000
-# Of System 2's prompt: tokens up to the frame and after it, bytes before and after the description.
-PREFIX, SUFFIX, BEFORE, AFTER = 48, 5, 48, 144
+# Of System 2's prompt: tokens after the frame, bytes before and after the description.
+SUFFIX, BEFORE, AFTER = 5, 48, 144
 
 
 class Program(NamedTuple):
@@ -98,15 +96,15 @@ def program(config: ConfigDict) -> Program:
         frozen = frozen.replace(grounder=_shapes(models.grounder.load(config)))
     if models.segmenter is not None and not isinstance(models.segmenter, Sam2Segmenter):
         frozen = frozen.replace(segmenter=_shapes(models.segmenter.load(config)))
-    seen = looking or setup_models.Sizes(words, thinker, None)
+    tasks = {name: setup_data.task_of(config, name) for name in config.data}
     return Program(
         models,
         setup_models.step_config(config, thinker.tokens),
         setup_optimizer.make(settings.optimizer, settings.steps * settings.step.updates, nn.unbox(trainable)),
         trainable,
         frozen,
-        {name: setup_data.task_of(config, name) for name in config.data},
-        {name: batch_of(config, name, thinker, _prefix(config, seen), seen.thinker) for name in config.data},
+        tasks,
+        {name: batch_of(config, name, task, thinker, words, looking) for name, task in tasks.items()},
     )
 
 
@@ -189,110 +187,3 @@ def _tables(config: ConfigDict, words: Any) -> dict[str, Any]:
         ),
         grounder=ThinkerParams(Template(i(PREFIX), u(BEFORE), u(AFTER), i(SUFFIX))),
     )
-
-
-def _prefix(config: ConfigDict, grounder: setup_models.Sizes) -> int:
-    """Tokens of System 2's prompt up to and with the frame's end, the frame as one."""
-    if grounder.tokenizer is None:
-        return PREFIX
-    return len(prompt_prefix(grounder.tokenizer, setup_models.prompt_texts(config)["grounding"]))
-
-
-def batch_of(
-    config: ConfigDict, name: str, thinker: ThinkerConfig, prefix: int, grounder: ThinkerConfig | None = None
-) -> Any:
-    """Shapes of a task's batch, as the pipeline makes them.
-
-    Args:
-      grounder: the thinker that is shown System 2's frames, where it is another one.
-      prefix: tokens of System 2's prompt up to and with the frame's end, the frame as one.
-    """
-    entry = config.data[name]
-    family, b = entry.example or name, entry.batch_size
-    if family not in examples.EXAMPLES:
-        raise InputError(f"data.{name}: {family!r} cannot be planned; there are {', '.join(examples.EXAMPLES)}")
-    sizes, pixels = Sizes.of(thinker), config.pixels
-    budget = PixelBudget(*pixels.policy_image, *pixels.policy_video)
-    sharp = PixelBudget(*pixels.sharp, *pixels.sharp)
-    aspect = config.prompts.max_aspect
-    heard = [entry.audio_seconds] if entry.audio_seconds else []
-    media = dict(video_frames=[entry.frames]) if family in ("vos", "qa") else dict(images=1)
-    room = bucket.bucket_for(
-        text_tokens=config.prompts.text_tokens,
-        budget=budget,
-        sizes=sizes,
-        max_aspect=aspect,
-        audio_seconds=heard,
-        **media,
-    )
-    arrays = {f"policy/{key}": value for key, value in _prompt(room, sizes, heard).items()}
-    if family in ("vos", "refavs"):
-        frames = entry.frames if family == "vos" else 1
-        arrays |= {
-            f"sharp/{key}": value
-            for key, value in _sharp(frames, sharp, Sizes.of(grounder or thinker), aspect, prefix).items()
-        }
-    arrays |= _truth(family, entry, config.sam2.side)
-    batched = {key: ShapeDtypeStruct((b, *shape), dtype) for key, (shape, dtype) in arrays.items()}
-    return examples.to_batch(family, batched)
-
-
-def _prompt(room: bucket.Bucket, sizes: Sizes, heard: list[float]) -> dict[str, tuple]:
-    i, s, cell = jnp.int32, room.tokens, sizes.cell_pixels
-    arrays = {
-        "tokens": ((s,), i),
-        "mask": ((s,), bool),
-        "positions": ((3, s), i),
-        "next_position": ((), i),
-        "vision_index": ((s,), i),
-        "audio_index": ((s,), i),
-        "vision/pixels": ((room.cells, 2, cell, cell, 3), jnp.uint8),
-        "vision/rows_cols": ((room.cells, 2), i),
-        "vision/windows": ((room.windows, sizes.window_cells**2), i),
-        "vision/frames": ((room.frames, room.frame_cells), i),
-    }
-    if heard:
-        arrays |= {
-            "audio/mel": ((room.audio_chunks, 2 * sizes.n_window, sizes.mel_bins), jnp.float32),
-            "audio/lengths": ((room.audio_chunks,), i),
-            "audio/pairs": ((room.audio_tokens, 2), i),
-        }
-    return arrays
-
-
-def _sharp(frames: int, budget: PixelBudget, sizes: Sizes, aspect: float, prefix: int) -> dict[str, tuple]:
-    i, cell = jnp.int32, sizes.cell_pixels
-    most, windows = bucket.frame_bounds(budget.image_min, budget.image_max, sizes=sizes, max_aspect=aspect)
-    longest = bucket.longest_side(budget.image_min, budget.image_max, sizes=sizes, max_aspect=aspect)
-    s = prefix - 1 + most
-    return {
-        "cells": ((frames, most, cell, cell, 3), jnp.uint8),
-        "rows_cols": ((most, 2), i),
-        "windows": ((windows, sizes.window_cells**2), i),
-        "frames": ((1, most), i),
-        "tokens": ((s,), i),
-        "mask": ((s,), bool),
-        "positions": ((3, s), i),
-        "next_position": ((), i),
-        "vision_index": ((s,), i),
-        "resized": ((2,), i),
-        "original": ((2,), i),
-        "grid": ((longest, longest), i),
-    }
-
-
-def _truth(family: str, entry: ConfigDict, side: int) -> dict[str, tuple]:
-    f, t, n = jnp.float32, entry.frames, entry.objects
-    return {
-        "vos": {
-            "clip": ((t, side, side, 3), jnp.uint8),
-            "frame_valid": ((t,), bool),
-            "truth": ((t, side // 4, side // 4), bool),
-            "boxes": ((n, t, 4), f),
-            "areas": ((n, t), f),
-            "objects": ((), jnp.int32),
-        },
-        "refavs": {"box": ((4,), f)},
-        "refcocog": {"box": ((4,), f), "points": ((2, 2), f), "scale": ((2,), f)},
-        "qa": {"gold": ((1,), jnp.uint8), "gold_length": ((), jnp.int32)},
-    }.get(family, {})

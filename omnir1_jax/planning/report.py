@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from omnir1_jax.build import valid
+from omnir1_jax.build.data import task_of
 from omnir1_jax.errors import InputError
 from omnir1_jax.parallel import batch_parts, make_mesh
 from omnir1_jax.planning import abstract, hlo, lowering, memory, operations, step, traffic
@@ -87,8 +88,8 @@ def plan(
     valid.check(config)
     chip, devices = chip_of(topology), devices_of(topology)
     mesh = make_mesh(config.mesh.to_dict(), devices)
-    task = next((name for name, entry in config.data.items() if (entry.example or name) == "vos"), None)
-    task = task or next(iter(config.data), None)
+    # The one with the largest step, if there are several.
+    task = next((name for name in config.data if task_of(config, name).segments), next(iter(config.data), None))
     if task is None:
         raise InputError("data: names no task; see settings.task")
     check(config, task, mesh)
@@ -210,7 +211,7 @@ def caches(program: Program, config: ConfigDict, task: str, mesh: Mesh) -> dict[
     )
     prompt = batch.policy.tokens.shape[1]
     found = {"cache of rollouts": rows * token * (prompt + own.group * own.sampling.max_tokens)}
-    if hasattr(batch, "sharp"):
+    if program.tasks[task].grounds:
         frames, sharp = batch.sharp.cells.shape[1], batch.sharp.tokens.shape[1]
         requests = own.group * own.keyframes
         answers = requests * (grounder.description_tokens + grounder.sampling.max_tokens)

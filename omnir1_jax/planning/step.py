@@ -59,9 +59,10 @@ class Rollout(NamedTuple):
 
 def longest(program: Program) -> Rollout:
     """Every loop to its limit."""
-    step, grounder, batch = program.step, program.models.grounder, next(iter(program.batches.values()))
-    frames = batch.sharp.cells.shape[1] if hasattr(batch, "sharp") else 0
-    objects = batch.boxes.shape[1] if hasattr(batch, "boxes") else 0
+    step, grounder, name = program.step, program.models.grounder, next(iter(program.batches))
+    task, batch = program.tasks[name], program.batches[name]
+    frames = batch.sharp.cells.shape[1] if task.grounds else 0
+    objects = batch.boxes.shape[1] if task.segments else 0
     return Rollout(
         step.sampling.max_tokens,
         grounder.sampling.max_tokens,

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float
 
-from omnir1_jax.reporting.example import Number
 from omnir1_jax.reporting.html import Html, tag, text
+from omnir1_jax.tasks.description import Number
 
 WIDTH, HEIGHT = 360, 190
 LEFT, RIGHT, TOP, BOTTOM = 48, 10, 8, 22

@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 from jaxtyping import Bool, UInt8
 
-from omnir1_jax.reporting.example import Box
+from omnir1_jax.tasks.description import Box
 
 Colour = tuple[int, int, int]
 # Told apart by every common kind of colour vision, on light and dark ground.

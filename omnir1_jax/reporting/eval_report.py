@@ -10,9 +10,9 @@ from etils import epath
 
 from omnir1_jax.errors import InputError
 from omnir1_jax.reporting import charts, html
-from omnir1_jax.reporting.example import Number
 from omnir1_jax.reporting.html import Html, tag
 from omnir1_jax.reporting.train_report import IMAGE_BYTES, shrink
+from omnir1_jax.tasks.description import Number
 
 SHOWN_ROWS = 500
 

@@ -5,53 +5,8 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, UInt8
 
-Number = float | int
-Box = tuple[Number, Number, Number, Number]
-
-
-class Piece(NamedTuple):
-    """One group of a plan.
-
-    start, end: seconds. frames: first and last, None unless the piece is valid. failure: why it is not, by name.
-    """
-
-    start: float
-    end: float
-    frames: tuple[int, int] | None
-    description: str
-    failure: str | None = None
-
-
-class Keyframe(NamedTuple):
-    """A frame that System 2 looked at, what it was asked and what it answered, as text and as boxes.
-
-    boxes: inclusive (x_min, y_min, x_max, y_max) in the pixels of the clip's own size.
-    """
-
-    frame: int
-    description: str
-    answer: str
-    boxes: tuple[Box, ...] = ()
-
-
-class Clip(NamedTuple):
-    """What a picture shows.
-
-    frames: at any size, in the aspect of `size`. size: width and height that all boxes refer to. truth, predicted:
-    masks of all objects together at any size, stretched over the frame. boxes: true ones of n objects, -1 where an
-    object is not in the frame. seconds: when each frame is seen. numbers: of the frames in their video, where these
-    are not all of it from the first on.
-    """
-
-    frames: UInt8[np.ndarray, "t h w 3"]
-    size: tuple[int, int]
-    truth: Bool[np.ndarray, "t y x"] | None = None
-    predicted: Bool[np.ndarray, "t yp xp"] | None = None
-    boxes: Float[np.ndarray, "n t 4"] | None = None
-    seconds: tuple[float, ...] | None = None
-    numbers: tuple[int, ...] | None = None
+from omnir1_jax.tasks.description import Clip, Keyframe, Piece
 
 
 class Example(NamedTuple):

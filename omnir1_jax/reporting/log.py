@@ -21,7 +21,8 @@ from tqdm import tqdm
 from omnir1_jax.errors import InputError
 from omnir1_jax.files import folders
 from omnir1_jax.reporting import lines, names, pictures
-from omnir1_jax.reporting.example import Example, Number, finite, line
+from omnir1_jax.reporting.example import Example, finite, line
+from omnir1_jax.tasks.description import Number
 
 METRICS, ROLLOUTS, PICTURES, TENSORBOARD = "metrics.jsonl", "rollouts.jsonl", "pictures", "tensorboard"
 FLAG = "--workdir"

@@ -6,7 +6,8 @@ from jaxtyping import Bool, Float, UInt8
 
 from omnir1_jax.reporting import draw as marks
 from omnir1_jax.reporting import fonts
-from omnir1_jax.reporting.example import Clip, Example, Keyframe
+from omnir1_jax.reporting.example import Example
+from omnir1_jax.tasks.description import Clip, Keyframe
 
 Image = UInt8[np.ndarray, "_ _ 3"]  # of any size
 

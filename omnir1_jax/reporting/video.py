@@ -14,8 +14,8 @@ from jaxtyping import Bool, Float, UInt8
 from omnir1_jax.cli import atomic_path
 from omnir1_jax.errors import InputError
 from omnir1_jax.reporting import draw
-from omnir1_jax.reporting.example import Number
 from omnir1_jax.reporting.pictures import marked
+from omnir1_jax.tasks.description import Number
 
 ENCODERS = ("libx264", "libopenh264", "h264_videotoolbox")  # in software, or without asking for a device
 CRF = 20

@@ -117,7 +117,7 @@ class Rewards:
     Attributes:
       total: what the advantages are made of.
       terms: every term before its weight, by name; also what was only measured.
-      failures: how often each kind of failure happened in the whole batch, by name.
+      failures: how often each kind of failure happened in each completion, by name.
     """
 
     total: Array

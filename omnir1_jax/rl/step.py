@@ -154,7 +154,7 @@ def summary(completions: Completions, rewards: Rewards, learned: Learned, state:
         "reward/total": jnp.mean(rewards.total),
         "reward/std": jnp.mean(jnp.std(rewards.total, axis=1)),
         **{f"reward/{name}": jnp.mean(value) for name, value in rewards.terms.items()},
-        **{f"failure/{name}": value for name, value in rewards.failures.items()},
+        **{f"failure/{name}": jnp.sum(count).astype(jnp.float32) for name, count in rewards.failures.items()},
         "completion/length": jnp.mean(completions.lengths.astype(jnp.float32)),
         "learn/loss": learned.loss,
         "learn/grad_norm": learned.grad_norm,

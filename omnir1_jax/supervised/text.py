@@ -9,7 +9,6 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
-from flax.traverse_util import unflatten_dict
 from jaxtyping import Array, Float, Int, Key
 
 from omnir1_jax.config.sections import Lora
@@ -22,6 +21,7 @@ from omnir1_jax.models.qwen_omni.thinker import Thinker
 from omnir1_jax.rl.config import Frozen, Models
 from omnir1_jax.rl.learn import TrainState, apply_if_finite
 from omnir1_jax.systems import reasoner
+from omnir1_jax.tasks.task import tree_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,5 +132,5 @@ def to_batch(task: str, arrays: Mapping[str, Any]) -> Batch:
     """
     if len(arrays["policy/tokens"].shape) == 3:
         arrays = {key: value.reshape(-1, *value.shape[2:]) for key, value in arrays.items()}
-    tree = unflatten_dict(arrays, sep="/")
-    return Batch(ThinkerInputs.of(tree["policy"]), **tree["target"], task=task)
+    tree = tree_of(arrays)
+    return Batch(tree["policy"], **tree["target"], task=task)

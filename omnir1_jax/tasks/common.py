@@ -17,10 +17,16 @@ def find(models: Models, frozen: Frozen, frames: HighResFrames, requests: Reques
     return models.grounder.ground(frozen.grounder_params(), frames, requests, slots)
 
 
-def kinds(name: str, failure: Int[Array, "*s"], wanted: Bool[Array, "*s"] | bool = True) -> dict[str, Float[Array, ""]]:
-    """How often each kind of failure occurs where something was wanted."""
-    count = lambda kind: jnp.sum((failure == kind) & wanted).astype(jnp.float32)
-    return {f"{name}/{kind.name.lower()}": count(kind) for kind in Failure if kind != Failure.OK}
+def count(flags: Bool[Array, "b g *s"]) -> Int[Array, "b g"]:
+    """How many flags of each completion are set."""
+    return jnp.sum(flags, axis=tuple(range(2, flags.ndim)), dtype=jnp.int32)
+
+
+def kinds(
+    name: str, failure: Int[Array, "b g *s"], wanted: Bool[Array, "b g *s"] | bool = True
+) -> dict[str, Int[Array, "b g"]]:
+    """How often each kind of failure occurs in each completion where something was wanted."""
+    return {f"{name}/{kind.name.lower()}": count((failure == kind) & wanted) for kind in Failure if kind != Failure.OK}
 
 
 def unended(completions: Completions, eos: tuple[int, ...]) -> Bool[Array, "b g"]:
@@ -35,7 +41,7 @@ def total(
     formatted: Bool[Array, "b g"],
     completions: Completions,
     terms: dict[str, Float[Array, "b g"]],
-    failures: dict[str, Float[Array, ""]],
+    failures: dict[str, Int[Array, "b g"]],
 ) -> Rewards:
     """Accuracy, format and length bonus with their weights, and everything measured."""
     low, high = config.bonus_range
@@ -43,8 +49,5 @@ def total(
     shape = formatted.astype(jnp.float32)
     value = accuracy + config.reward.format * shape + config.reward.length_bonus * bonus
     every = {**terms, "accuracy": accuracy, "format": shape, "length_bonus": bonus}
-    failures = {
-        **failures,
-        "completion/unended": jnp.sum(unended(completions, config.sampling.eos)).astype(jnp.float32),
-    }
+    failures = {**failures, "completion/unended": count(unended(completions, config.sampling.eos))}
     return jax.lax.stop_gradient(Rewards(value, every, failures))

@@ -4,18 +4,24 @@ Scores that need floating text metrics (word error rate, rouge) are not computed
 questions by name.
 """
 
-from typing import NamedTuple, no_type_check
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, no_type_check
 
 import flax.struct
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Int, UInt8
 
+from omnir1_jax.data.clips import DecodedClip
+from omnir1_jax.errors import InputError
 from omnir1_jax.models.qwen_omni.inputs import ThinkerInputs
 from omnir1_jax.models.qwen_omni.sample import Completions
 from omnir1_jax.rl.config import Frozen, Rewards, StepConfig
-from omnir1_jax.systems import reasoner
-from omnir1_jax.tasks import common
-from omnir1_jax.tasks.task import Task
+from omnir1_jax.systems import prompts, reasoner
+from omnir1_jax.tasks import common, description, examples, targets
+from omnir1_jax.tasks.description import At, Description
+from omnir1_jax.tasks.examples import Arrays, ExampleConfig
+from omnir1_jax.tasks.task import Task, grouped
 from omnir1_jax.text.readers import Answer, read_answer
 from omnir1_jax.text.rules import Failure
 
@@ -35,10 +41,54 @@ class Batch:
 
 
 class Reading(NamedTuple):
-    """Answers, flattened."""
+    """Answers [b g ...]."""
 
     answer: Answer
-    right: Bool[Array, "n"]
+    right: Bool[Array, "b g"]
+
+
+def prompt(clip: DecodedClip, config: ExampleConfig) -> Arrays:
+    """A question about a clip, with its sound if it is heard, and the options if there are any."""
+    options = clip.ref.extra.get("options") or ()
+    listed = lettered(options) if config.letters else "\n".join(options)
+    text = prompts.render(config.template, query=clip.ref.query, options=listed)
+    if not config.stills or len(clip.frames) > 1 or not config.audio_seconds or clip.audio is None:
+        return examples.video_prompt(clip, text, config)
+    content = [
+        {"type": "image", "image": clip.frames[0]},
+        {"type": "audio", **examples.waveform(clip, config)},
+        {"type": "text", "text": text},
+    ]
+    return examples.policy_arrays(content, config, images=1, audio_seconds=[config.audio_seconds])
+
+
+def lettered(options: Sequence[str]) -> str:
+    """One option per line, behind its letter."""
+    letters = [chr(ord("A") + i) for i in range(len(options))]
+    return "\n".join(f"{letter}. {option.removeprefix(f'{letter}. ')}" for letter, option in zip(letters, options))
+
+
+def right_letter(clip: DecodedClip) -> str:
+    """The letter of the right option.
+
+    Other kinds of question are refused: their scores (word error rate, rouge, relative error) are not computed in a
+    graph.
+    """
+    options, index = clip.ref.extra.get("options"), clip.ref.extra.get("answer_index")
+    if not options or index is None:
+        kind = clip.ref.extra.get("problem_type") or "a question without options"
+        raise InputError(f"{kind}: only multiple choice is rewarded in training")
+    return chr(ord("A") + index)
+
+
+def truth(clip: DecodedClip, config: ExampleConfig) -> Arrays:
+    """The gold answer is the option's letter."""
+    return {"gold": np.frombuffer(right_letter(clip).encode(), np.uint8), "gold_length": np.int32(1)}
+
+
+def target(clip: DecodedClip, config: ExampleConfig) -> str:
+    """The right option's letter."""
+    return targets.thought(" I choose. ", right_letter(clip))
 
 
 def read(frozen: Frozen, config: StepConfig, batch: Batch, completions: Completions) -> Reading:
@@ -48,16 +98,38 @@ def read(frozen: Frozen, config: StepConfig, batch: Batch, completions: Completi
     gold = jnp.repeat(jnp.pad(batch.gold, ((0, 0), (0, 1))), config.group, axis=0)
     same = jnp.all(answer.description.bytes == gold, axis=1)
     length = answer.description.length == jnp.repeat(batch.gold_length, config.group)
-    return Reading(answer, answer.answered & same & length & ~answer.description.cut)
+    right = answer.answered & same & length & ~answer.description.cut
+    return grouped(Reading(answer, right), config.group)
+
+
+def failures(batch: Batch, reading: Reading, _: None) -> dict[str, Int[Array, "b g"]]:
+    """By name."""
+    wrong = (reading.answer.failure == Failure.OK) & ~reading.right
+    return {**common.kinds("answer", reading.answer.failure), "answer/wrong": common.count(wrong)}
 
 
 def reward(config: StepConfig, batch: Batch, completions: Completions, reading: Reading, *_: None) -> Rewards:
     """1 for the right answer."""
-    shape = completions.lengths.shape
-    right = reading.right.reshape(shape).astype(jnp.float32)
-    wrong = (reading.answer.failure == Failure.OK) & ~reading.right
-    failures = {**common.kinds("answer", reading.answer.failure), "answer/wrong": jnp.sum(wrong).astype(jnp.float32)}
-    return common.total(config, right, reading.answer.formatted.reshape(shape), completions, {}, failures)
+    right = reading.right.astype(jnp.float32)
+    return common.total(config, right, reading.answer.formatted, completions, {}, failures(batch, reading, None))
 
 
-TASK = Task("qa", Batch, read, reward)
+def describe(facts: Mapping[str, Any], reading: Reading, _: None, at: At) -> Description:
+    """The answer beside the right one."""
+    gold = facts["gold"][at[0]][: facts["gold_length"][at[0]]].tobytes().decode("utf-8", "replace")
+    return Description(answer=description.text(reading.answer.description, at), gold=gold)
+
+
+TASK = Task(
+    "qa",
+    Batch,
+    prompt,
+    read,
+    reward,
+    failures=failures,
+    clips="qa",
+    extra={"options": ("this", "that"), "answer_index": 0},
+    truth=truth,
+    target=target,
+    describe=describe,
+)

@@ -1,21 +1,27 @@
 """RefAVS in its training form: the answer describes what sounds, System 2 finds it in the first frame."""
 
-from typing import NamedTuple, no_type_check
+from typing import Any, NamedTuple, no_type_check
 
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+import numpy as np
+from jaxtyping import Array, Float, Int
 
 from omnir1_jax import rewards
+from omnir1_jax.data import canvas
+from omnir1_jax.data.clips import DecodedClip
+from omnir1_jax.errors import InputError
 from omnir1_jax.models.qwen_omni.inputs import ThinkerInputs
 from omnir1_jax.models.qwen_omni.sample import Completions
 from omnir1_jax.rl.config import Frozen, Models, Rewards, StepConfig
-from omnir1_jax.systems import reasoner
+from omnir1_jax.systems import prompts, reasoner
 from omnir1_jax.systems.frames import HighResFrames
 from omnir1_jax.systems.grounders.protocol import GroundedBoxes, Requests
-from omnir1_jax.tasks import common
-from omnir1_jax.tasks.task import Task
+from omnir1_jax.tasks import common, description, examples, targets
+from omnir1_jax.tasks.description import At, Clip, Description
+from omnir1_jax.tasks.examples import Arrays, ExampleConfig
+from omnir1_jax.tasks.task import Task, nothing
 from omnir1_jax.text.readers import Answer, read_answer
 
 
@@ -42,6 +48,40 @@ class Reading(NamedTuple):
     requests: Requests
 
 
+class Found(NamedTuple):
+    """System 2's boxes, [b g 1 1 ...]."""
+
+    boxes: GroundedBoxes
+
+
+def prompt(clip: DecodedClip, config: ExampleConfig) -> Arrays:
+    """A recording and its first frame."""
+    sound = examples.waveform(clip, config)
+    if sound is None:
+        raise InputError("no sound")
+    content = [
+        {"type": "image", "image": clip.frames[0]},
+        {"type": "audio", **sound},
+        {"type": "text", "text": prompts.render(config.template, query=clip.ref.query)},
+    ]
+    return examples.policy_arrays(content, config, images=1, audio_seconds=[config.audio_seconds])
+
+
+def frames(clip: DecodedClip, config: ExampleConfig) -> Arrays:
+    """The first one."""
+    return examples.sharp_arrays(clip.frames[:1], clip.size, config)
+
+
+def truth(clip: DecodedClip, config: ExampleConfig) -> Arrays:
+    """The object's box in the first frame."""
+    return {"box": canvas.boxes(clip.masks[:, :1])[0, 0].astype(np.float32)}
+
+
+def target(clip: DecodedClip, config: ExampleConfig) -> str:
+    """The query itself as the description."""
+    return targets.thought(f" What is meant is {clip.ref.query}. ", f" {clip.ref.query} ")
+
+
 def read(frozen: Frozen, config: StepConfig, batch: Batch, completions: Completions) -> Reading:
     """Completions to descriptions. An answer without content is not looked for."""
     text = reasoner.read(frozen.vocab, completions, config.completion_bytes)
@@ -52,28 +92,64 @@ def read(frozen: Frozen, config: StepConfig, batch: Batch, completions: Completi
     return Reading(answer, Requests(jnp.zeros(wanted.shape, jnp.int32), wanted, description))
 
 
-def ground(models: Models, frozen: Frozen, config: StepConfig, batch: Batch, reading: Reading) -> GroundedBoxes:
+def ground(models: Models, frozen: Frozen, config: StepConfig, batch: Batch, reading: Reading) -> Found:
     """The first box that System 2 gives."""
-    return common.find(models, frozen, batch.sharp, reading.requests, 1)
+    return Found(common.find(models, frozen, batch.sharp, reading.requests, 1))
+
+
+def failures(batch: Batch, reading: Reading, found: Found) -> dict[str, Int[Array, "b g"]]:
+    """By name; without boxes of System 2's those of the answer alone."""
+    answer, boxes = reading.answer, found.boxes
+    counts = {
+        **common.kinds("answer", answer.failure),
+        "answer/empty": common.count(answer.answered & (answer.description.length == 0)),
+    }
+    if boxes is None:
+        return counts
+    return {
+        **counts,
+        **common.kinds("box", boxes.failure[..., 0, 0], boxes.asked[..., 0]),
+        "description/too_long": common.count(reading.requests.valid & ~boxes.asked),
+    }
 
 
 def reward(
-    config: StepConfig, batch: Batch, completions: Completions, reading: Reading, found: GroundedBoxes, _: None
+    config: StepConfig, batch: Batch, completions: Completions, reading: Reading, found: Found, _: None
 ) -> Rewards:
     """Overlap of the found box with the true one."""
-    shape = completions.lengths.shape
+    shape, boxes = completions.lengths.shape, found.boxes
     truth = jnp.broadcast_to(batch.box[:, None], (*shape, 4))
-    scale = jnp.broadcast_to(found.scale[:, None], (*shape, 2))
-    accuracy = rewards.refavs_accuracy(found.box[:, :, 0, 0], truth, scale)
-    asked = found.asked[..., 0]
-    accuracy = jnp.where(asked, accuracy, 0.0)
-    failures = {
-        **common.kinds("answer", reading.answer.failure),
-        **common.kinds("box", found.failure[..., 0, 0], asked),
-        "answer/empty": jnp.sum(reading.answer.answered & (reading.answer.description.length == 0)).astype(jnp.float32),
-        "description/too_long": jnp.sum(reading.requests.valid & ~found.asked).astype(jnp.float32),
-    }
-    return common.total(config, accuracy, reading.answer.formatted, completions, {}, failures)
+    scale = jnp.broadcast_to(boxes.scale[:, None], (*shape, 2))
+    accuracy = rewards.refavs_accuracy(boxes.box[:, :, 0, 0], truth, scale)
+    accuracy = jnp.where(boxes.asked[..., 0], accuracy, 0.0)
+    counts = failures(batch, reading, found)
+    return common.total(config, accuracy, reading.answer.formatted, completions, {}, counts)
 
 
-TASK = Task("refavs", Batch, read, reward, ground=ground)
+def describe(facts: Any, reading: Reading, found: Found, at: At) -> Description:
+    """The answer and what System 2 made of it."""
+    looked = description.keyframes(reading.requests, found.boxes, at)
+    return Description(keyframes=looked, answer=description.text(reading.answer.description, at))
+
+
+def picture(batch: Batch, i: int) -> Clip:
+    """The first frame with the true box."""
+    return description.high_res_clip(batch.sharp, i, 1)._replace(boxes=batch.box[i][None, None].astype(np.float32))
+
+
+TASK = Task(
+    "refavs",
+    Batch,
+    prompt,
+    read,
+    reward,
+    ground=ground,
+    failures=failures,
+    clips="refavs",
+    frames=frames,
+    truth=truth,
+    target=target,
+    facts=nothing,
+    describe=describe,
+    picture=picture,
+)

@@ -1,32 +1,136 @@
 """What a task is: all that there is to say about a type of question, in one object."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
+from flax.traverse_util import unflatten_dict
+from jaxtyping import Array, Int
+
+from omnir1_jax.data.clips import DecodedClip
+from omnir1_jax.models.qwen_omni.inputs import ThinkerInputs
 from omnir1_jax.rl.config import Rewards
+from omnir1_jax.systems.frames import HighResFrames
+from omnir1_jax.tasks import description, examples, targets
+from omnir1_jax.tasks.description import At, Clip, Description
+from omnir1_jax.tasks.examples import Arrays, ExampleConfig
 
 
 def nothing(*_: Any) -> None:
     """The part of System 2 that a task has no use for."""
 
 
+def no_arrays(*_: Any) -> Arrays:
+    """Of a prompt without frames for System 2, or without ground truth."""
+    return {}
+
+
+def no_failures(*_: Any) -> dict[str, Int[Array, "b g"]]:
+    """Of a task that tells no failures apart."""
+    return {}
+
+
+def all_but_prompts(batch: Any) -> Any:
+    """A batch's own fields."""
+    return {name: value for name, value in vars(batch).items() if name != "policy"}
+
+
+def no_words(*_: Any) -> Description:
+    """Of a task that has nothing to add to the text of a completion."""
+    return Description()
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Task:
-    """A task family as pure functions. Those from `read` to `reward` are traced into the step, in this order.
+    """A task family as pure functions, each with a default where a simple task needs none.
 
     Attributes:
-      name: in messages and logs.
-      batch: the class of its batches, a flax.struct dataclass with the field `policy`, System 1's prompts.
-      read: (frozen, config, batch, completions) -> reading, what the completions say.
-      ground: (models, frozen, config, batch, reading) -> what System 2 found; None for a task without it.
-      segment: (models, frozen, config, batch, reading, found) -> masks; None for a task without them.
-      reward: (config, batch, completions, reading, found, masks) -> Rewards.
+      name: in configs, messages and logs.
+      batch: the class of its batches, a flax.struct dataclass of arrays with a leading axis b, among them `policy`,
+        System 1's prompts.
+      prompt: (clip, config) -> System 1's prompt of a clip, by `examples.policy_arrays` or `examples.video_prompt`.
+      read: (frozen, config, batch, completions) -> what the completions say, arrays [b g ...]. With System 2 it has
+        the field `requests`. Traced into the step, as all from here to `failures` are.
+      reward: (config, batch, completions, reading, found, masks) -> `Rewards`, by `common.total`.
+      ground: (models, frozen, config, batch, reading) -> what System 2 found, with the field `boxes`.
+      segment: (models, frozen, config, batch, reading, found) -> masks, with the field `union`; the batch then has
+        `boxes`, those of each object, and `frame_valid`.
+      failures: (batch, reading, found) -> how often each kind of failure happened in each completion, by name. The
+        names stand here and nowhere else: metrics, logs and evaluations count what this counts.
+      template: System 1's user message with fields such as {query}, unless `config.prompts` has one of the task's name.
+      clips: the family of clips that it is made of, `ClipRef.family`; empty: any.
+      extra: of a stand-in clip, where `prompt` or `truth` reads `ClipRef.extra`: a plan takes its shapes from it.
+      frames: (clip, config) -> System 2's frames, by `examples.sharp_arrays`.
+      truth: (clip, config) -> the other fields of the batch, those of one clip.
+      target: (clip, config) -> the completion that the ground truth dictates, for supervised training.
+      facts: batch -> what `describe` needs of it, fetched to the host for every log line.
+      describe: (facts, reading, found, (prompt, completion)) -> what the completion says, for the log. On the host, as
+        `picture` is.
+      picture: (batch, prompt) -> the clip that goes with it.
     """
 
     name: str
     batch: type
+    prompt: Callable[[DecodedClip, ExampleConfig], Arrays]
     read: Callable[..., Any]
     reward: Callable[..., Rewards]
     ground: Callable[..., Any] = nothing
     segment: Callable[..., Any] = nothing
+    failures: Callable[..., dict[str, Int[Array, "b g"]]] = no_failures
+    template: str = ""
+    clips: str = ""
+    extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    frames: Callable[[DecodedClip, ExampleConfig], Arrays] = no_arrays
+    truth: Callable[[DecodedClip, ExampleConfig], Arrays] = no_arrays
+    target: Callable[[DecodedClip, ExampleConfig], str] | None = None
+    facts: Callable[[Any], Any] = all_but_prompts
+    describe: Callable[[Any, Any, Any, At], Description] = no_words
+    picture: Callable[[Any, int], Clip] = description.policy_clip
+
+    @property
+    def grounds(self) -> bool:
+        """Whether System 2 takes part."""
+        return self.ground is not nothing
+
+    @property
+    def segments(self) -> bool:
+        """Whether boxes become masks."""
+        return self.segment is not nothing
+
+    def example(self, clip: DecodedClip, config: ExampleConfig) -> Arrays:
+        """The arrays of a clip, their keys paths such as "policy/vision/pixels"; runs in the pipeline's workers.
+
+        Raises:
+          BadSample: the clip does not fit.
+        """
+        with examples.bad_sample(clip):
+            return {**self.prompt(clip, config), **self.frames(clip, config), **self.truth(clip, config)}
+
+    def supervised(self, clip: DecodedClip, config: targets.TargetConfig) -> Arrays:
+        """A prompt with its target text.
+
+        Raises:
+          BadSample: the clip does not fit.
+        """
+        with examples.bad_sample(clip):
+            answer = self.target(clip, config)
+            return {**self.prompt(clip, config), **targets.pack([targets.Target(answer)], config)}
+
+    def to_batch(self, arrays: Mapping[str, Any]) -> Any:
+        """The step's batch from the arrays of `example` (numpy, jax or shapes)."""
+        return self.batch(**tree_of(arrays))
+
+
+def tree_of(arrays: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a batch from flat arrays."""
+    tree = unflatten_dict(dict(arrays), sep="/")
+    inputs = ThinkerInputs.of(tree.pop("policy"))
+    if "sharp" in tree:
+        tree["sharp"] = HighResFrames(**tree["sharp"])
+    return {"policy": inputs, **tree}
+
+
+def grouped(tree: Any, group: int) -> Any:
+    """Arrays of all completions as those of each prompt: [b * g ...] -> [b g ...]."""
+    return jax.tree.map(lambda x: x.reshape(-1, group, *x.shape[1:]), tree)

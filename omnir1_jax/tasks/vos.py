@@ -1,24 +1,30 @@
 """Video object segmentation (ReVOS, MeViS): a plan, its keyframes grounded, the boxes carried through the clip."""
 
-from typing import NamedTuple, no_type_check
+from typing import Any, NamedTuple, no_type_check
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from omnir1_jax import rewards
+from omnir1_jax.data import canvas
+from omnir1_jax.data.clips import DecodedClip
+from omnir1_jax.data.frame_sampling import SAMPLED_FPS
 from omnir1_jax.errors import InputError
 from omnir1_jax.models.qwen_omni.inputs import ThinkerInputs
 from omnir1_jax.models.qwen_omni.sample import Completions
 from omnir1_jax.rl.config import Frozen, Models, Rewards, StepConfig
-from omnir1_jax.systems import keyframes, reasoner, segmenters
+from omnir1_jax.systems import keyframes, prompts, reasoner, segmenters
 from omnir1_jax.systems.frames import HighResFrames
 from omnir1_jax.systems.grounders.protocol import GroundedBoxes, Requests
 from omnir1_jax.systems.keyframes import Keyframes
 from omnir1_jax.systems.segmenters import Masks, Prompts, TextSegmenter
-from omnir1_jax.tasks import common
-from omnir1_jax.tasks.task import Task
+from omnir1_jax.tasks import common, description, examples, targets
+from omnir1_jax.tasks.description import At, Clip, Description
+from omnir1_jax.tasks.examples import Arrays, ExampleConfig
+from omnir1_jax.tasks.task import Task, grouped, nothing
 from omnir1_jax.text.readers import Plan, read_plan
 
 
@@ -63,8 +69,51 @@ class Found(NamedTuple):
     masks: Masks | None = None
 
 
-def _grouped(tree, group: int):
-    return jax.tree.map(lambda x: x.reshape(-1, group, *x.shape[1:]), tree)
+def prompt(clip: DecodedClip, config: ExampleConfig) -> Arrays:
+    """A clip with its query."""
+    seconds = len(clip.frames) / SAMPLED_FPS
+    text = prompts.render(
+        config.template,
+        query=clip.ref.query,
+        duration=f"{seconds:g}",
+        fps=f"{SAMPLED_FPS:g}",
+        example=prompts.example(seconds, clip.rng),
+    )
+    return examples.video_prompt(clip, text, config)
+
+
+def frames(clip: DecodedClip, config: ExampleConfig) -> Arrays:
+    """All frames of the clip."""
+    return examples.sharp_arrays(clip.frames, clip.size, config)
+
+
+def truth(clip: DecodedClip, config: ExampleConfig) -> Arrays:
+    """The segmenter's frames and the objects."""
+    side = config.segmenter_side
+    if not side:
+        raise InputError("sam2.side: the video family needs the segmenter's input side")
+    shape = canvas.DetailConfig(config.frames, config.objects, (side, side), (side // 4, side // 4))
+    seen = canvas.element(clip, shape)
+    return {
+        "clip": seen["frames"],
+        "frame_valid": seen["frame_valid"],
+        "truth": seen["masks"].any(axis=0),
+        "boxes": seen["boxes"].astype(np.float32),
+        "areas": seen["areas"].astype(np.float32),
+        "objects": np.int32(seen["object_valid"].sum()),
+    }
+
+
+def target(clip: DecodedClip, config: ExampleConfig) -> str:
+    """A plan from the truth: moments spread over the clip at which the target is largest, described by the query."""
+    if clip.masks is None:
+        raise InputError("no masks to make a plan from")
+    moments = targets.best_moments(clip.masks)
+    if not moments:
+        raise InputError("the target is in no frame")
+    query = targets.quoted(clip.ref.query)[1:-1]
+    plan = " ".join(targets.piece(t, t, query) for t in moments)
+    return targets.thought(f" What is meant is {query}. ", f" {plan} ")
 
 
 def read(frozen: Frozen, config: StepConfig, batch: Batch, completions: Completions) -> Reading:
@@ -75,7 +124,7 @@ def read(frozen: Frozen, config: StepConfig, batch: Batch, completions: Completi
     member = jax.vmap(keyframes.members, (0, 0, 0, None))(plan.valid, plan.first_frame, plan.last_frame, t)
     chosen = jax.vmap(keyframes.select, (0, None))(member, config.keyframes)
     described = keyframes.descriptions(plan.description, chosen)
-    plan, chosen, described = _grouped((plan, chosen, described), g)
+    plan, chosen, described = grouped((plan, chosen, described), g)
     return Reading(plan, chosen, Requests(chosen.frame, chosen.valid, described))
 
 
@@ -110,15 +159,37 @@ def segment(
             "reward.segmentation: masks are weighed but the run has no segmenter; set sam2 or the weight to 0"
         )
     back = jnp.tile(found.boxes.scale, 2)[:, None, None, None]
-    prompts = Prompts(found.matching.box / back, found.matching.prompt, reading.keyframes.frame)
+    given = Prompts(found.matching.box / back, found.matching.prompt, reading.keyframes.frame)
     masks = segmenters.union(
-        models.segmenter, frozen.segmenter, batch.clip, batch.frame_valid, batch.sharp.original, prompts
+        models.segmenter, frozen.segmenter, batch.clip, batch.frame_valid, batch.sharp.original, given
     )
     if masks.union.shape[3:] != batch.truth.shape[2:]:
         raise InputError(
             f"step.segmenter: its masks are {masks.union.shape[3:]}, the true ones {batch.truth.shape[2:]}"
         )
     return masks
+
+
+def failures(batch: Batch, reading: Reading, found: Found) -> dict[str, Int[Array, "b g"]]:
+    """By name; without boxes of System 2's those of the plan alone."""
+    plan, boxes = reading.plan, found.boxes
+    counts = {
+        **common.kinds("plan", plan.failure, jnp.arange(plan.failure.shape[-1]) < plan.slots_used[..., None]),
+        "plan/no_answer": common.count(~plan.answered),
+        "plan/no_piece": common.count(plan.answered & (plan.count == 0)),
+        "plan/too_short": plan.short,
+        "plan/over_limit": common.count(plan.unread > 0),
+    }
+    if boxes is None:
+        return counts
+    limit = jnp.minimum(boxes.count, batch.objects[:, None, None])
+    taken = jnp.arange(boxes.failure.shape[-1]) < limit[..., None]
+    return {
+        **counts,
+        **common.kinds("box", boxes.failure, boxes.asked[..., None] & taken),
+        "box/no_group": common.count(boxes.asked & (boxes.count == 0)),
+        "description/too_long": common.count(reading.requests.valid & ~boxes.asked),
+    }
 
 
 def reward(
@@ -151,22 +222,6 @@ def reward(
         batch.areas,
         batch.objects,
     )
-    asked = found.boxes.asked
-    taken = (
-        jnp.arange(found.boxes.failure.shape[-1])
-        < jnp.minimum(found.boxes.count, batch.objects[:, None, None])[..., None]
-    )
-    plan = reading.plan
-    failures = {
-        **common.kinds("plan", plan.failure, jnp.arange(plan.failure.shape[-1]) < plan.slots_used[..., None]),
-        **common.kinds("box", found.boxes.failure, asked[..., None] & taken),
-        "plan/no_answer": jnp.sum(~plan.answered).astype(jnp.float32),
-        "plan/no_piece": jnp.sum(plan.answered & (plan.count == 0)).astype(jnp.float32),
-        "plan/too_short": jnp.sum(plan.short).astype(jnp.float32),
-        "plan/over_limit": jnp.sum(plan.unread > 0).astype(jnp.float32),
-        "box/no_group": jnp.sum(asked & (found.boxes.count == 0)).astype(jnp.float32),
-        "description/too_long": jnp.sum(reading.requests.valid & ~asked).astype(jnp.float32),
-    }
     measured = {
         "keyframes": jnp.sum(reading.keyframes.valid, axis=2).astype(jnp.float32),
         "boxes": jnp.sum(found.matching.prompt, axis=(2, 3)).astype(jnp.float32),
@@ -174,7 +229,37 @@ def reward(
     every = {**terms._asdict(), **measured}
     if masks is None:
         del every["segmentation"]  # not computed, and not 0
-    return common.total(config, accuracy, plan.formatted, completions, every, failures)
+    counts = failures(batch, reading, found)
+    return common.total(config, accuracy, reading.plan.formatted, completions, every, counts)
 
 
-TASK = Task("vos", Batch, read, reward, ground=ground, segment=segment)
+def describe(facts: Any, reading: Reading, found: Found, at: At) -> Description:
+    """The plan, and what System 2 made of its keyframes."""
+    return Description(description.pieces(reading.plan, at), description.keyframes(reading.requests, found.boxes, at))
+
+
+def picture(batch: Batch, i: int) -> Clip:
+    """The clip with the objects and their boxes."""
+    count = int(np.sum(batch.frame_valid[i]))
+    clip = description.high_res_clip(batch.sharp, i, count)
+    boxes = batch.boxes[i][: int(batch.objects[i]), :count]
+    return clip._replace(truth=batch.truth[i][:count], boxes=boxes.astype(np.float32))
+
+
+TASK = Task(
+    "vos",
+    Batch,
+    prompt,
+    read,
+    reward,
+    ground=ground,
+    segment=segment,
+    failures=failures,
+    clips="vos",
+    frames=frames,
+    truth=truth,
+    target=target,
+    facts=nothing,
+    describe=describe,
+    picture=picture,
+)

@@ -17,10 +17,10 @@ from omnir1_jax.data.frame_sampling import SAMPLED_FPS
 from omnir1_jax.data.preprocess import bucket, prompt, tokens
 from omnir1_jax.data.synthetic.world import COLOURS, KINDS
 from omnir1_jax.errors import InputError
-from omnir1_jax.supervised.targets import Target, TargetConfig, pack, piece, thought
 from omnir1_jax.systems import prompts
 from omnir1_jax.tasks import examples
 from omnir1_jax.tasks.examples import Arrays
+from omnir1_jax.tasks.targets import Target, TargetConfig, pack, piece, thought
 
 CLEAR = 24  # pixels, the least of a shape that is asked for
 TURN = "<|im_end|>\n<|im_start|>assistant\n"
@@ -236,4 +236,3 @@ EXAMPLES: dict[str, Callable[[DecodedClip, TargetConfig], Arrays]] = {
     "lessons_plans": plans,
     "lessons_sounds": sounds,
 }
-FAMILY = {name: "refavs" if name == "lessons_sounds" else "vos" for name in EXAMPLES}

@@ -62,7 +62,7 @@ def prepare(config: ConfigDict, name: str) -> None:
     """All that is done before parameters are read and the step is compiled, and one batch of the data."""
     objective = OBJECTIVES[config.objective]
     sizes = models.sizes(config)
-    families = data.families(config, sizes.tokenizer, sizes.thinker, objective.examples, objective.example_config)
+    families = data.families(config, sizes.tokenizer, sizes.thinker, objective.example, objective.example_config)
     if name.startswith(("data", "loader", "seed")):
         batches = stream.Prefetch(
             stream.training_stream(families, data.pipeline_config(config)), depth=config.loader.prefetch
@@ -228,7 +228,7 @@ def test_a_stream_without_prefetch_gives_the_same_batches_and_state():
     config = get_config()
     config.data = dict(qa=config.data.qa)
     sizes, objective = models.sizes(config), OBJECTIVES["grpo"]
-    families = data.families(config, sizes.tokenizer, sizes.thinker, objective.examples, objective.example_config)
+    families = data.families(config, sizes.tokenizer, sizes.thinker, objective.example, objective.example_config)
     streams = [
         stream.Prefetch(stream.training_stream(families, data.pipeline_config(config)), depth=depth) for depth in (2, 0)
     ]

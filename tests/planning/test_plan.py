@@ -19,6 +19,7 @@ from omnir1_jax.errors import InputError
 from omnir1_jax.parallel import make_mesh
 from omnir1_jax.planning import (
     abstract,
+    batches,
     hlo,
     lowering,
     memory,
@@ -33,6 +34,7 @@ from omnir1_jax.planning import (
 from omnir1_jax.planning import table as table_module
 from omnir1_jax.planning.operations import Assumptions
 from omnir1_jax.planning.table import table
+from omnir1_jax.tasks import vos
 from tests.rl import small
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
@@ -47,7 +49,7 @@ def released(**changes):
     return c
 
 
-def test_shapes_of_a_video_batch_are_those_of_the_pipeline():
+def test_shapes_of_a_video_batch_are_those_of_the_pipeline(monkeypatch):
     """A config with the small run's sizes gives its batch, array by array."""
     config = small.example_config("vos")
     thinker = small.thinker_config()
@@ -59,10 +61,12 @@ def test_shapes_of_a_video_batch_are_those_of_the_pipeline():
     c.pixels.policy_video = (budget.video_min, budget.video_max)
     c.pixels.sharp = (sharp.image_min, sharp.image_max)
     c.sam2.side = small.SIDE
-    made = abstract.batch_of(c, "vos", thinker, abstract.PREFIX)
     real = small.batches("vos", 2)[0]
-    prefix = real.sharp.tokens.shape[1] - made.sharp.tokens.shape[1]
-    made = abstract.batch_of(c, "vos", thinker, abstract.PREFIX + prefix)
+    made = batches.batch_of(c, "vos", vos.TASK, thinker)
+    # The small run's prompt of System 2 has another length.
+    longer = real.sharp.tokens.shape[1] - made.sharp.tokens.shape[1]
+    monkeypatch.setattr(batches, "PREFIX", batches.PREFIX + longer)
+    made = batches.batch_of(c, "vos", vos.TASK, thinker)
     shape = lambda x: (x.shape, np.dtype(x.dtype))
     assert jax.tree.map(shape, made) == jax.tree.map(shape, real)
 

@@ -15,8 +15,9 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from omnir1_jax.errors import InputError
 from omnir1_jax.reporting import lines, log
-from omnir1_jax.reporting.example import Clip, Example, Keyframe, Piece
+from omnir1_jax.reporting.example import Example
 from omnir1_jax.reporting.log import RunLog
+from omnir1_jax.tasks.description import Clip, Keyframe, Piece
 
 
 def metrics_of(step: int) -> dict:

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from omnir1_jax.reporting import draw, fonts, pictures
-from omnir1_jax.reporting.example import Clip, Example, Keyframe
+from omnir1_jax.reporting.example import Example
+from omnir1_jax.tasks.description import Clip, Keyframe
 
 
 def near(image, colour, tolerance: int = 40) -> np.ndarray:

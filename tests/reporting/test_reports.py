@@ -13,9 +13,10 @@ import pytest
 from omnir1_jax.errors import InputError
 from omnir1_jax.reporting import charts, eval_report, html, pictures, train_report
 from omnir1_jax.reporting.eval_report import Row, write_eval_report
-from omnir1_jax.reporting.example import Clip, Example, Keyframe
+from omnir1_jax.reporting.example import Example
 from omnir1_jax.reporting.log import RunLog
 from omnir1_jax.reporting.train_report import write_report
+from omnir1_jax.tasks.description import Clip, Keyframe
 
 HOSTILE = (
     "</pre></td></title></style><script>alert(1)</script><img src=http://evil.example/x onerror=alert(1)>\"'&\x07\u202e"

@@ -25,7 +25,7 @@ from omnir1_jax.rl.config import Frozen, Models, StepConfig
 from omnir1_jax.systems.grounders.protocol import GroundedBoxes, Grounder, Requests
 from omnir1_jax.systems.grounders.thinker import ThinkerGrounder, ThinkerParams
 from omnir1_jax.systems.segmenters.sam2 import Sam2Segmenter
-from omnir1_jax.tasks import examples
+from omnir1_jax.tasks import TASKS, examples
 from omnir1_jax.text.bpe import bpe_tables
 from omnir1_jax.text.prompt import template
 from omnir1_jax.text.readers import read_boxes
@@ -110,11 +110,11 @@ def grounding() -> str:
 def batches(family: str, size: int, count: int = 1, seed: int = 0) -> list:
     """The first batches of a family from the synthetic world."""
     source = reader.open(family=family, clips=8, seed=seed, config=WORLD)
-    transform = functools.partial(examples.EXAMPLES[family], config=example_config(family))
+    transform = functools.partial(TASKS[family].example, config=example_config(family))
     mixture = pipeline.Family(family, (source,), size, FAMILIES[family], transform)
     settings = pipeline.PipelineConfig(seed=seed, shard_index=0, shard_count=1, max_bad_share=1.0)
     dataset = pipeline.training_dataset([mixture], settings)
-    return [jax.tree.map(jnp.asarray, examples.to_batch(family, dataset[i].arrays)) for i in range(count)]
+    return [jax.tree.map(jnp.asarray, TASKS[family].to_batch(dataset[i].arrays)) for i in range(count)]
 
 
 def randomise(tree, seed: int):

@@ -15,9 +15,9 @@ from omnir1_jax.data.refs import BadSample
 from omnir1_jax.data.synthetic import reader
 from omnir1_jax.data.synthetic.world import KINDS, PRESETS
 from omnir1_jax.errors import InputError
-from omnir1_jax.supervised import targets, text
+from omnir1_jax.supervised import text
 from omnir1_jax.systems import prompts
-from omnir1_jax.tasks import examples
+from omnir1_jax.tasks import TASKS, targets
 from omnir1_jax.text.bpe import bpe_tables, encode
 from omnir1_jax.text.rules import Failure
 from omnir1_jax.text.vocab import byte_vocab, detokenise
@@ -89,7 +89,7 @@ def answers(arrays):
 
 def test_a_plan_from_the_truth_is_valid_and_chooses_the_best_frames():
     for clip in decoded("vos", 6):
-        ((question, answer),) = answers(targets.vos(clip, config()))
+        ((question, answer),) = answers(TASKS["vos"].supervised(clip, config()))
         plan = host.read_plan(answer, 8)
         assert question == "" and plan.formatted and all(piece.valid for piece in plan.pieces)
         frames = [piece.first_frame for piece in plan.pieces]
@@ -102,25 +102,25 @@ def test_a_plan_from_the_truth_is_valid_and_chooses_the_best_frames():
 
 def test_the_other_families_answers_earn_everything():
     for clip in decoded("refavs", 2):
-        ((_, answer),) = answers(targets.refavs(clip, config("refavs")))
+        ((_, answer),) = answers(TASKS["refavs"].supervised(clip, config("refavs")))
         told = host.read_answer(answer)
         assert told.formatted and told.description.decode() == clip.ref.query
     for clip in decoded("refcocog", 2):
-        ((_, answer),) = answers(targets.refcocog(clip, config("refcocog")))
+        ((_, answer),) = answers(TASKS["refcocog"].supervised(clip, config("refcocog")))
         told = host.read_box_and_points(answer)
-        batch = examples.refcocog(clip, config("refcocog"))
+        batch = TASKS["refcocog"].example(clip, config("refcocog"))
         assert told.strict and told.formatted
         np.testing.assert_array_equal(told.box.box, np.trunc(batch["box"] * np.tile(batch["scale"], 2)))
         np.testing.assert_array_equal(told.points[1].box, np.trunc(batch["points"][1] * batch["scale"]))
     (clip,) = decoded("qa", 1)
-    ((_, answer),) = answers(targets.qa(clip, config("qa")))
-    assert host.read_answer(answer).description == bytes(examples.qa(clip, config("qa"))["gold"])
+    ((_, answer),) = answers(TASKS["qa"].supervised(clip, config("qa")))
+    assert host.read_answer(answer).description == bytes(TASKS["qa"].example(clip, config("qa"))["gold"])
 
 
 def test_what_does_not_fit_is_a_bad_sample():
     (clip,) = decoded("vos", 1)
     with pytest.raises(BadSample, match="does not fit sft.target_tokens = 20"):
-        targets.vos(clip, config(tokens=20))
+        TASKS["vos"].supervised(clip, config(tokens=20))
     with pytest.raises(InputError, match="sft.targets = 1"):
         targets.pack([targets.Target("a")] * 2, config())
     odd = targets.piece(0, 3, 'a "red" {one}\\')

@@ -4,19 +4,16 @@ The families of the RL step get the answer that the truth dictates (the paper's 
 further examples for thinkers trained from scratch. Arrays are flat; `text.to_batch` makes the step's batch of them.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from jaxtyping import Bool
 
-from omnir1_jax.data.clips import DecodedClip
 from omnir1_jax.data.frame_sampling import SAMPLED_FPS
-from omnir1_jax.data.preprocess import pixels, tokens
+from omnir1_jax.data.preprocess import tokens
 from omnir1_jax.errors import InputError
 from omnir1_jax.systems.prompts import clock
-from omnir1_jax.tasks import examples
 from omnir1_jax.tasks.examples import Arrays, ExampleConfig
 
 MOMENTS = 4  # of a plan made from the truth, as the prompts ask for
@@ -74,10 +71,10 @@ def thought(words: str, answer: str) -> str:
 def piece(first: int, last: int, description: str) -> str:
     """One object of a plan that covers frames `first` to `last`."""
     start, end = (clock(t / SAMPLED_FPS) for t in (first, last))
-    return f'{{"start_time": "{start}", "end_time": "{end}", "description": {_quoted(description)}}}'
+    return f'{{"start_time": "{start}", "end_time": "{end}", "description": {quoted(description)}}}'
 
 
-def _quoted(text: str) -> str:
+def quoted(text: str) -> str:
     """As a JSON string that any reader of flat objects takes: no escapes, no closing brace."""
     plain = "".join(" " if c in '"\\{}' or c < " " else c for c in text)
     return f'"{plain}"'
@@ -88,58 +85,3 @@ def best_moments(masks: Bool[np.ndarray, "n t h w"], count: int = MOMENTS) -> li
     areas = masks.sum(axis=(0, 2, 3))
     seen = np.flatnonzero(areas)
     return [int(part[areas[part].argmax()]) for part in np.array_split(seen, min(count, len(seen))) if len(part)]
-
-
-@examples.named
-def vos(clip: DecodedClip, config: TargetConfig) -> Arrays:
-    """A plan from the truth: moments spread over the clip at which the target is largest, described by the query."""
-    if clip.masks is None:
-        raise InputError("no masks to make a plan from")
-    moments = best_moments(clip.masks)
-    if not moments:
-        raise InputError("the target is in no frame")
-    query = _quoted(clip.ref.query)[1:-1]
-    plan = " ".join(piece(t, t, query) for t in moments)
-    answer = thought(f" What is meant is {query}. ", f" {plan} ")
-    return {**examples.vos_prompt(clip, config), **pack([Target(answer)], config)}
-
-
-@examples.named
-def refavs(clip: DecodedClip, config: TargetConfig) -> Arrays:
-    """The query itself as the description."""
-    answer = thought(f" What is meant is {clip.ref.query}. ", f" {clip.ref.query} ")
-    return {**examples.refavs_prompt(clip, config), **pack([Target(answer)], config)}
-
-
-@examples.named
-def refcocog(clip: DecodedClip, config: TargetConfig) -> Arrays:
-    """Box and two points in pixels of the resized image."""
-    extra, limits = clip.ref.extra, config.policy_budget
-    if not extra["boxes"] or len(extra["points"]) < 2:
-        raise InputError("no box with two points")
-    height, width = pixels.smart_resize(
-        *clip.size, min_pixels=limits.image_min, max_pixels=limits.image_max, factor=config.sizes.cell_pixels
-    )
-    scale = np.array([width / clip.size[1], height / clip.size[0]])
-    box = np.trunc(np.asarray(extra["boxes"][0]) * np.tile(scale, 2)).astype(int).tolist()
-    first, second = np.trunc(np.asarray(extra["points"][:2]) * scale).astype(int).tolist()
-    query = _quoted(clip.ref.query)[1:-1]
-    answer = thought(
-        f" What is meant is {query}. ", f' {{"bbox_2d": {box}, "points_1": {first}, "points_2": {second}}} '
-    )
-    return {**examples.refcocog_prompt(clip, config), **pack([Target(answer)], config)}
-
-
-@examples.named
-def qa(clip: DecodedClip, config: TargetConfig) -> Arrays:
-    """The right option's letter."""
-    arrays, letter = examples.qa_prompt(clip, config)
-    return {**arrays, **pack([Target(thought(" I choose. ", letter))], config)}
-
-
-EXAMPLES: dict[str, Callable[[DecodedClip, Any], Arrays]] = {
-    "vos": vos,
-    "refavs": refavs,
-    "refcocog": refcocog,
-    "qa": qa,
-}

@@ -1,0 +1,88 @@
+"""Shapes of a task's batches, from the example that the task makes of a stand-in clip."""
+
+import re
+from typing import Any
+
+import numpy as np
+from jax import ShapeDtypeStruct
+from ml_collections import ConfigDict
+from transformers import PreTrainedTokenizerBase
+
+from omnir1_jax.build.data import example_config
+from omnir1_jax.build.models import Sizes
+from omnir1_jax.data.audio import SAMPLE_RATE
+from omnir1_jax.data.clips import DecodedClip
+from omnir1_jax.data.preprocess.tokens import SPELLING
+from omnir1_jax.data.refs import BadSample, ClipRef, ImageFiles
+from omnir1_jax.errors import InputError
+from omnir1_jax.models.qwen_omni.config import ThinkerConfig
+from omnir1_jax.tasks import Task
+
+SIDE = 224  # pixels of the stand-in frame, which is resized as any other
+PREFIX = 48  # tokens of System 2's prompt up to and with the frame's end, the frame as one, with Qwen2.5's tokenizer
+
+
+class StandInTokenizer(PreTrainedTokenizerBase):
+    """Takes the place of a tokenizer that is not on this machine: media tokens, and one id for each word."""
+
+    name_or_path, chat_template = "stand-in", None
+
+    def __init__(self):
+        """Without the files that the base class reads."""
+
+    def get_added_vocab(self) -> dict[str, int]:
+        return {spelled: 1 + n for n, spelled in enumerate(SPELLING.values())}
+
+    def __call__(self, text: str, add_special_tokens: bool = False) -> dict[str, list[int]]:
+        special = self.get_added_vocab()
+        ids = [special.get(piece, 0) for piece in re.findall(r"<\|\w+\|>|\s?\w+|[^\w\s]|\s", text)]
+        # System 2's prompt is kept up to its frame, with whose end no other text ends.
+        lacking = PREFIX - len(ids) if text.endswith(SPELLING["vision_end"]) else 0
+        return {"input_ids": [0] * lacking + ids}
+
+
+def stand_in(task: Task, entry: ConfigDict) -> DecodedClip:
+    """A clip with as much as an entry of the mixture has room for."""
+    shape = (entry.frames, SIDE, SIDE)
+    ref = ClipRef("plan", "stand-in", task.clips, "what is meant", ImageFiles((), ()), extra=task.extra)
+    return DecodedClip(
+        ref=ref,
+        frame_indices=np.arange(entry.frames),
+        frames=np.zeros((*shape, 3), np.uint8),
+        size=(SIDE, SIDE),
+        masks=np.ones((entry.objects, *shape), bool),
+        audio=np.zeros(round(entry.audio_seconds * SAMPLE_RATE), np.float32) if entry.audio_seconds else None,
+        without_sound=False,
+        rng=np.random.default_rng(0),
+    )
+
+
+def batch_of(
+    config: ConfigDict,
+    name: str,
+    task: Task,
+    thinker: ThinkerConfig,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    grounder: Sizes | None = None,
+) -> Any:
+    """Shapes of the batches of an entry of the mixture.
+
+    Args:
+      tokenizer: None where it is not on this machine.
+      grounder: another thinker that is shown System 2's frames.
+
+    Raises:
+      InputError: the task makes nothing of the stand-in clip.
+    """
+    entry = config.data[name]
+    known = lambda tokenizer: StandInTokenizer() if tokenizer is None else tokenizer
+    other = None if grounder is None else grounder._replace(tokenizer=known(grounder.tokenizer))
+    made = example_config(config, name, known(tokenizer), thinker, lambda config: other)
+    try:
+        arrays = task.example(stand_in(task, entry), made)
+    except (BadSample, LookupError) as error:
+        raise InputError(
+            f"data.{name}: cannot be planned; {task.name} makes no example of a stand-in clip ({error})"
+        ) from error
+    shape = lambda x: ShapeDtypeStruct((entry.batch_size, *np.shape(x)), np.asarray(x).dtype)
+    return task.to_batch({key: shape(value) for key, value in arrays.items()})

@@ -1,0 +1,148 @@
+"""What a person reads and sees of one completion: plain values of the host, and how they are read from arrays."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float, Int, UInt8
+
+from omnir1_jax.data.frame_sampling import SAMPLED_FPS
+from omnir1_jax.systems.frames import HighResFrames
+from omnir1_jax.systems.grounders.protocol import GroundedBoxes, Requests
+from omnir1_jax.text.readers import Plan
+from omnir1_jax.text.rules import Failure
+from omnir1_jax.text.strings import Buffer
+
+Number = float | int
+Box = tuple[Number, Number, Number, Number]
+At = tuple[int, int]  # prompt and completion
+
+
+class Piece(NamedTuple):
+    """One group of a plan.
+
+    start, end: seconds. frames: first and last, None unless the piece is valid. failure: why it is not, by name.
+    """
+
+    start: float
+    end: float
+    frames: tuple[int, int] | None
+    description: str
+    failure: str | None = None
+
+
+class Keyframe(NamedTuple):
+    """A frame that System 2 looked at, what it was asked and what it answered, as text and as boxes.
+
+    boxes: inclusive (x_min, y_min, x_max, y_max) in the pixels of the clip's own size.
+    """
+
+    frame: int
+    description: str
+    answer: str
+    boxes: tuple[Box, ...] = ()
+
+
+class Description(NamedTuple):
+    """What a completion says.
+
+    Attributes:
+      answer: what was read where that is no plan. gold: the right answer where it is a text.
+    """
+
+    pieces: tuple[Piece, ...] = ()
+    keyframes: tuple[Keyframe, ...] = ()
+    answer: str | None = None
+    gold: str | None = None
+
+
+class Clip(NamedTuple):
+    """What a picture shows.
+
+    frames: at any size, in the aspect of `size`. size: width and height that all boxes refer to. truth, predicted:
+    masks of all objects together at any size, stretched over the frame. boxes: true ones of n objects, -1 where an
+    object is not in the frame. seconds: when each frame is seen. numbers: of the frames in their video, where these
+    are not all of it from the first on.
+    """
+
+    frames: UInt8[np.ndarray, "t h w 3"]
+    size: tuple[int, int]
+    truth: Bool[np.ndarray, "t y x"] | None = None
+    predicted: Bool[np.ndarray, "t yp xp"] | None = None
+    boxes: Float[np.ndarray, "n t 4"] | None = None
+    seconds: tuple[float, ...] | None = None
+    numbers: tuple[int, ...] | None = None
+
+
+def text(buffer: Buffer, at: Any) -> str:
+    """One string of a buffer."""
+    return buffer.bytes[at][: buffer.length[at]].tobytes().decode("utf-8", "replace")
+
+
+def boxes(found: Float[np.ndarray, "n 4"], scale: Float[np.ndarray, "2"]) -> tuple[Box, ...]:
+    """Boxes in resized pixels in those of the clip's own size, missing ones left out."""
+    own = lambda box: tuple(float(x) for x in box / np.tile(scale, 2))
+    return tuple(own(box) for box in found if not (box == -1).all())
+
+
+def pieces(plan: Plan, at: At) -> tuple[Piece, ...]:
+    """The groups of a plan, [b g ...]."""
+    out = []
+    for slot in range(int(plan.slots_used[at])):
+        where = (*at, slot)
+        failure = Failure(int(plan.failure[where]))
+        frames = (int(plan.first_frame[where]), int(plan.last_frame[where])) if plan.valid[where] else None
+        start, end = float(plan.start[where]) / 100, float(plan.end[where]) / 100
+        name = None if failure == Failure.OK else failure.name.lower()
+        out.append(Piece(start, end, frames, text(plan.description, where), name))
+    return tuple(out)
+
+
+def keyframes(requests: Requests, found: GroundedBoxes | None, at: At) -> tuple[Keyframe, ...]:
+    """What System 2 was asked and what it found; `found` is None where the boxes come from elsewhere."""
+    out = []
+    for slot in np.flatnonzero(requests.valid[at]):
+        where = (*at, int(slot))
+        asked, answer, own = text(requests.description, where), "", ()
+        if found is not None:
+            answer = text(found.answer, where)
+            if found.asked[where]:
+                own = boxes(found.box[where][: int(found.count[where])], found.scale[at[0]])
+        out.append(Keyframe(int(requests.frame[where]), asked, answer, own))
+    return tuple(out)
+
+
+def assemble(
+    cells: UInt8[np.ndarray, "n cell cell 3"], rows_cols: Int[np.ndarray, "n 2"]
+) -> UInt8[np.ndarray, "h w 3"]:
+    """A frame from its cells."""
+    side = cells.shape[1]
+    rows, columns = rows_cols.max(axis=0) + 1
+    out = np.zeros((rows, side, columns, side, 3), np.uint8)
+    out[rows_cols[:, 0], :, rows_cols[:, 1]] = cells
+    return out.reshape(rows * side, columns * side, 3)
+
+
+def high_res_clip(frames: HighResFrames, i: int, count: int) -> Clip:
+    """The frames of prompt i that System 2 may look at, in the clip's own aspect."""
+    side = frames.cells.shape[3]
+    used = int(frames.resized[i][0] // side * (frames.resized[i][1] // side))
+    shown = [assemble(frames.cells[i, t, :used], frames.rows_cols[i, :used]) for t in range(count)]
+    size = (int(frames.original[i][0]), int(frames.original[i][1]))
+    return Clip(np.stack(shown), size, seconds=tuple(t / SAMPLED_FPS for t in range(count)))
+
+
+def policy_frames(batch: Any, i: int) -> UInt8[np.ndarray, "t h w 3"]:
+    """The frames that System 1 sees: one of an image, two of each temporal patch of a video."""
+    vision = batch.policy.vision
+    out = []
+    for cells in vision.frames[i]:
+        used = cells[cells >= 0]
+        if len(used):
+            out += [assemble(vision.pixels[i, used, k], vision.rows_cols[i, used]) for k in range(2)]
+    return np.stack(out)
+
+
+def policy_clip(batch: Any, i: int) -> Clip:
+    """The clip as System 1 sees it: the picture of a task that has no better one."""
+    frames = policy_frames(batch, i)
+    return Clip(frames, (frames.shape[2], frames.shape[1]), seconds=tuple(t / SAMPLED_FPS for t in range(len(frames))))
