@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from transformers import PreTrainedTokenizerBase
 
+from omnir1_jax.config import lookup
 from omnir1_jax.config.sections import Loader, Task
 from omnir1_jax.config.settings import section
 from omnir1_jax.data.pipeline import ANY, Family, PipelineConfig
@@ -66,7 +67,7 @@ def readers(config: ConfigDict, name: str) -> tuple[Reader, ...]:
     for label, entry in config.data[name].datasets.items():
         options = entry.to_dict()
         kind, root, split = options.pop("name"), options.pop("root"), options.pop("split") or None
-        if kind not in ROOTLESS:
+        if kind not in ROOTLESS and (root or not lookup.is_path(kind)):  # a reader of one's own may need none
             path = root_of(config, root)
             if not root or not path.exists():
                 where = path if root else "no directory"

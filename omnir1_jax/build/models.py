@@ -26,6 +26,7 @@ from omnir1_jax.models.qwen_omni.sample import Sampling
 from omnir1_jax.models.qwen_omni.thinker import Thinker, abstract_params
 from omnir1_jax.parallel import replicate, tree_shardings
 from omnir1_jax.rl.config import Frozen, Models, StepConfig
+from omnir1_jax.rl import terms
 from omnir1_jax.systems import grounders, prompts, segmenters
 from omnir1_jax.systems.grounders.thinker import ThinkerGrounder, ThinkerParams
 from omnir1_jax.systems.segmenters.sam2 import Sam2Segmenter
@@ -302,7 +303,9 @@ def frozen(config: ConfigDict, loaded: Loaded, mesh: Mesh | None = None) -> Froz
 def step_config(config: ConfigDict, ids: TokenIds) -> StepConfig:
     """The step's choices."""
     step, grpo = section(sections.Step, config.step), section(sections.Grpo, config.grpo)
-    return StepConfig.of(step, grpo, section(sections.Reward, config.reward), lora_config(config.lora), ids)
+    reward = section(sections.Reward, config.reward)
+    base = StepConfig.of(step, grpo, reward, lora_config(config.lora), ids)
+    return dataclasses.replace(base, extra=terms.load(reward.extra))
 
 
 def _fields(kind: Callable[..., Any], values: Mapping[str, Any], name: str) -> Any:

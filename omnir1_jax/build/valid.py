@@ -8,15 +8,17 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
+from omnir1_jax import tasks
 from omnir1_jax.build.objectives import OBJECTIVES
 from omnir1_jax.config import schema
 from omnir1_jax.config.schema import Choice, Fields, Flag, Rule, Text, Whole
 from omnir1_jax.config.sections import Reward, Settings
 from omnir1_jax.config.settings import section, typed
-from omnir1_jax.data.registry import DATASETS
+from omnir1_jax.data.registry import DATASETS, reader
 from omnir1_jax.errors import InputError
 from omnir1_jax.models import sam2
 from omnir1_jax.models.qwen_omni.config import ThinkerConfig
+from omnir1_jax.rl import terms
 from omnir1_jax.systems import grounders
 from omnir1_jax.systems.segmenters import SEGMENTERS
 from omnir1_jax.tasks import TASKS
@@ -74,17 +76,19 @@ def _dataset(name: str, options: Any) -> Iterator[tuple[str, Any, Rule]]:
     if not isinstance(options, Mapping) or any(key not in options for key in OPTIONS):
         raise InputError(f"{name}: is not a dataset with name, root and split; see settings.datasets")
     kind = options["name"]
-    yield f"{name}.name", kind, Choice(DATASETS)
+    yield f"{name}.name", kind, Choice(DATASETS, own=True)
     yield f"{name}.root", options["root"], Text()
     yield f"{name}.split", options["split"], Text()
-    arguments, hints = inspect.signature(DATASETS[kind]).parameters, typing.get_type_hints(DATASETS[kind])
+    opener = reader(kind, f"{name}.name")
+    arguments, hints = inspect.signature(opener).parameters, typing.get_type_hints(opener)
     for key, value in options.items():
         if key in OPTIONS:
             continue
         if key not in arguments:
             known = ", ".join(sorted({*OPTIONS, *arguments}))
             raise InputError(f"{name}.{key}: no such option of {kind}; there are {known}")
-        kinds = typing.get_args(hints[key]) if isinstance(hints[key], types.UnionType) else (hints[key],)
+        hint = hints.get(key)
+        kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
         yield f"{name}.{key}", value, _OneOf(kinds)
 
 
@@ -111,10 +115,13 @@ def _together(settings: Settings) -> Iterator[tuple[str, str]]:
         yield "step.group", "1 completion has none to be compared with, only the KL term would train; give 2 or more"
     if not settings.step.temperature:
         yield "step.temperature", "0 gives all completions of a group one text, only the KL term would train"
+    for term in terms.load(settings.reward.extra):
+        if term.host and settings.step.mode != "staged":
+            yield "step.mode", f"{settings.step.mode!r} cannot hold {term.name} of reward.extra, which runs on the host"
     reward = settings.reward.weights()
     for task, entry in settings.data.items():
-        kind = entry.example or entry.family or task
-        if kind == "vos" and reward.segmentation and not (settings.sam2.path or settings.sam2.sizes):
+        own = tasks.get(entry.example or entry.family or task, f"data.{task}.family")
+        if own.segments and reward.segmentation and not (settings.sam2.path or settings.sam2.sizes):
             yield "sam2.path", f"names no segmenter, whose masks the reward of data.{task} needs; set it to the weights"
-        if kind == "refavs" and not (entry.audio_seconds and entry.sound == "required"):
+        if own.name == "refavs" and not (entry.audio_seconds and entry.sound == "required"):
             yield f"data.{task}.audio_seconds", "the task is about sound: give seconds, and sound='required'"

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from types import ModuleType
 from typing import Any, TypeVar
 
+import cloudpickle  # of grain, which carries readers and transforms into its workers with it
+
 from omnir1_jax.errors import InputError
 
 T = TypeVar("T")
@@ -71,4 +73,6 @@ def _from_file(path: pathlib.Path) -> ModuleType:
     except BaseException:
         del sys.modules[name]
         raise
+    # The pipeline's worker processes cannot import it by this name.
+    cloudpickle.register_pickle_by_value(module)
     return module

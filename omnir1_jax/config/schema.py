@@ -120,6 +120,23 @@ class Each(NamedTuple):
         return f"tuple: {self.rule}"
 
 
+class Weights(NamedTuple):
+    """Objects of the user's own, each with a number: pairs, since names of files hold dots, which keys may not."""
+
+    def fault(self, value: Any) -> str | None:
+        if not isinstance(value, tuple | list):
+            return f"is not a sequence of {self}"
+        for pair in value:
+            if not isinstance(pair, tuple | list) or len(pair) != 2 or not isinstance(pair[0], str):
+                return f"has an entry that is not one of {self}"
+            if not lookup.is_path(pair[0]) or Number(-math.inf).fault(pair[1]):
+                return f"has an entry that is not one of {self}"
+        return None
+
+    def __str__(self) -> str:
+        return "pairs of module:object or file.py:object and a number"
+
+
 class Rising(NamedTuple):
     """Two whole numbers, the second at least the first."""
 
@@ -201,7 +218,8 @@ def setting(default: Any, doc: str, rule: Rule | None = None) -> Any:
 def rules(kind: type) -> dict[str, Any]:
     """The rule of every field of a dataclass; that of a section is its class."""
     hints = typing.get_type_hints(kind)
-    return {f.name: f.metadata.get("rule") or of_type(hints[f.name], f.default) for f in dataclasses.fields(kind)}
+    own = lambda field: field.metadata.get("rule")
+    return {f.name: of_type(hints[f.name], f.default) if own(f) is None else own(f) for f in dataclasses.fields(kind)}
 
 
 def shared(kind: type, section: Section) -> dict[str, Any]:

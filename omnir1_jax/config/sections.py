@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from omnir1_jax.config.rewards import PRESETS, VosReward
-from omnir1_jax.config.schema import Choice, Each, Fields, Number, Rising, Section, Text, Whole, setting
+from omnir1_jax.config.schema import Choice, Each, Fields, Number, Rising, Section, Text, Weights, Whole, setting
 from omnir1_jax.text.rules import DEFAULT as LIMITS
 
 CELL = 28 * 28  # pixels of a visual token of the released models
@@ -203,6 +203,9 @@ class Reward(Section):
     preset: str = setting("authors", "published variant, whose weights and rules the terms have", Choice(PRESETS))
     terms: Mapping[str, Any] = setting(
         {}, "weights and rules that differ from the preset; the defaults here are `authors`", Fields(VosReward)
+    )
+    extra: tuple[tuple[str, float], ...] = setting(
+        (), 'reward terms of your own with their weights: (("file.py:term", 0.5), ...)', Weights()
     )
     bonus_range: tuple[int, int] = setting((320, 750), "lengths in tokens that earn the length bonus", Rising())
 

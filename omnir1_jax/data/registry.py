@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Callable
 
+from omnir1_jax.config import lookup
 from omnir1_jax.data import (
     avhbench,
     folder,
@@ -46,12 +47,23 @@ DATASETS: dict[str, Callable[..., Reader]] = {
 }
 
 
+def reader(name: str, setting: str = "dataset") -> Callable[..., Reader]:
+    """What opens the datasets of this name: one of `DATASETS`, or the user's own `(root, split, **options) -> Reader`.
+
+    Raises:
+      InputError: there is none; names the setting.
+    """
+    found = lookup.registered(name, DATASETS, setting)
+    if not callable(found):
+        raise InputError(f"{setting}: {name} is not a function that opens a dataset")
+    return found
+
+
 def open_dataset(name: str, root: str, split: str | None = None, **options: object) -> Reader:
     """A reader of the split (the dataset's own first one by default). Raises `InputError`."""
-    if name not in DATASETS:
-        raise InputError(f"no dataset is called '{name}'; choose one of {', '.join(DATASETS)}")
-    known = [option for option in inspect.signature(DATASETS[name]).parameters if option not in ("root", "split")]
+    opener = reader(name)
+    known = [option for option in inspect.signature(opener).parameters if option not in ("root", "split")]
     if unknown := [option for option in options if option not in known]:
         raise InputError(f"{name} has no option '{unknown[0]}'; it has {', '.join(known) or 'none'}")
     chosen = {} if split is None else {"split": split}
-    return DATASETS[name](root, **chosen, **options)
+    return opener(root, **chosen, **options)

@@ -23,7 +23,7 @@ PREFIX = 48  # tokens of System 2's prompt up to and with the frame's end, the f
 
 
 class StandInTokenizer(PreTrainedTokenizerBase):
-    """Takes the place of a tokenizer that is not on this machine: media tokens, and one id for each word."""
+    """Takes the place of a tokenizer that is not on this machine: media tokens, and one id for all text between two."""
 
     name_or_path, chat_template = "stand-in", None
 
@@ -35,7 +35,8 @@ class StandInTokenizer(PreTrainedTokenizerBase):
 
     def __call__(self, text: str, add_special_tokens: bool = False) -> dict[str, list[int]]:
         special = self.get_added_vocab()
-        ids = [special.get(piece, 0) for piece in re.findall(r"<\|\w+\|>|\s?\w+|[^\w\s]|\s", text)]
+        media = re.split("(" + "|".join(map(re.escape, special)) + ")", text)
+        ids = [special.get(piece, 0) for piece in media if piece]
         # System 2's prompt is kept up to its frame, with whose end no other text ends.
         lacking = PREFIX - len(ids) if text.endswith(SPELLING["vision_end"]) else 0
         return {"input_ids": [0] * lacking + ids}

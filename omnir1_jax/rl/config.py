@@ -31,6 +31,7 @@ class StepConfig:
       limits: maximum groups and description bytes that are read of a plan.
       completion_bytes: longest completion that is read.
       reward: of the video family; its format and length weights count for every family.
+      extra: further reward terms, `terms.Extra`.
       bonus_range: lengths in tokens that earn the length bonus.
       updates: optimiser updates on each rollout.
       score_chunk: tokens whose logits exist at a time.
@@ -51,6 +52,7 @@ class StepConfig:
     score_chunk: int
     score_lengths: tuple[int, ...]
     lora: Lora | None
+    extra: tuple[Any, ...] = ()
 
     @classmethod
     def of(cls, step: Step, grpo: Grpo, reward: Reward, lora: Lora | None, ids: TokenIds) -> "StepConfig":

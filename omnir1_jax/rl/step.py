@@ -12,7 +12,7 @@ from jaxtyping import Array, Key
 from omnir1_jax.errors import InputError
 from omnir1_jax.models.qwen_omni.sample import Completions
 from omnir1_jax.parallel import constrain_rows
-from omnir1_jax.rl import learn
+from omnir1_jax.rl import learn, terms
 from omnir1_jax.rl.config import Frozen, Models, Rewards, StepConfig
 from omnir1_jax.rl.learn import Learned, TrainState
 from omnir1_jax.systems import reasoner
@@ -77,7 +77,8 @@ def make_stages(task: Task, models: Models, optimizer: optax.GradientTransformat
         return task.segment(models, frozen, config, batch, reading, found)
 
     def reward(batch, completions, reading, found, masks):
-        return task.reward(config, batch, completions, reading, found, masks)
+        made = batch, completions, reading, found, masks
+        return terms.add(task.reward(config, *made), [term for term in config.extra if not term.host], *made)
 
     def update(state, frozen, batch, media, completions, rewards):
         return learn.learn(
@@ -112,6 +113,9 @@ def make_train_step(
         raise InputError("step.mode: System 2 is on the host, so that the stages run one by one; take 'staged'")
     if models.on_host and jax.process_count() > 1:
         raise InputError("step.grounder: System 2 on the host trains in one process only")
+    host = [term for term in config.extra if term.host]
+    if host and mode != "staged":
+        raise InputError(f"step.mode: {host[0].name} of reward.extra runs on the host; take 'staged'")
     stage, tell = make_stages(task, models, optimizer, config), _told
     if mode == "staged":
         kept = None if shardings is None else (shardings, None)
@@ -128,6 +132,8 @@ def make_train_step(
         found = stage.ground(frozen, batch, reading)
         masks = stage.segment(frozen, batch, reading, found)
         rewards = stage.reward(batch, completions, reading, found, masks)
+        if host:
+            rewards = terms.add(rewards, host, *jax.device_get((batch, completions, reading, found, masks)))
         state, learned = stage.update(state, frozen, batch, media, completions, rewards)
         return state, *tell(Rollout(completions, reading, found, masks, rewards), learned, state)
 

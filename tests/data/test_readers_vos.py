@@ -333,7 +333,7 @@ def test_missing_things_are_named(copy):
         refavs.open(str(tree))
     with pytest.raises(InputError, match="no split 'dev'"):
         refavs.open(str(tree), "dev")
-    with pytest.raises(InputError, match="no dataset is called 'nope'"):
+    with pytest.raises(InputError, match="'nope' is none of"):
         registry.open_dataset("nope", str(tree))
     with pytest.raises(InputError, match="nowhere is missing"):
         registry.open_dataset("revos", str(tree / "nowhere"))

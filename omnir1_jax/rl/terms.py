@@ -1,0 +1,74 @@
+"""Reward terms of the user's own: `reward.extra`, added to the reward that a task gives.
+
+A term is `(batch, completions, reading, found, masks) -> Float[b g]`: what the step's stages before it made. It is
+traced into the step, unless it is marked `on_host`: then it gets numpy arrays, and the stages run one by one.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from omnir1_jax.config import lookup
+from omnir1_jax.errors import InputError
+from omnir1_jax.rl.config import Rewards
+
+Term = Callable[..., Float[Array, "b g"]]
+SETTING = "reward.extra"
+
+
+class Extra(NamedTuple):
+    """A term with its weight; `name` is the function's own, under which it is logged."""
+
+    name: str
+    function: Term
+    weight: float
+
+    @property
+    def host(self) -> bool:
+        """Whether it runs on the host."""
+        return getattr(self.function, "host", False)
+
+
+def on_host(term: Term) -> Term:
+    """Marks a term that cannot be traced; it needs step.mode=staged."""
+    term.host = True
+    return term
+
+
+def load(weights: Sequence[tuple[str, float]]) -> tuple[Extra, ...]:
+    """The terms of `reward.extra`.
+
+    Raises:
+      InputError: there is no such function, or two have one name.
+    """
+    found = [Extra(name.rpartition(":")[2], lookup.load(name, SETTING), weight) for name, weight in weights]
+    names = [term.name for term in found]
+    for term, (name, _) in zip(found, weights):
+        if not callable(term.function):
+            raise InputError(f"{SETTING}: {name} is not a function")
+        if names.count(term.name) > 1:
+            raise InputError(f"{SETTING}: two terms are called {term.name}; the log needs two names")
+    return tuple(found)
+
+
+def add(rewards: Rewards, terms: Sequence[Extra], *made: Any) -> Rewards:
+    """The rewards with further terms.
+
+    Args:
+      made: batch, completions, reading, found, masks.
+
+    Raises:
+      InputError: a term of another shape, or of the name of one of the task's own.
+    """
+    total, every, shape = rewards.total, dict(rewards.terms), rewards.total.shape
+    for term in terms:
+        value = jnp.asarray(term.function(*made), jnp.float32)
+        if value.shape != shape:
+            raise InputError(f"{SETTING}: {term.name} gave {value.shape}, not one number per completion {shape}")
+        if term.name in every:
+            raise InputError(f"{SETTING}: the task has a term {term.name} already; rename yours")
+        total, every[term.name] = total + term.weight * value, value
+    return jax.lax.stop_gradient(rewards.replace(total=total, terms=every))
