@@ -15,6 +15,7 @@ from etils import epath
 from jax import ShapeDtypeStruct
 from ml_collections import ConfigDict
 
+from omnir1_jax.build import data as setup_data
 from omnir1_jax.build import models as setup_models
 from omnir1_jax.build import optimizer as setup_optimizer
 from omnir1_jax.config.schema import shared
