@@ -38,3 +38,10 @@ def test_atomic_path_keeps_the_old_until_the_new_is_whole(tmp_path):
         scratch.write_text("second")
     assert target.read_text() == "second"
     assert list(tmp_path.iterdir()) == [target]
+
+
+def test_films_decode_like_opencvs_reader():
+    from omnir1_jax.benches import data
+
+    figures = data.run(quick=True)
+    assert figures["film_all_times_faster"] > 0
