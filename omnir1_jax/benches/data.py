@@ -40,7 +40,7 @@ def run(quick: bool) -> dict:
     try:
         with tempfile.TemporaryDirectory() as root:
             path = pathlib.Path(root) / "film.mp4"
-            path.write_bytes(encode.mp4(make_clip(world, 0).frames, 30))
+            path.write_bytes(encode.mp4(make_clip(world, 0).frames, 30.0))
             spread = np.linspace(0, world.frames - 1, min(24, world.frames), dtype=int).tolist()
             for name, indices in (("all", list(range(world.frames))), ("sparse", spread)):
                 sides = {
