@@ -1,6 +1,6 @@
 # shellcheck shell=bash
-# shellcheck disable=SC2034  # what is read here is used by the scripts
-# Sourced by the scripts that reach a cloud: options, the checkout as a bundle, commands that a dry run only prints.
+# shellcheck disable=SC2034  # the variables set here are used by the scripts
+# Sourced by the scripts that use a cloud: options, the checkout as a bundle, commands that a dry run only prints.
 # shellcheck source=launch/environment.sh
 . "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
@@ -9,8 +9,8 @@ arguments=() flags=() scratch=''
 
 usage() { sed -n '2,/^set/s/^# \{0,1\}//p' "$0"; }
 
-# Reads the options of `"$@"`; what is behind -- becomes `arguments`. A script's own options are read by its
-# `own_option NAME VALUE`, which returns 1 for a name that it does not know.
+# Parses the options of `"$@"`; what follows -- becomes `arguments`. A script's own options are parsed by its
+# `script_option NAME VALUE`, which returns 1 for a name that it does not know.
 read_options() {
   local option value
   while [ $# -gt 0 ]; do
@@ -24,7 +24,7 @@ read_options() {
       --*)
         case ${2-} in '' | --*) fail "$option: needs a value; see --help" ;; esac
         value=$2; shift 2 ;;
-      *) fail "$option: is no option; options of the training stand behind --" ;;
+      *) fail "$option: is not an option; options of the training go after --" ;;
     esac
     case $option in
       --name) name=$value ;;
@@ -35,7 +35,7 @@ read_options() {
       --workdir) workdir=$value ;;
       --inputs) inputs=$value ;;
       --flag) flags+=("$value") ;;
-      *) own_option "$option" "$value" || fail "$option: is no option; see --help" ;;
+      *) script_option "$option" "$value" || fail "$option: is not an option; see --help" ;;
     esac
   done
 }
@@ -43,19 +43,19 @@ read_options() {
 # need OPTION VALUE EXAMPLE
 need() { [ -n "$2" ] || fail "$1: is needed, such as $1 $3"; }
 
-# check_name OPTION VALUE EXAMPLE: a name that Google Cloud and XPK take.
+# check_name OPTION VALUE EXAMPLE: fails unless Google Cloud and XPK accept the name.
 check_name() {
   need "$1" "$2" "$3"
   case $2 in *[!a-z0-9-]* | [!a-z]* | *-) fail "$1: '$2' has to consist of a-z, 0-9 and -, beginning with a letter" ;; esac
-  [ ${#2} -le 40 ] || fail "$1: '$2' has ${#2} characters; 40 are the most"
+  [ ${#2} -le 40 ] || fail "$1: '$2' has ${#2} characters; the maximum is 40"
 }
 
-# check_count OPTION VALUE: a whole number.
+# check_count OPTION VALUE: fails unless it is a whole number.
 check_count() {
   case $2 in '' | *[!0-9]*) fail "$1: '$2' has to be a whole number" ;; esac
 }
 
-check_place() {
+check_zone_and_slices() {
   need --zone "$zone" us-east5-b
   case $slices in '' | 0* | *[!0-9]*) fail "--slices: '$slices' has to be a whole number from 1 on" ;; esac
 }
@@ -66,21 +66,21 @@ check_training() {
   case $inputs in '' | gs://?*) ;; *) fail "--inputs: $inputs has to be gs://BUCKET/..., which every host can read" ;; esac
   case " ${arguments[*]-} " in
     *" --config="* | *" --config "*) ;;
-    *) fail "the training needs its config behind --, such as -- --config=configs/revos.py" ;;
+    *) fail "the training needs its config after --, such as -- --config=configs/revos.py" ;;
   esac
 }
 
-# The arguments as a line for a shell; only what needs it is quoted.
+# The arguments as one shell command; only those that need it are quoted.
 quoted() {
-  local word line='' mark="'\\''"
+  local word command='' mark="'\\''"
   for word in "$@"; do
     case $word in '' | *[!A-Za-z0-9_./:=,@%+~-]*) word="'${word//\'/$mark}'" ;; esac
-    line+="${line:+ }$word"
+    command+="${command:+ }$word"
   done
-  printf '%s\n' "$line"
+  printf '%s\n' "$command"
 }
 
-# Runs a command that reaches the cloud; a dry run prints it.
+# Runs a command that changes the cloud; a dry run prints it.
 cloud() {
   if [ -n "$dry_run" ]; then quoted "$@"; else "$@"; fi
 }
@@ -89,16 +89,16 @@ need_program() {
   [ -n "$dry_run" ] || command -v "$1" >/dev/null || fail "$1 is not installed; $2"
 }
 
-# What every host runs, as a line for its shell.
-worker_line() {
-  local words=("$1")
-  [ -z "$inputs" ] || words+=(--inputs "$inputs")
-  words+=("--workdir=$workdir" "${arguments[@]}")
-  [ "$slices" = 1 ] || words+=("--config.mesh.slice=$slices")
-  quoted "${words[@]}"
+# The command of every host, for its shell.
+worker_command() {
+  local command=("$1")
+  [ -z "$inputs" ] || command+=(--inputs "$inputs")
+  command+=("--workdir=$workdir" "${arguments[@]}")
+  [ "$slices" = 1 ] || command+=("--config.mesh.slice=$slices")
+  quoted "${command[@]}"
 }
 
-# Sets `scratch` to a new folder that is removed at the end; a dry run names one and makes none.
+# Sets `scratch` to a new folder that is removed at exit; a dry run names one without creating it.
 new_scratch() {
   [ ! -d "$scratch" ] || return 0
   scratch=${TMPDIR:-/tmp}/omnir1_jax-$name
@@ -107,10 +107,10 @@ new_scratch() {
   trap 'rm -rf "$scratch"' EXIT
 }
 
-# The committed checkout as FILE.
+# bundle FILE: writes the committed checkout to FILE.
 bundle() {
   [ -z "$dry_run" ] || return 0
   git -C "$root" archive --format=tar.gz --output "$1" HEAD ||
     fail "$root: the hosts get what git has committed here; make it a git checkout"
-  git -C "$root" diff --quiet HEAD || echo "$script: changes that are not committed stay here" >&2
+  git -C "$root" diff --quiet HEAD || echo "$script: uncommitted changes are not sent" >&2
 }

@@ -1,8 +1,8 @@
 """Copies weights/ and data/ of a bucket's folder to this disk: `copy_inputs.py gs://BUCKET/FOLDER DIRECTORY`.
 
-A file appears under its name once it is complete, and one that is there is not copied again, so an interrupted copy
-resumes. Needs fsspec alone.
-Exit status: 0 copied; 2 what will not pass by itself (no such folder, no permission, no space); 42 try again.
+A file gets its name when it is complete, and existing files are not copied again, so that an interrupted copy resumes.
+Needs only fsspec.
+Exit status: 0 copied; 2 permanent failure (no such folder, no permission, no space); 42 try again.
 """
 
 import errno
@@ -15,7 +15,7 @@ import fsspec
 
 INVALID, TRANSIENT = 2, 42
 SPARE = 2 * 10**9  # bytes that stay free for compiled programs and logs
-BATCH = 256  # files copied side by side
+BATCH = 256  # files copied concurrently
 PART = ".omnir1-part"  # suffix of a file that is being copied
 
 
@@ -27,7 +27,7 @@ def missing(files: fsspec.AbstractFileSystem, folder: str, target: pathlib.Path)
     """The files to copy: remote name -> (local path, bytes).
 
     Raises:
-      Refused: a local file of the same name and another size, which is somebody's own.
+      Refused: a local file of the same name has another size, so it is not a copy.
     """
     wanted = {}
     for name, entry in files.find(folder, detail=True).items():
@@ -67,7 +67,7 @@ def copy(url: str, target: pathlib.Path) -> None:
 
 
 def lasting(error: Exception) -> bool:
-    """Whether an error comes again however often the copy is tried."""
+    """Whether the error is permanent, so that retrying the copy does not help."""
     if isinstance(error, Refused | FileNotFoundError | PermissionError):
         return True
     if getattr(error, "code", None) in (401, 403, 404):  # of a bucket's HTTP interface
@@ -78,7 +78,7 @@ def lasting(error: Exception) -> bool:
 def main(url: str, target: str) -> int:
     try:
         copy(url, pathlib.Path(target))
-    except Exception as error:  # of any store's client: it becomes a line and an exit status
+    except Exception as error:  # of any storage client: reported as one line and an exit status
         text = " ".join(str(error).split())[:300]
         reason = text if isinstance(error, Refused) else f"could not copy {url} ({type(error).__name__}: {text})"
         print(f"--inputs: {reason}", file=sys.stderr)

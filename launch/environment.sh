@@ -1,10 +1,10 @@
 # shellcheck shell=bash
-# Sourced by the scripts that run on this machine: a Python environment of their own, made once.
+# Sourced by the scripts that run on this machine: creates their Python environment, once.
 # The package is installed in editable mode at the versions of constraints.txt. PYTHON names the interpreter.
 script="launch/$(basename "$0")"
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
-# With what a script ends where a setting is invalid, and where the same command may succeed later.
+# Exit status for an invalid setting, and for a failure after which the same command may succeed.
 invalid=1 transient=1
 
 # fail MESSAGE [STATUS]
@@ -15,16 +15,16 @@ fail() {
 
 version_of() { "$1" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null; }
 
-# Sets `python` to the first interpreter that will do.
+# Sets `python` to the first interpreter of a supported version.
 find_python() {
-  local found version candidates=(python3 python3.13 python3.12 python3.11)
+  local rejected version candidates=(python3 python3.13 python3.12 python3.11)
   [ -z "${PYTHON:-}" ] || candidates=("$PYTHON")
   for python in "${candidates[@]}"; do
     version=$(version_of "$python") || continue
     case $version in 3.11 | 3.12 | 3.13) return ;; esac
-    found=${found:-"$python is Python $version"}
+    rejected=${rejected:-"$python is Python $version"}
   done
-  fail "needs Python 3.11, 3.12 or 3.13 (${found:-no ${candidates[0]} that runs here}); install one and name it: PYTHON=python3.12 $script"
+  fail "needs Python 3.11, 3.12 or 3.13 (${rejected:-no ${candidates[0]} that runs here}); install one and name it: PYTHON=python3.12 $script"
 }
 
 # need_disk DIRECTORY KIB PURPOSE
@@ -35,8 +35,8 @@ need_disk() {
     fail "$3 needs $(($2 / 1000)) MB and the disk of $1 has $((free_kib / 1000)) MB free; free some and run the same command again"
 }
 
-# make_environment VENV EXTRAS KIB: installs where what is wanted differs from what the stamp says was installed,
-# so that nothing is asked of the network later. An interrupted install has no stamp and is resumed.
+# make_environment VENV EXTRAS KIB: installs if the stamp of the last install differs from what is wanted, so that
+# later runs need no network. An interrupted install has no stamp and is resumed.
 make_environment() {
   local venv=$1 extras=$2 kib=$3 started=$SECONDS wanted
   wanted="$root$extras $(cat "$root/setup.py" "$root/launch/constraints.txt" | cksum)"
@@ -49,7 +49,7 @@ make_environment() {
   if ! "$venv/bin/python" -m pip --version >/dev/null 2>&1; then
     need_disk "$root" "$kib" "the environment"
     "$python" -m venv --clear "$venv" ||
-      fail "$python could not make an environment; where the lines above name ensurepip, install the package python3-venv"
+      fail "$python could not create an environment; if the lines above name ensurepip, install the package python3-venv"
   fi
   echo "$script: installing into $venv (once; some minutes)" >&2
   "$venv/bin/python" -m pip install --quiet --disable-pip-version-check \

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# The whole method at toy size, from a fresh machine: makes the environment .venv-quickstart, installs the package,
-# trains on the synthetic world, evaluates before and after, and says where report.html and summary.json lie. About a quarter of an
-# hour on two CPU cores. Stopped anywhere, the same command goes on; only the first run needs the network.
+# The complete method at toy size, from a fresh machine: creates the environment .venv-quickstart, installs the package,
+# trains on the synthetic world, evaluates before and after, and prints the paths of report.html and summary.json. Takes
+# about 15 minutes on two CPU cores. If interrupted, rerun the command to resume. Only the first run needs the network.
 #
 # Usage: launch/quickstart.sh [--out DIRECTORY] [options of python -m omnir1_jax.toy]
-#   --out DIRECTORY   where the results go (default: runs/quickstart beside this script's folder)
+#   --out DIRECTORY   output directory (default: runs/quickstart beside this script's folder)
 #   PYTHON=python3.12 launch/quickstart.sh   chooses the interpreter
 set -euo pipefail
 # shellcheck source=launch/environment.sh

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes (or reuses) an environment of its own, installs the package with its test extra, runs the tests.
+# Creates (or reuses) the environment .venv-test, installs the package with its test extra, runs the tests.
 # Usage: launch/test.sh [pytest arguments]     PYTHON=python3.12 launch/test.sh   to choose the interpreter.
 set -euo pipefail
 # shellcheck source=launch/environment.sh

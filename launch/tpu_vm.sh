@@ -1,33 +1,33 @@
 #!/usr/bin/env bash
-# Training on Cloud TPU VMs, one slice or several: every host gets this checkout and runs launch/worker.sh.
+# Trains on Cloud TPU VMs, one slice or several: every host gets this checkout and runs launch/worker.sh.
 #
 # Usage: launch/tpu_vm.sh COMMAND --name NAME --zone ZONE [options] [-- options of python -m omnir1_jax.train]
-#   create   ask for the TPU and wait for it          setup    send the checkout, make the environment on all hosts
-#   run      train on all hosts                       resume   all of these, again after every preemption, to the end
-#   status   of the request and its nodes             delete   end it
+#   create   request the TPU and wait for it          setup    send the checkout, create the environment on all hosts
+#   run      train on all hosts                       resume   all of these, repeated after every preemption until done
+#   status   of the request and its nodes             delete   delete it
 # Options:
 #   --project PROJECT            default: that of gcloud's configuration
 #   --type TYPE                  v4-32, v5litepod-16, v5p-8, v6e-8: the slice
-#   --slices N                   so many slices, joined by the data centre's network (default 1)
+#   --slices N                   number of slices, joined by the data centre's network (default 1)
 #   --spot, --reserved           cheaper and preemptible; from a reservation
 #   --runtime-version VERSION    default: that of the type
-#   --workdir gs://BUCKET/RUN    the run's work directory; training goes on from what is there
-#   --inputs gs://BUCKET/FOLDER  weights/ and data/, copied to every host once
-#   --boot-disk KEY=VALUE,...    of every host, as gcloud takes it (default: Google's, of 100 GB)
-#   --data-disk source=DISK,...  a disk of yours with a file system, as gcloud takes it; weights/ and data/ lie there.
-#                                With mode=read-only several hosts share it
-#   --flag=FLAG                  a further flag for gcloud's create, once for each, such as --flag=--labels=team=ours
-#   --attempts N                 failures on a whole TPU that end resume (default 3)
-#   --poll SECONDS               between looks at the request's state (default 30)
-#   --dry-run                    print what would reach the cloud, do nothing
-# With several hosts gcloud wants its key in the agent: ssh-add ~/.ssh/google_compute_engine
+#   --workdir gs://BUCKET/RUN    the run's work directory; training resumes from its checkpoint
+#   --inputs gs://BUCKET/FOLDER  folder with weights/ and data/, copied to every host once
+#   --boot-disk KEY=VALUE,...    boot disk of every host, in gcloud's syntax (default: Google's, 100 GB)
+#   --data-disk source=DISK,...  your disk with a file system that contains weights/ and data/, in gcloud's
+#                                syntax. With mode=read-only several hosts share it
+#   --flag=FLAG                  an additional flag for gcloud's create, repeatable, such as --flag=--labels=team=ours
+#   --attempts N                 failures without a preemption after which resume stops (default 3)
+#   --poll SECONDS               interval between polls of the request's state (default 30)
+#   --dry-run                    print the cloud commands without running them
+# With several hosts gcloud needs its key in the agent: ssh-add ~/.ssh/google_compute_engine
 set -euo pipefail
 # shellcheck source=launch/cloud.sh
 . "$(dirname "${BASH_SOURCE[0]}")/cloud.sh"
 version='' attempts=3 poll=30 now='' boot_disk='' data_disk=''
-REFUSED=82 # for 2, with which gcloud itself ends where it does not understand a flag
+REFUSED=82 # stands for a worker's status 2, which gcloud itself uses for an invalid flag
 
-own_option() {
+script_option() {
   case $1 in
     --runtime-version) version=$2 ;;
     --attempts) attempts=$2 ;;
@@ -38,7 +38,7 @@ own_option() {
   esac
 }
 
-# tpus GROUP VERB ARGUMENTS: gcloud's command with its place.
+# tpus GROUP VERB ARGUMENTS: gcloud's command with zone and project.
 tpus() {
   local group=$1 verb=$2
   shift 2
@@ -47,17 +47,17 @@ tpus() {
   cloud "${call[@]}" --quiet
 }
 
-# The state of the request, LOST where one of its nodes was taken away, empty where there is none.
+# The state of the request; LOST if one of its nodes was preempted; empty if there is no request.
 state() {
-  local found nodes
-  found=$(tpus queued-resources list "--filter=name~/$name\$" "--format=value(state.state)") ||
-    fail "gcloud could not say how $name is"
-  if [ "$found" = ACTIVE ]; then
+  local state nodes
+  state=$(tpus queued-resources list "--filter=name~/$name\$" "--format=value(state.state)") ||
+    fail "gcloud could not get the state of $name"
+  if [ "$state" = ACTIVE ]; then
     nodes=$(tpus tpu-vm list "--filter=name~/$name(-[0-9]+)?\$" "--format=value(state)") ||
-      fail "gcloud could not say how the nodes of $name are"
-    case $nodes in *PREEMPTED* | *TERMINATED* | *STOPPED*) found=LOST ;; esac
+      fail "gcloud could not get the state of the nodes of $name"
+    case $nodes in *PREEMPTED* | *TERMINATED* | *STOPPED*) state=LOST ;; esac
   fi
-  echo "$found"
+  echo "$state"
 }
 
 runtime_version() {
@@ -66,7 +66,7 @@ runtime_version() {
     v5p-*) echo v2-alpha-tpuv5 ;;
     v5litepod-*) echo v2-alpha-tpuv5-lite ;;
     v4-* | v3-* | v2-*) echo tpu-ubuntu2204-base ;;
-    *) fail "--type: $type is none of v4-*, v5litepod-*, v5p-*, v6e-*; name its --runtime-version, or use xpk.sh for newer TPUs" ;;
+    *) fail "--type: $type is not one of v4-*, v5litepod-*, v5p-*, v6e-*; name its --runtime-version, or use xpk.sh for newer TPUs" ;;
   esac
 }
 
@@ -80,11 +80,11 @@ create() {
   [ -z "$boot_disk" ] || request+=("--boot-disk=$boot_disk")
   [ -z "$data_disk" ] || request+=("--data-disk=$data_disk")
   tpus queued-resources create "$name" "${request[@]}" ${provision:+"$provision"} "${flags[@]}" ||
-    fail "gcloud could not ask for $name; the lines above say why"
+    fail "gcloud could not request $name; the lines above say why"
   await
 }
 
-# Waits while the request is on its way from one state to another; its state is then `now`.
+# Waits until the request reaches a stable state, and stores it in `now`.
 await() {
   local before=''
   [ -z "$dry_run" ] || return 0
@@ -106,18 +106,18 @@ setup() {
   on_all "mkdir -p omnir1_jax && tar -xzf omnir1_jax.tar.gz -C omnir1_jax && omnir1_jax/launch/worker.sh --install${data_disk:+ --data-disk}"
 }
 
-# A connection to a host that was taken away ends after five minutes.
+# The connection to a preempted host ends after five minutes.
 on_all() {
   local alive=(--ssh-flag=-oServerAliveInterval=30 --ssh-flag=-oServerAliveCountMax=10)
   tpus queued-resources ssh "$name" --node=all --worker=all "${alive[@]}" \
     "--command=($1); status=\$?; [ \$status != 2 ] || status=$REFUSED; exit \$status"
 }
 
-run() { on_all "$(worker_line omnir1_jax/launch/worker.sh)"; }
+run() { on_all "$(worker_command omnir1_jax/launch/worker.sh)"; }
 
 delete() { tpus queued-resources delete "$name" --force; }
 
-# A round for every TPU that is taken away, until the training says that it is at its end.
+# Repeats after every preemption until the training exits with status 0.
 resume() {
   local failures=0 result
   if [ -n "$dry_run" ]; then # as after a preemption
@@ -134,7 +134,7 @@ resume() {
       ACTIVE)
         { setup && run; } || result=$?
         if [ "$result" -eq 0 ]; then
-          echo "$script: the training is at its end, and $name still costs; end it with: $script delete" >&2
+          echo "$script: the training is done, and $name still costs; delete it with: $script delete" >&2
           return
         fi
         await
@@ -151,17 +151,17 @@ resume() {
   done
 }
 
-[ $# -gt 0 ] || fail "say what to do: create, setup, run, resume, status or delete; see --help"
+[ $# -gt 0 ] || fail "name a command: create, setup, run, resume, status or delete; see --help"
 verb=$1
 shift
 case $verb in
   create | setup | run | resume | status | delete) ;;
   -h | --help) usage; exit ;;
-  *) fail "$verb: is none of create, setup, run, resume, status, delete" ;;
+  *) fail "$verb: is not one of create, setup, run, resume, status, delete" ;;
 esac
 read_options "$@"
 check_name --name "$name" revos
-check_place
+check_zone_and_slices
 check_count --attempts "$attempts"
 check_count --poll "$poll"
 case $verb in create | resume) need --type "$type" v6e-8; version=${version:-$(runtime_version)} ;; esac

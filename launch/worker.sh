@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# What every host of a TPU slice runs: makes the environment .venv-tpu, fetches weights and data, joins the others and
-# trains. tpu_vm.sh and xpk.sh call it; it can be called by hand on a TPU VM too.
+# Runs on every host of a TPU slice: creates the environment .venv-tpu, fetches weights and data, joins the other hosts
+# and trains. tpu_vm.sh and xpk.sh call it; it can be called by hand on a TPU VM too.
 #
 # Usage: launch/worker.sh [--install] [--data-disk] [--inputs gs://BUCKET/FOLDER] [options of omnir1_jax.train]
-#   --install    make the environment only
+#   --install    only create the environment
 #   --data-disk  keep weights/ and data/ on the host's second disk, mounted at disk/ of the checkout
 #   --inputs     a folder whose weights/ and data/ are copied into the checkout once
-# Ends with 0 when the training is finished, 2 where a rerun would end the same (a setting is invalid, the disk is full,
-# the same crash came twice), 42 where the same command resumes (stopped by a signal, another host lost, no network while
+# Exit status: 0 if the training is done; 2 if a rerun would fail the same way (a setting is invalid, the disk is full,
+# the same crash came twice); 42 if the same command resumes (stopped by a signal, another host lost, no network while
 # installing or copying). XPK's jobs restart on 42.
 set -euo pipefail
 # shellcheck source=launch/environment.sh
@@ -27,11 +27,11 @@ while [ $# -gt 0 ]; do
 done
 
 cd "$root"
-# A run whose terminal went away may still hold the chips; it ends by itself.
+# A run whose terminal closed may still hold the chips; it exits by itself.
 exec 9<"$root/launch/worker.sh"
 flock -w 600 9 || fail "an earlier run still holds this machine; end it first" "$transient"
 
-# Mounts the one disk without partitions at disk/, where weights/ and data/ then lie.
+# Mounts the one disk without partitions at disk/, which contains weights/ and data/.
 mount_data_disk() {
   local device folder
   if ! mountpoint -q disk; then
@@ -71,18 +71,18 @@ fi
 
 train='' signalled='' status=0
 stop() { [ -z "$train" ] || kill -TERM "$train" 2>/dev/null || true; }
-trap 'signalled=yes; stop' TERM INT HUP # before the training, so that no notice falls between the two
+trap 'signalled=yes; stop' TERM INT HUP # set before the training starts, so that no signal is lost
 "$venv/bin/python" -m omnir1_jax.train --coordinator=auto "$@" &
 train=$!
 [ -z "$signalled" ] || stop
 wait "$train" || status=$?
-while [ -n "$signalled" ]; do # the signal ended the waiting, not the training
+while [ -n "$signalled" ]; do # the signal interrupted `wait`, not the training
   signalled='' status=0
   wait "$train" || status=$?
 done
 
-# The training counts its own crashes and ends with 0, 2 or 42. A process that was killed, or that JAX ended because
-# another was lost, has the number of a signal. What is left is a Python that could not even start.
+# The training counts its own crashes and exits with 0, 2 or 42. A process that was killed, or that JAX ended because
+# another was lost, has the status of a signal. Any other status is a Python that could not start.
 case $status in
   0 | 2 | "$transient") exit "$status" ;;
   *) [ "$status" -lt 128 ] || exit "$transient"; exit 2 ;;

@@ -1,4 +1,4 @@
-"""What every command shares: how it ends, and files that appear whole or not at all."""
+"""Shared by every command: flags, exit status, and atomically written files."""
 
 import contextlib
 import functools
@@ -26,10 +26,10 @@ flag = types.SimpleNamespace(
 
 
 def run(main: Callable, flags_parser: Callable[[Sequence[str]], object] | None = None) -> None:
-    """Runs `main` under absl. What `errors.ending` knows becomes one line on stderr and its exit status.
+    """Runs `main` under absl. Errors known to `errors.ending` become one line on stderr and an exit status.
 
-    Those are 0 (done), 2 (bad input, a full disk: a rerun would end the same) and 42 (interrupted: rerun to resume).
-    Nothing ends because of standard output or error.
+    The status is 0 (done), 2 (bad input, full disk: a rerun fails the same way) or 42 (interrupted: rerun to resume).
+    Failing writes to stdout or stderr do not end the command.
     """
     terminal.protect()
     logging.get_absl_logger().addFilter(_is_news)
@@ -54,27 +54,27 @@ def run(main: Callable, flags_parser: Callable[[Sequence[str]], object] | None =
 
 
 def _is_news(record: std_logging.LogRecord) -> bool:
-    """False for a library's report of what a disk refused, with its traceback: the command's own line says it."""
+    """False for a library's report of a storage error with a traceback: the command prints its own line."""
     error = record.exc_info[1] if record.exc_info else None
-    refused = errors.storage_failure(error or Exception(record.getMessage()))
-    return record.levelno < std_logging.ERROR or refused is None
+    failure = errors.storage_failure(error or Exception(record.getMessage()))
+    return record.levelno < std_logging.ERROR or failure is None
 
 
 def _unraisable(unraisable: Any) -> None:
-    """Leaves out what tensorstore's threads print after a failed write: that nobody waits for the others any more."""
+    """Suppresses what tensorstore's threads print after a failed write: that nothing awaits the other writes."""
     if "Event loop is closed" not in str(unraisable.exc_value):
         sys.__unraisablehook__(unraisable)
 
 
 def need(**holders: flags.FlagHolder) -> None:
-    """Refuses a command without these flags; absl's own required flags would hold for every parser of the process."""
+    """Raises InputError if a flag is missing; absl's required flags would apply to every parser of the process."""
     for name, holder in holders.items():
         if holder.value in (None, ""):
             raise InputError(f"--{name}: is needed; see --help")
 
 
 def absolute(path: epath.PathLike) -> epath.Path:
-    """Orbax takes nothing else; `gs://` is absolute already."""
+    """The absolute path, which Orbax requires; `gs://` paths are absolute already."""
     path = epath.Path(path)
     return path if "://" in str(path) else path.absolute()
 
@@ -83,8 +83,7 @@ def absolute(path: epath.PathLike) -> epath.Path:
 def atomic_path(target: epath.PathLike) -> Iterator[epath.Path]:
     """Yields a scratch path for a file beside `target`; on a clean exit it is renamed to `target`.
 
-    If the body raises, the scratch is removed and `target` is as it was; what the disk refused is an OSError that
-    names `target`.
+    If the body raises, the scratch is removed and `target` is unchanged; storage errors are OSError naming `target`.
     """
     target = epath.Path(target)
     scratch = target.parent / f".{target.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}.part"

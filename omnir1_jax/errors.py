@@ -1,4 +1,4 @@
-"""How commands end: bad input, a disk that takes no more, an interruption; and text that is safe to print."""
+"""Errors that end a command with one line and an exit status; text that is safe to print."""
 
 import contextlib
 import errno
@@ -9,7 +9,7 @@ import unicodedata
 from collections.abc import Iterator
 from typing import NamedTuple
 
-# Exit statuses. 1, Python's own, is left for what nobody expected; its traceback helps.
+# Exit statuses. 1, Python's own, is left for unexpected errors, whose traceback helps.
 DONE, INVALID, AGAIN = 0, 2, 42
 _MAX_LINE = 2000  # characters of an error
 
@@ -27,7 +27,7 @@ class InputError(ValueError):
 
 
 class Interrupted(KeyboardInterrupt):
-    """A command ended before it was done, for a reason that passes: status 42, and a rerun resumes.
+    """A command was interrupted for a transient reason: it exits with status 42, and a rerun resumes.
 
     The message is one line. Like KeyboardInterrupt it passes through `except Exception`.
     """
@@ -41,7 +41,7 @@ class Ending(NamedTuple):
 
 
 def ending(error: BaseException) -> Ending | None:
-    """How a command ends by `error`; None for one that nobody expected."""
+    """The exit status and line for `error`; None for an unexpected error, whose traceback is shown."""
     if isinstance(error, InputError):
         return Ending(INVALID, printable(error))
     if isinstance(error, KeyboardInterrupt):
@@ -51,7 +51,7 @@ def ending(error: BaseException) -> Ending | None:
     return Ending(INVALID, printable(describe(failure))) if failure else None
 
 
-# Errors of writing that no restart mends. tensorstore and safetensors have them in their messages alone.
+# Write errors that a rerun does not fix. tensorstore and safetensors give their numbers in the message only.
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _STORAGE = _FULL | {errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
 _NUMBER = re.compile(r"(?:os_error_code='|\(os error |OS error |\[Errno )(\d+)")
@@ -59,10 +59,10 @@ _PATH = re.compile(r"""["'](/[^"']+)["']""")
 
 
 def storage_failure(error: BaseException) -> OSError | None:
-    """What a disk refused (full, read-only, no permission), where it is behind `error`; its `filename` may be None."""
+    """The storage error (disk full, no permission) that caused `error`, or None; its `filename` may be None."""
     for cause in _causes(error):
         if isinstance(cause, InputError):
-            return None  # says it in better words
+            return None  # its message is clearer
         if isinstance(cause, OSError):
             if cause.errno in _STORAGE:
                 return cause
@@ -75,7 +75,7 @@ def storage_failure(error: BaseException) -> OSError | None:
 
 @contextlib.contextmanager
 def named(target: str | os.PathLike, scratch: str | os.PathLike = "") -> Iterator[None]:
-    """Within, what the disk refuses is an OSError that names `target`, in place of `scratch` or of nothing."""
+    """Raises storage errors of the body as OSError that names `target` instead of `scratch` or of no file."""
     try:
         yield
     except Exception as error:
@@ -88,14 +88,14 @@ def named(target: str | os.PathLike, scratch: str | os.PathLike = "") -> Iterato
 
 
 def describe(failure: OSError) -> str:
-    """One line: where, what, the space that is left, and what to do."""
+    """One line: the file, the error, the free space, and what to do."""
     where = f"{failure.filename}: " if failure.filename else ""
     what = os.strerror(failure.errno).lower()
     if failure.errno in _FULL:
         return f"{where}{what}{_free(failure.filename)}; free some space, then run the same command again"
     if failure.errno == errno.EFBIG:
         return f"{where}{what}; raise the limit on file sizes (ulimit -f), then run the same command again"
-    return f"{where}{what}; give this user the right to it, or name another path"
+    return f"{where}{what}; give this user permission, or name another path"
 
 
 def _free(path: str | None) -> str:
@@ -122,9 +122,9 @@ def first_line(error: Exception, most: int = 300) -> str:
 def printable(text: object) -> str:
     """`text` on one line, safe to print: control, format and bidi characters and bytes that are not UTF-8 are escaped.
 
-    A name or a model's text could else move the cursor, colour the terminal, forge a line of a log, or fail to print.
+    Unescaped, a name or a model's text could move the cursor, colour the terminal, forge a log line, or fail to print.
     """
-    # No-break and ideographic spaces (Zs) are no control characters.
+    # No-break and ideographic spaces (Zs) are not control characters.
     return "".join(
         char
         if char.isprintable() or unicodedata.category(char) == "Zs"

@@ -1,4 +1,4 @@
-"""A stop that a person, a terminal or a scheduler asks for: training saves and ends, other commands end."""
+"""Stop signals from a person, a terminal or a scheduler: training saves and exits, other commands exit."""
 
 import contextlib
 import os
@@ -14,39 +14,39 @@ from omnir1_jax.errors import Interrupted
 
 
 def _numbers() -> set[signal.Signals]:
-    """SIGHUP comes where the terminal goes away; nohup ignores it."""
+    """The signals to handle. SIGHUP, sent when the terminal closes, is left out if ignored (nohup)."""
     ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     return {signal.SIGTERM, signal.SIGINT} | (set() if ignored else {signal.SIGHUP})
 
 
 @contextlib.contextmanager
 def stop_flag() -> Iterator[Callable[[int], bool]]:
-    """Yields a function of the step that says whether to stop after it. Call it once after every step.
+    """Yields a function of the step that returns whether to stop after it. Call it once after every step.
 
-    A second signal ends the process at once with status 128 + its number, also while a device computes.
+    A second signal ends the process immediately with status 128 + its number, even while a device computes.
     With several processes a signal to any of them stops all after the same step (JAX's preemption service, which
     takes SIGTERM itself).
     """
-    import jax  # here, since commands that never use it import this module too
+    import jax  # here, because commands that do not use it import this module too
     from jax.experimental import multihost_utils
 
     if jax.process_count() > 1:
         with _caught(_numbers() - {signal.SIGTERM}, _ignore, lambda _: os.kill(os.getpid(), signal.SIGTERM)):
             yield multihost_utils.reached_preemption_sync_point
         return
-    asked = threading.Event()
+    stop_requested = threading.Event()
 
-    def ask(number: signal.Signals) -> None:
-        logging.warning("%s: saves after this step and ends; once more ends at once", number.name)
-        asked.set()
+    def request_stop(number: signal.Signals) -> None:
+        logging.warning("%s: saves after this step and exits; send it again to exit immediately", number.name)
+        stop_requested.set()
 
-    with _caught(_numbers(), _ignore, ask):
-        yield lambda step: asked.is_set()
+    with _caught(_numbers(), _ignore, request_stop):
+        yield lambda step: stop_requested.is_set()
 
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-    """A signal raises Interrupted, so that scratch files and locks go; a second one ends the process at once."""
+    """Turns a signal into Interrupted, so that scratch files and locks are removed; a second one ends the process."""
     with _caught(_numbers(), _raise, lambda _: None):
         yield
 
@@ -55,13 +55,13 @@ def interruptible() -> Iterator[None]:
 def _caught(
     numbers: set[signal.Signals], handler: Callable, notify: Callable[[signal.Signals], None]
 ) -> Iterator[None]:
-    """Handles signals within.
+    """Handles signals during the body.
 
     Args:
-      handler: Python's, which runs between instructions of the main thread; that may sit in a long computation.
-      notify: called at the first signal, at once, on a thread. The second ends the process.
+      handler: the Python handler, which runs between instructions of the main thread, so possibly late.
+      notify: function called immediately at the first signal, on a thread. The second signal ends the process.
     """
-    # What is written to the wake-up socket reaches a thread at once.
+    # A byte written to the wake-up socket reaches the thread immediately.
     receiver, sender = socket.socketpair()
     sender.setblocking(False)
     thread = threading.Thread(target=_listen, args=(receiver, numbers, notify), name="signals", daemon=True)

@@ -1,4 +1,4 @@
-"""Standard output and error that cannot end a command: a reader that went away, a hung-up terminal, a full disk."""
+"""Makes stdout and stderr unable to end a command: ignores a closed pipe, a hung-up terminal, a full disk."""
 
 import io
 import os
@@ -11,7 +11,7 @@ from omnir1_jax import errors
 
 
 class _Output(io.FileIO):
-    """Drops what the other side does not take: files say what a run did, its terminal only shows it."""
+    """Drops output that cannot be written: the run's files are the record, the terminal only displays it."""
 
     def write(self, data) -> int:
         try:
@@ -21,11 +21,11 @@ class _Output(io.FileIO):
 
 
 def protect() -> None:
-    """Replaces `sys.stdout` and `sys.stderr`, closed ones too; streams that a test or a notebook put there stay."""
+    """Replaces `sys.stdout` and `sys.stderr`, closed ones too; keeps streams that a test or a notebook installed."""
     for number in (0, 1, 2):
         try:
             os.fstat(number)
-        except OSError:  # else the next file that is opened would get the number, and what others print with it
+        except OSError:  # closed: otherwise the next opened file gets this descriptor, and what others print to it
             os.dup2(os.open(os.devnull, os.O_RDWR), number)
     for number, name in ((1, "stdout"), (2, "stderr")):
         stream = getattr(sys, name)
@@ -38,15 +38,15 @@ def protect() -> None:
 
 
 class _Text(io.TextIOWrapper):
-    """Escapes what a terminal would obey: names of files and a model's text are shown, never carried out."""
+    """Escapes control sequences, so that file names and a model's text are displayed and never interpreted."""
 
     def write(self, text: str) -> int:
-        super().write(_OBEYED.sub(lambda match: errors.printable(match[0]), text))
+        super().write(_CONTROLS.sub(lambda match: errors.printable(match[0]), text))
         return len(text)
 
 
-# Controls but for line ends, tabs and the carriage return of a progress bar; and what turns the direction of writing.
-_OBEYED = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+# Control characters except line ends, tabs and the carriage return of a progress bar; bidirectional overrides.
+_CONTROLS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
 
 def _text(number: int, encoding: str) -> io.TextIOWrapper:

@@ -124,7 +124,7 @@ def caused(error: Exception, cause: Exception) -> Exception:
     "error, end",
     [
         (OSError(errno.EDQUOT, "", "a"), "a: disk quota exceeded ("),
-        (OSError(errno.EROFS, "", "/a/b"), "/a/b: read-only file system; give this user the right to it"),
+        (OSError(errno.EROFS, "", "/a/b"), "/a/b: read-only file system; give this user permission"),
         (PermissionError(errno.EACCES, "", "/a/b"), "/a/b: permission denied; give"),
         (
             ValueError("""RESOURCE_EXHAUSTED: Error writing "x/0.0" at local file "/r/1.orbax-checkpoint-tmp/d": """

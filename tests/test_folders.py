@@ -326,9 +326,9 @@ def test_outputs_are_apart_from_inputs(tmp_path, monkeypatch):
     (tmp_path / "link").symlink_to("data")
     inputs = {"--checkpoint": "weights/model", "data.vos.root": "data/davis", "--boxes": "", "x": "gs://b/data"}
     for out, how in {
-        "weights": "holds the input weights/model",
+        "weights": "contains the input weights/model",
         "weights/model": "is the input",
-        "data/davis/out": r"lies in the input data/davis \(data.vos.root\)",
+        "data/davis/out": r"is in the input data/davis \(data.vos.root\)",
         "link/davis": "is the input",
         ".": "holds",
         "gs://b/data/run": "lies in",

@@ -105,7 +105,7 @@ def test_infer_writes_only_a_new_an_empty_or_its_own_folder(tmp_path, monkeypatc
         tmp_path / "link": "link is a symbolic link",
         tmp_path / "file": "file is a file",
         tmp_path / "file" / "out": "file is a file",
-        tmp_path / "run" / "answer": "lies in the input",
+        tmp_path / "run" / "answer": "is in the input",
         tmp_path / "film" / "clip.mp4" / "x": "is a file",
         ".": "is or holds the working directory",
         "..": "is or holds the working directory",
@@ -141,7 +141,7 @@ def test_writers_of_single_things_leave_what_is_there(tmp_path):
 def test_tfds_directories_stay(tmp_path):
     (tmp_path / "root").mkdir()
     (tmp_path / "root" / "meta_expressions_train_.json").write_text("{}")
-    with pytest.raises(InputError, match="--out: .*root/built lies in the input"):
+    with pytest.raises(InputError, match="--out: .*root/built is in the input"):
         builders.build("revos", tmp_path / "root", tmp_path / "root" / "built")
     (tmp_path / "out" / "revos").mkdir(parents=True)
     (tmp_path / "out" / "revos" / "1.0.0").symlink_to(tmp_path / "absent")

@@ -65,4 +65,4 @@ def test_the_second_signal_ends_a_computing_process():
     process.send_signal(signal.SIGTERM)
     _, said = process.communicate(timeout=20)
     assert process.returncode == 128 + signal.SIGTERM
-    assert "SIGTERM: saves after this step and ends; once more ends at once" in said
+    assert "SIGTERM: saves after this step and exits; send it again to exit immediately" in said

@@ -72,7 +72,7 @@ def test_steps_of_the_users_are_named_and_stay(tmp_path, config):
 
 
 def test_inputs_are_apart(tmp_path, config):
-    with pytest.raises(InputError, match=r"tokenizer/run lies in the input .*tokenizer \(thinker.tokenizer\)"):
+    with pytest.raises(InputError, match=r"tokenizer/run is in the input .*tokenizer \(thinker.tokenizer\)"):
         claim(tmp_path / "tokenizer/run", config)
     config.data.qa.datasets.synthetic.root = "davis"
     config.data_root = str(tmp_path)

@@ -17,7 +17,7 @@ from omnir1_jax.data.pipeline import Family
 from omnir1_jax.data.stream import Prefetch, training_stream
 from omnir1_jax.errors import InputError
 from omnir1_jax.models.qwen_omni.config import ThinkerConfig
-from omnir1_jax.parallel import agree, batch_sharding, make_mesh, whole
+from omnir1_jax.parallel import agree, batch_sharding, make_mesh, replicated
 from omnir1_jax.rl import learn
 from omnir1_jax.rl.learn import TrainState
 from omnir1_jax.build import data, facts, models, optimizer, valid
@@ -133,7 +133,7 @@ def batches(run: Run) -> Prefetch:
 def step_key(config: ConfigDict, mesh: Mesh | None = None) -> Key[Array, ""]:
     """The run's key; the step folds its own number in."""
     make = lambda: jax.random.key(config.seed)
-    return make() if mesh is None else jax.jit(make, out_shardings=whole(mesh))()
+    return make() if mesh is None else jax.jit(make, out_shardings=replicated(mesh))()
 
 
 def parameters(tree: Any) -> int:

@@ -1,1 +1,1 @@
-"""Files and folders on a disk or in a bucket: read with one clear error, written whole, owned and locked."""
+"""Files and folders on a disk or in a bucket: read with one clear error, written atomically, owned and locked."""

@@ -1,18 +1,18 @@
-"""Whose folder it is, so that nothing of the user's is ever removed or overwritten, and one process writes at a time.
+"""Ownership of output folders: no file of the user is removed or overwritten, and one process writes at a time.
 
 A command writes only into a path that does not exist, an empty folder, or a folder with its own mark: the file
 `.omnir1.json`, with the kind of the folder, an id, and the names in it that the command wrote. Only these are ever
 replaced or removed. In a command:
 
-    check(path, kind, flag)                       looks only: before anything is loaded
+    check(path, kind, flag)                       changes nothing; called before anything is loaded
     with hold(path, kind, flag) as mark:          a folder that is filled over time (a run, an evaluation): locked,
         with file(path, "summary.json", flag):    marked; a file in it, listed before it is first written
         path = begin(path, "results.jsonl", flag) ... or one that is appended to, or a folder in it
         with replace(path / "weights", "weights", flag, owner=mark.id) as scratch:
-    with replace(path, kind, flag) as scratch:    a folder that appears whole or not at all
+    with replace(path, kind, flag) as scratch:    a folder that appears atomically
 
-Scratch names end in `.omnir1.part` and `.omnir1.old`; what a killed command left under these is removed by the next
-one with the same target, no other name is. Links are never followed: neither a target nor a listed name may be one.
+Scratch names end in `.omnir1.part` and `.omnir1.old`; what a killed command left under these names is removed by
+the next command with the same target; other names are kept. A target or a listed name must not be a link.
 """
 
 import contextlib
@@ -39,11 +39,11 @@ Adopt = Callable[[epath.Path], Sequence[str] | None]
 
 
 class Mark(NamedTuple):
-    """Whose a folder is.
+    """The owner of a folder.
 
     Attributes:
       kind: the command, or what it makes: "train", "evaluate", "weights".
-      id: of a folder that is made once; what lies in it carries the same one.
+      id: identifier of a folder that is created once; folders inside it carry the same one.
       names: paths below the folder that were written there; folders end in "/".
     """
 
@@ -65,12 +65,12 @@ def check(
 
     Args:
       flag: names the path in messages, such as "--out".
-      names: that the command will write in it; in a folder with a mark, those that exist have to be listed.
-      owner: id that the mark has to have, for a folder in another one.
-      adopt: recognises a folder of an older version.
+      names: names that the command will write in it; in a folder with a mark, existing ones must be listed.
+      owner: required id of the mark, for a folder inside another one.
+      adopt: function that recognises a folder of an older version.
 
     Returns:
-      its mark; None where it has none yet (it is missing, empty, or adopted by `claim`).
+      The mark; None if there is none yet (the folder is missing, empty, or adopted by `claim`).
 
     Raises:
       InputError: names the path and what is there.
@@ -107,7 +107,7 @@ def claim(
     owner: str = "",
     adopt: Adopt | None = None,
 ) -> Mark:
-    """`check`, and the folder is made and marked where it is not yet."""
+    """Creates and marks the folder unless it has a mark; arguments and errors as of `check`."""
     path = epath.Path(path)
     if mark := check(path, kind, flag, names=names, owner=owner, adopt=adopt):
         return mark
@@ -130,7 +130,7 @@ def hold(
 ) -> Iterator[Mark]:
     """Locks and claims a folder that is filled over time; called by one process of a run.
 
-    A folder that it made and in which nothing was written is removed at the end.
+    On exit it removes the folder if it created it and nothing was written.
 
     Raises:
       InputError: as `check`; or another process holds the folder, which is named with its host.
@@ -147,7 +147,7 @@ def hold(
 
 
 def begin(folder: epath.PathLike, name: str, flag: str) -> epath.Path:
-    """The path of `name` in a claimed folder, listed as written by the command. Before it is first written.
+    """Lists `name` as written by the command and returns its path. Call it before the first write.
 
     Raises:
       InputError: something of that name is there which is not listed, or is a link.
@@ -161,7 +161,7 @@ def begin(folder: epath.PathLike, name: str, flag: str) -> epath.Path:
 
 
 def forget(folder: epath.PathLike, name: str, flag: str) -> None:
-    """Takes off the listing what is removed."""
+    """Removes `name` from the listing of the folder."""
     mark = _marked(epath.Path(folder), flag)
     if name in mark.names:
         write(folder, mark._replace(names=tuple(other for other in mark.names if other != name)))
@@ -169,20 +169,20 @@ def forget(folder: epath.PathLike, name: str, flag: str) -> None:
 
 @contextlib.contextmanager
 def file(folder: epath.PathLike, name: str, flag: str) -> Iterator[epath.Path]:
-    """A file in a claimed folder, whole or not at all: yields the scratch path to write (see `begin`)."""
+    """Writes a file of a claimed folder atomically: yields the scratch path to write (see `begin`)."""
     with cli.atomic_path(begin(folder, name, flag)) as scratch:
         yield scratch
 
 
 @contextlib.contextmanager
 def replace(target: epath.PathLike, kind: str, flag: str, *, owner: str = "") -> Iterator[epath.Path]:
-    """A folder that appears whole or not at all: yields the scratch folder to fill, which exists.
+    """Writes a folder atomically: yields the existing scratch folder to fill.
 
     On a clean exit everything in it is listed in its mark and it is renamed to `target`; an earlier folder of the same
     kind there is removed. If the body raises, or is killed, the earlier folder stays.
 
     Args:
-      owner: id of the folder that `target` lies in and belongs to.
+      owner: id of the folder that contains `target` and owns it.
 
     Raises:
       InputError: `target` is something else, or holds what is not listed; another process is writing it.
@@ -222,10 +222,10 @@ def replace(target: epath.PathLike, kind: str, flag: str, *, owner: str = "") ->
 
 @contextlib.contextmanager
 def reserve(target: epath.PathLike, kind: str, flag: str) -> Iterator[None]:
-    """Holds the lock of `replace` for a target that it writes within: for what takes long to compute before.
+    """Holds the lock of `replace` during a long computation before the target is written.
 
     Raises:
-      InputError: as `replace`, from the start on.
+      InputError: as `replace`, before the body runs.
     """
     target = epath.Path(target)
     check_replaceable(target, kind, flag)
@@ -250,7 +250,7 @@ def check_replaceable(target: epath.PathLike, kind: str, flag: str, *, owner: st
 
 
 def remove(folder: epath.PathLike) -> list[str]:
-    """Removes a folder whose mark lists all that it holds; where it holds more, removes nothing and returns that."""
+    """Removes a folder whose mark lists all its content; otherwise removes nothing and returns the unlisted names."""
     folder = epath.Path(folder)
     mark = read(folder) or Mark("", "")
     if others := foreign(folder):
@@ -269,13 +269,13 @@ def remove(folder: epath.PathLike) -> list[str]:
 
 
 def foreign(folder: epath.PathLike) -> list[str]:
-    """What a marked folder holds beside what its mark lists."""
+    """Names in a marked folder that its mark does not list."""
     mark = read(epath.Path(folder))
     return sorted(entries(folder) - set(mark.names if mark else ()))
 
 
 def entries(folder: epath.PathLike) -> set[str]:
-    """Paths of all that a folder holds, without marks: folders end in "/", what is neither file nor folder in "@"."""
+    """Paths of everything in a folder except marks: folders end in "/", entries of other kinds in "@"."""
     folder = epath.Path(folder)
     if "://" not in str(folder):
         return set(_local_entries(os.fspath(folder), ""))
@@ -290,7 +290,7 @@ def entries(folder: epath.PathLike) -> set[str]:
 
 
 def apart(out: epath.PathLike, flag: str, inputs: Mapping[str, epath.PathLike]) -> None:
-    """InputError where `out` is an input folder, holds one, or lies in one.
+    """InputError if `out` is an input folder, contains one, or is inside one.
 
     Args:
       inputs: paths by the flag or setting that names them; empty ones are skipped.
@@ -301,7 +301,7 @@ def apart(out: epath.PathLike, flag: str, inputs: Mapping[str, epath.PathLike]) 
             continue
         source = _resolved(path)
         if target == source or source in target.parents or target in source.parents:
-            how = "is" if target == source else "lies in" if source in target.parents else "holds"
+            how = "is" if target == source else "is in" if source in target.parents else "contains"
             raise InputError(f"{flag}: {out} {how} the input {path} ({name}); name a folder apart from it")
 
 
@@ -330,7 +330,7 @@ def write(folder: epath.PathLike, mark: Mark) -> None:
     value = {"kind": mark.kind, "version": VERSION, "id": mark.id, "names": list(mark.names)}
     with cli.atomic_path(epath.Path(folder) / MARK) as scratch, scratch.open("w") as output:
         output.write(json.dumps(value) + "\n")
-        if "://" not in str(folder):  # a mark that a power loss truncates would lock the user out
+        if "://" not in str(folder):  # a mark truncated by a power loss would lock the user out
             output.flush()
             os.fsync(output.fileno())
 
@@ -356,7 +356,7 @@ def _refuse_unlisted(folder: epath.Path, mark: Mark, name: str, flag: str) -> No
 
 
 def exists(path: epath.Path, flag: str) -> bool:
-    """Whether there is such a path; InputError where there can be none."""
+    """Whether the path exists; InputError if it cannot exist."""
     if "://" in str(path):
         return path.exists()
     try:
@@ -372,7 +372,7 @@ def exists(path: epath.Path, flag: str) -> bool:
 
 
 def _clear(scratch: epath.Path) -> None:
-    """Empties a scratch folder, which has our suffix and our lock, but for its mark and lock."""
+    """Empties a scratch folder (with our suffix and lock) except for its mark and lock."""
     for entry in list(scratch.iterdir()):
         if entry.name in (MARK, locks.LOCK):
             continue
@@ -390,7 +390,7 @@ def _discard(scratch: epath.Path) -> None:
 
 
 def _rename(source: epath.Path, target: epath.Path) -> None:
-    """Onto a path that does not exist, or an empty folder."""
+    """Renames a folder to a path that does not exist or is an empty folder."""
     if "://" in str(target):
         source.rename(target)
     else:
@@ -411,7 +411,7 @@ def _remove_unused(path: epath.Path) -> None:
 
 
 def _rmdir(path: epath.Path) -> None:
-    """Removes an empty folder; one that something was put into meanwhile stays."""
+    """Removes a folder if it is empty."""
     with contextlib.suppress(OSError):
         path.rmdir()
 

@@ -1,4 +1,4 @@
-"""JSON that a user gives: one line for everything that can be wrong with it."""
+"""JSON files of the user: each possible fault is an error of one line."""
 
 import json
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from etils import epath
 from omnir1_jax.errors import InputError
 from omnir1_jax.files import regular_file
 
-MAX_DEPTH = 64  # of nesting: what walks a value later (copies, configs, messages) recurses
+MAX_DEPTH = 64  # of nesting, because later code (copies, configs, messages) walks values by recursion
 
 
 def parse(data: bytes | str, where: str) -> Any:
@@ -17,7 +17,7 @@ def parse(data: bytes | str, where: str) -> Any:
 
     Args:
       data: the text.
-      where: names it in errors: the file, and the line or key within.
+      where: name of the text for errors: the file, and the line or key within it.
 
     Raises:
       InputError: it is not UTF-8, not JSON (with the position), or nested deeper than `MAX_DEPTH`.
@@ -69,7 +69,7 @@ def parse_object(data: bytes | str, where: str) -> dict[str, Any]:
     """`parse` of what must be an object.
 
     Raises:
-      InputError: it is none.
+      InputError: it is not an object.
     """
     value = parse(data, where)
     if not isinstance(value, dict):
@@ -81,25 +81,25 @@ def read_object(path: epath.PathLike, what: str = "") -> dict[str, Any]:
     """`read` of what must be an object.
 
     Raises:
-      InputError: it is none.
+      InputError: it is not an object.
     """
     return parse_object(regular_file.read_bytes(path, what), f"{what}: {path}" if what else str(path))
 
 
 def lines(data: bytes, where: str) -> Iterator[tuple[str, Any]]:
-    """The values of JSON lines, each with its place ("FILE line 3") for messages; empty lines are skipped.
+    """The values of JSON lines, each with its location ("FILE line 3") for messages; empty lines are skipped.
 
     Raises:
       InputError: see `parse`.
     """
     for number, row in enumerate(data.split(b"\n"), 1):
         if row.strip():
-            place = f"{where} line {number}"
-            yield place, parse(row, place)
+            location = f"{where} line {number}"
+            yield location, parse(row, location)
 
 
 def describe(value: Any) -> str:
-    """What a value is, for messages: 'a list', "'abc'", never more than a few words."""
+    """A value described in a few words for messages: 'a list', "'abc'"."""
     if isinstance(value, str):
         return repr(value[:40])
     if isinstance(value, list):

@@ -27,17 +27,17 @@ from omnir1_jax.errors import InputError
 
 LOCK = ".omnir1.lock"
 _UNSUPPORTED = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
-_HELD: set[str] = set()  # by this process, which may nest them
+_HELD: set[str] = set()  # locks of this process, which may nest them
 
 
 class Lease(NamedTuple):
     """Times of a lease, in seconds.
 
     Attributes:
-      seconds: a holder that has not renewed it for as long is taken for dead.
-      beat: between two renewals.
-      settle: between writing a new lease and reading it back, longer than another process needs from its look at the
-        free lease to its own write. The last writer has it.
+      seconds: age without renewal at which a holder counts as dead.
+      beat: time between two renewals.
+      settle: time between writing a new lease and reading it back, longer than another process needs between seeing
+        the lease free and writing its own. The last writer gets it.
     """
 
     seconds: float = 40.0  # the other processes of a run wait for the first one for 60
@@ -49,7 +49,7 @@ LEASE = Lease()
 
 
 class _Busy(Exception):
-    """Another process holds the lock; its description."""
+    """Another process holds the lock; the message describes it."""
 
 
 @contextlib.contextmanager
@@ -57,9 +57,9 @@ def lock(folder: epath.PathLike, flag: str, *, lease: Lease | None = None, force
     """Holds the lock of an existing folder. A lock that this process holds already is nested.
 
     Args:
-      flag: names the folder in messages, such as "--out".
-      lease: None takes `LEASE`.
-      force_lease: for tests: a lease on a local disk.
+      flag: name of the folder in messages, such as "--out".
+      lease: times of a lease; None takes `LEASE`.
+      force_lease: use a lease on a local disk too; for tests.
 
     Raises:
       InputError: another process holds it (its host and process are named), or the lock's file cannot be written.
@@ -87,7 +87,7 @@ def lock(folder: epath.PathLike, flag: str, *, lease: Lease | None = None, force
 
 @contextlib.contextmanager
 def _flock(path: epath.Path) -> Iterator[bool]:
-    """Whether the disk supports it; held meanwhile. The file goes with the lock."""
+    """Holds the lock and yields whether the disk supports it. The file is removed with the lock."""
     while True:
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
         try:
@@ -111,7 +111,7 @@ def _flock(path: epath.Path) -> Iterator[bool]:
 
 
 def _try_flock(file: int, content: dict[str, Any]) -> bool:
-    """Whether the disk supports it. Raises _Busy where another process has it."""
+    """Takes the lock and returns whether the disk supports it. Raises _Busy if another process holds it."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -154,7 +154,7 @@ def _leased(path: epath.Path, flag: str, lease: Lease) -> Iterator[None]:
 
 
 def _await_free(path: epath.Path, flag: str, lease: Lease) -> None:
-    """Returns when nobody holds the lease; a holder that may be dead is watched for as long as a lease lasts."""
+    """Returns when the lease is free; watches a holder that may be dead for the duration of a lease."""
     holder = _read(path)
     if holder is None or _is_gone(holder):
         return
@@ -185,12 +185,12 @@ def _renew(
                 return
             beat += 1
             _write(path, me | {"beat": beat})
-        except OSError as error:  # tried again: the next look tells whether another process has taken over
+        except OSError as error:  # retried: the next read shows whether another process has taken over
             print(f"{path}: not renewed ({error})", file=sys.stderr)
 
 
 def _end_process(why: str) -> None:
-    """Two processes that write one folder destroy it: this one, which was away for too long, ends at once."""
+    """Ends this process, which failed to renew its lease: two writers would corrupt the folder."""
     print(f"error: {why}, since this process did not renew it in time", file=sys.stderr, flush=True)
     os._exit(2)
 
@@ -205,7 +205,7 @@ def _me() -> dict[str, Any]:
 
 
 def _identity(pid: int) -> str | None:
-    """What no other process has, also after a restart of the machine; None where there is no such process."""
+    """An identifier unique to the process, also after a reboot; None if there is no such process."""
     proc = pathlib.Path("/proc")
     try:
         ticks = (proc / str(pid) / "stat").read_text().rsplit(")", 1)[1].split()[19]
@@ -241,7 +241,7 @@ def _read(path: epath.Path) -> dict[str, Any] | None:
 
 
 def _parse(content: bytes, path: epath.Path) -> dict[str, Any]:
-    """What the lock's file holds: {} just after it was made. Raises OSError for a file that is no lock of ours."""
+    """The content of the lock file, {} just after it was created. Raises OSError for a file that is not our lock."""
     if not content:
         return {}
     try:

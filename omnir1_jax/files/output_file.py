@@ -1,4 +1,4 @@
-"""A single file that a flag names: written whole, and never over one that the command did not write."""
+"""A single output file named by a flag: written atomically, never over a file that the command did not write."""
 
 import json
 from collections.abc import Callable
@@ -12,11 +12,11 @@ from omnir1_jax.files import folders, json_file
 
 
 def check(path: str, flag: str, ours: Callable[[Any], bool]) -> None:
-    """Whether a command may write the JSON file `path`; called before anything is computed. Changes nothing.
+    """Checks that a command may write the JSON file `path`; called before anything is computed. Changes nothing.
 
     Args:
-      flag: names the file in messages, such as "--json".
-      ours: whether the content of an existing file is what the command writes.
+      flag: name of the file in messages, such as "--json".
+      ours: function that returns whether the content of an existing file is what the command writes.
 
     Raises:
       InputError: names the file and what is there.
@@ -37,7 +37,7 @@ def check(path: str, flag: str, ours: Callable[[Any], bool]) -> None:
 
 
 def write(path: str, flag: str, value: Any, ours: Callable[[Any], bool]) -> None:
-    """Writes `value`, whole or not at all. Raises InputError as `check`."""
+    """Writes `value` atomically. Raises InputError as `check`."""
     check(path, flag, ours)
     with cli.atomic_path(path) as scratch:
         scratch.write_text(json.dumps(value, indent=2) + "\n")

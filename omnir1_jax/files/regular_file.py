@@ -1,4 +1,4 @@
-"""Files that a user names: opened only if they are regular, because opening a FIFO or a device can block for ever."""
+"""Input files: opened only if they are regular, because opening a FIFO or a device can block for ever."""
 
 import errno
 import os
@@ -18,7 +18,7 @@ _KINDS = (
 
 
 def problem(path: epath.PathLike) -> str | None:
-    """Why `path` cannot be read as a file; None where it can. Links are followed, `gs://` is looked up."""
+    """Why `path` cannot be read as a file; None if it can. Links are followed, `gs://` is looked up."""
     text = os.fspath(path)
     try:
         if "://" in text:
@@ -40,7 +40,7 @@ def _kind(mode: int) -> str | None:
 
 
 def opener(path: str, flags: int) -> int:
-    """For `open(..., opener=)`: OSError, at once, where the file is not regular."""
+    """An opener for `open(..., opener=)` that raises OSError, without blocking, if the file is not regular."""
     descriptor = os.open(path, flags | os.O_NONBLOCK)
     if kind := _kind(os.fstat(descriptor).st_mode):
         os.close(descriptor)
@@ -53,10 +53,10 @@ def require(path: epath.PathLike, what: str = "") -> epath.Path:
 
     Args:
       path: local or remote.
-      what: which flag or dataset names the file, for the message ("--boxes").
+      what: flag or dataset that names the file, for the message ("--boxes").
 
     Raises:
-      InputError: it is missing, a directory, a FIFO, a device, or out of reach.
+      InputError: it is missing, a directory, a FIFO, a device, or unreachable.
     """
     if reason := problem(path):
         raise InputError(f"{what}: {reason}" if what else reason)

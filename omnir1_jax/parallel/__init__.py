@@ -1,4 +1,4 @@
-"""Meshes, logical-axis rules and several processes: how a run falls on the devices of many machines."""
+"""Meshes, logical-axis rules and multiple processes: how a run is sharded over the devices of many machines."""
 
 from omnir1_jax.parallel.mesh import AXES, BATCH, batch_parts, batch_sharding, make_mesh, parts_here
 from omnir1_jax.parallel.rules import (
@@ -10,9 +10,9 @@ from omnir1_jax.parallel.rules import (
     constrain_tree,
     named_sharding,
     replicate,
+    replicated,
     state_shardings,
     tree_shardings,
-    whole,
 )
 
 __all__ = [
@@ -30,7 +30,7 @@ __all__ = [
     "named_sharding",
     "parts_here",
     "replicate",
+    "replicated",
     "state_shardings",
     "tree_shardings",
-    "whole",
 ]

@@ -1,7 +1,7 @@
-"""Processes of one run agree before they compute, and end together.
+"""Processes of one run agree before they compute, and exit together.
 
-Both go over the key-value store of the service that joined the processes: it needs no device, and a process that waits
-for a device still hears of the others. Without joined processes everything here does nothing.
+Both use the key-value store of the service that joined the processes: it needs no device, so a process that waits for
+a device still learns of the others' failures. Without joined processes everything here does nothing.
 """
 
 import contextlib
@@ -19,9 +19,9 @@ from jax._src import distributed
 from omnir1_jax.errors import AGAIN, Ending, InputError, Interrupted
 
 _FAILED, _GONE = "omnir1/failed", "omnir1/gone"
-_LEAVING = threading.Lock()  # taken once: a process ends for one reason
-# Seconds between two looks for failures of the others; for which process 0, which holds the store, stays until all
-# know; for which a file of another machine may take to be seen.
+_LEAVING = threading.Lock()  # taken once: a process exits for one reason
+# Seconds: between two polls for failures of the others; that process 0, which holds the store, waits until all know;
+# that a file of another machine may take to become visible.
 POLL, LINGER, SEEN = 1.0, 10.0, 20.0
 
 
@@ -49,7 +49,7 @@ class Peers(NamedTuple):
 
 
 def joined() -> Peers | None:
-    """The run's processes; None where there is one."""
+    """The processes of the run; None if there is only one."""
     state = distributed.global_state
     if state.client is None or state.num_processes == 1:
         return None
@@ -60,13 +60,13 @@ def same(peers: Peers | None, stage: str, facts: Callable[[], Mapping[str, Any]]
     """Returns in every process once all have the same facts.
 
     Args:
-      stage: names this comparison; used once in a run.
-      facts: gives JSON-able values by dotted name, in the order in which a difference is looked for.
-      seconds: for all to come.
+      stage: name of this comparison, used once in a run.
+      facts: function that gives JSON-able values by dotted name, in the order in which they are compared.
+      seconds: timeout for all processes to arrive.
 
     Raises:
       InputError: this process differs from process 0, with the first name and both values.
-      Interrupted: another process did not come.
+      Interrupted: another process did not arrive.
     """
     if peers is None:
         return
@@ -77,10 +77,10 @@ def same(peers: Peers | None, stage: str, facts: Callable[[], Mapping[str, Any]]
             peers.store.key_value_set(key, json.dumps(mine))
         else:
             first = json.loads(peers.store.blocking_key_value_get(key, int(1000 * seconds)))
-            if found := difference(first, mine):
+            if mismatch := difference(first, mine):
                 raise InputError(
-                    f"{peers} differs from process 0: {found}; start every process with the same command, package and "
-                    "data"
+                    f"{peers} differs from process 0: {mismatch}; start every process with the same command, package "
+                    "and data"
                 )
         peers.store.wait_at_barrier(f"{key}/all", int(1000 * seconds))
 
@@ -90,11 +90,11 @@ def one_folder(peers: Peers | None, name: str, read: Callable[[], str | None], s
 
     Args:
       name: flag and path of the folder, for messages.
-      read: gives what process 0 just wrote in the folder; None where nothing is there.
+      read: function that gives what process 0 just wrote in the folder, or None.
 
     Raises:
       InputError: this process does not see it.
-      Interrupted: another process did not come.
+      Interrupted: another process did not arrive.
     """
     if peers is None:
         return
@@ -137,7 +137,7 @@ def _in_time(peers: Peers, stage: str, seconds: float) -> Iterator[None]:
 
 @contextlib.contextmanager
 def watched(peers: Peers) -> Iterator[None]:
-    """Within, a failure of any other process ends this one with the same line and status, whatever it waits for."""
+    """During the body, a failure of another process ends this one with the same line and status, even if it waits."""
     ended = threading.Event()
     thread = threading.Thread(target=_watch, args=(peers, ended), name="peers", daemon=True)
     thread.start()
@@ -155,22 +155,22 @@ def _watch(peers: Peers, ended: threading.Event) -> None:
 
 
 def failure(peers: Peers) -> Ending | None:
-    """How the run ends, where a process has failed."""
+    """The ending of the run if a process has failed, else None."""
     try:
         return Ending(*json.loads(peers.store.key_value_try_get(_FAILED)))
-    except jax.errors.JaxRuntimeError:  # not there; or the store is gone with process 0, and JAX ends this one
+    except jax.errors.JaxRuntimeError:  # no failure; or the store is gone with process 0, and JAX ends this process
         return None
 
 
 def fail(peers: Peers, end: Ending) -> Ending:
-    """Lets the others know how this process ends; returns how the run ends, which the first failure says."""
+    """Publishes how this process ends; returns how the run ends, which the first failure decides."""
     with contextlib.suppress(jax.errors.JaxRuntimeError):  # another process was first, or the store is gone
         peers.store.key_value_set(_FAILED, json.dumps(end))
     return failure(peers) or end
 
 
 def leave(peers: Peers, end: Ending) -> NoReturn:
-    """Prints the line and ends this process at once: an ordinary exit would wait for the others."""
+    """Prints the line and exits immediately: an ordinary exit would wait for the other processes."""
     with _LEAVING:
         print(f"error: {end.text}", file=sys.stderr, flush=True)
         sys.stdout.flush()
@@ -189,11 +189,11 @@ def _linger(peers: Peers) -> None:
 
 
 def is_lost(error: BaseException) -> bool:
-    """Whether the processes of a run no longer reach each other, so far as an error can say."""
+    """Whether the error means that the processes of a run no longer reach each other."""
     return isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error)
 
 
 def lost(error: BaseException) -> Ending:
-    """How a run ends whose processes no longer reach each other."""
+    """The ending of a run whose processes no longer reach each other."""
     text = " ".join(str(error).split())[:300]
     return Ending(AGAIN, f"lost another process; run the same command again to resume ({text})")

@@ -10,17 +10,17 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from omnir1_jax.errors import InputError
 
-# From the slowest network to the fastest: between slices, within one. Weights are whole in every slice.
+# From the slowest network to the fastest: between slices, then within one. Weights are replicated over slices.
 AXES = ("slice", "data", "fsdp", "tensor")
-BATCH = ("slice", "data", "fsdp")  # prompts are spread over all of these
+BATCH = ("slice", "data", "fsdp")  # prompts are sharded over all of these
 
 
 def make_mesh(shape: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A mesh over `devices` (default: all) with the axes `AXES`, neighbours in it being neighbours in the network.
+    """A mesh over `devices` (default: all) with the axes `AXES`; neighbours in the mesh are neighbours in the network.
 
     Args:
       shape: size of each axis; an absent axis has size 1, and at most one may be -1 (what is left).
-      devices: of TPU slices, each slice gets a place of its own along `slice`; other devices are cut in their order.
+      devices: each TPU slice gets its own index along `slice`; other devices are split in their order.
 
     Raises:
       InputError: an unknown axis, a size below 1, a product that is not the number of devices, or another number of
@@ -64,17 +64,19 @@ def _sizes(shape: Mapping[str, int], count: int) -> list[int]:
 
 
 def _slices(devices: Sequence[jax.Device], count: int) -> list[list[jax.Device]]:
-    """The devices of each slice; where the hardware has none, equal parts."""
-    found: dict[int, list[jax.Device]] = {}
+    """The devices of each slice; equal parts if the hardware has no slices."""
+    groups: dict[int, list[jax.Device]] = {}
     for device in devices:
         number = device.slice_index if device.platform == "tpu" and hasattr(device, "slice_index") else 0
-        found.setdefault(number, []).append(device)
-    if len(found) > 1:
-        if len(found) != count:
-            raise InputError(f"mesh.slice: {count}, but the devices are of {len(found)} slices; set it to {len(found)}")
-        return [found[number] for number in sorted(found)]
+        groups.setdefault(number, []).append(device)
+    if len(groups) > 1:
+        if len(groups) != count:
+            raise InputError(
+                f"mesh.slice: {count}, but the devices are of {len(groups)} slices; set it to {len(groups)}"
+            )
+        return [groups[number] for number in sorted(groups)]
     size = len(devices) // count
-    return [list(devices[at : at + size]) for at in range(0, len(devices), size)]
+    return [list(devices[start : start + size]) for start in range(0, len(devices), size)]
 
 
 def _arranged(devices: Sequence[jax.Device], sizes: Sequence[int]) -> np.ndarray:
@@ -84,17 +86,17 @@ def _arranged(devices: Sequence[jax.Device], sizes: Sequence[int]) -> np.ndarray
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Of every array of a batch, along its first axis."""
+    """The sharding of every array of a batch, along its first axis."""
     return NamedSharding(mesh, PartitionSpec(BATCH))
 
 
 def batch_parts(mesh: Mesh) -> int:
-    """In how many parts a batch is cut."""
+    """The number of shards of a batch."""
     return math.prod(mesh.shape[axis] for axis in BATCH)
 
 
 def parts_here(mesh: Mesh) -> tuple[int, ...]:
-    """Which of a batch's equal parts the devices of this process hold, in order."""
+    """Indices of the batch's shards that the devices of this process hold, in order."""
     count = batch_parts(mesh)
     held = batch_sharding(mesh).addressable_devices_indices_map((count,)).values()
     return tuple(sorted({(index[0].start or 0) for index in held}))

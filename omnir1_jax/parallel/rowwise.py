@@ -1,4 +1,4 @@
-"""Work that each device does by itself on its rows of a batch."""
+"""Functions that each device runs independently on its rows of a batch."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -11,17 +11,17 @@ from omnir1_jax.parallel.mesh import BATCH
 
 
 def rowwise(function: Callable[..., Any], shared: Any, *rows: Any, columns: Sequence[Any] = ()) -> Any:
-    """`function(shared, *rows, *columns)`, `shared` brought to every device once and nothing moved while it runs.
+    """`function(shared, *rows, *columns)` with `shared` replicated once and no communication while it runs.
 
-    For what a compiler would otherwise cut along the weights, which moves every activation. Loops that end by the data
-    end on each device by themselves. Without a mesh (`jax.set_mesh`), or where the rows do not divide over it, the
-    function is called as it is.
+    Use it where the compiler would otherwise shard along the weights and move every activation. Loops with a
+    data-dependent end stop on each device independently. Without a mesh (`jax.set_mesh`), or if the rows do not divide
+    over it, the function is called directly.
 
     Args:
-      function: of rows that do not depend on one another; its results are rows too.
-      rows: trees of arrays, each with the batch in front.
-      columns: such trees whose second axis (and then that of the results) holds what does not depend on one another
-        either; it is cut over `tensor` where it divides, what comes of the rows alone being done by each of these.
+      function: function of independent rows; its results are rows too.
+      rows: trees of arrays whose first axis is the batch.
+      columns: trees whose second axis (and then that of the results) is independent too; it is sharded over `tensor`
+        if it divides, and each shard then repeats what depends on the rows only.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.are_all_axes_manual:
@@ -30,9 +30,9 @@ def rowwise(function: Callable[..., Any], shared: Any, *rows: Any, columns: Sequ
     parts = math.prod(mesh.shape[axis] for axis in axes)
     if any(x.shape[0] % parts for x in jax.tree.leaves((rows, columns))):
         return function(shared, *rows, *columns)
-    whole, row = PartitionSpec(), PartitionSpec(axes)
+    replicated, row = PartitionSpec(), PartitionSpec(axes)
     wide = columns and all(x.shape[1] % mesh.shape.get("tensor", 1) == 0 for x in jax.tree.leaves(columns))
     cell = PartitionSpec(axes, "tensor") if wide and "tensor" in mesh.shape else row
-    specs = whole, *(row for _ in rows), *(cell for _ in columns)
+    specs = replicated, *(row for _ in rows), *(cell for _ in columns)
     run = jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=cell, check_vma=False)
     return run(shared, *rows, *columns)

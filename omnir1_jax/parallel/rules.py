@@ -13,8 +13,8 @@ from omnir1_jax.parallel.mesh import BATCH
 
 Rules = Sequence[tuple[str, str | tuple[str, ...] | None]]
 
-# Weights: the model axis goes over `fsdp`, the wide axis (heads, ffn, vocabulary) over `tensor`; an adapter's rank over
-# `fsdp` where its factor has no model axis.
+# Weights: the model axis is sharded over `fsdp`, the wide axis (heads, ffn, vocabulary) over `tensor`; a LoRA adapter's
+# rank over `fsdp` if its factor has no model axis.
 # Activations: batch over `slice`, `data` and `fsdp`; "rows" is the batch where the weights are in the decoding layout.
 # A name that is absent here is replicated.
 DEFAULT_RULES: Rules = (
@@ -30,8 +30,8 @@ DEFAULT_RULES: Rules = (
     ("rank", "fsdp"),
 )
 
-# For decoding every weight is cut along its wide axis over `fsdp` too, so that a token moves activations and not
-# weights between devices. Where the heads do not divide, their channels are cut.
+# For decoding every weight is sharded along its wide axis over `fsdp` too, so that a token moves activations and not
+# weights between devices. If the heads do not divide, their channels are sharded.
 DECODING_RULES: Rules = (
     ("vocab", ("fsdp", "tensor")),
     ("heads", ("fsdp", "tensor")),
@@ -47,7 +47,7 @@ def named_sharding(
     """The sharding of one array with logical axes `names`.
 
     A dimension that its mesh axes do not divide is replicated, so that odd sizes (a bias of 3, a
-    vocabulary of 151 in a test) still load; plans report what was left whole.
+    vocabulary of 151 in a test) still load; plans report what is replicated.
     """
     table = dict(rules)
     spec, used = [], set()
@@ -81,21 +81,21 @@ def tree_shardings(mesh: Mesh, boxed: Any, rules: Rules = DEFAULT_RULES) -> Any:
 
 
 def state_shardings(mesh: Mesh, boxed: Any, optimizer: optax.GradientTransformation) -> Any:
-    """Of `optimizer`'s state for parameters `boxed`: moments lie as their parameters do, the rest is whole."""
+    """Shardings of `optimizer`'s state: moments like their parameters in `boxed`, the rest replicated."""
     state = jax.eval_shape(optimizer.init, nn.unbox(boxed))
-    left_out = lambda leaf: isinstance(leaf, optax.MaskedNode)  # of a frozen parameter there is no moment
+    left_out = lambda leaf: isinstance(leaf, optax.MaskedNode)  # a frozen parameter has no moment
     return optax.tree.map_params(
         optimizer,
         lambda leaf, sharding: leaf if left_out(leaf) else sharding,
         state,
         tree_shardings(mesh, boxed),
-        transform_non_params=lambda _: whole(mesh),
+        transform_non_params=lambda _: replicated(mesh),
         is_leaf=left_out,
     )
 
 
 def constrain(x: jax.Array, names: Sequence[str | None], rules: Rules = DEFAULT_RULES) -> jax.Array:
-    """Lays an activation out by the logical names of its axes, on the mesh of `jax.set_mesh`; without one, nothing."""
+    """Shards an activation by the logical names of its axes on the mesh of `jax.set_mesh`; no-op without a mesh."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.are_all_axes_manual:
         return x
@@ -103,7 +103,7 @@ def constrain(x: jax.Array, names: Sequence[str | None], rules: Rules = DEFAULT_
 
 
 def constrain_tree(tree: Any, boxed: Any, rules: Rules = DEFAULT_RULES) -> Any:
-    """`constrain` for parameters, whose names stand in `boxed` (leaves without names are replicated)."""
+    """`constrain` for parameters, whose axis names are in `boxed` (leaves without names are replicated)."""
     names = lambda leaf: leaf.names if isinstance(leaf, nn.LogicallyPartitioned) else (None,) * leaf.ndim
     flat, form = jax.tree.flatten(boxed, is_leaf=lambda leaf: isinstance(leaf, nn.LogicallyPartitioned))
     leaves = form.flatten_up_to(tree)
@@ -111,21 +111,21 @@ def constrain_tree(tree: Any, boxed: Any, rules: Rules = DEFAULT_RULES) -> Any:
 
 
 def constrain_rows(tree: Any, rows: int) -> Any:
-    """Arrays of `rows` rows laid out as a batch is, all others whole: so every process has its own rows at hand."""
+    """Shards arrays of `rows` rows like a batch and replicates all others, so that every process holds its rows."""
     name = lambda x: "batch" if x.ndim and x.shape[0] == rows else None
     return jax.tree.map(lambda x: constrain(x, (name(x), *(None,) * (x.ndim - 1))[: x.ndim]), tree)
 
 
-def whole(mesh: Mesh) -> NamedSharding:
-    """On every device all of it."""
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The sharding that replicates an array on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:
-    """Arrays of which every process has all, on all devices of the mesh."""
+    """Replicates host arrays, equal in every process, on all devices of the mesh."""
 
     def one(x):
         host = np.asarray(x)
-        return jax.make_array_from_callback(host.shape, whole(mesh), lambda index: host[index])
+        return jax.make_array_from_callback(host.shape, replicated(mesh), lambda index: host[index])
 
     return jax.tree.map(one, tree)

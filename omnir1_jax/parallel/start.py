@@ -1,4 +1,4 @@
-"""Several processes as one run: who they are, and how they end when one of them is lost."""
+"""Joins several processes into one run, and ends all of them when one is lost."""
 
 import contextlib
 import faulthandler
@@ -15,18 +15,18 @@ from omnir1_jax.errors import AGAIN, DONE, Ending, InputError
 from omnir1_jax.parallel import agree
 
 AUTO = "auto"
-# A lost process is missed after HEARTBEAT seconds; its peers end then. One that ends waits for the others for SHUTDOWN.
+# Seconds without a heartbeat after which a process counts as lost, and that an exit waits for the other processes.
 HEARTBEAT, SHUTDOWN = 30, 60
 
 
 def start(coordinator: str = "", processes: int = 0, process: int = -1, *, wait: int = 300) -> None:
-    """Joins the processes of a run into one. Before anything that asks for devices.
+    """Joins the processes of a run. Call it before anything that asks for devices.
 
     Args:
       coordinator: "auto" on TPU pods, GKE, Slurm and MPI, where JAX finds the others; "HOST:PORT" of process 0 for
         plain processes; "" for a run of one process.
       processes, process: how many there are and which this is, with HOST:PORT only.
-      wait: seconds for all to come; then the process ends with status 42.
+      wait: timeout in seconds for all processes to arrive; then this one exits with status 42.
 
     Raises:
       InputError: arguments that do not go together, or nothing found to join.
@@ -36,7 +36,7 @@ def start(coordinator: str = "", processes: int = 0, process: int = -1, *, wait:
             raise InputError("--coordinator: HOST:PORT of process 0 has to go with --processes and --process")
         if not coordinator:
             return
-        own = {}
+        options = {}
     else:
         host, _, port = coordinator.rpartition(":")
         if not host or not port.isdecimal():
@@ -45,14 +45,14 @@ def start(coordinator: str = "", processes: int = 0, process: int = -1, *, wait:
             raise InputError("--processes: has to say how many processes --coordinator joins")
         if not 0 <= process < processes:
             raise InputError(f"--process: {process} is not one of 0 to {processes - 1}, a number of each process's own")
-        own = dict(coordinator_address=coordinator, num_processes=processes, process_id=process)
-    # JAX ends a process that waited in vain, with a dump and not with a line: ours comes before.
-    late = threading.Timer(wait, _give_up, (coordinator, wait))
-    late.daemon = True
-    late.start()
+        options = dict(coordinator_address=coordinator, num_processes=processes, process_id=process)
+    # JAX ends a process whose wait times out with a dump and not with a line: our timer fires before.
+    timer = threading.Timer(wait, _give_up, (coordinator, wait))
+    timer.daemon = True
+    timer.start()
     try:
         jax.distributed.initialize(
-            **own,
+            **options,
             initialization_timeout=wait + 60,
             heartbeat_timeout_seconds=HEARTBEAT,
             shutdown_timeout_seconds=SHUTDOWN,
@@ -63,7 +63,7 @@ def start(coordinator: str = "", processes: int = 0, process: int = -1, *, wait:
             f"--processes and --process ({error})"
         ) from error
     finally:
-        late.cancel()
+        timer.cancel()
 
 
 def _give_up(coordinator: str, wait: int) -> None:
@@ -78,17 +78,17 @@ def _give_up(coordinator: str, wait: int) -> None:
 
 
 def check() -> None:
-    """InputError where the devices are of several processes that were never joined."""
+    """InputError if the devices belong to several processes that were never joined."""
     if jax.process_count() > 1 and not jax.distributed.is_initialized():
         raise InputError(f"--coordinator: these devices belong to {jax.process_count()} processes; set it to {AUTO!r}")
 
 
 @contextlib.contextmanager
 def ends_together() -> Iterator[None]:
-    """An error within ends all processes of the run at once, with one line and one status.
+    """On error, exits all processes of the run without the distributed shutdown barrier, with one line and one status.
 
-    An ordinary exit would wait for the others, who may wait for this one. Where process 0 is lost, JAX itself ends the
-    others (SIGABRT), with lines of its own; a dump of every thread would only hide them.
+    An ordinary exit would wait for the others, which may wait for this one. If process 0 is lost, JAX itself ends the
+    others (SIGABRT) with its own lines; a dump of every thread would hide them.
     """
     peers = agree.joined()
     if peers is None:
@@ -111,5 +111,5 @@ def _ending(error: BaseException, peers: agree.Peers) -> Ending:
     if end is None:
         traceback.print_exc()
         end = Ending(1, errors.printable(" ".join(str(error).split())[:400]) or type(error).__name__)
-    named = end.text.startswith(str(peers))
-    return end if named else end._replace(text=f"{peers}: {end.text}")
+    has_name = end.text.startswith(str(peers))
+    return end if has_name else end._replace(text=f"{peers}: {end.text}")

@@ -9,7 +9,7 @@ from jax import ShapeDtypeStruct
 from jax.sharding import Mesh
 
 from omnir1_jax.errors import InputError
-from omnir1_jax.parallel import batch_sharding, tree_shardings, whole
+from omnir1_jax.parallel import batch_sharding, replicated, tree_shardings
 from omnir1_jax.planning.abstract import Program
 from omnir1_jax.rl import learn
 from omnir1_jax.rl.learn import TrainState
@@ -37,7 +37,7 @@ def arguments(program: Program, task: str, mesh: Mesh | None = None) -> Argument
     found = Arguments(state, nn.unbox(program.frozen), program.batches[task], key)
     if mesh is None:
         return found
-    everywhere, rows = whole(mesh), batch_sharding(mesh)
+    everywhere, rows = replicated(mesh), batch_sharding(mesh)
     placed = Arguments(
         train_shardings(program, mesh),
         tree_shardings(mesh, program.frozen),
@@ -79,7 +79,7 @@ def lower_stages(
     state, frozen, batch, key = given
     stages = make_stages(*fixed(program, task))
     size, kept = jax.tree.leaves(batch)[0].shape[0], train_shardings(program, mesh)
-    everywhere, rows = whole(mesh), batch_sharding(mesh)
+    everywhere, rows = replicated(mesh), batch_sharding(mesh)
 
     def shapes(stage, *operands):
         place = lambda x: rows if x.ndim and x.shape[0] == size else everywhere

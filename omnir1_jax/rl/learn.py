@@ -16,7 +16,7 @@ from omnir1_jax.models.qwen_omni.inputs import ThinkerInputs
 from omnir1_jax.models.qwen_omni.sample import Completions
 from omnir1_jax.models.qwen_omni.score import score
 from omnir1_jax.models.qwen_omni.thinker import Thinker
-from omnir1_jax.parallel import state_shardings, tree_shardings, whole
+from omnir1_jax.parallel import replicated, state_shardings, tree_shardings
 from omnir1_jax.rl import grpo
 from omnir1_jax.rl.config import Frozen, StepConfig
 from omnir1_jax.systems import reasoner
@@ -58,7 +58,9 @@ def init(trainable: Any, optimizer: optax.GradientTransformation) -> TrainState:
 
 def shardings(mesh: Mesh, boxed: Any, optimizer: optax.GradientTransformation) -> TrainState:
     """Of a state for parameters `boxed` with their logical axes: moments lie as their parameters do."""
-    return TrainState(whole(mesh), tree_shardings(mesh, boxed), state_shardings(mesh, boxed, optimizer), whole(mesh))
+    return TrainState(
+        replicated(mesh), tree_shardings(mesh, boxed), state_shardings(mesh, boxed, optimizer), replicated(mesh)
+    )
 
 
 def policy(trainable: Any, frozen: Frozen, config: StepConfig) -> Mapping[str, Any]:

@@ -137,7 +137,7 @@ class TestBadInput:
             (["create", *PLACE, "--type", "v6e-8", "--slices", "two"], "--slices: 'two' has to be a whole number"),
             (["create", *PLACE, "--type"], "--type: needs a value"),
             (["create", *PLACE, "--type", "--spot"], "--type: needs a value"),
-            (["create", *PLACE, "--tpye", "v6e-8"], "--tpye: is no option"),
+            (["create", *PLACE, "--tpye", "v6e-8"], "--tpye: is not an option"),
             (["run", *PLACE, "configs/revos.py"], "options of the training stand behind --"),
             (["run", *PLACE, "--", "--config=x"], "--workdir: is needed, such as --workdir gs://BUCKET/RUN"),
             (["run", *PLACE, "--workdir", "runs/x", "--", "--config=x"], "--workdir: runs/x has to be gs://BUCKET/..."),
@@ -186,7 +186,7 @@ class TestResume:
     def test_from_nothing_to_the_end(self, cloud):
         cloud.says("states", "NONE\nWAITING_FOR_RESOURCES\nPROVISIONING\nACTIVE\nACTIVE\n")
         status, _, said = self.go_on(cloud)
-        assert status == 0 and "the training is at its end" in said, said
+        assert status == 0 and "the training is done" in said, said
         assert self.steps(cloud) == ["create", "scp", "install", "train"]
         assert "launch/worker.sh" in (cloud.fake / "sent").read_text().splitlines()
         assert list(cloud.home.glob("omnir1_jax-*")) == []

@@ -132,7 +132,7 @@ def test_xpk_itself_takes_the_lines(machine, xpk, tmp_path, command):
         (["create", *PLACE], "create: is none of cluster, run"),
         (["run", *PLACE[2:], "--type=v6e-16", *TRAINING], "--cluster: is needed, such as --cluster omnir1"),
         (["run", *PLACE, *TRAINING], "--type: is needed, such as --type v6e-16"),
-        (["run", *PLACE, "--type=v6e-16", "--runtime-version=x", *TRAINING], "--runtime-version: is no option"),
+        (["run", *PLACE, "--type=v6e-16", "--runtime-version=x", *TRAINING], "--runtime-version: is not an option"),
         (["run", *PLACE, "--type=v6e-16", "--restarts=many", *TRAINING], "--restarts: 'many' has to be a whole number"),
         (["run", *PLACE, "--type=v6e-16", "--slices=-1", *TRAINING], "--slices: '-1' has to be a whole number"),
         (["run", *PLACE, "--type=v6e-16", "--", "--config=x"], "--workdir: is needed"),
