@@ -73,7 +73,7 @@ def _pieces(plan: Any) -> list[Piece]:
     for i in range(int(plan.slots_used)):
         failure, valid = Failure(int(plan.failure[i])), bool(plan.valid[i])
         description = plan.description
-        buffer = Buffer(description.bytes[i], description.length[i], description.cut[i])
+        buffer = Buffer(description.bytes[i], description.length[i], description.truncated[i])
         frames = (int(plan.first_frame[i]), int(plan.last_frame[i])) if valid else None
         name = None if failure == Failure.OK else failure.name.lower()
         out.append(Piece(int(plan.start[i]) / 100, int(plan.end[i]) / 100, frames, _text(buffer), name))

@@ -98,7 +98,7 @@ def read(frozen: Frozen, config: StepConfig, batch: Batch, completions: Completi
     gold = jnp.repeat(jnp.pad(batch.gold, ((0, 0), (0, 1))), config.group, axis=0)
     same = jnp.all(answer.description.bytes == gold, axis=1)
     length = answer.description.length == jnp.repeat(batch.gold_length, config.group)
-    right = answer.answered & same & length & ~answer.description.cut
+    right = answer.answered & same & length & ~answer.description.truncated
     return grouped(Reading(answer, right), config.group)
 
 

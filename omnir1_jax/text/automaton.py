@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Int, UInt8
 
 from omnir1_jax.text import rules
-from omnir1_jax.text.scan import among, occurs, places
+from omnir1_jax.text.scan import among, occurs, positions
 from omnir1_jax.text.vocab import shift
 
 _NAMES = (
@@ -100,7 +100,7 @@ def transitions() -> np.ndarray:
 
 
 class Parse(NamedTuple):
-    """What the automaton says of each lane's group."""
+    """The automaton's result for the group of each lane."""
 
     good: Bool[Array, "l"]
     value: Int[Array, "l f"]  # where the last value of each wanted key begins in its row, -1 if the key is absent
@@ -108,7 +108,7 @@ class Parse(NamedTuple):
 
 
 def wanted(text: UInt8[Array, "n m"], keys: tuple[str, ...]) -> Int[Array, "n m"]:
-    """Bit f at the opening quote of what would be key f, spelled without escapes."""
+    """Bit f set at the opening quote of a string equal to key f, spelled without escapes."""
     bits = jnp.zeros(text.shape, jnp.int32)
     for f, key in enumerate(keys):
         bits |= occurs(text, b'"' + key.encode() + b'"').astype(jnp.int32) << f
@@ -125,7 +125,7 @@ def parse(
 ) -> Parse:
     """Run the automaton over `run` bytes from `begin` of each lane's row, all lanes at once.
 
-    As many sequential steps as the longest group has bytes. `run` 0 is a lane without a group (not good).
+    Takes as many sequential steps as the longest group has bytes. `run` 0 marks a lane without a group (not good).
     """
     m, lanes = text.shape[1], row.shape[0]
     table = jnp.asarray(transitions().reshape(-1))
@@ -169,39 +169,39 @@ def parse(
 
 
 def loose_keys(group: UInt8[Array, "n m"], trace: UInt8[Array, "m n"], good: Bool[Array, "n"]) -> Int[Array, "n m"]:
-    """Key bits of the loose reading of a group aligned to position 0, for use with `parse`.
+    """Key bits of the lenient parse of a group aligned to position 0, for use with `parse`.
 
     Bit 0: the first key that contains "bbox" in any case; bits 1 and 2: the first two different keys that contain
-    "points". Keys with escapes are not recognised. Every key equal to a chosen one carries its bit, as the last
-    duplicate's value stands in the first one's place.
+    "points". Keys with escapes are not recognised. Every key equal to a chosen one carries its bit, because
+    the last duplicate's value replaces the first one's.
     """
     state = trace.T.astype(jnp.int32)
     before = shift(state, -1)
-    place = places(group)
+    position = positions(group)
     quote = (state == STATE["KEY"]) & ((before == STATE["FIRST_KEY"]) | (before == STATE["NEXT_KEY"]))
     quote &= good[:, None]
     closing = (state == STATE["COLON"]) & (before == STATE["KEY"])
-    opened = jax.lax.cummax(jnp.where(quote, place, -1), axis=1)
-    shut = jax.lax.cummin(jnp.where(closing, place, place.size), axis=1, reverse=True)
+    opened = jax.lax.cummax(jnp.where(quote, position, -1), axis=1)
+    shut = jax.lax.cummin(jnp.where(closing, position, position.size), axis=1, reverse=True)
     escapes = jnp.cumsum(state == STATE["KEY_ESCAPE"], axis=1, dtype=jnp.int32)
     # Letters only, so that a hit which begins within a key also ends there.
     in_key = (state == STATE["KEY"]) & ~quote & good[:, None]
-    at = lambda x, p: jnp.take_along_axis(x, jnp.clip(p, 0, place.size - 1), axis=1)
-    clean = in_key & (at(escapes, shut) == at(escapes, opened))
+    gather = lambda x, p: jnp.take_along_axis(x, jnp.clip(p, 0, position.size - 1), axis=1)
+    clean = in_key & (gather(escapes, shut) == gather(escapes, opened))
 
     def holder(literal: bytes, allowed: Bool[Array, "n m"]) -> Int[Array, "n"]:
         hit = occurs(group, literal, ignore_case=True) & clean & allowed
-        return jnp.min(jnp.where(hit, opened, place.size), axis=1)
+        return jnp.min(jnp.where(hit, opened, position.size), axis=1)
 
     def equal(reference: Int[Array, "n"]) -> Bool[Array, "n m"]:
         """Opening quotes of all keys spelled as the one that opens at `reference`, quotes included."""
-        some = reference < place.size
-        stop = jnp.where(some, at(shut, reference[:, None])[:, 0] - reference + 1, 0)
+        some = reference < position.size
+        stop = jnp.where(some, gather(shut, reference[:, None])[:, 0] - reference + 1, 0)
 
         def step(carry):
             i, alive = carry
-            shifted = jnp.take(group, jnp.minimum(place + i, place.size - 1), axis=1)
-            letter = at(group, (reference + i)[:, None])
+            shifted = jnp.take(group, jnp.minimum(position + i, position.size - 1), axis=1)
+            letter = gather(group, (reference + i)[:, None])
             return i + 1, alive & ((shifted == letter) | (i >= stop[:, None]))
 
         longest = jnp.max(stop)
@@ -210,22 +210,22 @@ def loose_keys(group: UInt8[Array, "n m"], trace: UInt8[Array, "m n"], good: Boo
 
     everywhere = jnp.ones_like(quote)
     bbox = equal(holder(b"bbox", everywhere))
-    one = equal(holder(b"points", everywhere))
-    one_anywhere = at(one, opened) & (opened >= 0)
-    two = equal(holder(b"points", ~one_anywhere))
-    return bbox.astype(jnp.int32) | one.astype(jnp.int32) << 1 | two.astype(jnp.int32) << 2
+    points_1 = equal(holder(b"points", everywhere))
+    first_points_keys = gather(points_1, opened) & (opened >= 0)
+    points_2 = equal(holder(b"points", ~first_points_keys))
+    return bbox.astype(jnp.int32) | points_1.astype(jnp.int32) << 1 | points_2.astype(jnp.int32) << 2
 
 
 def string_end(quotes: Bool[Array, "n m"], begin: Int[Array, "n k"]) -> Int[Array, "n k"]:
     """The closing quote of the string that opens at `begin`: the next one that is not escaped."""
     m = quotes.shape[1]
-    following = jax.lax.cummin(jnp.where(quotes, places(quotes), m), axis=1, reverse=True)
+    following = jax.lax.cummin(jnp.where(quotes, positions(quotes), m), axis=1, reverse=True)
     return jnp.take_along_axis(jnp.pad(following, ((0, 0), (0, 1)), constant_values=m), begin + 1, axis=1)
 
 
 def escapes(text: UInt8[Array, "n m"]) -> Bool[Array, "n m"]:
     """Backslashes that introduce an escape: an even number of backslashes stands directly before."""
-    place = places(text)
+    position = positions(text)
     slash = among(text, b"\\")
-    other = shift(jax.lax.cummax(jnp.where(slash, -1, place), axis=1) + 1, -1)
-    return slash & ((place - other) % 2 == 0)
+    other = shift(jax.lax.cummax(jnp.where(slash, -1, position), axis=1) + 1, -1)
+    return slash & ((position - other) % 2 == 0)

@@ -18,7 +18,7 @@ from omnir1_jax.text.vocab import shift, spread
 
 
 class AddedTokens(NamedTuple):
-    """Strings that become one token wherever they stand."""
+    """Strings that become one token wherever they occur."""
 
     spelled: UInt8[Array, "a w"]
     length: Int[Array, "a"]
@@ -26,7 +26,7 @@ class AddedTokens(NamedTuple):
 
 
 class Bpe(NamedTuple):
-    """All the graph needs of a tokenizer to encode."""
+    """Everything that the graph needs of a tokenizer to encode."""
 
     byte_id: Int[Array, "256"]
     merges: hashing.PairTable  # in rank order
@@ -44,7 +44,7 @@ class Tokens(NamedTuple):
 
 
 def _added_tokens(name: str, added: list[Added]) -> AddedTokens:
-    """Refuses, by name, added tokens that overlap: a plain search would not find what the tokenizer finds."""
+    """Rejects added tokens that overlap: a plain search would match differently from the tokenizer."""
     spelled = [t.content.encode() for t in added]
     for token, text in zip(added, spelled):
         if not token.plain:
@@ -87,14 +87,14 @@ def _units(
 ) -> tuple[Int[Array, "n m"], Int[Array, "n"]]:
     """Code points, with every added token as one unit SPECIAL + its number."""
     n, m = text.shape
-    place = jnp.arange(m, dtype=jnp.int32)
+    position = jnp.arange(m, dtype=jnp.int32)
     byte = text.astype(jnp.int32)
-    real = place < length[:, None]
+    real = position < length[:, None]
 
     def search(_):
         def step(i, hit):
-            shifted = jnp.take(byte, jnp.minimum(place + i, m - 1), axis=1)
-            fits = place + i < length[:, None]
+            shifted = jnp.take(byte, jnp.minimum(position + i, m - 1), axis=1)
+            fits = position + i < length[:, None]
             same = fits[:, None] & (shifted[:, None] == added.spelled[:, i][:, None].astype(jnp.int32))
             return hit & (same | (i >= added.length)[:, None])
 
@@ -105,9 +105,9 @@ def _units(
     begins = jnp.any(byte[:, None] == added.spelled[:, 0][:, None].astype(jnp.int32), axis=1) & real
     which = jax.lax.cond(jnp.any(begins), search, lambda _: jnp.full((n, m), -1, jnp.int32), None)
     which = jnp.where(real, which, -1)
-    # Tokens do not overlap, so that the latest match is the one that may cover a place.
-    until = jax.lax.cummax(jnp.where(which >= 0, place + added.length[which], 0), axis=1)
-    covered = (place < until) & (which < 0)
+    # Tokens do not overlap, so only the latest match can cover a position.
+    until = jax.lax.cummax(jnp.where(which >= 0, position + added.length[which], 0), axis=1)
+    covered = (position < until) & (which < 0)
 
     one, two, three = (shift(byte, i) & 0x3F for i in (1, 2, 3))
     point = jnp.select(
@@ -116,10 +116,10 @@ def _units(
         (byte & 0x07) << 18 | one << 12 | two << 6 | three,
     )
     begins = real & ~covered & ((byte & 0xC0) != 0x80)
-    at = jnp.cumsum(begins, axis=1, dtype=jnp.int32) - 1
+    index = jnp.cumsum(begins, axis=1, dtype=jnp.int32) - 1
     unit = jnp.where(which >= 0, SPECIAL + which, point)
     row = jnp.arange(n)[:, None]
-    out = jnp.zeros((n, m), jnp.int32).at[row, jnp.where(begins, at, m)].set(unit, mode="drop")
+    out = jnp.zeros((n, m), jnp.int32).at[row, jnp.where(begins, index, m)].set(unit, mode="drop")
     return out, jnp.sum(begins, axis=1, dtype=jnp.int32)
 
 
@@ -134,7 +134,7 @@ def _merge(
         )
     never = jnp.int32((1 << 31) - 1)
     row = jnp.arange(n)[:, None]
-    place = jnp.arange(b, dtype=jnp.int32)
+    position = jnp.arange(b, dtype=jnp.int32)
 
     def step(carry):
         _, token, following, alive = carry
@@ -143,7 +143,7 @@ def _merge(
         paired = alive & (following < b) & (jnp.take_along_axis(piece, into, axis=1) == piece)
         paired &= jnp.take_along_axis(real, into, axis=1)
         rank = hashing.find(tables.merges, token, after)
-        key = jnp.where(paired & (rank >= 0), rank * b + place, never)
+        key = jnp.where(paired & (rank >= 0), rank * b + position, never)
         best = jnp.full((n, b), never).at[row, piece].min(key)
         wins = (key < never) & (jnp.take_along_axis(best, piece, axis=1) == key)
         token = jnp.where(wins, tables.merged[jnp.maximum(rank, 0)], token)
@@ -152,19 +152,19 @@ def _merge(
         following = jnp.where(wins, beyond, following)
         return jnp.any(wins), token, following, alive & ~gone
 
-    carry = (jnp.bool_(True), token, jnp.broadcast_to(place + 1, (n, b)), real)
+    carry = (jnp.bool_(True), token, jnp.broadcast_to(position + 1, (n, b)), real)
     _, token, _, alive = jax.lax.while_loop(lambda c: c[0], step, carry)
     return token, alive
 
 
-def encode(tables: Bpe, text: UInt8[Array, "n m"], length: Int[Array, "n"], most: int) -> Tokens:
-    """`tokenizer(string, add_special_tokens=False)` of each row of valid UTF-8, up to `most` tokens.
+def encode(tables: Bpe, text: UInt8[Array, "n m"], length: Int[Array, "n"], max_tokens: int) -> Tokens:
+    """`tokenizer(string, add_special_tokens=False)` of each row of valid UTF-8, up to `max_tokens` tokens.
 
     Added tokens in the string become tokens, as in the tokenizer. Normalised text longer than the buffer is too long.
     """
     n, m = text.shape
     unit, count = nfc(tables.characters, *_units(tables.added, text, length))
-    # One place more than units, so that each has a next.
+    # One position more than units, so that each has a next.
     unit = jnp.pad(unit, ((0, 0), (0, 1)))
     start = piece_starts(piece_ends(tables.characters, unit, count), count)
     piece = jnp.maximum(jnp.cumsum(start, axis=1, dtype=jnp.int32) - 1, 0)
@@ -179,9 +179,9 @@ def encode(tables: Bpe, text: UInt8[Array, "n m"], length: Int[Array, "n"], most
     real = jnp.arange(m) < total[:, None]
     token, alive = _merge(tables, token, take(piece), real)
 
-    made = jnp.sum(alive, axis=1, dtype=jnp.int32)
-    too_long = (total > m) | (made > most)
-    at = jnp.where(alive & ~too_long[:, None], jnp.cumsum(alive, axis=1) - 1, most)
+    token_count = jnp.sum(alive, axis=1, dtype=jnp.int32)
+    too_long = (total > m) | (token_count > max_tokens)
+    index = jnp.where(alive & ~too_long[:, None], jnp.cumsum(alive, axis=1) - 1, max_tokens)
     row = jnp.arange(n)[:, None]
-    ids = jnp.zeros((n, most), jnp.int32).at[row, at].set(token, mode="drop")
-    return Tokens(ids, jnp.where(too_long, 0, made), too_long)
+    ids = jnp.zeros((n, max_tokens), jnp.int32).at[row, index].set(token, mode="drop")
+    return Tokens(ids, jnp.where(too_long, 0, token_count), too_long)

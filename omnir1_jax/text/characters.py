@@ -1,4 +1,4 @@
-"""What the tokenizers library holds each Unicode character to be, asked of itself: its Unicode is not Python's.
+"""Character properties of the tokenizers library, measured from the library: its Unicode version is not Python's.
 
 Classes of the pre-tokeniser's pattern and all that NFC needs, as tables for the graph.
 """
@@ -41,7 +41,7 @@ def _normalised(form, strings: list[str]) -> list[str]:
 
 @functools.cache
 def host_tables() -> dict[str, np.ndarray]:
-    """`work_out`, stored for one version of the tokenizers library: to ask takes seconds in every process."""
+    """The result of `work_out`, stored per version of the tokenizers library: computing it takes seconds."""
     with np.load(STORED, allow_pickle=False) as stored:
         if str(stored["version"]) != tokenizers.__version__:
             return work_out()
@@ -50,10 +50,10 @@ def host_tables() -> dict[str, np.ndarray]:
 
 
 def store() -> None:
-    """Writes what `host_tables` reads."""
-    made = work_out()
-    pages, index = np.unique(made.pop("word").reshape(-1, 256), axis=0, return_inverse=True)
-    np.savez_compressed(STORED, version=tokenizers.__version__, pages=pages, index=index.reshape(-1), **made)
+    """Writes the file that `host_tables` reads."""
+    tables = work_out()
+    pages, index = np.unique(tables.pop("word").reshape(-1, 256), axis=0, return_inverse=True)
+    np.savez_compressed(STORED, version=tokenizers.__version__, pages=pages, index=index.reshape(-1), **tables)
 
 
 def work_out() -> dict[str, np.ndarray]:
@@ -74,8 +74,8 @@ def work_out() -> dict[str, np.ndarray]:
     apart = _normalised(nfd, single)
     split = {p: d for p, c, d in zip(points, single, apart, strict=True) if c != d}
 
-    # Marks are those that U+0315 (class 232) or U+0334 (class 1) change places with. Their order among each other is
-    # all that matters, so it is asked for against one mark of each order found so far.
+    # Marks are those that U+0315 (class 232) or U+0334 (class 1) swap with. Only their relative order
+    # matters, so it is tested against one mark of each known order.
     solid = [p for p in points if p not in split]
     swapped = np.zeros(SPECIAL, bool)
     for before, after in (("", "\u0334"), ("\u0315", "")):
@@ -151,7 +151,7 @@ def orders(word: Int[Array, "*s"]) -> Int[Array, "*s"]:
 
 def parts(table: Characters, unit: Int[Array, "*s"]) -> Int[Array, "*s 4"]:
     """Full canonical decomposition, -1 past its end."""
-    found = table.decomposed[words(table, unit) >> _ROW_AT]
+    decomposed = table.decomposed[words(table, unit) >> _ROW_AT]
     none = jnp.full_like(unit, -1)
     syllable = unit - _HANGUL
     hangul = (syllable >= 0) & (syllable < _SYLLABLES)
@@ -166,13 +166,13 @@ def parts(table: Characters, unit: Int[Array, "*s"]) -> Int[Array, "*s 4"]:
         axis=-1,
     )
     itself = jnp.stack([unit, none, none, none], axis=-1)
-    return jnp.where(hangul[..., None], jamo, jnp.where(found[..., :1] >= 0, found, itself))
+    return jnp.where(hangul[..., None], jamo, jnp.where(decomposed[..., :1] >= 0, decomposed, itself))
 
 
 def compose(table: Characters, left: Int[Array, "*s"], right: Int[Array, "*s"]) -> Int[Array, "*s"]:
     """The primary composite of two characters, -1 if there is none."""
-    at = find(table.pairs, left, right)
-    composite = jnp.where(at >= 0, table.composed[jnp.maximum(at, 0)], -1)
+    index = find(table.pairs, left, right)
+    composite = jnp.where(index >= 0, table.composed[jnp.maximum(index, 0)], -1)
     lead, vowel = left - _L, right - _V
     lv = (lead >= 0) & (lead < 19) & (vowel >= 0) & (vowel < _VOWELS)
     composite = jnp.where(lv, _HANGUL + (lead * _VOWELS + vowel) * _TAILS, composite)
@@ -182,5 +182,5 @@ def compose(table: Characters, left: Int[Array, "*s"], right: Int[Array, "*s"]) 
 
 
 def may_change(table: Characters, unit: Int[Array, "*s"]) -> Array:
-    """Units that could be other in NFC, alone or after another: a string without any is in NFC."""
+    """Units that NFC could change, alone or after another: a string without any is in NFC."""
     return words(table, unit) & _CHANGES != 0

@@ -1,4 +1,4 @@
-"""What the tables need of a tokenizer, and the refusal of any that is not a Qwen2 byte-level BPE."""
+"""Reads the parts of a tokenizer that the tables need; rejects any that is not a Qwen2 byte-level BPE."""
 
 import functools
 import json
@@ -14,7 +14,7 @@ QWEN2_PATTERN = (
 
 
 class Added(NamedTuple):
-    """A token that the tokenizer cuts out of the text before anything else."""
+    """A token that the tokenizer splits off the text before any other step."""
 
     id: int
     content: str
@@ -61,9 +61,9 @@ def take_apart(tokenizer: Any) -> Family:
     model, normalizer, decoder = spec["model"], spec["normalizer"] or {}, spec["decoder"] or {}
     steps = (spec["pre_tokenizer"] or {}).get("pretokenizers", [spec["pre_tokenizer"] or {}])
 
-    def need(part: str, found: Any, wanted: Any) -> None:
-        if found != wanted:
-            raise InputError(f"tokenizer {name} is not of the Qwen2 family: its {part} is {found!r}, not {wanted!r}")
+    def need(part: str, actual: Any, wanted: Any) -> None:
+        if actual != wanted:
+            raise InputError(f"tokenizer {name} is not of the Qwen2 family: its {part} is {actual!r}, not {wanted!r}")
 
     need("model", model.get("type"), "BPE")
     need("normaliser", normalizer.get("type"), "NFC")

@@ -1,4 +1,4 @@
-"""A constant map from pairs of integers to their index, looked up in the graph: cuckoo hashing, two probes a key."""
+"""A constant map from pairs of integers to their index, looked up in the graph: cuckoo hashing, two probes per key."""
 
 from typing import NamedTuple
 
@@ -16,7 +16,7 @@ class PairTable(NamedTuple):
     seed: Int[Array, ""]
 
 
-def _places(left, right, seed, size: int) -> list:
+def _slots(left, right, seed, size: int) -> list:
     """Both slots of each pair: 32-bit multiply-xorshift mixes, the same of NumPy arrays and in the graph."""
     u = np.uint32
     left, right, seed = (x.astype(u) for x in (left, right, seed))
@@ -39,26 +39,26 @@ def pair_table(left: np.ndarray, right: np.ndarray) -> PairTable:
     size = 1 << int(np.ceil(np.log2(3 * m)))
     index = np.arange(m, dtype=np.int32)
     for seed in range(1000):
-        places = np.stack(_places(left, right, np.array([seed]), size))
+        candidates = np.stack(_slots(left, right, np.array([seed]), size))
         slots = np.full(size, -1, np.int32)
         choice = np.zeros(m, np.int32)
         for _ in range(100):
-            mine = places[choice, index]
+            mine = candidates[choice, index]
             loose = slots[mine] != index
             if not loose.any():
                 parts = slots, left, right, np.int32(seed)
                 return PairTable(*map(jnp.asarray, parts))
             slots[mine[loose]] = index[loose]
-            # Whoever was overwritten, or lost the race for the slot, goes to its other place.
+            # Whoever was overwritten, or lost the race for the slot, moves to its other slot.
             choice[slots[mine] != index] ^= 1
     raise AssertionError("no cuckoo placement; are there equal pairs?")
 
 
 def find(table: PairTable, left: Int[Array, "*s"], right: Int[Array, "*s"]) -> Int[Array, "*s"]:
     """Index of each pair, -1 where it is not in the table."""
-    found = jnp.full(left.shape, -1, jnp.int32)
-    for place in _places(left, right, table.seed, table.slots.shape[0]):
-        i = table.slots[place]
-        at = jnp.maximum(i, 0)
-        found = jnp.where((i >= 0) & (table.left[at] == left) & (table.right[at] == right), i, found)
-    return found
+    index = jnp.full(left.shape, -1, jnp.int32)
+    for slot in _slots(left, right, table.seed, table.slots.shape[0]):
+        i = table.slots[slot]
+        pair = jnp.maximum(i, 0)
+        index = jnp.where((i >= 0) & (table.left[pair] == left) & (table.right[pair] == right), i, index)
+    return index

@@ -10,11 +10,11 @@ from omnir1_jax.text.vocab import spread
 
 
 def _decompose(
-    table: Characters, unit: Int[Array, "n m"], count: Int[Array, "n"], room: int
+    table: Characters, unit: Int[Array, "n m"], count: Int[Array, "n"], capacity: int
 ) -> tuple[Int[Array, "n r"], Int[Array, "n"]]:
     parts = characters.parts(table, unit)
     real = jnp.arange(unit.shape[1]) < count[:, None]
-    owner, nth, total = spread(jnp.where(real, jnp.sum(parts >= 0, axis=-1), 0), room)
+    owner, nth, total = spread(jnp.where(real, jnp.sum(parts >= 0, axis=-1), 0), capacity)
     nth = jnp.clip(nth, 0, 3)
     row = jnp.arange(unit.shape[0])[:, None]
     return parts[row, owner, nth], total
@@ -31,32 +31,32 @@ def _arrange(table: Characters, unit: Int[Array, "n r"], count: Int[Array, "n"])
 def _compose(
     table: Characters, unit: Int[Array, "n r"], count: Int[Array, "n"]
 ) -> tuple[Int[Array, "n r"], Int[Array, "n"]]:
-    """The canonical composition algorithm, one step a character, all rows at once."""
+    """The canonical composition algorithm, one step per character, all rows at once."""
     n, r = unit.shape
     row = jnp.arange(n)
     longest = jnp.max(count)
 
     def step(carry):
-        t, starter, starter_at, blocked, made, out = carry
+        t, starter, starter_at, blocked, length, out = carry
         live = t < count
         here = jax.lax.dynamic_index_in_dim(unit, t, axis=1, keepdims=False)
         order = characters.orders(characters.words(table, here))
         composite = characters.compose(table, starter, here)
         joins = live & (starter >= 0) & (composite >= 0) & (blocked < order)
         adds = live & ~joins
-        at = jnp.where(joins, starter_at, jnp.where(adds, made, r))
-        out = out.at[row, at].set(jnp.where(joins, composite, here), mode="drop")
+        slot = jnp.where(joins, starter_at, jnp.where(adds, length, r))
+        out = out.at[row, slot].set(jnp.where(joins, composite, here), mode="drop")
         begins = adds & (order == 0)
         starter = jnp.where(joins, composite, jnp.where(begins, here, starter))
-        starter_at = jnp.where(begins, made, starter_at)
+        starter_at = jnp.where(begins, length, starter_at)
         # -1: nothing stands between the starter and what comes next.
         blocked = jnp.where(begins, -1, jnp.where(adds, order, blocked))
-        return t + 1, starter, starter_at, blocked, made + adds, out
+        return t + 1, starter, starter_at, blocked, length + adds, out
 
     zeros = jnp.zeros(n, jnp.int32)
     carry = (jnp.int32(0), zeros - 1, zeros, zeros - 1, zeros, jnp.zeros_like(unit))
-    *_, made, out = jax.lax.while_loop(lambda c: c[0] < longest, step, carry)
-    return out, made
+    *_, length, out = jax.lax.while_loop(lambda c: c[0] < longest, step, carry)
+    return out, length
 
 
 def nfc(
@@ -68,15 +68,15 @@ def nfc(
     2 of its bytes. Batches that hold nothing NFC could change skip the work.
     """
     m = unit.shape[1]
-    room = m + (m + 1) // 2
+    capacity = m + (m + 1) // 2
     real = jnp.arange(m) < count[:, None]
     unit = jnp.where(real, unit, 0)
 
     def work(_):
-        split, total = _decompose(table, unit, count, room)
+        split, total = _decompose(table, unit, count, capacity)
         return _compose(table, _arrange(table, split, total), total)
 
     def skip(_):
-        return jnp.pad(unit, ((0, 0), (0, room - m))), count
+        return jnp.pad(unit, ((0, 0), (0, capacity - m))), count
 
     return jax.lax.cond(jnp.any(characters.may_change(table, unit) & real), work, skip, None)

@@ -1,9 +1,9 @@
-"""The Qwen2 pre-tokeniser's pattern in the graph: for every place the end of a match that begins there.
+"""The Qwen2 pre-tokeniser's pattern in the graph: for every position the end of a match that begins there.
 
     (?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*
     |\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+
 
-Matches follow each other without a gap, so that the pieces are what one reaches from the beginning.
+Matches follow each other without a gap, so the pieces are those reached from the beginning.
 """
 
 import jax
@@ -18,29 +18,29 @@ _LONG_S = 0x17F  # folds to "s", as (?i) has it
 
 
 def _run_end(member: Bool[Array, "n m"]) -> Int[Array, "n m"]:
-    """The first place from p on that is no member."""
+    """The first position from p on that is not a member."""
     m = member.shape[1]
-    place = jnp.arange(m, dtype=jnp.int32)
-    return jax.lax.cummin(jnp.where(member, m, place), axis=1, reverse=True)
+    position = jnp.arange(m, dtype=jnp.int32)
+    return jax.lax.cummin(jnp.where(member, m, position), axis=1, reverse=True)
 
 
 def piece_ends(table: Characters, unit: Int[Array, "n m"], count: Int[Array, "n"]) -> Int[Array, "n m"]:
-    """Where the match that begins at each place ends. `unit` needs one free place at the end of every row."""
+    """End of the match that begins at each position. `unit` needs one free position at the end of every row."""
     m = unit.shape[1]
-    place = jnp.arange(m, dtype=jnp.int32)
-    # What lies past the end, as an added token, belongs to no class and so ends every run.
-    kind = jnp.where(place < count[:, None], characters.kinds(table, unit), ADDED)
+    position = jnp.arange(m, dtype=jnp.int32)
+    # Positions past the end, like added tokens, belong to no class and so end every run.
+    kind = jnp.where(position < count[:, None], characters.kinds(table, unit), ADDED)
     letter, number, space, other = (kind == k for k in (LETTER, NUMBER, SPACE, OTHER))
     line = space & ((unit == 0x0A) | (unit == 0x0D))
     blank = space & (unit == 0x20)
-    at = lambda x, p: jnp.take_along_axis(x, jnp.minimum(p, m - 1), axis=1)
+    gather = lambda x, p: jnp.take_along_axis(x, jnp.minimum(p, m - 1), axis=1)
 
     letters, spaces, others, lines = (_run_end(x) for x in (letter, space, other, line))
     after = lambda x: shift(x, 1)
 
     low = jnp.where((unit >= 0x41) & (unit <= 0x5A), unit + 0x20, unit)
     low = jnp.where(low == _LONG_S, ord("s"), low)
-    low = jnp.where(place < count[:, None], low, 0)
+    low = jnp.where(position < count[:, None], low, 0)
     one, two = shift(low, 1), shift(low, 2)
     quote = low == ord("'")
     short = quote & ((one == ord("s")) | (one == ord("t")) | (one == ord("m")) | (one == ord("d")))
@@ -50,10 +50,10 @@ def piece_ends(table: Characters, unit: Int[Array, "n m"], count: Int[Array, "n"
     led = (other | (space & ~line)) & after(letter)
     marks = other | (blank & after(other))
     mark_end = jnp.where(other, others, after(others))
-    last_line = jax.lax.cummax(jnp.where(line, place, -1), axis=1)
-    broken = at(last_line, jnp.maximum(spaces - 1, 0))
-    # White space to the end of the text matches whole; before a character it leaves one for it.
-    solid_next = at(kind, spaces) != ADDED
+    last_line = jax.lax.cummax(jnp.where(line, position, -1), axis=1)
+    broken = gather(last_line, jnp.maximum(spaces - 1, 0))
+    # White space up to the end of the text matches entirely; before a character, all but the last one.
+    solid_next = gather(kind, spaces) != ADDED
     return jnp.select(
         [
             kind == ADDED,
@@ -63,17 +63,17 @@ def piece_ends(table: Characters, unit: Int[Array, "n m"], count: Int[Array, "n"
             letter,
             number,
             marks,
-            space & (broken >= place),
-            space & solid_next & (spaces - place > 1),
+            space & (broken >= position),
+            space & solid_next & (spaces - position > 1),
         ],
         [
-            place + 1,
-            place + 2,
-            place + 3,
+            position + 1,
+            position + 2,
+            position + 3,
             after(letters),
             letters,
-            place + 1,
-            at(lines, mark_end),
+            position + 1,
+            gather(lines, mark_end),
             broken + 1,
             spaces - 1,
         ],
@@ -82,7 +82,7 @@ def piece_ends(table: Characters, unit: Int[Array, "n m"], count: Int[Array, "n"
 
 
 def piece_starts(ends: Int[Array, "n m"], count: Int[Array, "n"]) -> Bool[Array, "n m"]:
-    """Where pieces begin: from 0, from end to end. One step a piece, all rows at once."""
+    """Where pieces begin: from 0, from end to end. One step per piece, all rows at once."""
     n, m = ends.shape
     row = jnp.arange(n)
 

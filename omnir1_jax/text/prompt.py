@@ -15,7 +15,7 @@ SLOT = "{description}"
 
 
 class Template(NamedTuple):
-    """A prompt with one slot. What lies between the slot and the nearest added tokens is encoded with it.
+    """A prompt with one slot. The text between the slot and the nearest added tokens is encoded with it.
 
     Pieces of the pre-tokeniser and merges may reach over the slot's edges, but never over an added token.
     """
@@ -40,28 +40,28 @@ def template(tokenizer: Any, text: str) -> Template:
     return Template(ids(before[:head]), flat(before[head:]), flat(after[:tail]), ids(after[tail:]))
 
 
-def fill(tables: Bpe, form: Template, description: Buffer, most: int) -> Tokens:
+def fill(tables: Bpe, form: Template, description: Buffer, max_tokens: int) -> Tokens:
     """The tokens of the template with each description, lower-cased and stripped, in its slot: equal to those of
 
-        tokenizer(text.replace("{description}", lower_strip(description)), add_special_tokens=False)
+            tokenizer(text.replace("{description}", lower_strip(description)), add_special_tokens=False)
 
-    `most` bounds the tokens between prefix and suffix. Leading axes of the descriptions are flattened.
+    `max_tokens` bounds the tokens between prefix and suffix. Leading axes of the descriptions are flattened.
     """
     flat = Buffer(
         description.bytes.reshape(-1, description.bytes.shape[-1]),
         description.length.reshape(-1),
-        description.cut.reshape(-1),
+        description.truncated.reshape(-1),
     )
     text = join(form.before, lower_strip(flat), form.after)
     # NFC may lengthen a text; half as much again is more than living scripts need.
     spare = text.bytes.shape[1] // 2
-    middle = encode(tables, jnp.pad(text.bytes, ((0, 0), (0, spare))), text.length, most)
+    middle = encode(tables, jnp.pad(text.bytes, ((0, 0), (0, spare))), text.length, max_tokens)
     p, s = form.prefix.shape[0], form.suffix.shape[0]
-    place = jnp.arange(p + most + s, dtype=jnp.int32)
+    position = jnp.arange(p + max_tokens + s, dtype=jnp.int32)
     out = jnp.pad(middle.ids, ((0, 0), (p, s)))
-    out = jnp.where(place < p, jnp.pad(form.prefix, (0, most + s)), out)
-    into = place - p - middle.length[:, None]
+    out = jnp.where(position < p, jnp.pad(form.prefix, (0, max_tokens + s)), out)
+    into = position - p - middle.length[:, None]
     if s:
         out = jnp.where((into >= 0) & (into < s), form.suffix[jnp.clip(into, 0, s - 1)], out)
     length = jnp.where(middle.too_long, 0, middle.length + p + s)
-    return Tokens(jnp.where(place < length[:, None], out, 0), length, middle.too_long)
+    return Tokens(jnp.where(position < length[:, None], out, 0), length, middle.too_long)

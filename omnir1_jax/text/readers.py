@@ -1,4 +1,4 @@
-"""What the authors read from a completion, in the graph: plans, descriptions, grounding boxes, boxes with points.
+"""Parses completions in the graph, as the authors' code does: plans, descriptions, boxes, boxes with points.
 
 `rules` says where this differs from `re` and `json` on the same text.
 """
@@ -14,7 +14,7 @@ from omnir1_jax.text.vocab import Text
 
 
 class Plan(NamedTuple):
-    """VOS plans: one slot for each group of an answer, as far as the limits go."""
+    """VOS plans: one slot for each group of an answer, up to the limits."""
 
     formatted: Bool[Array, "n"]  # <think>...</think> <answer>...</answer> and nothing else
     answered: Bool[Array, "n"]
@@ -55,7 +55,7 @@ class Boxes(NamedTuple):
 
 
 class BoxAndPoints(NamedTuple):
-    """refCOCOg: the first object of the answer, read loosely, and whether it is strictly well-formed."""
+    """refCOCOg: the first object of the answer, parsed leniently, and whether it is strictly well-formed."""
 
     formatted: Bool[Array, "n"]
     failure: Int[Array, "n"]  # of the object: OK, TOO_LONG, NO_ANSWER, ABSENT or BAD_JSON
@@ -67,7 +67,7 @@ class BoxAndPoints(NamedTuple):
 
 
 class _Objects(NamedTuple):
-    """Groups with the JSON automaton run over them, one lane a slot."""
+    """Groups with the result of the JSON automaton, one lane per slot."""
 
     groups: scan.Groups
     row: Int[Array, "l"]
@@ -78,16 +78,16 @@ def _rows(n: int, k: int) -> Int[Array, "l"]:
     return jnp.repeat(jnp.arange(n, dtype=jnp.int32), k)
 
 
-def _objects(text: Text, found: scan.Groups, keys: tuple[str, ...]) -> _Objects:
-    n, k = found.begin.shape
+def _objects(text: Text, groups: scan.Groups, keys: tuple[str, ...]) -> _Objects:
+    n, k = groups.begin.shape
     row = _rows(n, k)
-    run = jnp.where(found.present, found.last - found.begin + 1, 0).reshape(-1)
+    run = jnp.where(groups.present, groups.last - groups.begin + 1, 0).reshape(-1)
     bits = automaton.wanted(text.bytes, keys)
-    return _Objects(found, row, automaton.parse(text.bytes, bits, row, found.begin.reshape(-1), run, len(keys)))
+    return _Objects(groups, row, automaton.parse(text.bytes, bits, row, groups.begin.reshape(-1), run, len(keys)))
 
 
 def _present(text: Text, row: Int[Array, "l"], parse: automaton.Parse) -> Bool[Array, "l f"]:
-    """Which wanted fields are there and not null."""
+    """Which of the wanted fields are present and not null."""
     m = text.bytes.shape[1]
     opening = text.bytes.reshape(-1)[row[:, None] * m + jnp.maximum(parse.value, 0)]
     return parse.good[:, None] & (parse.value >= 0) & (opening != ord("n"))
@@ -104,14 +104,14 @@ def read_plan(text: Text, frames: Int[Array, "n"], limits: Limits = rules.DEFAUL
     answer = scan.answer(text)
     n, k = text.length.shape[0], rules.plan_slots(text.bytes.shape[1], limits)
     shortest = 0 if limits.groups else rules.MIN_PIECE_BYTES
-    found = scan.groups(text, answer, k, min_bytes=shortest, max_short=rules.SHORT_SLOTS)
-    unread = jnp.maximum(found.count - found.short - k, 0)
-    objects = _objects(text, found, rules.PLAN_KEYS)
+    groups = scan.groups(text, answer, k, min_bytes=shortest, max_short=rules.SHORT_SLOTS)
+    unread = jnp.maximum(groups.count - groups.short - k, 0)
+    objects = _objects(text, groups, rules.PLAN_KEYS)
     parse, row = objects.parse, objects.row
     present = _present(text, row, parse)
     m = text.bytes.shape[1]
-    at = parse.value[:, 2]
-    is_string = text.bytes.reshape(-1)[row * m + jnp.maximum(at, 0)] == ord('"')
+    value_begin = parse.value[:, 2]
+    is_string = text.bytes.reshape(-1)[row * m + jnp.maximum(value_begin, 0)] == ord('"')
     fields = jnp.all(present, axis=1) & is_string
 
     double = lambda x: jnp.concatenate([x, x])
@@ -126,8 +126,8 @@ def read_plan(text: Text, frames: Int[Array, "n"], limits: Limits = rules.DEFAUL
     failure = _first_of(
         [
             (jnp.broadcast_to(text.too_long[:, None], (n, k)), Failure.TOO_LONG),
-            (jnp.broadcast_to(~answer.found[:, None], (n, k)), Failure.NO_ANSWER),
-            (~found.present, Failure.ABSENT),
+            (jnp.broadcast_to(~answer.present[:, None], (n, k)), Failure.NO_ANSWER),
+            (~groups.present, Failure.ABSENT),
             (~grid(parse.good), Failure.BAD_JSON),
             (~grid(fields), Failure.MISSING_FIELD),
             (~complete, Failure.BAD_TIME),
@@ -138,7 +138,7 @@ def read_plan(text: Text, frames: Int[Array, "n"], limits: Limits = rules.DEFAUL
 
     intro = automaton.escapes(text.bytes)
     quotes = (text.bytes == ord('"')) & ~jnp.pad(intro[:, :-1], ((0, 0), (1, 0)))
-    begin = grid(at) + 1
+    begin = grid(value_begin) + 1
     close = automaton.string_end(quotes, begin - 1)
     plain = strings.unescape(text.bytes, intro)
     went = lambda p: jnp.take_along_axis(plain.at, jnp.clip(p, 0, m - 1), axis=1)
@@ -146,9 +146,9 @@ def read_plan(text: Text, frames: Int[Array, "n"], limits: Limits = rules.DEFAUL
     keep = lambda x: jnp.where(complete, x, 0)
     return Plan(
         formatted=scan.formatted(text),
-        answered=answer.found,
-        count=found.count - unread,
-        short=found.short,
+        answered=answer.present,
+        count=groups.count - unread,
+        short=groups.short,
         unread=unread,
         failure=failure,
         complete=complete,
@@ -167,12 +167,12 @@ def read_answer(text: Text, limits: Limits = rules.DEFAULT) -> Answer:
     answer = scan.answer(text)
     size = answer.end - answer.begin
     buffer = strings.slices(text.bytes, answer.begin[:, None], size[:, None], limits.description)
-    failure = _first_of([(text.too_long, Failure.TOO_LONG), (~answer.found, Failure.NO_ANSWER)])
+    failure = _first_of([(text.too_long, Failure.TOO_LONG), (~answer.present, Failure.NO_ANSWER)])
     return Answer(
         scan.formatted(text),
-        answer.found,
+        answer.present,
         failure,
-        strings.Buffer(buffer.bytes[:, 0], buffer.length[:, 0], buffer.cut[:, 0]),
+        strings.Buffer(buffer.bytes[:, 0], buffer.length[:, 0], buffer.truncated[:, 0]),
     )
 
 
@@ -186,8 +186,8 @@ def _list_failure(present: Array, numbers: values.Numbers) -> list[tuple[Array, 
 
 def read_boxes(text: Text, slots: int) -> Boxes:
     """Grounding answers: every group of the whole text takes a slot, good or bad (rewards: step 8)."""
-    found = scan.groups(text, scan.whole(text), slots)
-    objects = _objects(text, found, rules.BOX_KEYS)
+    groups = scan.groups(text, scan.full_text(text), slots)
+    objects = _objects(text, groups, rules.BOX_KEYS)
     parse, row = objects.parse, objects.row
     present = _present(text, row, parse)[:, 0]
     numbers = values.numbers(text.bytes, row, parse.value[:, 0], present, 4)
@@ -195,31 +195,31 @@ def read_boxes(text: Text, slots: int) -> Boxes:
     failure = _first_of(
         [
             (jnp.repeat(text.too_long, slots), Failure.TOO_LONG),
-            (~found.present.reshape(-1), Failure.ABSENT),
+            (~groups.present.reshape(-1), Failure.ABSENT),
             (~parse.good, Failure.BAD_JSON),
             *_list_failure(present, numbers),
         ]
     )
     box = jnp.where(numbers.in_range[:, None], numbers.value, -1.0)
-    return Boxes(found.count, failure.reshape(n, slots), box.reshape(n, slots, 4))
+    return Boxes(groups.count, failure.reshape(n, slots), box.reshape(n, slots, 4))
 
 
 def read_box_and_points(text: Text) -> BoxAndPoints:
     r"""refCOCOg: the first `{[^}]+}` of the answer.
 
-    Loosely: the box under the first key that contains "bbox", the points under the first two that contain "points",
-    in any case. Strictly: `bbox_2d`, `points_1` and `points_2` are lists of 4, 2 and 2 numbers.
+    Lenient: the box under the first key that contains "bbox", the points under the first two that contain "points",
+        in any case. Strict: `bbox_2d`, `points_1` and `points_2` are lists of 4, 2 and 2 numbers.
     """
     n, m = text.bytes.shape
     answer = scan.answer(text)
-    found = scan.groups(text, answer, 1, skip_empty=True)
-    strict = _objects(text, found, rules.BOX_AND_POINTS_KEYS)
+    groups = scan.groups(text, answer, 1, skip_empty=True)
+    strict = _objects(text, groups, rules.BOX_AND_POINTS_KEYS)
     row, good = strict.row, strict.parse.good
 
-    begin = jnp.where(found.present, found.begin, 0)
-    at = jnp.minimum(begin + jnp.arange(m, dtype=jnp.int32), m - 1)
-    run = jnp.where(found.present, found.last - found.begin + 1, 0)[:, 0]
-    aligned = jnp.where(jnp.arange(m) < run[:, None], jnp.take_along_axis(text.bytes, at, axis=1), 0)
+    begin = jnp.where(groups.present, groups.begin, 0)
+    index = jnp.minimum(begin + jnp.arange(m, dtype=jnp.int32), m - 1)
+    run = jnp.where(groups.present, groups.last - groups.begin + 1, 0)[:, 0]
+    aligned = jnp.where(jnp.arange(m) < run[:, None], jnp.take_along_axis(text.bytes, index, axis=1), 0)
     bits = automaton.loose_keys(aligned, strict.parse.trace, good)
     loose = automaton.parse(aligned, bits, row, jnp.zeros(n, jnp.int32), run, 3)
 
@@ -228,24 +228,24 @@ def read_box_and_points(text: Text) -> BoxAndPoints:
         read = lambda f, k: values.numbers(source, row, parse.value[:, f], there[:, f], k)
         return there, [read(0, 4), read(1, 2), read(2, 2)]
 
-    _, (box, one, two) = lists(text.bytes, strict.parse)
-    well_formed = box.in_range & one.in_range & two.in_range
-    there, (box, one, two) = lists(aligned, loose)
+    _, (box, points_1, points_2) = lists(text.bytes, strict.parse)
+    well_formed = box.in_range & points_1.in_range & points_2.in_range
+    there, (box, points_1, points_2) = lists(aligned, loose)
 
     base = [
         (text.too_long, Failure.TOO_LONG),
-        (~answer.found, Failure.NO_ANSWER),
-        (~found.present[:, 0], Failure.ABSENT),
+        (~answer.present, Failure.NO_ANSWER),
+        (~groups.present[:, 0], Failure.ABSENT),
         (~good, Failure.BAD_JSON),
     ]
     kind = lambda f, numbers: _first_of([*base, *_list_failure(there[:, f], numbers)])
-    points = jnp.stack([jnp.where(p.in_range[:, None], p.whole, -1) for p in (one, two)], axis=1)
+    points = jnp.stack([jnp.where(p.in_range[:, None], p.integer, -1) for p in (points_1, points_2)], axis=1)
     return BoxAndPoints(
         formatted=scan.formatted(text),
         failure=_first_of(base),
         box_failure=kind(0, box),
         box=jnp.where(box.in_range[:, None], box.value, -1.0),
-        point_failure=jnp.stack([kind(1, one), kind(2, two)], axis=1),
+        point_failure=jnp.stack([kind(1, points_1), kind(2, points_2)], axis=1),
         points=points,
         strict=well_formed,
     )

@@ -1,4 +1,4 @@
-"""What is read where Python's own behaviour makes no sense on a device: limits and failure kinds.
+"""Limits and failure kinds of the in-graph parsers, where Python's behaviour is not feasible on a device.
 
 The rules, beside `re` and `json` (strict) on the text that `decode(ids, skip_special_tokens=True)` gives:
 
@@ -7,8 +7,8 @@ The rules, beside `re` and `json` (strict) on the text that `decode(ids, skip_sp
 * `NaN`, `Infinity` and arrays nested deeper than MAX_NESTING make an object bad.
 * A key with an escape is not recognised. A time with an escape is a bad time.
 * A null field is missing; so is a description that is not a string.
-* A lone surrogate escape in a description reads as U+FFFD. A description is cut to whole characters that fit its
-  buffer, then lower-cased and stripped where a prompt is built.
+* A lone surrogate escape in a description reads as U+FFFD. A description is truncated to the characters that fit
+  its buffer, then lower-cased and stripped where a prompt is built.
 * Each part of a time saturates (MAX_MINUTES, MAX_SECONDS, MAX_FRACTION), far beyond any clip.
 * A number is its decimal value truncated at DECIMALS decimals, rounded once to float32 (so equal to
   float32(float(text)) but for its double rounding); magnitudes above MAX_COORDINATE are out of range.

@@ -1,4 +1,4 @@
-"""Where things are in a text: tags, the answer block, the format, and the `{...}` groups."""
+"""Positions in a text: tags, the answer block, the format, and the `{...}` groups."""
 
 from typing import NamedTuple
 
@@ -14,9 +14,9 @@ OPEN_ANSWER, CLOSE_ANSWER = b"<answer>", b"</answer>"
 
 
 class Span(NamedTuple):
-    """Half-open byte ranges, one a row; `found` says whether there is any."""
+    """Half-open byte ranges, one per row; `present` is false where there is none."""
 
-    found: Bool[Array, "n"]
+    present: Bool[Array, "n"]
     begin: Int[Array, "n"]
     end: Int[Array, "n"]
 
@@ -49,68 +49,68 @@ def occurs(text: UInt8[Array, "n m"], literal: bytes, ignore_case: bool = False)
     return hit
 
 
-def places(like: Array) -> Int[Array, "m"]:
+def positions(like: Array) -> Int[Array, "m"]:
     """0, 1, ..., m-1 of a text buffer."""
     return jnp.arange(like.shape[-1], dtype=jnp.int32)
 
 
 def first(mask: Bool[Array, "*lead m"]) -> Int[Array, "*lead"]:
     """Position of the first true entry, m where there is none."""
-    return jnp.min(jnp.where(mask, places(mask), mask.shape[-1]), axis=-1)
+    return jnp.min(jnp.where(mask, positions(mask), mask.shape[-1]), axis=-1)
 
 
 def last(mask: Bool[Array, "*lead m"]) -> Int[Array, "*lead"]:
     """Position of the last true entry, -1 where there is none."""
-    return jnp.max(jnp.where(mask, places(mask), -1), axis=-1)
+    return jnp.max(jnp.where(mask, positions(mask), -1), axis=-1)
 
 
-def whole(text: Text) -> Span:
-    """All of each text."""
+def full_text(text: Text) -> Span:
+    """The span of each entire text."""
     return Span(~text.too_long, jnp.zeros_like(text.length), text.length)
 
 
 def answer(text: Text) -> Span:
     r"""Group 1 of the first `<answer>\s*(.*?)\s*</answer>`, dot matching newlines."""
-    place = places(text.bytes)
+    position = positions(text.bytes)
     opened = first(occurs(text.bytes, OPEN_ANSWER))
     body = opened + len(OPEN_ANSWER)
-    closed = first(occurs(text.bytes, CLOSE_ANSWER) & (place >= body[:, None]))
-    found = (opened < place.size) & (closed < place.size)
-    solid = ~among(text.bytes, rules.WHITE) & (place >= body[:, None]) & (place < closed[:, None])
+    closed = first(occurs(text.bytes, CLOSE_ANSWER) & (position >= body[:, None]))
+    present = (opened < position.size) & (closed < position.size)
+    solid = ~among(text.bytes, rules.WHITE) & (position >= body[:, None]) & (position < closed[:, None])
     begin = jnp.minimum(first(solid), closed)
     end = jnp.maximum(last(solid) + 1, begin)
-    return Span(found, jnp.where(found, begin, 0), jnp.where(found, end, 0))
+    return Span(present, jnp.where(present, begin, 0), jnp.where(present, end, 0))
 
 
 def formatted(text: Text) -> Bool[Array, "n"]:
     r"""Whether the whole text matches `<think>.*?</think>\s*<answer>.*?</answer>`, dot matching newlines.
 
     Both lazy parts may stretch over further tags, so it does if it begins and ends so and any `</think>`, white
-    space, `<answer>` lies between.
+    space, `<answer>` is in between.
     """
-    place = places(text.bytes)
+    position = positions(text.bytes)
     tail = text.length - len(CLOSE_ANSWER)
     starts = occurs(text.bytes, OPEN_THINK)[:, 0]
-    ends = jnp.any(occurs(text.bytes, CLOSE_ANSWER) & (place == tail[:, None]), axis=1)
+    ends = jnp.any(occurs(text.bytes, CLOSE_ANSWER) & (position == tail[:, None]), axis=1)
     # The last thing before p that is not white space is the ">" of "</think>".
-    mark = shift(occurs(text.bytes, CLOSE_THINK) & (place >= len(OPEN_THINK)), 1 - len(CLOSE_THINK))
+    mark = shift(occurs(text.bytes, CLOSE_THINK) & (position >= len(OPEN_THINK)), 1 - len(CLOSE_THINK))
     solid = ~among(text.bytes, rules.WHITE)
-    latest = jax.lax.cummax(jnp.where(solid, 2 * place + mark, -1), axis=1)
-    after_think = (shift(latest, -1) % 2 == 1) & (place > 0)
-    joint = occurs(text.bytes, OPEN_ANSWER) & after_think & (place + len(OPEN_ANSWER) <= tail[:, None])
+    latest = jax.lax.cummax(jnp.where(solid, 2 * position + mark, -1), axis=1)
+    after_think = (shift(latest, -1) % 2 == 1) & (position > 0)
+    joint = occurs(text.bytes, OPEN_ANSWER) & after_think & (position + len(OPEN_ANSWER) <= tail[:, None])
     return starts & ends & jnp.any(joint, axis=1)
 
 
 def groups(
-    text: Text, within: Span, most: int, skip_empty: bool = False, min_bytes: int = 0, max_short: int = 0
+    text: Text, within: Span, max_groups: int, skip_empty: bool = False, min_bytes: int = 0, max_short: int = 0
 ) -> Groups:
     r"""Every `{` to the next `}` within the span, scanning on after each `}`: `\{.*?\}`, dot matching newlines.
 
-    With `skip_empty`, `{}` is none: `\{[^}]+\}`. All are counted. The first `most` are located, of those with fewer
-    than `min_bytes` bytes no more than `max_short`.
+    With `skip_empty`, `{}` is none: `\{[^}]+\}`. All are counted. The first `max_groups` are located, of
+    those with fewer than `min_bytes` bytes at most `max_short`.
     """
-    place = places(text.bytes)
-    inside = (place >= within.begin[:, None]) & (place < within.end[:, None]) & within.found[:, None]
+    position = positions(text.bytes)
+    inside = (position >= within.begin[:, None]) & (position < within.end[:, None]) & within.present[:, None]
     left, right = (text.bytes == ord("{")) & inside, (text.bytes == ord("}")) & inside
     if skip_empty:
         # A "{" met outside a group and closed at once opens none; inside one it is a byte like any other.
@@ -118,16 +118,16 @@ def groups(
     else:
         hollow = jnp.zeros_like(left)
     # Within a group exactly if the last brace before is a "{".
-    latest = shift(jax.lax.cummax(jnp.where(left | right, 2 * place + left, -1), axis=1), -1)
-    within_group = (latest % 2 == 1) & (latest > 0) & (place > 0)
+    latest = shift(jax.lax.cummax(jnp.where(left | right, 2 * position + left, -1), axis=1), -1)
+    within_group = (latest % 2 == 1) & (latest > 0) & (position > 0)
     opens = left & ~within_group & ~hollow
     closes = right & within_group & ~shift(left & ~within_group & hollow, -1)
-    opened = jax.lax.cummax(jnp.where(opens, place, -1), axis=1)
-    short = closes & (place - opened + 1 < min_bytes)
+    opened = jax.lax.cummax(jnp.where(opens, position, -1), axis=1)
+    short = closes & (position - opened + 1 < min_bytes)
     located = closes & (~short | (jnp.cumsum(short, axis=1) <= max_short))
     before = jnp.cumsum(located, axis=1, dtype=jnp.int32) - located
-    slot = jnp.arange(most, dtype=jnp.int32)
+    slot = jnp.arange(max_groups, dtype=jnp.int32)
     end = first(located[:, None] & (before[:, None] == slot[:, None]))
-    begin = jnp.take_along_axis(opened, jnp.minimum(end, place.size - 1), axis=1)
+    begin = jnp.take_along_axis(opened, jnp.minimum(end, position.size - 1), axis=1)
     count = lambda mask: jnp.sum(mask, axis=1, dtype=jnp.int32)
     return Groups(count(closes), count(closes & ~located), begin, end, slot < count(located)[:, None])

@@ -15,11 +15,11 @@ class Buffer(NamedTuple):
 
     bytes: UInt8[Array, "*lead d"]
     length: Int[Array, "*lead"]
-    cut: Bool[Array, "*lead"]  # longer than the buffer: cut to the whole characters that fit
+    truncated: Bool[Array, "*lead"]  # longer than the buffer: truncated to the complete characters that fit
 
 
 class Unescaped(NamedTuple):
-    """Texts with JSON escapes decoded, and where each byte of the original went."""
+    """Texts with JSON escapes decoded, and the new position of each original byte."""
 
     bytes: UInt8[Array, "n m"]
     at: Int[Array, "n m"]
@@ -72,37 +72,37 @@ def unescape(text: UInt8[Array, "n m"], intro: Bool[Array, "n m"]) -> Unescaped:
 
 
 def slices(text: UInt8[Array, "n m"], begin: Int[Array, "n k"], length: Int[Array, "n k"], capacity: int) -> Buffer:
-    """text[begin : begin + length] of each row and slot, cut to whole characters within `capacity` bytes."""
+    """text[begin : begin + length] of each row and slot, truncated to complete characters within `capacity` bytes."""
     n, m = text.shape
     k = begin.shape[1]
-    # One byte more than fits, to see whether the cut falls within a character.
-    at = jnp.clip(begin[:, :, None] + jnp.arange(capacity + 1, dtype=jnp.int32), 0, m - 1)
-    window = jnp.take_along_axis(text, at.reshape(n, -1), axis=1).reshape(n, k, capacity + 1)
-    cut = length > capacity
+    # One byte more than fits, to see whether the limit falls within a character.
+    index = jnp.clip(begin[:, :, None] + jnp.arange(capacity + 1, dtype=jnp.int32), 0, m - 1)
+    window = jnp.take_along_axis(text, index.reshape(n, -1), axis=1).reshape(n, k, capacity + 1)
+    truncated = length > capacity
     tail = (window & 0xC0) == 0x80
-    place = jnp.arange(capacity + 1, dtype=jnp.int32)
-    kept = jnp.where(cut, last(~tail), length)
-    return Buffer(jnp.where(place < kept[..., None], window, 0)[..., :capacity], kept, cut)
+    position = jnp.arange(capacity + 1, dtype=jnp.int32)
+    kept = jnp.where(truncated, last(~tail), length)
+    return Buffer(jnp.where(position < kept[..., None], window, 0)[..., :capacity], kept, truncated)
 
 
 def lower_strip(text: Buffer) -> Buffer:
     """ASCII letters in lower case, ASCII white space removed from both ends."""
-    place = jnp.arange(text.bytes.shape[-1], dtype=jnp.int32)
-    solid = ~among(text.bytes, rules.WHITE) & (place < text.length[..., None])
+    position = jnp.arange(text.bytes.shape[-1], dtype=jnp.int32)
+    solid = ~among(text.bytes, rules.WHITE) & (position < text.length[..., None])
     begin = jnp.where(jnp.any(solid, axis=-1), first(solid), 0)
     length = last(solid) + 1 - begin
-    moved = jnp.take_along_axis(text.bytes, jnp.clip(place + begin[..., None], 0, place.size - 1), axis=-1)
+    moved = jnp.take_along_axis(text.bytes, jnp.clip(position + begin[..., None], 0, position.size - 1), axis=-1)
     upper = (moved >= ord("A")) & (moved <= ord("Z"))
     moved = jnp.where(upper, moved + 0x20, moved)
-    return Buffer(jnp.where(place < length[..., None], moved, 0), length, text.cut)
+    return Buffer(jnp.where(position < length[..., None], moved, 0), length, text.truncated)
 
 
 def join(before: UInt8[Array, "b"], middle: Buffer, after: UInt8[Array, "a"]) -> Buffer:
-    """before + middle + after of each row of a flat batch, with room for all of it."""
+    """before + middle + after of each row of a flat batch, in a buffer that fits all of it."""
     b, a, d = before.shape[0], after.shape[0], middle.bytes.shape[-1]
-    place = jnp.arange(b + d + a, dtype=jnp.int32)
-    out = jnp.where(place < b, jnp.pad(before, (0, d + a)), jnp.pad(middle.bytes, ((0, 0), (b, a))))
+    position = jnp.arange(b + d + a, dtype=jnp.int32)
+    out = jnp.where(position < b, jnp.pad(before, (0, d + a)), jnp.pad(middle.bytes, ((0, 0), (b, a))))
     if a:
-        into = place - b - middle.length[:, None]
+        into = position - b - middle.length[:, None]
         out = jnp.where((into >= 0) & (into < a), after[jnp.clip(into, 0, a - 1)], out)
-    return Buffer(out, middle.length + b + a, middle.cut)
+    return Buffer(out, middle.length + b + a, middle.truncated)

@@ -1,4 +1,4 @@
-"""What stands between tags in a model's or a dataset's text, in time linear in the text.
+"""The text between tags of a model's or a dataset's text, in time linear in the text.
 
 Regular expressions such as `<answer>\\s*(.*?)\\s*</answer>` read the same, but take time cubic in a text that opens
 many tags, or runs of white space, and closes none.
@@ -8,19 +8,19 @@ ASCII_WHITE = " \t\n\v\f\r"
 
 
 def between(text: str, tag: str) -> str | None:
-    """What follows the first `<tag>` up to the next `</tag>`; None without such a pair."""
+    """The text from the first `<tag>` to the next `</tag>`; None without such a pair."""
     _, opened, rest = text.partition(f"<{tag}>")
     content, closed, _ = rest.partition(f"</{tag}>")
     return content if opened and closed else None
 
 
 def all_between(text: str, tag: str) -> list[str]:
-    """`between` of one pair after the other; a pair begins after the one before has ended."""
+    """`between` for every pair; a pair begins after the previous one has ended."""
     return spans(text, f"<{tag}>", f"</{tag}>")
 
 
 def spans(text: str, first: str, last: str) -> list[str]:
-    """What stands between `first` and the next `last`, again and again, without these."""
+    """The texts between each `first` and the next `last`, without these."""
     out, position = [], 0
     while (start := text.find(first, position)) >= 0 and (end := text.find(last, start + len(first))) >= 0:
         out.append(text[start + len(first) : end])

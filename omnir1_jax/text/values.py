@@ -1,7 +1,7 @@
 """Times and lists of numbers, read by small automata that run over all lanes at once.
 
-Every reader starts where `automaton.parse` found a value, in a group that is good JSON, so that it only has to tell
-values apart and never to guard against broken ones.
+Every reader starts where `automaton.parse` found a value, in a group that is good JSON, so it only distinguishes
+values and never guards against broken ones.
 """
 
 from typing import NamedTuple
@@ -15,7 +15,7 @@ from omnir1_jax.text.scan import among
 
 _NUMBER = b"+-.0123456789eE"
 _LIMB = 10**9
-_EXPONENT_CAP = 100_000  # beyond any text, so that a digit's place is out of reach either way
+_EXPONENT_CAP = 100_000  # beyond any text, so that a digit's exponent is out of range either way
 
 
 class Times(NamedTuple):
@@ -31,12 +31,12 @@ class Numbers(NamedTuple):
     good: Bool[Array, "l"]  # a list of exactly that many numbers
     in_range: Bool[Array, "l"]  # good, and no magnitude above MAX_COORDINATE
     value: Float[Array, "l k"]
-    whole: Int[Array, "l k"]  # truncated towards zero
+    integer: Int[Array, "l k"]  # truncated towards zero
 
 
-def _byte_at(text: UInt8[Array, "n m"], row: Int[Array, "l"], at: Int[Array, "l"]) -> Int[Array, "l"]:
+def _byte_at(text: UInt8[Array, "n m"], row: Int[Array, "l"], index: Int[Array, "l"]) -> Int[Array, "l"]:
     m = text.shape[1]
-    return text.reshape(-1)[row * m + jnp.clip(at, 0, m - 1)].astype(jnp.int32)
+    return text.reshape(-1)[row * m + jnp.clip(index, 0, m - 1)].astype(jnp.int32)
 
 
 def times(text: UInt8[Array, "n m"], row: Int[Array, "l"], begin: Int[Array, "l"], present: Bool[Array, "l"]) -> Times:
@@ -84,16 +84,16 @@ def _items(
     present = present & (_byte_at(text, row, begin) == ord("["))
 
     def step(carry):
-        t, count, inside, bad, live, at = carry
+        t, count, inside, bad, live, begins = carry
         byte = _byte_at(text, row, begin + t)
         number = among(byte, _NUMBER)
         fresh = live & number & ~inside
-        at = jnp.where(fresh[:, None] & (slot == count[:, None]), (begin + t)[:, None], at)
+        begins = jnp.where(fresh[:, None] & (slot == count[:, None]), (begin + t)[:, None], begins)
         count = count + fresh
         # A letter of "true" would pass for an exponent's, but its first letter does not.
         bad |= live & (~(number | among(byte, b" \t\n\r,]")) | (count > k))
         live &= ~(bad | (byte == ord("]")))
-        return t + 1, count, number, bad, live, at
+        return t + 1, count, number, bad, live, begins
 
     carry = (
         jnp.int32(1),
@@ -103,8 +103,8 @@ def _items(
         present,
         jnp.zeros((lanes, k), jnp.int32),
     )
-    _, count, _, bad, _, at = jax.lax.while_loop(lambda c: jnp.any(c[4]) & (c[0] < text.shape[1]), step, carry)
-    return ~bad & (count == k), at
+    _, count, _, bad, _, begins = jax.lax.while_loop(lambda c: jnp.any(c[4]) & (c[0] < text.shape[1]), step, carry)
+    return ~bad & (count == k), begins
 
 
 class _Shape(NamedTuple):
@@ -155,19 +155,19 @@ def decimals(
         live &= among(byte, b"-.0123456789")
         digit = live & (byte >= ord("0")) & (byte <= ord("9"))
         figure = jnp.where(digit, byte - ord("0"), 0)
-        place = shape.before_point - 1 - seen + shape.exponent
+        power_of_ten = shape.before_point - 1 - seen + shape.exponent
         part = lambda low, high: jnp.where(
-            (place >= low) & (place < high), figure * power[jnp.clip(place - low, 0, 8)], 0
+            (power_of_ten >= low) & (power_of_ten < high), figure * power[jnp.clip(power_of_ten - low, 0, 8)], 0
         )
-        big |= (figure > 0) & (place > 6)
+        big |= (figure > 0) & (power_of_ten > 6)
         return t + 1, live, seen + digit, big, above + part(0, 7), upper + part(-9, 0), lower + part(-18, -9)
 
     carry = (jnp.int32(0), live, zeros, jnp.zeros_like(live), zeros, zeros, zeros)
     _, _, _, big, above, upper, lower = jax.lax.while_loop(
         lambda c: jnp.any(c[1]) & (c[0] < text.shape[1]), step, carry
     )
-    most = rules.MAX_COORDINATE
-    in_range = ~big & ((above < most) | ((above == most) & (upper == 0) & (lower == 0)))
+    limit = rules.MAX_COORDINATE
+    in_range = ~big & ((above < limit) | ((above == limit) & (upper == 0) & (lower == 0)))
     above, upper, lower = (jnp.where(in_range, x, 0) for x in (above, upper, lower))
     value = _round(above, upper, lower)
     return jnp.where(shape.negative, -value, value), jnp.where(shape.negative, -above, above), in_range
@@ -206,11 +206,11 @@ def _round(above: Int[Array, "l"], upper: Int[Array, "l"], lower: Int[Array, "l"
 def numbers(
     text: UInt8[Array, "n m"], row: Int[Array, "l"], begin: Int[Array, "l"], present: Bool[Array, "l"], k: int
 ) -> Numbers:
-    """The list of k numbers that opens at `begin`; zeros where it is none or a coordinate is out of range."""
-    good, at = _items(text, row, begin, present, k)
-    value, whole, fits = decimals(
-        text, jnp.repeat(row, k), jnp.where(good[:, None], at, 0).reshape(-1), jnp.repeat(good, k)
+    """The list of k numbers that opens at `begin`; zeros where it is not one or a coordinate is out of range."""
+    good, begins = _items(text, row, begin, present, k)
+    value, integer, fits = decimals(
+        text, jnp.repeat(row, k), jnp.where(good[:, None], begins, 0).reshape(-1), jnp.repeat(good, k)
     )
     in_range = good & jnp.all(fits.reshape(-1, k), axis=1)
     keep = lambda x: jnp.where(in_range[:, None], x.reshape(-1, k), 0)
-    return Numbers(good, in_range, keep(value), keep(whole))
+    return Numbers(good, in_range, keep(value), keep(integer))

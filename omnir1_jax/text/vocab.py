@@ -51,9 +51,9 @@ def shift(x: Array, by: int) -> Array:
 
 
 def spread(count: Int[Array, "n s"], m: int) -> tuple[Int[Array, "n m"], Int[Array, "n m"], Int[Array, "n"]]:
-    """Lay `count[i]` items of each source i side by side: the source and the number within it of output 0..m-1.
+    """Concatenates `count[i]` items of each source i: the source, and the number within it, of outputs 0..m-1.
 
-    Also the total, which may exceed m. Outputs past the total belong to the last source.
+    Also returns the total, which may exceed m. Outputs past the total belong to the last source.
     """
     n, s = count.shape
     end = jnp.cumsum(count, axis=1, dtype=jnp.int32)
@@ -70,25 +70,25 @@ def _repair(raw: Int[Array, "n m"]) -> tuple[Int[Array, "n m"], Bool[Array, "n m
     """How many bytes each byte of not quite UTF-8 becomes, and where a replacement character begins.
 
     The maximal-subpart practice of the Unicode standard (3.9), which Rust's from_utf8_lossy and Python's
-    errors="replace" share: a sequence cut short becomes one U+FFFD, any other stray byte one each.
+    errors="replace" share: a truncated sequence becomes one U+FFFD, any other stray byte one each.
     """
-    one, two = shift(raw, 1), shift(raw, 2)
-    three = shift(raw, 3)
+    next_1, next_2 = shift(raw, 1), shift(raw, 2)
+    next_3 = shift(raw, 3)
     tail = lambda b: (b & 0xC0) == 0x80
     lead2 = (raw >= 0xC2) & (raw <= 0xDF)
     lead3 = (raw >= 0xE0) & (raw <= 0xEF)
     lead4 = (raw >= 0xF0) & (raw <= 0xF4)
     low = jnp.select([raw == 0xE0, raw == 0xF0], [0xA0, 0x90], 0x80)
     high = jnp.select([raw == 0xED, raw == 0xF4], [0x9F, 0x8F], 0xBF)
-    second = jnp.where(lead2 | lead3 | lead4, (one >= low) & (one <= high), False)
-    third = second & (lead3 | lead4) & tail(two)
-    fourth = third & lead4 & tail(three)
-    whole = (raw < 0x80) | (lead2 & second) | (lead3 & third) | fourth
+    second = jnp.where(lead2 | lead3 | lead4, (next_1 >= low) & (next_1 <= high), False)
+    third = second & (lead3 | lead4) & tail(next_2)
+    fourth = third & lead4 & tail(next_3)
+    complete = (raw < 0x80) | (lead2 & second) | (lead3 & third) | fourth
     extent = 1 + second + third + fourth  # bytes of the longest good beginning
     extent = jnp.where(tail(raw), 0, extent)
     covered = (shift(extent, -1) > 1) | (shift(extent, -2) > 2) | (shift(extent, -3) > 3)
-    whole_at = lambda by: shift(whole, -by) & (shift(extent, -by) > by)
-    kept = whole | whole_at(1) | whole_at(2) | whole_at(3)
+    complete_from = lambda by: shift(complete, -by) & (shift(extent, -by) > by)
+    kept = complete | complete_from(1) | complete_from(2) | complete_from(3)
     bad = ~kept & ~covered
     return jnp.where(kept, 1, jnp.where(bad, 3, 0)), bad
 
@@ -104,11 +104,11 @@ def detokenise(vocab: ByteVocab, ids: Int[Array, "n c"], max_bytes: int) -> tupl
     begin = vocab.offset[jnp.where(known, ids, 0)]
     count = jnp.where(known, vocab.offset[jnp.where(known, ids, 0) + 1] - begin, 0)
     token, within, total = spread(count, max_bytes)
-    place = jnp.arange(max_bytes, dtype=jnp.int32)
-    at = jnp.clip(jnp.take_along_axis(begin, token, axis=1) + within, 0, vocab.flat.shape[0] - 1)
-    inside = place < total[:, None]
-    # A zero byte past the end completes no sequence, so one cut by the end is repaired as such.
-    raw = jnp.where(inside, vocab.flat[at].astype(jnp.int32), 0)
+    position = jnp.arange(max_bytes, dtype=jnp.int32)
+    index = jnp.clip(jnp.take_along_axis(begin, token, axis=1) + within, 0, vocab.flat.shape[0] - 1)
+    inside = position < total[:, None]
+    # A zero byte past the end completes no sequence, so one truncated by the end is repaired as such.
+    raw = jnp.where(inside, vocab.flat[index].astype(jnp.int32), 0)
 
     width, bad = _repair(raw)
     source, nth, length = spread(jnp.where(inside, width, 0), max_bytes)
@@ -116,7 +116,7 @@ def detokenise(vocab: ByteVocab, ids: Int[Array, "n c"], max_bytes: int) -> tupl
     out = jnp.where(jnp.take_along_axis(bad, source, axis=1), replacement, jnp.take_along_axis(raw, source, axis=1))
     too_long = (total > max_bytes) | (length > max_bytes)
     length = jnp.where(too_long, 0, length)
-    inside = place < length[:, None]
+    inside = position < length[:, None]
     text = Text(jnp.where(inside, out, 0).astype(jnp.uint8), length, too_long)
     return text, jnp.where(inside, jnp.take_along_axis(token, source, axis=1), -1)
 

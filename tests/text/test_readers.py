@@ -64,7 +64,7 @@ def check(raws, frames):
         want = oracle.plan(said, T, LIMITS.groups, LIMITS.description)
         got = {name: getattr(plan, name)[i].tolist() for name in want if name not in ("description", "cut")}
         got["description"] = [told(plan.description, i, k) for k in range(LIMITS.groups)]
-        got["cut"] = plan.description.cut[i].tolist()
+        got["cut"] = plan.description.truncated[i].tolist()
         assert got == want, raw
         hosted = host.read_plan(said, T, LIMITS, BYTES)
         for name in ("formatted", "answered", "count", "short", "unread"):
@@ -81,7 +81,7 @@ def check(raws, frames):
         assert (bool(answer.answered[i]), told(answer.description, i)) == want, raw
         hosted = host.read_answer(said, LIMITS, BYTES)
         assert (hosted.answered, hosted.description, hosted.failure) == (*want, answer.failure[i]), raw
-        assert hosted.cut == answer.description.cut[i]
+        assert hosted.cut == answer.description.truncated[i]
 
         want = oracle.boxes(said, SLOTS)
         assert {name: getattr(boxes, name)[i].tolist() for name in want} == want, raw
