@@ -23,7 +23,7 @@ def require_same_size(gt: np.ndarray, pred: np.ndarray, name: str = "") -> None:
         where = f"{name}: " if name else ""
         raise InputError(
             f"{where}the prediction is {'x'.join(map(str, pred.shape))} but the ground truth is "
-            f"{'x'.join(map(str, gt.shape))}; write predictions at the frames' own size"
+            f"{'x'.join(map(str, gt.shape))}; write predictions at the frames' size"
         )
 
 
@@ -79,7 +79,7 @@ def _box(mask: np.ndarray) -> tuple[int, int, int, int]:
 def _matches(points: np.ndarray, others: np.ndarray, radius: int) -> int:
     """How many pixels of `points` have a pixel of `others` within `radius`."""
     top, bottom, left, right = _box(points)
-    # Only the dilation near `points` is looked at, so only that window is computed.
+    # Only the dilation near `points` is needed, so only that window is computed.
     y0, y1 = max(top - radius, 0), bottom + radius
     x0, x1 = max(left - radius, 0), right + radius
     window = others[y0:y1, x0:x1]
@@ -113,7 +113,7 @@ def contour(
 ) -> Float[np.ndarray, "*t"]:
     """F of each frame: harmonic mean of boundary precision and recall within `tolerance`.
 
-    Emptiness is the boundary's, not the mask's: a prediction of the whole frame against an empty ground truth
+    Emptiness is the boundary's, not the mask's: a prediction of the entire frame against an empty ground truth
     has no boundary either and scores F = 1 (and J = 0).
     """
     require_same_size(gt, pred)

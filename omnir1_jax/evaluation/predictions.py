@@ -1,4 +1,4 @@
-"""Predicted masks on disk, `<root>/<video>/<expression>/<frame>.png`: what the benchmarks' scripts and servers read."""
+"""Predicted masks on disk, `<root>/<video>/<expression>/<frame>.png`: the format of the benchmarks' scripts and servers."""
 
 import zipfile
 from collections.abc import Collection, Sequence
@@ -13,13 +13,13 @@ from omnir1_jax.data import masks, paths
 from omnir1_jax.errors import InputError
 from omnir1_jax.files import folders
 
-# What the Ref-YouTube-VOS server wants above the videos; MeViS' wants the videos themselves.
+# The folder above the videos that the Ref-YouTube-VOS server requires; MeViS' server requires none.
 REFYTVOS_PREFIX = "Annotations"
 _STAMP = (1980, 1, 1, 0, 0, 0)
 
 
 def folder(root: str, video: str, expression: str) -> epath.Path:
-    """Where one expression's masks are; names that would leave `root` are refused with InputError."""
+    """The folder of one expression's masks; InputError for names that would leave `root`."""
     return epath.Path(paths.inside(root, f"{video}/{expression}", "prediction"))
 
 
@@ -32,10 +32,10 @@ def write(
     *,
     rewrite: bool = False,
 ) -> None:
-    """Writes one expression's masks as PNGs of 0 and 255; the folder appears whole or not at all.
+    """Writes one expression's masks as PNGs of 0 and 255; the folder appears atomically.
 
     Args:
-      rewrite: the caller wrote this folder before, or began to: the frames in it are replaced.
+      rewrite: replace the frames of an existing folder, which the caller wrote or began to write.
 
     Raises:
       InputError: what is there was not written by the caller, or one frame's mask is missing.
@@ -65,18 +65,18 @@ def write(
 
 
 def _remove(path: epath.Path, names: Sequence[str]) -> None:
-    """Removes a folder of the frames `names`; one that holds anything else stays as it is, with an InputError."""
-    own = {f"{name}.png" for name in names}
-    others = sorted(folders.entries(path) - own) if path.is_dir() and not folders.is_link(path) else [path.name]
+    """Removes a folder of the frames `names`; InputError, and no change, if it holds anything else."""
+    expected = {f"{name}.png" for name in names}
+    others = sorted(folders.entries(path) - expected) if path.is_dir() and not folders.is_link(path) else [path.name]
     if others:
         raise InputError(f"{path} holds {folders.some(others)}, not written by this command; move that elsewhere")
-    for name in own:
+    for name in expected:
         (path / name).unlink(missing_ok=True)
     path.rmdir()
 
 
 def read(root: str, video: str, expression: str, names: Sequence[str]) -> UInt8[np.ndarray, "t h w"] | None:
-    """One expression's masks as they are on disk (gray values), or None where the whole folder is missing.
+    """One expression's masks as they are on disk (gray values), or None if the folder is missing.
 
     Raises InputError, naming the file, for a frame that is missing, unreadable or of another size.
     """
@@ -89,7 +89,7 @@ def read(root: str, video: str, expression: str, names: Sequence[str]) -> UInt8[
         try:
             frame = masks.decode_label_map(paths.read_bytes(str(path)))
         except FileNotFoundError as error:
-            raise InputError(f"{path} is missing; write one PNG a frame, or leave out the whole folder") from error
+            raise InputError(f"{path} is missing; write one PNG per frame, or omit the folder") from error
         except (OSError, ValueError) as error:
             raise InputError(f"{path}: {error}") from error
         if out and frame.shape != out[0].shape:
@@ -101,11 +101,11 @@ def read(root: str, video: str, expression: str, names: Sequence[str]) -> UInt8[
 def write_zip(root: str, target: str, prefix: str = "", items: Collection[tuple[str, str]] | None = None) -> int:
     """Packs a prediction tree for a benchmark's server, `prefix` above the videos; returns the number of PNGs.
 
-    With `items`, pairs of video and expression, nothing else that lies in the tree is packed. Entries are sorted and
-    carry one fixed time, so equal predictions give equal archives.
+    With `items`, pairs of video and expression, only these are packed. Entries are sorted and have one
+    fixed time, so equal predictions give equal archives.
     """
     base = epath.Path(root)
-    found: list[str] = []
+    pngs: list[str] = []
     chosen = None if items is None else {f"{video}/{expression}/" for video, expression in items}
 
     def walk(above: epath.Path, below: str) -> None:
@@ -113,16 +113,16 @@ def write_zip(root: str, target: str, prefix: str = "", items: Collection[tuple[
             if path.is_dir():
                 walk(path, f"{below}{path.name}/")
             elif path.name.endswith(".png") and path.name[0] != "." and (chosen is None or below in chosen):
-                found.append(f"{below}{path.name}")
+                pngs.append(f"{below}{path.name}")
 
     if not base.is_dir():
         raise InputError(f"{root} is not a directory of predictions")
     walk(base, "")
-    if not found:
+    if not pngs:
         raise InputError(f"{root} holds no PNG; expected <video>/<expression>/<frame>.png")
     lead = f"{prefix}/" if prefix else ""
     with cli.atomic_path(target) as scratch, scratch.open("wb") as file, zipfile.ZipFile(file, "w") as archive:
-        for name in found:
+        for name in pngs:
             # PNGs are compressed already.
             archive.writestr(zipfile.ZipInfo(lead + name, _STAMP), (base / name).read_bytes())
-    return len(found)
+    return len(pngs)

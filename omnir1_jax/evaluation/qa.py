@@ -1,7 +1,7 @@
-"""Question answering: reading an answer out of a completion, and the scores of each benchmark.
+"""Question answering: parsing the answer of a completion, and the scores of each benchmark.
 
 OmniBench, Video-MME, MVBench: share of correct choices. AVHBench: yes/no statistics. Video-R1 style questions:
-a score in [0, 1] by question type. A completion that answers nothing readable is wrong, and is counted.
+a score in [0, 1] by question type. A completion without a readable answer is wrong, and is counted.
 """
 
 import collections
@@ -34,9 +34,9 @@ _OPTION_LABEL = re.compile(r"^\s*\(?([A-Z])\s*[).:]\s*")
 
 
 def answer_text(completion: str) -> str | None:
-    """The first `<answer>`, else what follows the thinking, else the whole completion; stripped.
+    """The first `<answer>`, else the text after the thinking, else the entire completion; stripped.
 
-    None where the thinking never ended and nothing was answered.
+    None if the thinking never ended and there is no answer.
     """
     answer = tags.between(completion, "answer")
     if answer is None and "<think>" in completion and "</think>" not in completion:
@@ -82,12 +82,12 @@ def option_index(completion: str, options: Sequence[str]) -> int | None:
         return texts.index(folded)
     inside = [i for i, t in enumerate(texts) if t and re.search(rf"(?<!\w){re.escape(t)}(?!\w)", folded)]
     if inside:
-        # "two cats" is also found within "two cats and a dog": the longest counts if it holds all the others.
+        # "two cats" also matches within "two cats and a dog": the longest counts if it contains all the others.
         longest = max(inside, key=lambda i: len(texts[i]))
         if all(texts[i] in texts[longest] for i in inside):
             return longest
     alone = [match for match in _ALONE.finditer(stripped) if _names_option(match, letters)]
-    # A letter before a lower-case word is less sure: "plan B is ... (C)".
+    # A letter before a lower-case word is less certain: "plan B is ... (C)".
     sure = [match for match in alone if not _LOWER.match(stripped, match.end())]
     return letters.index((sure or alone)[0].group().upper()) if alone else None
 
@@ -111,11 +111,11 @@ class Choice(NamedTuple):
 def accuracy(
     questions: Iterable[Choice], judge: Callable[[Choice], bool | None], of_answered: bool = False
 ) -> Mapping[str, Any]:
-    """Percent correct overall and by every group, with the number of questions that it is a share of.
+    """Percent correct overall and by every group, with the number of questions counted.
 
     Args:
-      judge: whether a question was answered right; None: it was not answered.
-      of_answered: the share is of the answered questions, not of all.
+      judge: function that returns whether the answer is right, or None if there is none.
+      of_answered: count the answered questions only, not all.
     """
     hits: dict[tuple[str, str], list[bool | None]] = collections.defaultdict(list)
     for q in questions:
@@ -148,25 +148,25 @@ def by_first_letter(q: Choice) -> bool | None:
 
 
 def yes_no(completion: str) -> str | None:
-    """ "yes" or "no": the first whole word that is one of them, any case; None if there is neither."""
+    """ "yes" or "no": the first word equal to one of them, any case; None if there is neither."""
     match = _YES_NO.search(answer_text(completion) or "")
     return match.group(1).lower() if match else None
 
 
 def _judge(pairs: list[tuple[str, str | None]]) -> dict[str, float]:
-    tp = sum(gold == "yes" and said == "yes" for gold, said in pairs)
-    correct = sum(gold == said for gold, said in pairs)
-    said_yes = sum(said == "yes" for _, said in pairs)
+    tp = sum(gold == "yes" and answer == "yes" for gold, answer in pairs)
+    correct = sum(gold == answer for gold, answer in pairs)
+    answered_yes = sum(answer == "yes" for _, answer in pairs)
     is_yes = sum(gold == "yes" for gold, _ in pairs)
-    precision = tp / said_yes if said_yes else 0.0
+    precision = tp / answered_yes if answered_yes else 0.0
     recall = tp / is_yes if is_yes else 0.0
     return {
         "accuracy": 100 * correct / len(pairs),
         "precision": 100 * precision,
         "recall": 100 * recall,
         "F1": 100 * 2 * precision * recall / (precision + recall) if precision + recall else 0.0,
-        "yes_rate": 100 * said_yes / len(pairs),
-        "unreadable": float(sum(said is None for _, said in pairs)),
+        "yes_rate": 100 * answered_yes / len(pairs),
+        "unreadable": float(sum(answer is None for _, answer in pairs)),
         "count": float(len(pairs)),
     }
 

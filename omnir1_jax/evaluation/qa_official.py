@@ -1,7 +1,7 @@
 """How the published scripts of three benchmarks read an answer, oddities included, for comparison with their numbers.
 
-Each takes the text of the answer (`qa.answer_text`). A completion whose thinking never ended has none and is handed
-to no script: it is unanswered.
+Each takes the text of the answer (`qa.answer_text`). A completion whose thinking never ended has none and
+counts as unanswered in every script.
 """
 
 import re
@@ -9,7 +9,7 @@ import re
 from omnir1_jax.evaluation import qa
 from omnir1_jax.evaluation.qa import LETTERS, Choice
 
-# Two commas are missing in the published list, so that its last four lead-ins stand together as two.
+# Two commas are missing in the published list, so its last four lead-ins are joined into two.
 _VIDEO_MME_PREFIXES = (
     "The best answer is",
     "The correct answer is",
@@ -30,7 +30,7 @@ def video_mme(q: Choice) -> bool | None:
 
 
 def omnibench(q: Choice) -> bool | None:
-    """The letter of `omnibench_letter`. The gold letter is the answer's place among the options.
+    """The letter of `omnibench_letter`. The gold letter is the answer's index among the options.
 
     (The script parses the answer's text too, takes "A man ..." for option A, and stops at answers of few words.)
     """
@@ -40,16 +40,16 @@ def omnibench(q: Choice) -> bool | None:
 
 
 def omnibench_letter(text: str, options: tuple[str, ...]) -> str | None:
-    """The last of the letters, as MMMU's parser has it: "(B)", else "B " and else "B.", if only at a word's end.
+    """The last of the letters, by the rule of MMMU's parser: "(B)", else "B " and else "B.", if only at a word's end.
 
     Only capitals count. Texts of more than five words without any are searched for the options themselves.
     """
     padded = f" {text} "
     letters = LETTERS[: len(options)]
     lowered = {letter: option.lower() for letter, option in zip(letters, options)}
-    for form, place in (("({})", "({})"), ("{} ", " {} "), ("{}.", " {} ")):
+    for form, match in (("({})", "({})"), ("{} ", " {} "), ("{}.", " {} ")):
         if chosen := [letter for letter in letters if form.format(letter) in padded]:
-            return max(chosen, key=lambda letter: padded.rfind(place.format(letter)))
+            return max(chosen, key=lambda letter: padded.rfind(match.format(letter)))
     chosen = [letter for letter in letters if lowered[letter] in padded.lower()] if len(padded.split()) > 5 else []
     return max(chosen, key=lambda letter: padded.lower().rfind(lowered[letter]), default=None)
 

@@ -43,20 +43,20 @@ def word_error_rate(reference: str, hypothesis: str) -> float:
 
 @functools.cache
 def _scorer():
-    from rouge_score import rouge_scorer  # takes NLTK along: a second of imports, for those who need it
+    from rouge_score import rouge_scorer  # here, because it imports NLTK, which takes a second
 
     return rouge_scorer.RougeScorer(["rouge1", "rouge2", "rougeL"], use_stemmer=True)
 
 
 def rouge(reference: str, hypothesis: str) -> tuple[float, float, float]:
-    """F of ROUGE-1, ROUGE-2 and ROUGE-L, words stemmed as the published scores have it."""
+    """F of ROUGE-1, ROUGE-2 and ROUGE-L, words stemmed as for the published scores."""
     scores = _scorer().score(reference, hypothesis)
-    one, two, longest = (float(scores[name].fmeasure) for name in ("rouge1", "rouge2", "rougeL"))
-    return one, two, longest
+    rouge1, rouge2, longest = (float(scores[name].fmeasure) for name in ("rouge1", "rouge2", "rougeL"))
+    return rouge1, rouge2, longest
 
 
 def score_answer(question_type: str, gold: str, answer: str) -> float:
-    """Score of `answer` (the text inside its answer tags). Whatever cannot be read as the type demands is 0."""
+    """Score of `answer` (the text inside its answer tags). An answer that cannot be read as the type demands scores 0."""
     gold, answer = gold.strip(), answer.strip()
     match question_type:
         case "multiple choice":

@@ -1,7 +1,7 @@
-"""Ref-DAVIS17, its two protocols.
+"""The two protocols of Ref-DAVIS17.
 
 By expression, `mevis.aggregate` over all (video, expression). Unsupervised, the DAVIS 2017 unsupervised evaluation of
-four submissions, one an annotator: objects of a submission are merged into one label map,
+four submissions, one per annotator: objects of a submission are merged into one label map,
 matched to the annotated objects by the Hungarian algorithm and scored with void pixels (255) left out.
 """
 
@@ -22,7 +22,7 @@ BACKGROUND = 0.1  # what an object's probability has to exceed
 def submission_expressions(num_expressions: int) -> list[list[int]]:
     """Expression numbers of each of the four submissions, in object order (expression = object*4 + annotator)."""
     if num_expressions % len(ANNOTATORS):
-        raise InputError(f"Ref-DAVIS17: {num_expressions} expressions in a video is no multiple of 4 (4 an object)")
+        raise InputError(f"Ref-DAVIS17: {num_expressions} expressions in a video is not a multiple of 4 (4 per object)")
     return [list(range(a, num_expressions, len(ANNOTATORS))) for a in range(len(ANNOTATORS))]
 
 
@@ -48,7 +48,7 @@ def _pairs(metric, gt: np.ndarray, pred: np.ndarray, void: np.ndarray) -> Float[
 def score_video(
     annotation: UInt8[np.ndarray, "t h w"], labels: UInt8[np.ndarray, "tp hp wp"], name: str = ""
 ) -> tuple[Float[np.ndarray, "n t"], Float[np.ndarray, "n t"]]:
-    """J and F of each matched pair on each frame, n = max(objects of the annotation's first frame, 1 row each).
+    """J and F of each matched pair on each frame, n = objects of the annotation's first frame.
 
     The assignment maximises (mean J + mean F)/2; a submission with fewer objects is padded with empty ones.
     """
@@ -72,7 +72,7 @@ def aggregate_unsupervised(
 ) -> Mapping[str, float]:
     """Percentages over submissions: mean over objects of all videos within a submission, then over submissions.
 
-    Each submission is an iterable of `score_video` results, one a video.
+    Each submission is an iterable of `score_video` results, one per video.
     """
     tables = []
     for submission in submissions:

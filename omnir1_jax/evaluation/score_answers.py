@@ -1,4 +1,4 @@
-"""From completions and a dataset's reader to the benchmark's table of question answering."""
+"""Scores completions against a dataset's reader: the benchmark's table of question answering."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
@@ -53,7 +53,7 @@ TABLES: Mapping[str, Table] = {
     "videor1": _videor1,
     "folder": _choices(judge=qa.by_option),
 }
-# As the published scripts count, where that differs.
+# Tables by the rules of the published scripts, where these differ.
 OFFICIAL: Mapping[str, Table] = {
     "omnibench": _choices(*_OMNIBENCH, judge=qa_official.omnibench),
     "videomme": _choices(*_VIDEO_MME, judge=qa_official.video_mme, of_answered=True),
@@ -65,8 +65,8 @@ def score(reader: Reader, completions: Mapping[str, str], scoring: Scoring = "cl
     """The table of the reader's benchmark from completions by sample id.
 
     Args:
-      scoring: "official": as the published script counts, where there is one in `OFFICIAL`; "clean" is the same but
-        where the script contradicts the benchmark's own description.
+      scoring: "official" follows the published script if there is one in `OFFICIAL`; "clean" differs where the script
+        contradicts the benchmark's own description.
 
     Raises InputError where a completion is missing. Samples whose entry is unusable have none and are counted.
     """

@@ -1,4 +1,4 @@
-"""From a tree of predicted masks and a dataset's reader to the benchmark's table."""
+"""Scores a tree of predicted masks against a dataset's reader: the benchmark's table."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -26,7 +26,7 @@ def _open(reader: Reader, position: int) -> ClipRef:
     try:
         ref = reader[position]
     except BadSample as error:
-        # A benchmark with a hole in it has no score.
+        # A benchmark with an unreadable sample has no score.
         raise InputError(f"the ground truth of {error}") from error
     if ref.masks is None:
         raise InputError(f"{ref.sample_id} has no masks to compare with: predictions for this split go to a server")
@@ -68,10 +68,10 @@ def table(dataset: str, rows: Iterable[Row]) -> dict[str, Any]:
 
 
 def score_refavs(reader: Reader, root: str, batch_videos: int = refavs.BATCH_VIDEOS) -> dict[str, Any]:
-    """Ref-AVS J, F, S of `<root>/<uid>/fid_<fid>/0000t.png`, in batches of the reader's order; DAVIS J and F beside.
+    """Ref-AVS J, F, S of `<root>/<uid>/fid_<fid>/0000t.png`, in batches of the reader's order, with DAVIS J and F.
 
     A uid that occurs again has "#2", "#3" appended, as in the reader's ids. A missing folder is an error: on the
-    null split it would be the best of answers.
+    null split it would count as the best prediction.
     """
     davis_rows: list[mevis.Scores] = []
 
@@ -99,7 +99,7 @@ def score_refavs(reader: Reader, root: str, batch_videos: int = refavs.BATCH_VID
 
 
 def score_refdavis_unsupervised(reader: Reader, dataset_root: str, root: str) -> dict[str, Any]:
-    """Ref-DAVIS17 by the DAVIS unsupervised protocol: one submission an annotator, its objects' masks merged.
+    """Ref-DAVIS17 by the DAVIS unsupervised protocol: one submission per annotator, its objects' masks merged.
 
     Every expression needs its folder of predictions: a missing one raises InputError.
     """
@@ -116,9 +116,9 @@ def score_refdavis_unsupervised(reader: Reader, dataset_root: str, root: str) ->
         except (OSError, ValueError) as error:
             raise InputError(f"the ground truth of {video}: {error}") from error
         for submission, numbers in zip(submissions, refdavis.submission_expressions(len(refs))):
-            found = [predictions.read(root, video, str(number), names) for number in numbers]
-            if lost := [number for number, pred in zip(numbers, found) if pred is None]:
-                raise InputError(f"{predictions.folder(root, video, str(lost[0]))} is missing")
-            labels = refdavis.label_map((np.stack(found) > 0).astype(np.uint8))
+            predicted = [predictions.read(root, video, str(number), names) for number in numbers]
+            if missing := [number for number, pred in zip(numbers, predicted) if pred is None]:
+                raise InputError(f"{predictions.folder(root, video, str(missing[0]))} is missing")
+            labels = refdavis.label_map((np.stack(predicted) > 0).astype(np.uint8))
             submission.append(refdavis.score_video(annotation, labels, video))
     return dict(refdavis.aggregate_unsupervised(submissions))
