@@ -1,4 +1,4 @@
-"""Predicted masks on disk, `<root>/<video>/<expression>/<frame>.png`: the format of the benchmarks' scripts and servers."""
+"""Predicted masks on disk as `<root>/<video>/<expression>/<frame>.png`, the format of the benchmarks."""
 
 import zipfile
 from collections.abc import Collection, Sequence

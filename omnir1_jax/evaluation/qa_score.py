@@ -56,7 +56,7 @@ def rouge(reference: str, hypothesis: str) -> tuple[float, float, float]:
 
 
 def score_answer(question_type: str, gold: str, answer: str) -> float:
-    """Score of `answer` (the text inside its answer tags). An answer that cannot be read as the type demands scores 0."""
+    """Score of `answer` (the text inside its answer tags). An unreadable answer scores 0."""
     gold, answer = gold.strip(), answer.strip()
     match question_type:
         case "multiple choice":
