@@ -1,4 +1,4 @@
-"""Linear layer and RMSNorm with named axes, shared by the decoder and the towers."""
+"""Linear layer and RMSNorm with named axes, shared by the decoder and the encoders."""
 
 import math
 
@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 
 class Linear(nn.Module):
-    """`x @ kernel (+ bias)` over the last `len(in_shape)` axes of x, plus `(x @ a) @ b` where an adapter is given.
+    """`x @ kernel (+ bias)` over the last `len(in_shape)` axes of x, plus `(x @ a) @ b` where a LoRA adapter is given.
 
     The adapter comes in the variable collection "lora" beside "params" (`omnir1_jax.models.lora`); without it the
     layer is the plain one.

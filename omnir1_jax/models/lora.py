@@ -1,4 +1,4 @@
-"""Low-rank adapters on the decoder's linear layers: `x W + (alpha / rank) (x A) B`, with W left as it is.
+"""LoRA adapters on the decoder's linear layers: `x W + (alpha / rank) (x A) B`, W unchanged.
 
 The adapter is a tree of its own, handed to the decoder beside the parameters:
 `decoder.apply(adapted(params, adapter, config), ...)` is the policy, `decoder.apply({"params": params}, ...)` with
@@ -43,22 +43,22 @@ def init(key: Key[Array, ""], params: Params, config: Lora) -> dict:
     kernels = {path: leaf for path, leaf in _flat(params).items() if _linear(path)}
     chosen = {}
     for pattern in config.layers:
-        found = [path for path in kernels if _matches(path, pattern)]
-        if not found:
+        matches = [path for path in kernels if _matches(path, pattern)]
+        if not matches:
             names = ", ".join("/".join(path[:-1]) for path in kernels)
             raise InputError(f"lora.layers: {pattern!r} names no linear layer; there are {names}")
-        chosen |= {path: kernels[path] for path in found}
+        chosen |= {path: kernels[path] for path in matches}
 
     adapter = {}
     for path, path_key in zip(sorted(chosen), jax.random.split(key, len(chosen))):
         leaf = chosen[path]
-        shape, cut = nn.unbox(leaf).shape, 1 + INPUT_AXES[path[-2]]
-        bound = 1 / math.sqrt(math.prod(shape[1:cut]))
-        a = jax.random.uniform(path_key, (*shape[:cut], config.rank), jnp.float32, -bound, bound)
-        b = jnp.zeros((shape[0], config.rank, *shape[cut:]), jnp.float32)
+        shape, split = nn.unbox(leaf).shape, 1 + INPUT_AXES[path[-2]]
+        bound = 1 / math.sqrt(math.prod(shape[1:split]))
+        a = jax.random.uniform(path_key, (*shape[:split], config.rank), jnp.float32, -bound, bound)
+        b = jnp.zeros((shape[0], config.rank, *shape[split:]), jnp.float32)
         if isinstance(leaf, nn.LogicallyPartitioned):
-            a = nn.LogicallyPartitioned(a, (*leaf.names[:cut], "rank"))
-            b = nn.LogicallyPartitioned(b, (leaf.names[0], "rank", *leaf.names[cut:]))
+            a = nn.LogicallyPartitioned(a, (*leaf.names[:split], "rank"))
+            b = nn.LogicallyPartitioned(b, (leaf.names[0], "rank", *leaf.names[split:]))
         adapter[(*path[:-1], "a")], adapter[(*path[:-1], "b")] = a, b
     return flax.traverse_util.unflatten_dict(adapter)
 

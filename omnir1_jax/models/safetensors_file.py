@@ -35,7 +35,7 @@ MAX_HEADER_BYTES = 100_000_000  # the public library's own limit
 
 @dataclasses.dataclass(frozen=True)
 class TensorInfo:
-    """Where a tensor lies: bytes `start` to `end` of `file`. `dtype` is the format's name for it."""
+    """The location of a tensor: bytes `start` to `end` of `file`. `dtype` is the format's name for it."""
 
     file: epath.Path
     dtype: str
@@ -48,7 +48,7 @@ def read_header(path: epath.PathLike) -> dict[str, TensorInfo]:
     """The tensors of one file, by name.
 
     Raises:
-      InputError: the file is missing, cut short, or its header is not one of safetensors.
+      InputError: the file is missing, truncated, or its header is not one of safetensors.
     """
     path = epath.Path(path)
     regular_file.require(path)

@@ -23,7 +23,7 @@ def why_not(q: tuple[int, ...], k: tuple[int, ...], dtype: DTypeLike, mask: Mask
     """What keeps cuDNN's flash attention from these shapes [b, s, h, d] and [b, t, k, d], or None.
 
     The limits are those of compute capability 8.0 (Hopper allows heads up to 256). Any mask but a causal one is
-    read from memory, where it must have even sides and a bearable size.
+    read from memory, where it must have even sides and at most `MAX_MASK` elements.
     """
     if jnp.dtype(dtype) not in (jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float16)):
         return f"dtype {jnp.dtype(dtype).name} is neither bfloat16 nor float16"

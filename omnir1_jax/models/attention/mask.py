@@ -1,4 +1,4 @@
-"""Who may look at whom, as data: a kernel builds it block by block, and the whole table never has to exist."""
+"""Attention masks as data: a kernel builds a mask block by block, and the full table is never materialised."""
 
 from typing import NamedTuple
 
@@ -20,10 +20,10 @@ class Mask:
     """All conditions that are given must hold.
 
     Attributes:
-      keys: keys that are real.
-      segments: query and key must have the same number (needs as many queries as keys).
-      dense: any table.
-      causal: no query looks ahead (needs as many queries as keys).
+      keys: true for real keys.
+      segments: segment numbers, which must be equal for query and key (needs as many queries as keys).
+      dense: an arbitrary table.
+      causal: whether queries see no later keys (needs as many queries as keys).
       tree: causal within the prompt and within each completion, see `Tree`.
     """
 
@@ -36,8 +36,8 @@ class Mask:
 
 def tree_allowed(tree: Tree, rows, columns):
     """Whether query `rows` may look at `columns` of a tree; NumPy or JAX integers that broadcast."""
-    tail = columns - tree.prompt
-    same = (tail < 0) | (tail // tree.length == (rows - tree.prompt) // tree.length)
+    offset = columns - tree.prompt
+    same = (offset < 0) | (offset // tree.length == (rows - tree.prompt) // tree.length)
     return (columns <= rows) & same
 
 

@@ -1,4 +1,4 @@
-"""Splash attention on TPU behind `dispatch.attend`: masks by blocks, padding by segments, one shard a device."""
+"""Splash attention on TPU behind `dispatch.attend`: masks by blocks, padding by segments, one shard per device."""
 
 import dataclasses
 import functools
@@ -19,7 +19,7 @@ BLOCK = 512
 
 @dataclasses.dataclass(frozen=True)
 class _TreeMask(masks.Mask):
-    """`Tree` as the kernel's set-up asks for it: a block at a time, the whole table never made."""
+    """`Tree` as the kernel's set-up asks for it: a block at a time, the full table never built."""
 
     tree: Tree
     size: int  # padded
@@ -54,11 +54,11 @@ def attend(
     rows, columns = -(-s // query_block) * query_block, -(-t // key_block) * key_block
     if mask.tree is not None:
         # Tokens of the padding come after all others, so that no real one sees them.
-        one = _TreeMask(mask.tree, rows)
+        head_mask = _TreeMask(mask.tree, rows)
     elif mask.causal:
-        one = masks.CausalMask((rows, columns))
+        head_mask = masks.CausalMask((rows, columns))
     else:
-        one = masks.FullMask((rows, columns))
+        head_mask = masks.FullMask((rows, columns))
 
     # Padding is a segment of its own. Where all is real the kernel need not compare segments at all.
     segments = None
@@ -79,10 +79,10 @@ def attend(
             block_q_dq=query_block,
             block_kv_dq=key_block,
         )
-        every_head = masks.MultiHeadMask([one] * q.shape[2])
+        every_head = masks.MultiHeadMask([head_mask] * q.shape[2])
         run = kernel.make_splash_mha_single_device(every_head, block_sizes=blocks, interpret=interpret)
         # So that a count of the program's operations can know what the kernel leaves out.
-        run = jax.named_scope(f"pairs_{_pairs(one, query_block, key_block)}")(jax.vmap(run))
+        run = jax.named_scope(f"pairs_{_pairs(head_mask, query_block, key_block)}")(jax.vmap(run))
         by_head = (jnp.swapaxes(_pad(x, n), 1, 2) for x, n in ((q * scale, rows), (k, columns), (v, columns)))
         out = run(*by_head, segments)
         return jnp.swapaxes(out, 1, 2)[:, :s].astype(q.dtype)
@@ -90,7 +90,7 @@ def attend(
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.are_all_axes_manual:  # the latter: already within a shard_map
         return local(q, k, v, segments)
-    # Query heads of one key head stay together, so both are cut as the key heads can be.
+    # Query heads of one key head stay together, so both are sharded like the key heads.
     spec = named_sharding(mesh, ("batch", None, "kv_heads", None), k.shape, DEFAULT_RULES).spec
     rows_spec = PartitionSpec(spec[0])
     specs = (spec, spec, spec, None if segments is None else kernel.SegmentIds(rows_spec, rows_spec))
@@ -105,9 +105,9 @@ def _pad(x: Array, size: int) -> Array:
 def _pairs(mask: masks.Mask, query_block: int, key_block: int) -> int:
     """Query-key pairs of one head in the blocks that the kernel visits."""
     rows, columns = mask.shape
-    cut = lambda i, size: slice(i, i + size)
+    block_slice = lambda i, size: slice(i, i + size)
     blocks = [
-        (cut(i, query_block), cut(j, key_block))
+        (block_slice(i, query_block), block_slice(j, key_block))
         for i in range(0, rows, query_block)
         for j in range(0, columns, key_block)
     ]

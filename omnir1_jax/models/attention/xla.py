@@ -70,14 +70,14 @@ def _attend_tree(q, k, v, mask: Mask, scale: float):
     b, _, h, d = q.shape
     keys = jnp.ones(k.shape[:2], bool) if mask.keys is None else mask.keys
     first = attend(q[:, :p], k[:, :p], v[:, :p], Mask(keys=keys[:, :p], causal=True), scale)
-    tail_k, tail_v = (x[:, p:].reshape(b, g, c, -1, d).swapaxes(2, 3) for x in (k, v))
+    suffix_k, suffix_v = (x[:, p:].reshape(b, g, c, -1, d).swapaxes(2, 3) for x in (k, v))
     rest = attend_shared(
         q[:, p:].reshape(b, g, c, h, d),
         k[:, :p].swapaxes(1, 2),
         v[:, :p].swapaxes(1, 2),
         keys[:, :p],
-        tail_k,
-        tail_v,
+        suffix_k,
+        suffix_v,
         keys[:, p:].reshape(b, g, 1, c) & jnp.tri(c, dtype=bool),
         scale=scale,
     )
@@ -89,33 +89,33 @@ def attend_shared(
     prompt_k: Float[Array, "b k p d"],
     prompt_v: Float[Array, "b k p d"],
     prompt_mask: Bool[Array, "b p"],
-    tail_k: Float[Array, "b g k c d"],
-    tail_v: Float[Array, "b g k c d"],
-    tail_mask: Bool[Array, "b g n c"],
+    suffix_k: Float[Array, "b g k c d"],
+    suffix_v: Float[Array, "b g k c d"],
+    suffix_mask: Bool[Array, "b g n c"],
     *,
     scale: float | None = None,
 ) -> Float[Array, "b g n h d"]:
-    """g continuations look at one prompt and each at its own tail; the prompt's keys are read in place, once.
+    """g continuations attend to one prompt and each to its own suffix; the prompt's keys are read in place, once.
 
-    Keys stand before tokens in the layout, so that neither product has to move them. One softmax spans both parts.
+    The key heads precede tokens in the layout, so that neither product has to move them. One softmax spans both parts.
     """
     b, g, _, h, d = q.shape
     key_heads = prompt_k.shape[1]
     scale = 1 / math.sqrt(d) if scale is None else scale
 
-    def piece(q, tail_mask):
+    def piece(q, suffix_mask):
         grouped = q.reshape(b, g, -1, key_heads, h // key_heads, d)
         on_prompt = jnp.einsum("bgnkrd,bkpd->bkgnrp", grouped, prompt_k, preferred_element_type=jnp.float32) * scale
-        on_tail = jnp.einsum("bgnkrd,bgkcd->bkgnrc", grouped, tail_k, preferred_element_type=jnp.float32) * scale
+        on_suffix = jnp.einsum("bgnkrd,bgkcd->bkgnrc", grouped, suffix_k, preferred_element_type=jnp.float32) * scale
         on_prompt = jnp.where(prompt_mask[:, None, None, None, None], on_prompt, _MASKED)
-        on_tail = jnp.where(tail_mask[:, None, :, :, None], on_tail, _MASKED)
-        top = jnp.maximum(on_prompt.max(-1, keepdims=True), on_tail.max(-1, keepdims=True))
+        on_suffix = jnp.where(suffix_mask[:, None, :, :, None], on_suffix, _MASKED)
+        top = jnp.maximum(on_prompt.max(-1, keepdims=True), on_suffix.max(-1, keepdims=True))
         top = jax.lax.stop_gradient(top)
-        on_prompt, on_tail = jnp.exp(on_prompt - top), jnp.exp(on_tail - top)
-        total = on_prompt.sum(-1, keepdims=True) + on_tail.sum(-1, keepdims=True)
-        on_prompt, on_tail = ((x / total).astype(q.dtype) for x in (on_prompt, on_tail))
+        on_prompt, on_suffix = jnp.exp(on_prompt - top), jnp.exp(on_suffix - top)
+        total = on_prompt.sum(-1, keepdims=True) + on_suffix.sum(-1, keepdims=True)
+        on_prompt, on_suffix = ((x / total).astype(q.dtype) for x in (on_prompt, on_suffix))
         out = jnp.einsum("bkgnrp,bkpd->bgnkrd", on_prompt, prompt_v)
-        return (out + jnp.einsum("bkgnrc,bgkcd->bgnkrd", on_tail, tail_v)).reshape(q.shape)
+        return (out + jnp.einsum("bkgnrc,bgkcd->bgnkrd", on_suffix, suffix_v)).reshape(q.shape)
 
-    keys = prompt_k.shape[2] + tail_k.shape[3]
-    return _in_pieces(piece, b * g * h * keys, (q, 2), (tail_mask, 2))
+    keys = prompt_k.shape[2] + suffix_k.shape[3]
+    return _in_pieces(piece, b * g * h * keys, (q, 2), (suffix_mask, 2))

@@ -1,4 +1,4 @@
-"""The audio tower: mel spectrograms in chunks of two seconds to 25 vectors a second."""
+"""The audio encoder: mel spectrograms in chunks of two seconds to 25 vectors per second."""
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -84,7 +84,7 @@ class Block(nn.Module):
 
 
 class AudioTower(nn.Module):
-    """`AudioInputs` to one vector an audio token; padding tokens hold nothing of meaning.
+    """`AudioInputs` to one vector per audio token; padding tokens hold nothing of meaning.
 
     Attributes:
       dtype, remat, attention: as in `decoder.Decoder`.

@@ -54,7 +54,7 @@ class TailCache(NamedTuple):
 
 
 def empty_tail(config: TextConfig, rows: int, group: int, slots: int, dtype: DTypeLike) -> TailCache:
-    """A tail with room for `slots` tokens of each of `group` continuations of `rows` prompts."""
+    """A tail with a capacity of `slots` tokens of each of `group` continuations of `rows` prompts."""
     # Two arrays: one buffer for both could not be updated in place.
     shape = (config.num_layers, rows, group, config.num_kv_heads, slots, config.head_dim)
     return TailCache(

@@ -25,7 +25,7 @@ class TextConfig:
 
 @dataclasses.dataclass(frozen=True)
 class VisionConfig:
-    """The vision tower: windows of `window_size` pixels, but whole frames in `full_attention_blocks`."""
+    """The vision encoder: windows of `window_size` pixels, but full frames in `full_attention_blocks`."""
 
     depth: int
     hidden_size: int
@@ -58,7 +58,7 @@ class VisionConfig:
 
 @dataclasses.dataclass(frozen=True)
 class AudioConfig:
-    """The audio tower: a transformer over chunks of `2 * n_window` mel frames."""
+    """The audio encoder: a transformer over chunks of `2 * n_window` mel frames."""
 
     num_mel_bins: int
     d_model: int
@@ -91,7 +91,7 @@ class TokenIds:
 
 @dataclasses.dataclass(frozen=True)
 class ThinkerConfig:
-    """The whole thinker.
+    """The complete thinker.
 
     Attributes:
       position_id_per_second: time positions of TMRoPE in one second.

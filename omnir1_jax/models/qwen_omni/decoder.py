@@ -59,7 +59,7 @@ class Block(nn.Module):
         y = RMSNorm(c.hidden_size, c.rms_norm_eps, self.dtype, name="attention_norm")(x)
 
         def beside(t, axis: str):
-            """Cut as weights in the decoding layout are, so that activations move and the weights do not."""
+            """Shards like weights in the decoding layout, so that activations move and the weights do not."""
             return t if training else constrain(t, ("rows", *(None,) * (t.ndim - 3), axis, "head_dim"), DECODING)
 
         def heads(name: str, count: int, axis: str):
@@ -81,8 +81,8 @@ class Block(nn.Module):
                 jax.lax.dynamic_update_slice(old, jnp.swapaxes(new, 2, 3)[None], (index, 0, 0, 0, view.slot, 0))
                 for old, new in zip(tail, (k, v))
             )
-            own_k, own_v = (jax.lax.dynamic_index_in_dim(t, index, keepdims=False) for t in tail)
-            y = attend_shared(q, prompt_k, prompt_v, view.prompt_mask, own_k, own_v, view.tail_mask)
+            tail_k, tail_v = (jax.lax.dynamic_index_in_dim(t, index, keepdims=False) for t in tail)
+            y = attend_shared(q, prompt_k, prompt_v, view.prompt_mask, tail_k, tail_v, view.tail_mask)
         y = checkpoint_name(y, ATTENTION_OUTPUT)
         shapes = (c.num_heads, c.head_dim), (c.hidden_size,), ("heads", "head_dim"), ("embed",)
         x = constrain(x + Linear(*shapes, dtype=self.dtype, name="o")(beside(y, "heads")), stream)
@@ -198,8 +198,8 @@ class Decoder(nn.Module):
     ) -> tuple[Float[Array, "b g n d"], TailCache]:
         """Appends n tokens to each of g continuations of each prompt.
 
-        Positions go on from the prompt's `next_position`, padding not counted. Hidden states of padding are
-        meaningless. The caller sees to it that the tail has n free slots.
+        Positions continue from the prompt's `next_position`, padding not counted. Hidden states of padding are
+        meaningless. The caller ensures that the tail has n free slots.
 
         Args:
           mask: which of the new tokens are real.

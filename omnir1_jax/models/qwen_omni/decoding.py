@@ -1,4 +1,4 @@
-"""The decoder's weights as decoding wants them: one copy in the activations' dtype, laid out anew over the mesh."""
+"""The decoder's weights for decoding: one copy in the activations' dtype, resharded over the mesh."""
 
 import functools
 from collections.abc import Mapping
@@ -20,10 +20,10 @@ def axes(decoder: Decoder) -> Any:
 
 
 def decoding_copy(decoder: Decoder, variables: Mapping[str, Any]) -> dict[str, Any]:
-    """The variables cast once, as every use of them would cast them, and cut over the mesh for decoding.
+    """The variables cast once, as every use of them would cast them, and sharded for decoding.
 
-    A token's step reads all weights; sharded as for training they would travel to every device for each token. An
-    adapter, small as it is, stays as it lies.
+    A token's step reads all weights; sharded as for training they would travel to every device for each token. A LoRA
+    adapter is small and keeps its sharding.
     """
     cast = jax.tree.map(lambda x: x.astype(decoder.dtype), dict(variables))
     if jax.sharding.get_abstract_mesh().empty:

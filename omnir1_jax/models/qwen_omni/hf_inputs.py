@@ -96,9 +96,9 @@ def _tokens(
         raise InputError(f"hf_inputs: input_ids must be integers [batch, tokens], got {tokens.dtype} {tokens.shape}")
     outside = np.argwhere((tokens < 0) | (tokens >= config.text.vocab_size))
     if len(outside):
-        row, at = outside[0]
+        row, column = outside[0]
         raise InputError(
-            f"hf_inputs: input_ids[{row}, {at}] is {tokens[row, at]}, outside the vocabulary of "
+            f"hf_inputs: input_ids[{row}, {column}] is {tokens[row, column]}, outside the vocabulary of "
             f"{config.text.vocab_size}"
         )
     mask = arrays.get("attention_mask", np.ones(tokens.shape, bool)).astype(bool)
@@ -119,19 +119,21 @@ def _cells(
     for pixels, grid in (("pixel_values", "image_grid_thw"), ("pixel_values_videos", "video_grid_thw")):
         if (pixels in arrays) != (grid in arrays):
             raise InputError(f"hf_inputs: {pixels} and {grid} must come together")
-        found = arrays.get(grid, np.zeros((0, 3), np.int64))
-        if found.ndim != 2 or found.shape[1] != 3 or found.dtype.kind not in "iu":
-            raise InputError(f"hf_inputs: {grid} must be integers [media, 3], got {found.dtype} {found.shape}")
-        if (found < 1).any() or (found[:, 1:] % v.spatial_merge_size).any():
+        grid_sizes = arrays.get(grid, np.zeros((0, 3), np.int64))
+        if grid_sizes.ndim != 2 or grid_sizes.shape[1] != 3 or grid_sizes.dtype.kind not in "iu":
+            raise InputError(
+                f"hf_inputs: {grid} must be integers [media, 3], got {grid_sizes.dtype} {grid_sizes.shape}"
+            )
+        if (grid_sizes < 1).any() or (grid_sizes[:, 1:] % v.spatial_merge_size).any():
             raise InputError(
                 f"hf_inputs: {grid} must be positive with rows and columns in multiples of {v.spatial_merge_size}"
             )
         values = arrays.get(pixels, patches[0])
-        need = int(found.prod(axis=1).sum())
+        need = int(grid_sizes.prod(axis=1).sum())
         if values.shape != (need, columns):
             raise InputError(f"hf_inputs: {pixels} is {values.shape}, but {grid} asks for {(need, columns)}")
         patches.append(values.astype(np.float32))
-        grids.append(found.astype(np.int64))
+        grids.append(grid_sizes.astype(np.int64))
     cells = np.concatenate(patches).reshape(-1, v.cell_patches, columns)
     return cells, *grids
 
@@ -159,10 +161,10 @@ def _vision(rows: list[layout.RowMedia], cells: np.ndarray, config: ThinkerConfi
     kept = dict(window=v.window_cells, merge=v.spatial_merge_size)
     need = [layout.vision_layout(row.grids, **kept) for row in rows]
     sizes = dict(
-        cells=max(len(one.rows_cols) for one in need),
-        windows=max(len(one.windows) for one in need),
-        frames=max(len(one.frames) for one in need),
-        frame_size=max(one.frames.shape[1] for one in need),
+        cells=max(len(row_layout.rows_cols) for row_layout in need),
+        windows=max(len(row_layout.windows) for row_layout in need),
+        frames=max(len(row_layout.frames) for row_layout in need),
+        frame_size=max(row_layout.frames.shape[1] for row_layout in need),
     )
     padded = [layout.vision_layout(row.grids, **kept, **sizes) for row in rows]
     pixels = np.zeros((len(rows), sizes["cells"], *cells.shape[1:]), np.float32)
@@ -170,9 +172,9 @@ def _vision(rows: list[layout.RowMedia], cells: np.ndarray, config: ThinkerConfi
         target[: len(row.cells)] = cells[row.cells]
     return VisionInputs(
         pixels,
-        np.stack([one.rows_cols for one in padded]),
-        np.stack([one.windows for one in padded]),
-        np.stack([one.frames for one in padded]),
+        np.stack([row_layout.rows_cols for row_layout in padded]),
+        np.stack([row_layout.windows for row_layout in padded]),
+        np.stack([row_layout.frames for row_layout in padded]),
     )
 
 
@@ -181,9 +183,14 @@ def _audio(rows: list[layout.RowMedia], mels: list[np.ndarray], config: ThinkerC
     heard = [[mels[i] for i in row.audios] for row in rows]
     lengths = [[len(mel) for mel in own] for own in heard]
     need = [layout.audio_layout(own, a.n_window) for own in lengths]
-    sizes = dict(chunks=max(len(one.lengths) for one in need), tokens=max(len(one.pairs) for one in need))
+    sizes = dict(
+        chunks=max(len(row_layout.lengths) for row_layout in need),
+        tokens=max(len(row_layout.pairs) for row_layout in need),
+    )
     padded = [layout.audio_layout(own, a.n_window, **sizes) for own in lengths]
-    chunks = [layout.chunk_mel(own, one, a.n_window, a.num_mel_bins) for own, one in zip(heard, padded)]
+    chunks = [layout.chunk_mel(own, row_layout, a.n_window, a.num_mel_bins) for own, row_layout in zip(heard, padded)]
     return AudioInputs(
-        np.stack(chunks), np.stack([one.lengths for one in padded]), np.stack([one.pairs for one in padded])
+        np.stack(chunks),
+        np.stack([row_layout.lengths for row_layout in padded]),
+        np.stack([row_layout.pairs for row_layout in padded]),
     )

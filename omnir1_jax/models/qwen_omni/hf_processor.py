@@ -59,7 +59,7 @@ def files(config: ThinkerConfig) -> dict[str, bytes]:
         rescale_factor=1 / 255,
         temporal_patch_size=vision.temporal_patch_size,
     )
-    edges = lambda most: {"size": {"shortest_edge": MIN_PIXELS * cell, "longest_edge": most * cell}}
+    edges = lambda max_cells: {"size": {"shortest_edge": MIN_PIXELS * cell, "longest_edge": max_cells * cell}}
     processor = dict(
         processor_class="Qwen2_5OmniProcessor",
         image_processor={"image_processor_type": "Qwen2VLImageProcessor", **pictures, **edges(MAX_IMAGE)},
@@ -91,13 +91,13 @@ def files(config: ThinkerConfig) -> dict[str, bytes]:
     return {"processor_config.json": text.encode(), "chat_template.jinja": CHAT_TEMPLATE.encode()}
 
 
-def with_processor(config: ThinkerConfig, found: Mapping[str, bytes]) -> dict[str, bytes]:
+def with_processor(config: ThinkerConfig, present: Mapping[str, bytes]) -> dict[str, bytes]:
     """Files of a checkpoint, with a processor's where they have none."""
-    own = files(config)
-    if "processor_config.json" in found or "preprocessor_config.json" in found:
-        del own["processor_config.json"]
-    tokenizer = json_file.parse_object(found.get("tokenizer_config.json", b"{}"), "tokenizer_config.json")
-    templated = any(name.startswith("chat_template.") for name in found) or tokenizer.get("chat_template")
+    added = files(config)
+    if "processor_config.json" in present or "preprocessor_config.json" in present:
+        del added["processor_config.json"]
+    tokenizer = json_file.parse_object(present.get("tokenizer_config.json", b"{}"), "tokenizer_config.json")
+    templated = any(name.startswith("chat_template.") for name in present) or tokenizer.get("chat_template")
     if templated:
-        del own["chat_template.jinja"]
-    return {**found, **own}
+        del added["chat_template.jinja"]
+    return {**present, **added}

@@ -87,12 +87,12 @@ def media_rows(
     heard = [audio_tokens(int(n)) for n in audio_lengths]
     used = {"image": 0, "video": 0, "audio": 0}
     rows = []
-    for row, (line, real) in enumerate(zip(np.asarray(tokens), np.asarray(mask))):
-        line = line[real]
-        visual = line[(line == ids.image) | (line == ids.video)]
-        order, cells, at = [], [], 0
-        while at < len(visual):
-            kind = "image" if visual[at] == ids.image else "video"
+    for row, (token_ids, real) in enumerate(zip(np.asarray(tokens), np.asarray(mask))):
+        token_ids = token_ids[real]
+        visual = token_ids[(token_ids == ids.image) | (token_ids == ids.video)]
+        order, cells, position = [], [], 0
+        while position < len(visual):
+            kind = "image" if visual[position] == ids.image else "video"
             index = used[kind]
             if index == len(counts[kind]):
                 raise InputError(
@@ -100,22 +100,26 @@ def media_rows(
                     f"expand each {kind} placeholder to as many tokens as its grid has cells"
                 )
             count = counts[kind][index]
-            if count < 1 or not (visual[at : at + count] == visual[at]).all() or at + count > len(visual):
+            if (
+                count < 1
+                or not (visual[position : position + count] == visual[position]).all()
+                or position + count > len(visual)
+            ):
                 raise InputError(
                     f"row {row}: {kind} {index} with grid {grids[kind][index].tolist()} needs {count} "
-                    f"{kind} tokens in a row, but the prompt has {_run(visual[at:])}"
+                    f"{kind} tokens in a row, but the prompt has {_run(visual[position:])}"
                 )
             order.append(grids[kind][index])
             cells.append(np.arange(starts[kind][index], starts[kind][index + 1]))
-            used[kind], at = index + 1, at + count
-        wanted, audios = int((line == ids.audio).sum()), []
+            used[kind], position = index + 1, position + count
+        wanted, audios = int((token_ids == ids.audio).sum()), []
         while wanted > 0 and used["audio"] < len(heard):
             audios.append(used["audio"])
             wanted -= heard[used["audio"]]
             used["audio"] += 1
         if wanted:
             raise InputError(
-                f"row {row} has {int((line == ids.audio).sum())} audio tokens, which no run of the given audios "
+                f"row {row} has {int((token_ids == ids.audio).sum())} audio tokens, which no run of the given audios "
                 f"({', '.join(map(str, heard)) or 'none'} tokens) fills exactly"
             )
         rows.append(
@@ -150,8 +154,8 @@ def media_index(
 def cell_coordinates(grid: Sequence[int] | Integer[np.ndarray, "3"], merge: int = 2) -> Int[np.ndarray, "n 2"]:
     """Row and column, in cells, of each cell of a grid: frame pairs first, then rows, then columns."""
     frames, rows, columns = (int(n) for n in grid)
-    one = np.indices((rows // merge, columns // merge), np.int32).reshape(2, -1).T
-    return np.tile(one, (frames, 1))
+    coordinates = np.indices((rows // merge, columns // merge), np.int32).reshape(2, -1).T
+    return np.tile(coordinates, (frames, 1))
 
 
 def window_cells(grids: Integer[np.ndarray, "m 3"], window: int, merge: int = 2) -> list[Int[np.ndarray, " cells"]]:
@@ -247,13 +251,13 @@ def audio_layout(
             lengths.append(min(2 * n_window, frames - first))
     pairs = np.concatenate([np.zeros((0, 2), np.int32), *pairs])
     total = fit(len(lengths), chunks, "audio chunks")
-    places = fit(len(pairs), tokens, "audio tokens")
+    total_tokens = fit(len(pairs), tokens, "audio tokens")
     pad = lambda values, empty: np.array(values + [empty] * (total - len(values)), np.int32)
     return AudioLayout(
         pad(audio, -1),
         pad(start, 0),
         pad(lengths, 0),
-        np.pad(pairs, ((0, places - len(pairs)), (0, 0)), constant_values=-1),
+        np.pad(pairs, ((0, total_tokens - len(pairs)), (0, 0)), constant_values=-1),
     )
 
 
@@ -284,6 +288,6 @@ def pad_lists(
     count = fit(len(lists), count, name)
     width = fit(max(map(len, lists), default=1), width, f"cells in one of the {name}")
     table = np.full((count, width), -1, np.int32)
-    for line, cells in zip(table, lists):
-        line[: len(cells)] = cells
+    for row, cells in zip(table, lists):
+        row[: len(cells)] = cells
     return table

@@ -75,9 +75,9 @@ class Completions(NamedTuple):
 
 
 def warp(logits: Float[Array, "*b v"], settings: Sampling) -> Float[Array, "*b v"]:
-    """Logits of the distribution that is drawn from: temperature, then top-k, then top-p; -inf for what is cut.
+    """Logits of the distribution that is drawn from: temperature, then top-k, then top-p; -inf for what is removed.
 
-    Top-k keeps all ties with the k-th. Top-p cuts, from the least probable up, tokens whose running sum is at most
+    Top-k keeps all ties with the k-th. Top-p removes, from the least probable up, tokens whose running sum is at most
     1 - p, and never the most probable one.
     """
     logits = logits / settings.temperature
@@ -87,10 +87,10 @@ def warp(logits: Float[Array, "*b v"], settings: Sampling) -> Float[Array, "*b v
     if settings.top_p < 1:
         tokens = jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1)
         ascending, order = jax.lax.sort((logits, tokens), num_keys=1)
-        cut = jnp.cumsum(jax.nn.softmax(ascending), axis=-1) <= 1 - settings.top_p
-        cut = cut.at[..., -1].set(False)
-        _, cut = jax.lax.sort((order, cut), num_keys=1)
-        logits = jnp.where(cut, -jnp.inf, logits)
+        removed = jnp.cumsum(jax.nn.softmax(ascending), axis=-1) <= 1 - settings.top_p
+        removed = removed.at[..., -1].set(False)
+        _, removed = jax.lax.sort((order, removed), num_keys=1)
+        logits = jnp.where(removed, -jnp.inf, logits)
     return logits
 
 
@@ -119,8 +119,8 @@ def _read_tails(
 
     def read(state):
         tail, last = state
-        cut = lambda x: jax.lax.dynamic_slice_in_dim(x, tail.used, TAIL_PIECE, axis=2)
-        embeddings, real = apply(cut(tokens), method="embed"), cut(mask)
+        piece = lambda x: jax.lax.dynamic_slice_in_dim(x, tail.used, TAIL_PIECE, axis=2)
+        embeddings, real = apply(piece(tokens), method="embed"), piece(mask)
         hidden, tail = apply(embeddings, real, prompt, tail, method="extend")
         return tail, jnp.where(real.any(-1, keepdims=True), last_real(hidden, real), last)
 
@@ -158,8 +158,8 @@ def generate(
     fold = jnp.vectorize(jax.random.fold_in)
     keys = fold(fold(key, row_ids[:, None]), jnp.arange(group))
 
-    own = 0 if tails is None else -(-tails.tokens.shape[2] // TAIL_PIECE) * TAIL_PIECE
-    tail = empty_tail(decoder.config, rows, group, max(own + length - 1, 1), decoder.dtype)
+    suffix_slots = 0 if tails is None else -(-tails.tokens.shape[2] // TAIL_PIECE) * TAIL_PIECE
+    tail = empty_tail(decoder.config, rows, group, max(suffix_slots + length - 1, 1), decoder.dtype)
     last = jnp.broadcast_to(prompt.last[:, None], (rows, group, prompt.last.shape[-1]))
     if tails is not None:
         tail, last = _read_tails(apply, prompt, tails, tail, last)

@@ -41,7 +41,7 @@ def score(
 ) -> Scores:
     """Scores g completions of each prompt on `p + g * c` tokens instead of `g * (p + c)`; differentiable.
 
-    The prompt is read once: a tree mask keeps the completions apart, and the positions of each go on from the
+    The prompt is read once: a tree mask keeps the completions apart, and the positions of each continue from the
     prompt's. Token 0 of every completion is predicted by the prompt's last real token.
 
     Args:
@@ -53,11 +53,11 @@ def score(
     b, g, c = tokens.shape
     p = prompt.mask.shape[1]
     real = jnp.arange(c) < lengths[..., None]
-    own = decoder.apply(variables, tokens, method="embed").reshape(b, g * c, -1)
+    completion_embeddings = decoder.apply(variables, tokens, method="embed").reshape(b, g * c, -1)
     positions = prompt.next_position[:, None, None] + jnp.tile(jnp.arange(c), g)
     hidden = decoder.apply(
         variables,
-        jnp.concatenate([prompt.embeddings.astype(own.dtype), own], axis=1),
+        jnp.concatenate([prompt.embeddings.astype(completion_embeddings.dtype), completion_embeddings], axis=1),
         jnp.concatenate([prompt.positions, jnp.broadcast_to(positions, (b, 3, g * c))], axis=2),
         Mask(keys=jnp.concatenate([prompt.mask, real.reshape(b, g * c)], axis=1), tree=Tree(p, g, c)),
         method="packed",
@@ -91,7 +91,7 @@ def token_logprobs(
 
     From `chunk` tokens' logits at a time; 0: of all.
 
-    Over a mesh the vocabulary is cut, as for decoding: each device takes its part of it for the tokens of all, so that
+    Over a mesh the vocabulary is sharded, as for decoding: each device scores all tokens on its shard, so that
     a piece moves hidden states and not the head or its gradient. The head is cast inside a piece, so that its gradient
     adds up in its own dtype.
     """
@@ -109,7 +109,7 @@ def token_logprobs(
         logits = jnp.dot(hidden, head.astype(dtype), preferred_element_type=jnp.float32) / temperature
         logits = constrain(logits, ("rows", None, "vocab"), DECODING)
         total = jax.nn.logsumexp(logits, axis=-1)
-        # A sum over one token: what a cut vocabulary can do where it lies, and its gradient needs no scatter.
+        # A sum over one token: local on a sharded vocabulary, and its gradient needs no scatter.
         chosen = jnp.sum(jnp.where(jnp.arange(head.shape[1]) == targets[..., None], logits, 0.0), axis=-1)
         every = logits - total[..., None]
         return chosen - total, -jnp.sum(jnp.exp(every) * every, axis=-1), chosen >= jnp.max(logits, axis=-1)

@@ -90,7 +90,7 @@ def load_store(
       mesh: as for `pretrained.load`.
 
     Raises:
-      InputError: not such a directory, one cut short, or parameters that do not fit its config.
+      InputError: not such a directory, a truncated one, or parameters that do not fit its config.
     """
     folder = absolute(path) / "params"
     boxed = abstract_params(config)
@@ -100,10 +100,10 @@ def load_store(
     else:
         shardings = flatten_dict(tree_shardings(mesh, boxed))
     with ocp.StandardCheckpointer() as checkpointer:
-        found = checkpointer.metadata(folder).item_metadata
-        if found is None:
+        metadata = checkpointer.metadata(folder).item_metadata
+        if metadata is None:
             raise InputError(f"{folder}: not an orbax checkpoint, or one cut short; import it again")
-        stored = flatten_dict(found.tree)
+        stored = flatten_dict(metadata.tree)
         odd = sorted(
             "/".join(key)
             for key in stored.keys() | shapes.keys()

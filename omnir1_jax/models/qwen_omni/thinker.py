@@ -1,4 +1,4 @@
-"""The thinker: both towers and the decoder in one tree of parameters {"vision", "audio", "text"}."""
+"""The thinker: both encoders and the decoder in one tree of parameters {"vision", "audio", "text"}."""
 
 import flax.linen as nn
 import jax

@@ -74,7 +74,7 @@ def rope_index(
     """Positions of a batch, equal to `get_rope_index` of transformers' thinker, and each row's next position.
 
     Its peculiarities are kept: padding has position 1; the next position is the largest id of the row plus 1, the
-    padding's counted where the batch has no images or videos at all; after a video with its sound, the text goes on
+    padding's counted where the batch has no images or videos at all; after a video with its sound, the text continues
     from the last *piece*, which need not hold the largest id.
 
     Args:
@@ -112,11 +112,11 @@ def rope_index(
     unread = {kind: iter(blocks) for kind, blocks in media.items()}
     positions = np.ones((len(tokens), 3, tokens.shape[1]), np.int32)
     following = np.zeros(len(tokens), np.int32)
-    for row, (line, real) in enumerate(zip(tokens, mask)):
+    for row, (token_ids, real) in enumerate(zip(tokens, mask)):
         size = int(position_id_per_second * seconds_per_chunk)
-        found = _row_positions(f"row {row}", line[real], ids, unread, use_audio_in_video, size)
-        positions[row][:, real] = found
-        following[row] = found.max() + 1
+        row_positions = _row_positions(f"row {row}", token_ids[real], ids, unread, use_audio_in_video, size)
+        positions[row][:, real] = row_positions
+        following[row] = row_positions.max() + 1
     return positions, following
 
 
@@ -128,7 +128,7 @@ def _grid_positions(times: Int[np.ndarray, " t"], grid: Integer[np.ndarray, "3"]
 
 def _row_positions(
     name: str,
-    line: Integer[np.ndarray, " s"],
+    token_ids: Integer[np.ndarray, " s"],
     ids: MediaIds,
     unread: dict[str, Iterator[Int[np.ndarray, "3 _"]]],
     use_audio_in_video: bool,
@@ -138,24 +138,26 @@ def _row_positions(
 
     Start and end tokens count as text, except the doubled ones around a video with its sound, which share a position.
     """
-    if not len(line):
+    if not len(token_ids):
         raise InputError(f"{name} is all padding")
-    vision = np.flatnonzero(line == ids.vision_start) + 1
-    if vision.size and vision[-1] == len(line):
+    vision = np.flatnonzero(token_ids == ids.vision_start) + 1
+    if vision.size and vision[-1] == len(token_ids):
         raise InputError(f"{name} ends with a vision start token: its placeholder is missing")
     opens_video = ids.audio_start if use_audio_in_video else ids.video
     left = {
-        "audio": int((line == ids.audio_start).sum()),
-        "image": int((line[vision] == ids.image).sum()),
-        "video": int((line[vision] == opens_video).sum()),
+        "audio": int((token_ids == ids.audio_start).sum()),
+        "image": int((token_ids[vision] == ids.image).sum()),
+        "video": int((token_ids[vision] == opens_video).sum()),
     }
-    pieces, at = [], 0
+    pieces, position = [], 0
     start = lambda: int(pieces[-1].max()) + 1 if pieces else 0
     text = lambda count: [np.tile(start() + np.arange(count), (3, 1))] if count else []
     doubled = lambda: [np.full((3, 2), start())]
     while any(left.values()):
-        ahead = {kind: at + np.flatnonzero(line[at:] == getattr(ids, kind)) for kind in left if left[kind]}
-        ahead = {kind: int(places[0]) for kind, places in ahead.items() if places.size}
+        ahead = {
+            kind: position + np.flatnonzero(token_ids[position:] == getattr(ids, kind)) for kind in left if left[kind]
+        }
+        ahead = {kind: int(positions_of_kind[0]) for kind, positions_of_kind in ahead.items() if positions_of_kind.size}
         if not ahead:
             raise InputError(f"{name} has start tokens of {', '.join(k for k in left if left[k])} without placeholders")
         first = min(ahead, key=ahead.get)
@@ -164,28 +166,28 @@ def _row_positions(
         blocks = [_take(name, kind, unread) for kind in kinds]
         end = ahead[first] + sum(block.shape[1] for block in blocks)
         for kind, block in zip(kinds, blocks):
-            there = int((line[ahead[first] : end] == getattr(ids, kind)).sum())
+            there = int((token_ids[ahead[first] : end] == getattr(ids, kind)).sum())
             if there != block.shape[1]:
                 raise InputError(
                     f"{name}: the next {kind} needs {block.shape[1]} {kind} tokens, the prompt has {there}"
                 )
             left[kind] -= 1
         if with_sound:
-            if ahead[first] - 2 < at:
+            if ahead[first] - 2 < position:
                 raise InputError(f"{name}: a video with sound needs its two start tokens before it")
-            pieces += text(ahead[first] - 2 - at)
+            pieces += text(ahead[first] - 2 - position)
             pieces += doubled()
             begin = start()
             pieces += [begin + blocks[sound][:, a:b] for sound, a, b in interleave(blocks[0][0], blocks[1][0], size)]
             pieces += doubled()
             end += 2
         else:
-            pieces += text(ahead[first] - at)
+            pieces += text(ahead[first] - position)
             pieces.append(start() + blocks[0])
-        at = end
-    if at > len(line):
+        position = end
+    if position > len(token_ids):
         raise InputError(f"{name} ends inside a video with sound: its two end tokens are missing")
-    pieces += text(len(line) - at)
+    pieces += text(len(token_ids) - position)
     return np.concatenate(pieces, axis=1)
 
 

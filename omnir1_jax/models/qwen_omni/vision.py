@@ -1,4 +1,4 @@
-"""The vision tower: patches of images and frame pairs to one vector a cell."""
+"""The vision encoder: patches of images and frame pairs to one vector per cell."""
 
 from typing import NamedTuple
 
@@ -95,7 +95,7 @@ def axial_rotary(rows_cols: Int[Array, "b n 2"], config: VisionConfig) -> Rotary
 
 
 class Block(nn.Module):
-    """Attention in windows or in whole frames, then a gated feed-forward; both with biases."""
+    """Attention in windows or in full frames, then a gated feed-forward; both with biases."""
 
     config: VisionConfig
     dtype: DTypeLike
@@ -103,7 +103,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b n m d"], whole: Bool[Array, ""], angles: Rotary, windows: Spans, frames: Spans
+        self, x: Float[Array, "b n m d"], full_attention: Bool[Array, ""], angles: Rotary, windows: Spans, frames: Spans
     ):
         c = self.config
         head_dim = c.hidden_size // c.num_heads
@@ -113,7 +113,7 @@ class Block(nn.Module):
         q, k = (rotate(t.astype(jnp.float32), angles).astype(self.dtype) for t in (q, k))
         # One program for both kinds of block: the branch not taken costs nothing at run time.
         y = jax.lax.cond(
-            whole,
+            full_attention,
             lambda: attend_within(q, k, v, frames, self.attention),
             lambda: attend_within(q, k, v, windows, self.attention),
         )
@@ -144,7 +144,7 @@ class PatchEmbed(nn.Module):
 
 
 class VisionTower(nn.Module):
-    """`VisionInputs` to one vector a cell, in the order of the cells; padding cells hold nothing of meaning.
+    """`VisionInputs` to one vector per cell, in the order of the cells; padding cells hold nothing of meaning.
 
     Attributes:
       dtype, remat, attention: as in `decoder.Decoder`.
@@ -171,9 +171,9 @@ class VisionTower(nn.Module):
             length=c.depth,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )(c, self.dtype, self.attention, name="blocks")
-        whole = jnp.asarray(np.isin(np.arange(c.depth), c.full_attention_blocks))
+        full_attention = jnp.asarray(np.isin(np.arange(c.depth), c.full_attention_blocks))
         spans = spans_of(inputs.windows, n), spans_of(inputs.frames, n)
-        x, _ = blocks(x, whole, axial_rotary(inputs.rows_cols, c), *spans)
+        x, _ = blocks(x, full_attention, axial_rotary(inputs.rows_cols, c), *spans)
 
         x = RMSNorm(d, c.rms_norm_eps, self.dtype, name="merger_norm")(x).reshape(b, n, m * d)
         x = Linear((m * d,), (m * d,), ("embed",), ("mlp",), use_bias=True, dtype=self.dtype, name="merger_in")(x)

@@ -37,7 +37,7 @@ class Run:
 
 @dataclasses.dataclass(frozen=True)
 class HieraConfig:
-    """The image backbone, one entry a stage where a field is a tuple."""
+    """The image backbone, one entry per stage where a field is a tuple."""
 
     dims: tuple[int, ...] = (96, 192, 384, 768)
     heads: tuple[int, ...] = (1, 2, 4, 8)
@@ -86,31 +86,31 @@ _MAX_COUNT, _MAX_SIZE, _MAX_LAYERS = 1024, 1 << 16, 512
 
 def _check_ranges(config: "Sam2Config") -> None:
     """InputError where a size is invalid, before blocks are iterated over or anything is divided by it."""
-    whole = lambda value, low, high: type(value) is int and low <= value <= high
+    in_range = lambda value, low, high: type(value) is int and low <= value <= high
     for name in _COUNTS:
-        if not whole(getattr(config, name), 1, _MAX_COUNT):
+        if not in_range(getattr(config, name), 1, _MAX_COUNT):
             raise InputError(f"SAM 2 config: {name} {getattr(config, name)!r} must be from 1 to {_MAX_COUNT}")
     for name in ("memories", "pointers", "fuser_layers", "mask_layers", "fuser_padding", "mask_padding"):
-        if not whole(getattr(config, name), 0, _MAX_COUNT):
+        if not in_range(getattr(config, name), 0, _MAX_COUNT):
             raise InputError(f"SAM 2 config: {name} {getattr(config, name)!r} must be from 0 to {_MAX_COUNT}")
-    if not whole(config.iou_depth, 2, _MAX_COUNT):
+    if not in_range(config.iou_depth, 2, _MAX_COUNT):
         raise InputError(f"SAM 2 config: iou_depth {config.iou_depth!r} must be from 2 to {_MAX_COUNT}")
     for name in ("width", "mask_channels", "decoder_mlp", "iou_width", "attention_mlp", "fuser_mlp", "side"):
-        if not whole(getattr(config, name), 1, _MAX_SIZE):
+        if not in_range(getattr(config, name), 1, _MAX_SIZE):
             raise InputError(f"SAM 2 config: {name} {getattr(config, name)!r} must be from 1 to {_MAX_SIZE}")
     for name in ("prompt_eps", "rope_theta"):
         if not getattr(config, name) > 0:
             raise InputError(f"SAM 2 config: {name} {getattr(config, name)!r} must be above 0")
     hiera = config.hiera
     for name, low, high in (("dims", 1, _MAX_SIZE), ("heads", 1, _MAX_COUNT), ("blocks", 1, _MAX_LAYERS)):
-        if not all(whole(value, low, high) for value in getattr(hiera, name)):
+        if not all(in_range(value, low, high) for value in getattr(hiera, name)):
             raise InputError(f"SAM 2 config: backbone {name} {getattr(hiera, name)} must be from {low} to {high}")
     for name in ("windows", "background"):
-        if not all(whole(value, 1, _MAX_COUNT) for value in getattr(hiera, name)):
+        if not all(in_range(value, 1, _MAX_COUNT) for value in getattr(hiera, name)):
             raise InputError(f"SAM 2 config: backbone {name} {getattr(hiera, name)} must be from 1 to {_MAX_COUNT}")
-    if len(hiera.background) != 2 or not all(whole(level, 0, 3) for level in config.top_down_levels):
+    if len(hiera.background) != 2 or not all(in_range(level, 0, 3) for level in config.top_down_levels):
         raise InputError("SAM 2 config: the background has a height and a width, top_down_levels are from 0 to 3")
-    if not whole(hiera.patch_kernel, 1, 64) or not whole(hiera.patch_padding, 0, 64) or hiera.patch_stride != 4:
+    if not in_range(hiera.patch_kernel, 1, 64) or not in_range(hiera.patch_padding, 0, 64) or hiera.patch_stride != 4:
         raise InputError(
             f"SAM 2 config: patch_kernel {hiera.patch_kernel}, patch_stride (only 4) or patch_padding is invalid"
         )
@@ -124,8 +124,8 @@ class Sam2Config(Sam2Run):
 
     Options:
       video: with the memory modules (`Sam2VideoModel`) or without (`Sam2Model`: one frame only).
-      conditioning_slots: most prompted frames attended at a time, the nearest ones; -1 is all of them. At least 2.
-      score_limit: most attention scores (fp32 elements) alive at a time; queries are cut in pieces to hold it.
+      conditioning_slots: maximum prompted frames attended at a time, the nearest ones; -1 is all of them. At least 2.
+      score_limit: maximum attention scores (fp32 elements) alive at a time; queries are cut in pieces to hold it.
     """
 
     hiera: HieraConfig = HieraConfig()

@@ -84,7 +84,7 @@ class TwoWayBlock(nn.Module):
 
 
 class MaskDecoder(nn.Module):
-    """Masks of prompts. Everything has one entry a prompt, images included."""
+    """Masks of prompts. Everything has one entry per prompt, images included."""
 
     config: Sam2Config
 
@@ -101,13 +101,13 @@ class MaskDecoder(nn.Module):
         b, h, w, _ = image.shape
         many = config.multimasks + 1
         init = partitioned(nn.initializers.normal(1.0), None, "embed")
-        own = [
+        output_tokens = [
             self.param("object_token", init, (1, width)),
             self.param("iou_token", init, (1, width)),
             self.param("mask_tokens", init, (many, width)),
         ]
-        own = jnp.broadcast_to(jnp.concatenate(own).astype(dtype), (b, many + 2, width))
-        start = tokens = jnp.concatenate((own, sparse.astype(dtype)), axis=1)
+        output_tokens = jnp.broadcast_to(jnp.concatenate(output_tokens).astype(dtype), (b, many + 2, width))
+        start = tokens = jnp.concatenate((output_tokens, sparse.astype(dtype)), axis=1)
         image, position = image.reshape(b, h * w, width), position.reshape(1, h * w, width).astype(dtype)
         for i in range(config.decoder_layers):
             tokens, image = TwoWayBlock(config, i == 0, name=f"layers_{i}")(tokens, image, start, position)

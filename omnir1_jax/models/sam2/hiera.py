@@ -42,7 +42,7 @@ def pool(x: Float[Array, "b h w c"]) -> Float[Array, "b y x c"]:
 
 
 def partition(x: Float[Array, "b h w c"], window: int) -> Float[Array, "n window window c"]:
-    """Cuts maps into windows, zeros added below and to the right where the window does not divide the map."""
+    """Splits maps into windows, zeros added below and to the right where the window does not divide the map."""
     b, h, w, c = x.shape
     x = jnp.pad(x, ((0, 0), (0, -h % window), (0, -w % window), (0, 0)))
     y = x.reshape(b, x.shape[1] // window, window, x.shape[2] // window, window, c)
@@ -50,7 +50,7 @@ def partition(x: Float[Array, "b h w c"], window: int) -> Float[Array, "n window
 
 
 def unpartition(x: Float[Array, "n k k c"], height: int, width: int) -> Float[Array, "b height width c"]:
-    """The inverse of `partition` for maps of `height` x `width`; what padding added is cut off."""
+    """The inverse of `partition` for maps of `height` x `width`; padding is removed."""
     n, window, _, c = x.shape
     rows, columns = -(-height // window), -(-width // window)
     y = x.reshape(n // (rows * columns), rows, columns, window, window, c).transpose(0, 1, 3, 2, 4, 5)

@@ -103,8 +103,8 @@ def _prompted(
     sparse, good = [], jnp.ones((count,), bool)
     if points is not None:
         real = usable(points)
-        at = jnp.where(real[..., None], points, 0.0) * scale
-        sparse.append(encoder.points(at, jnp.where(real, labels, PADDING)))
+        coordinates = jnp.where(real[..., None], points, 0.0) * scale
+        sparse.append(encoder.points(coordinates, jnp.where(real, labels, PADDING)))
         if boxes is None:
             sparse.append(encoder.nothing(count)[:, :1])
     if boxes is not None:
@@ -114,13 +114,15 @@ def _prompted(
         sparse.append(encoder.nothing(count))
     dense = encoder.dense() if masks is None else encoder.masks(masks)
     features = jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *x.shape[1:])), features)
-    found = model.look(features, model.without_memory(features.coarse), jnp.concatenate(sparse, axis=1), dense)
+    masks_of_prompts = model.look(
+        features, model.without_memory(features.coarse), jnp.concatenate(sparse, axis=1), dense
+    )
     if multimask:
-        logits, iou = found.logits[:, 1:], found.iou[:, 1:]
+        logits, iou = masks_of_prompts.logits[:, 1:], masks_of_prompts.iou[:, 1:]
     else:
-        logits, iou, _ = single(found, config)
+        logits, iou, _ = single(masks_of_prompts, config)
         logits, iou = logits[:, None], iou[:, None]
-    return _blank(ImageMasks(logits, iou, found.score), good)
+    return _blank(ImageMasks(logits, iou, masks_of_prompts.score), good)
 
 
 def _blank(masks: ImageMasks, good: Bool[Array, " p"]) -> ImageMasks:

@@ -81,7 +81,7 @@ class Conv(nn.Module):
 
 
 class DepthwiseConv(nn.Module):
-    """One filter a channel, stride 1, as a sum of shifted maps: XLA fuses it, and has no fast grouped one on CPU."""
+    """One filter per channel, stride 1, as a sum of shifted maps: XLA fuses it, and has no fast grouped one on CPU."""
 
     kernel: int
     padding: int
@@ -205,13 +205,13 @@ def sine_position_2d(height: int, width: int, channels: int) -> Float[np.ndarray
     half = channels // 2
     rate = np.float32(10000.0) ** (2 * (np.arange(half, dtype=np.float32) // 2) / np.float32(half))
 
-    def one(size: int) -> np.ndarray:
+    def encode_axis(size: int) -> np.ndarray:
         at = np.arange(1, size + 1, dtype=np.float32) / np.float32(size + 1e-6) * np.float32(2 * math.pi)
         angle = at[:, None] / rate
         return np.stack((np.sin(angle[:, 0::2]), np.cos(angle[:, 1::2])), axis=-1).reshape(size, half)
 
-    y = np.broadcast_to(one(height)[:, None], (height, width, half))
-    x = np.broadcast_to(one(width)[None, :], (height, width, half))
+    y = np.broadcast_to(encode_axis(height)[:, None], (height, width, half))
+    x = np.broadcast_to(encode_axis(width)[None, :], (height, width, half))
     return np.concatenate((y, x), axis=-1).astype(np.float32)
 
 

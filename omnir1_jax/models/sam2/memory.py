@@ -178,7 +178,7 @@ class MemoryEncoder(nn.Module):
 def mask_for_memory(
     logits: Float[Array, "b y x"], binary: bool, side: int, scale: float, bias: float
 ) -> Float[Array, "b side side"]:
-    """Mask logits as the memory encoder wants them: lifted to `side`, squashed to [0, 1] (or cut at 0), stretched."""
+    """Mask logits for the memory encoder: resized to `side`, squashed to [0, 1] (or thresholded at 0), scaled."""
     b = logits.shape[0]
     lifted = jax.image.resize(logits, (b, side, side), "linear", antialias=False)
     mask = (lifted > 0).astype(logits.dtype) if binary else jax.nn.sigmoid(lifted)

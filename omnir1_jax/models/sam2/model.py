@@ -23,7 +23,7 @@ NO_OBJECT = -1024.0  # mask logit where the model says that the object is not th
 
 
 class Found(NamedTuple):
-    """One mask an object, with the occlusion decision taken: where `score` <= 0 the logits are `NO_OBJECT`.
+    """One mask per object, with the occlusion decision taken: where `score` <= 0 the logits are `NO_OBJECT`.
 
     `masks` are all of the decoder's where they were asked for, with no decision taken.
     """
@@ -91,7 +91,7 @@ class Sam2(nn.Module):
         return coarse + self.no_memory.astype(coarse.dtype)
 
     def find_box(self, features: Features, boxes: Float[Array, "b 4"], every: bool = False) -> Found:
-        """Prompted frames: boxes (x0, y0, x1, y1) in pixels of the model's input, one an object."""
+        """Prompted frames: boxes (x0, y0, x1, y1) in pixels of the model's input, one per object."""
         image = self.without_memory(features.coarse)
         masks = self.look(features, image, self.prompt_encoder.boxes(boxes), self.prompt_encoder.dense())
         return self._found(masks, self.config.multimask_box, every)
@@ -111,13 +111,13 @@ class Sam2(nn.Module):
         pointer = jnp.where(there[:, None], self.pointer_proj(token), self.no_object_pointer.astype(token.dtype))
         return Found(logits, iou, masks.score, pointer, masks if every else None)
 
-    def remember(self, coarse: Float[Array, "b h w d"], found: Found, prompted: bool) -> Float[Array, "b n c"]:
-        """The memory of a frame, in `memory_dtype`. `prompted`: the mask came from a prompt and is cut at 0."""
+    def remember(self, coarse: Float[Array, "b h w d"], result: Found, prompted: bool) -> Float[Array, "b n c"]:
+        """The memory of a frame, in `memory_dtype`. `prompted`: the mask came from a prompt and is thresholded at 0."""
         config = self.config
-        mask = mask_for_memory(found.logits, prompted, config.side, config.memory_scale, config.memory_bias)
+        mask = mask_for_memory(result.logits, prompted, config.side, config.memory_scale, config.memory_bias)
         memory = self.memory_encoder(coarse, mask)
         if config.occlusion_embedding:
-            hidden = (found.score <= 0)[:, None, None, None]
+            hidden = (result.score <= 0)[:, None, None, None]
             memory = memory + hidden * self.occlusion.astype(memory.dtype)
         return memory.reshape(memory.shape[0], -1, config.memory_channels).astype(config.memory_dtype)
 
@@ -157,14 +157,14 @@ class Sam2(nn.Module):
         config = self.config
         features = self.encode(pixels)
         self.prompt_encoder.masks(jnp.zeros((1, config.mask_side, config.mask_side)))
-        found = self.find_box(features, jnp.zeros((1, 4)))
+        result = self.find_box(features, jnp.zeros((1, 4)))
         if not config.video:
-            return found
-        memory = self.remember(features.coarse, found, True)
+            return result
+        memory = self.remember(features.coarse, result, True)
         self.mask_downsample(jnp.zeros((1, 4, 4, 1)))
         seen = jnp.ones((1, 1), bool)
         image = self.recall(
-            features.coarse, memory[:, None], [-1], seen, found.pointer[:, None], jnp.zeros((1, 1)), seen
+            features.coarse, memory[:, None], [-1], seen, result.pointer[:, None], jnp.zeros((1, 1)), seen
         )
         return self.find_again(features, image)
 

@@ -26,7 +26,7 @@ def preprocess(frames: UInt8[Array, "t h w 3"], side: int) -> Float[Array, "t si
 def lift_masks(logits: Float[Array, "*b y x"], height: int, width: int) -> Float[Array, "*b height width"]:
     """Mask logits at the video's size: bilinear, no antialiasing; the mask is where they are > 0.
 
-    For a few hundred large frames call it on slices: the result is height * width * 4 bytes a mask.
+    For a few hundred large frames call it on slices: the result is height * width * 4 bytes per mask.
     """
     return jax.image.resize(logits, (*logits.shape[:-2], height, width), "linear", antialias=False)
 

@@ -27,7 +27,7 @@ class PromptEncoder(nn.Module):
     def setup(self):
         config, width = self.config, self.config.width
         normal = nn.initializers.normal(1.0)
-        row = partitioned(normal, None, "embed")  # told apart from the start, as upstream
+        row = partitioned(normal, None, "embed")  # distinct from the start, as upstream
         self.positional = self.param("positional", partitioned(normal, None, None), (2, width // 2))
         self.point = self.param("point", row, (config.point_embeddings, width))
         self.not_a_point = self.param("not_a_point", row, (1, width))

@@ -95,7 +95,7 @@ def segment_video(
     Args:
       model, params: of `load`. `model` is static under jit.
       frames: uint8 RGB, or normalised floats at the input side. One frame (an image) needs no memory modules.
-      boxes: (x0, y0, x1, y1) in pixels of the clip, up to k an object. Of two on one frame the later counts.
+      boxes: (x0, y0, x1, y1) in pixels of the clip, up to k per object. Of two on one frame the later counts.
         Finite boxes prompt the model as they stand, also outside the frame or inverted, as upstream. A box that is
         not finite or beyond a million pixels, or on a frame that is padded or does not exist, counts as absent.
       box_frames: the frame of each box.
@@ -139,8 +139,10 @@ def track(
         return Tracks(jnp.zeros((0, t, side, side)), empty, empty, empty.astype(bool))
     boxes, size = jnp.asarray(boxes), jnp.asarray(size)
     params, features, boxes, size = jax.lax.stop_gradient((params, features, boxes, size))
-    one = lambda prompts, valid: _track_chunk(model, params, features, prompts, valid, every=False)[0]
-    return _in_chunks(model.config, one, t, boxes, box_frames, box_valid, size, frame_valid, object_valid, start)
+    track_chunk = lambda prompts, valid: _track_chunk(model, params, features, prompts, valid, every=False)[0]
+    return _in_chunks(
+        model.config, track_chunk, t, boxes, box_frames, box_valid, size, frame_valid, object_valid, start
+    )
 
 
 def unroll(
@@ -156,7 +158,7 @@ def unroll(
     object_valid: Bool[AnyArray, " o"] | None = None,
     remat: bool = True,
 ) -> tuple[Tracks, Masks]:
-    """`track` with gradients, for training: also everything that the decoder said of each frame, [o t ...].
+    """`track` with gradients, for training: also everything that the decoder returned for each frame, [o t ...].
 
     Args:
       remat: recompute each frame's step in the backward pass, so that only the memories are kept.
@@ -164,14 +166,14 @@ def unroll(
     Returns:
       The tracks, and all masks whatever the score decides; where the tracks are not `known` these are zero.
     """
-    one = lambda prompts, valid: _track_chunk(model, params, features, prompts, valid, every=True, remat=remat)
+    track_chunk = lambda prompts, valid: _track_chunk(model, params, features, prompts, valid, every=True, remat=remat)
     t = features.coarse.shape[0]
-    return _in_chunks(model.config, one, t, boxes, box_frames, box_valid, size, frame_valid, object_valid, None)
+    return _in_chunks(model.config, track_chunk, t, boxes, box_frames, box_valid, size, frame_valid, object_valid, None)
 
 
 def _in_chunks(
     config: Sam2Config,
-    one: Callable[[Prompts, Bool[Array, " t"]], Any],
+    track_chunk: Callable[[Prompts, Bool[Array, " t"]], Any],
     t: int,
     boxes: Float[AnyArray, "o k 4"],
     box_frames: Int[AnyArray, "o k"],
@@ -194,15 +196,15 @@ def _in_chunks(
     count = -(-o // chunk)
     padded = jax.tree.map(lambda x: jnp.pad(x, [(0, count * chunk - o)] + [(0, 0)] * (x.ndim - 1)), prompts)
     split = jax.tree.map(lambda x: x.reshape(count, chunk, *x.shape[1:]), padded)
-    found = jax.lax.map(lambda prompts: one(prompts, frame_valid), split)
-    return jax.tree.map(lambda x: x.reshape(count * chunk, *x.shape[2:])[:o], found)
+    chunks = jax.lax.map(lambda prompts: track_chunk(prompts, frame_valid), split)
+    return jax.tree.map(lambda x: x.reshape(count * chunk, *x.shape[2:])[:o], chunks)
 
 
 def _check(config: Sam2Config, t: int, k: int) -> None:
     if t > 1 and not config.video:
         raise InputError(f"SAM 2: {t} frames need the memory modules; load a Sam2VideoModel checkpoint")
     if t == 0 or k == 0:
-        raise InputError(f"SAM 2: {t} frames and {k} boxes an object; there must be at least one of each")
+        raise InputError(f"SAM 2: {t} frames and {k} boxes per object; there must be at least one of each")
 
 
 def _prompts(
@@ -324,7 +326,7 @@ def _step(
     sign: Int[Array, " o"],
     active: Bool[Array, " o"],
 ) -> tuple[Bank, tuple]:
-    """One frame an object: recall, find, remember."""
+    """One frame per object: recall, find, remember."""
     t = frame_valid.shape[0]
     # Memories: prompted frames (all, or the nearest), then the last tracked ones, nearest first.
     slots, slots_seen = _conditioning(config, prompts, at)
@@ -388,7 +390,7 @@ def _conditioning(config: Sam2Config, prompts: Prompts, at: Int[Array, " o"]) ->
 def _collect(
     given: Found, tracked: Found | None, prompts: Prompts, place: Array | None, done: Array | None
 ) -> tuple[Tracks, Masks | None]:
-    """Puts prompted and tracked frames in order; what neither reached is no object."""
+    """Puts prompted and tracked frames in order; frames that neither reached have no object."""
     k = prompts.frames.shape[1]
     t = 1 if place is None else place.shape[1]
     match = (prompts.frames[:, None, :] == jnp.arange(t)[:, None]) & prompts.valid[:, None, :]  # [o, t, k]
