@@ -156,7 +156,7 @@ def frozen(params=None) -> Frozen:
 def step_config(**changes) -> StepConfig:
     ids = thinker_config().tokens
     step = Step(group=GROUP, max_tokens=24, top_k=0, top_p=1.0, completion_bytes=512, score_chunk=64)
-    base = StepConfig.of(step, Grpo(), Reward(bonus_range=(5, 500)), None, TokenIds(**dataclasses.asdict(ids)))
+    base = StepConfig.of(step, Grpo(), Reward(bonus_range=(5, 500)), None, ids)
     return dataclasses.replace(base, **changes)
 
 
