@@ -5,6 +5,7 @@ import importlib
 import operator
 import pathlib
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -81,6 +82,13 @@ class FileMasks:
                 form = '{"sample_id": ..., "masks": [{"size": ..., "counts": ...}, null]}'
                 raise InputError(f"{place}: expected {form}")
             self._masks[sample_id] = found
+
+    def load(self, config: Any) -> None:
+        """The masks are its own."""
+
+    def from_text(self, *_: Any) -> Any:
+        """A file has no masks of a rollout."""
+        raise InputError("--masks: a file of masks serves evaluations alone")
 
     def of(self, sample: Sample) -> Bool[np.ndarray, "t h w"]:
         """Of every frame of an item; empty where the file has none."""
