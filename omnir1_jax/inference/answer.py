@@ -12,9 +12,9 @@ from typing import Any, NamedTuple, no_type_check
 import flax.struct
 import jax
 import jax.numpy as jnp
-from flax.traverse_util import unflatten_dict
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from omnir1_jax import tasks
 from omnir1_jax.errors import InputError
 from omnir1_jax.models.qwen_omni.inputs import ThinkerInputs
 from omnir1_jax.models.qwen_omni.sample import Completions
@@ -25,8 +25,8 @@ from omnir1_jax.systems.frames import HighResFrames
 from omnir1_jax.systems.grounders.protocol import GroundedBoxes, Requests
 from omnir1_jax.systems.keyframes import Keyframes
 from omnir1_jax.tasks import common
-from omnir1_jax.text.readers import Answer as Description
-from omnir1_jax.text.readers import Plan, read_answer, read_plan
+from omnir1_jax.tasks.task import tree_of
+from omnir1_jax.text.readers import Plan
 
 KEYFRAMES = ("plan", "uniform", "random", "first")
 
@@ -82,6 +82,11 @@ class Asked:
     boxes: Float[Array, "b n t 4"] | None = None
     original: Int[Array, "b 2"] | None = None
 
+    @property
+    def objects(self) -> Int[Array, " b"]:
+        """All slots: how many objects there are is not known."""
+        return jnp.full(len(self.boxes), self.boxes.shape[1])
+
 
 class Prompts(NamedTuple):
     """What the segmenter is given: boxes in pixels of the video, which are real, and frames of the video."""
@@ -92,26 +97,29 @@ class Prompts(NamedTuple):
 
 
 class Found(NamedTuple):
-    """What was answered and read of it. `plan` is System 1's plan, or the description of a RefAVS answer.
+    """What was answered and read of it, [b 1 ...]; all but the completions and their failures is None for questions.
 
     Attributes:
-      chosen: frames among those seen.
-      boxes: of System 2 in the graph, [b 1 k ...]; None with boxes from elsewhere.
+      failures: how often each kind of failure happened, by name.
+      reading: the task's own, with the requests to System 2 that were chosen.
+      boxes: of System 2 in the graph; None with boxes from elsewhere.
     """
 
     completions: Completions
-    plan: Plan | Description | None = None
-    chosen: Keyframes | None = None
+    failures: dict[str, Int[Array, "b 1"]]
+    reading: Any = None
     boxes: GroundedBoxes | None = None
     prompts: Prompts | None = None
+
+    @property
+    def chosen(self) -> Requests:
+        """Frames among those seen, with what System 2 is asked about them, [b k ...]."""
+        return jax.tree.map(lambda x: x[:, 0], self.reading.requests)
 
 
 def to_asked(arrays: Mapping[str, Any]) -> Asked:
     """From flat arrays, their keys paths such as "policy/vision/pixels"."""
-    tree = unflatten_dict(dict(arrays), sep="/")
-    if "sharp" in tree:
-        tree["sharp"] = HighResFrames(**tree["sharp"])
-    return Asked(policy=ThinkerInputs.of(tree.pop("policy")), **tree)
+    return Asked(**tree_of(arrays))
 
 
 def answer(
@@ -136,30 +144,26 @@ def answer(
     completions = reasoner.sample(
         models.thinker, variables, batch.policy, media, key, config.sampling, 1, row_ids=batch.number
     )
-    if how.family == "qa":
-        return Found(completions)
-    text = reasoner.read(frozen.vocab, completions, config.completion_bytes)
-    if how.family == "vos":
-        plan = read_plan(text, jnp.sum(batch.frame_valid, axis=1), config.limits)
-        chosen = choose(how, plan, batch, config.keyframes, key)
-        descriptions = plan.description
-    else:
-        plan = read_answer(text, config.limits)
-        wanted = (plan.answered & (plan.description.length > 0))[:, None]
-        chosen = Keyframes(jnp.zeros(wanted.shape, jnp.int32), jnp.zeros(wanted.shape, jnp.int32), wanted)
-        descriptions = jax.tree.map(lambda x: x[:, None], plan.description)
-    at = jnp.take_along_axis(batch.frame_index, chosen.frame, axis=1)
+    unended = {"completion/unended": common.count(common.unended(completions, config.sampling.eos))}
+    task = tasks.get(how.family)
+    if not task.grounds:
+        return Found(completions, unended)
+    reading = task.read(frozen, config, batch, completions)
+    if how.keyframes != "plan":
+        reading = reading._replace(requests=elsewhere(how, reading.plan, batch, config.keyframes, key))
+    found = Found(completions, unended, reading)
+    frame, valid = found.chosen.frame, found.chosen.valid
+    at = jnp.take_along_axis(batch.frame_index, frame, axis=1)
     if how.oracle:
-        true = jnp.take_along_axis(batch.boxes, chosen.frame[:, None, :, None], axis=2).swapaxes(1, 2)
-        used = ~box_rules.is_missing(true) & chosen.valid[..., None]
-        return Found(completions, plan, chosen, prompts=Prompts(true, used, at))
-    if how.host:
-        blank = jnp.zeros((*chosen.frame.shape, slots(how), 4))
-        return Found(completions, plan, chosen, prompts=Prompts(blank, blank[..., 0] > 0, at))
-    described = keyframes.descriptions(descriptions, chosen)
-    requests = Requests(*jax.tree.map(lambda x: x[:, None], (chosen.frame, chosen.valid, described)))
-    boxes = common.find(models, frozen, batch.sharp, requests, slots(how))
-    return Found(completions, plan, chosen, boxes, Prompts(boxes.original[:, 0], boxes.used[:, 0], at))
+        true = jnp.take_along_axis(batch.boxes, frame[:, None, :, None], axis=2).swapaxes(1, 2)
+        prompts = Prompts(true, ~box_rules.is_missing(true) & valid[..., None], at)
+    elif how.host:
+        blank = jnp.zeros((*frame.shape, slots(how), 4))
+        prompts = Prompts(blank, blank[..., 0] > 0, at)
+    else:
+        boxes = common.find(models, frozen, batch.sharp, reading.requests, slots(how))
+        found, prompts = found._replace(boxes=boxes), Prompts(boxes.original[:, 0], boxes.used[:, 0], at)
+    return found._replace(prompts=prompts, failures={**task.failures(batch, reading, found), **unended})
 
 
 def slots(how: How) -> int:
@@ -167,12 +171,20 @@ def slots(how: How) -> int:
     return 1 if how.family == "refavs" else how.objects
 
 
+def elsewhere(how: How, plans: Plan, batch: Asked, count: int, key: Key[Array, ""]) -> Requests:
+    """Requests about frames that the plans [b 1 ...] did not choose."""
+    plan = jax.tree.map(lambda x: x[:, 0], plans)
+    chosen = choose(how, plan, batch, count, key)
+    described = keyframes.descriptions(plan.description, chosen)
+    # True boxes need no description, so there may be keyframes without one.
+    valid = jnp.take_along_axis(plan.valid, chosen.piece, axis=1)
+    described = described._replace(length=jnp.where(valid, described.length, 0))
+    return jax.tree.map(lambda x: x[:, None], Requests(chosen.frame, chosen.valid, described))
+
+
 def choose(how: How, plan: Plan, batch: Asked, count: int, key: Key[Array, ""]) -> Keyframes:
-    """The frames that System 2 looks at, and the piece of the plan that describes each. [b count]"""
+    """Frames in place of the plan's, and the piece of the plan that describes each. [b count]"""
     most = batch.frame_valid.shape[1]
-    if how.keyframes == "plan":
-        member = jax.vmap(keyframes.members, (0, 0, 0, None))(plan.valid, plan.first_frame, plan.last_frame, most)
-        return jax.vmap(keyframes.select, (0, None))(member, count)
     place = jnp.arange(count)
 
     def one(frames: Int[Array, ""], number: Int[Array, ""]) -> tuple[Int[Array, "k"], Bool[Array, "k"]]:

@@ -140,7 +140,7 @@ def answer(systems: Systems, ask: Ask, seed: int = 0) -> Result:
     how = How(ask.family, objects=ask.objects, host=run.on_host(systems, ask.family))
     done = run.launch(systems, how, batch, seed)
     found, masks = jax.device_get((done.found, done.masks))
-    line = records.record(sample, found, 0, ask.family, systems.tokenizer, systems.step.sampling.eos)
+    line = records.record(sample, found, 0, ask.family, systems.tokenizer)
     kept = None
     if masks is not None and any(keyframe["boxes"] for keyframe in line["keyframes"]):
         height, width = sample.size

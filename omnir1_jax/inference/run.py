@@ -131,12 +131,11 @@ def evaluate(
 def finish(systems: Systems, task: Task, store: Store, done: Answered, pool: futures.Executor, bar: tqdm) -> None:
     """Waits for a batch, writes and scores what is new of it, in order."""
     found, masks = jax.device_get((done.found, done.masks))
-    eos = systems.step.sampling.eos
     new = [(row, sample) for row, sample in enumerate(done.batch.samples) if sample.position not in store.lines]
 
     def one(item: tuple[int, Sample]) -> dict[str, Any]:
         row, sample = item
-        line = records.record(sample, found, row, task.family, systems.tokenizer, eos)
+        line = records.record(sample, found, row, task.family, systems.tokenizer)
         if task.family == "qa":
             return line
         predicted = None

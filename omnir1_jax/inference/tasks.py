@@ -8,7 +8,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from omnir1_jax.build import data
-from omnir1_jax.config import settings
+from omnir1_jax.config import lookup, settings
 from omnir1_jax.data.clips import DecodeConfig
 from omnir1_jax.data.preprocess.settings import PixelBudget
 from omnir1_jax.errors import InputError
@@ -114,9 +114,11 @@ def positions(task: Task, options: Options) -> list[int]:
 
 
 def _held_out(systems: Systems, options: Options) -> Iterator[Task]:
-    known = [name for name in systems.config.data if _synthetic(systems.config.data[name])]
+    entries = systems.config.data
+    # Of a task of the user's own no benchmark knows what to score.
+    known = [name for name, one in entries.items() if _synthetic(one) and not lookup.is_path(one.family)]
     if not known:
-        raise InputError("--benchmark: the config has no task of the synthetic world to hold out")
+        raise InputError("--benchmark: the config has no task of this package in the synthetic world to hold out")
     for name in options.tasks or known:
         if name not in known:
             raise InputError(f"--tasks: {name!r} is none of {', '.join(known)}")

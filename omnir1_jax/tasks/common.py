@@ -1,4 +1,4 @@
-"""What the families share: questions to System 2, counts of failures, the terms beside the accuracy."""
+"""What the tasks share: questions to System 2, counts of failures, the terms beside the accuracy."""
 
 import jax
 import jax.numpy as jnp

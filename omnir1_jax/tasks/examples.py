@@ -1,7 +1,6 @@
-"""From a decoded clip to a family's arrays: System 1's prompt, sharp frames for System 2, the truth.
+"""What tasks make their examples of: System 1's prompt and System 2's frames as arrays of static shape.
 
-These are the pipeline's transforms: they run in its workers, hold plain values only, and give one static shape.
-Arrays are flat, their keys paths such as "policy/vision/pixels"; `to_batch` builds the step's batch from them.
+The functions run in the pipeline's workers. Arrays are flat, their keys paths such as "policy/vision/pixels".
 """
 
 import contextlib
@@ -29,11 +28,11 @@ Arrays = dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class ExampleConfig:
-    """What all families' prompts need.
+    """What all prompts need.
 
     Attributes:
       system: System 1's system message.
-      template: of the family's user message, and of System 2's whole prompt.
+      template: of the task's user message, and of System 2's whole prompt.
       budget: pixels of System 1's images and frames, and of System 2's.
       text_tokens: most tokens of a prompt that are not media.
       frames: most frames of a clip. audio_seconds: most sound, 0 for none. objects: most objects of a target.
@@ -127,7 +126,7 @@ def sharp_arrays(frames: UInt8[np.ndarray, "t h w 3"], size: tuple[int, int], co
 
 
 def video_prompt(clip: DecodedClip, text: str, config: ExampleConfig) -> Arrays:
-    """A clip, with its sound if the family has one, and a text."""
+    """A clip, with its sound if it is heard, and a text."""
     video = {"type": "video", "video": clip.frames, "fps": SAMPLED_FPS, **(waveform(clip, config) or {})}
     heard = [config.audio_seconds] if config.audio_seconds else []
     content = [video, {"type": "text", "text": text}]

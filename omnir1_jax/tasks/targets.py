@@ -1,7 +1,6 @@
-"""From a decoded clip to a prompt with target texts: the transforms of the pipeline for supervised training.
+"""Target texts for supervised training: the completions that the ground truth dictates (the paper's baseline).
 
-The families of the RL step get the answer that the truth dictates (the paper's supervised baseline). `toy.lessons` has
-further examples for thinkers trained from scratch. Arrays are flat; `text.to_batch` makes the step's batch of them.
+`toy.lessons` has further ones, for thinkers trained from scratch.
 """
 
 from collections.abc import Sequence
