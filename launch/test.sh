@@ -8,5 +8,8 @@ venv=${VENV:-$root/.venv-test}
 
 make_environment "$venv" "[test]" 6000000
 cd "$root"
-[ $# -gt 0 ] || set -- -n 2 --dist loadfile
+# The files that take longest come first (tests/conftest.py), not those of most tests, so that both workers end together.
+[ $# -gt 0 ] || set -- -n 2 --dist loadfile --no-loadscope-reorder
+# Compilation allocates from many threads: an arena each would keep what it frees.
+export MALLOC_ARENA_MAX=${MALLOC_ARENA_MAX:-2}
 exec "$venv/bin/python" -m pytest "$@"

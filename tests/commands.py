@@ -6,7 +6,6 @@ process's id, {"wait": id} with its exit status, 128 + n after signal n.
 
 import importlib
 import json
-import os
 import pathlib
 import subprocess
 import sys
@@ -14,14 +13,13 @@ import sys
 from omnir1_jax import cli
 from omnir1_jax.config import settings
 from tests import forked
-from tests.runs import QUICK, ROOT
+from tests.runs import ROOT, environment
 
 
 class Commands:
-    def __init__(self, cache: pathlib.Path):
-        env = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": QUICK, "JAX_COMPILATION_CACHE_DIR": str(cache)}
+    def __init__(self):
         pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self._server = subprocess.Popen([sys.executable, "-m", "tests.commands"], cwd=ROOT, env=env, **pipes)
+        self._server = subprocess.Popen([sys.executable, "-m", "tests.commands"], cwd=ROOT, env=environment(), **pipes)
 
     def _ask(self, **order) -> int:
         print(json.dumps(order), file=self._server.stdin, flush=True)

@@ -1,9 +1,16 @@
-"""Test set-up: CPU, 8 virtual devices, a compilation cache shared by the workers, shape checks on."""
+"""Test set-up: CPU, 8 virtual devices, a compilation cache shared by the workers, shape checks on, bounded memory.
 
+`--durations=N` also prints the processor time and the memory of the N most expensive files.
+"""
+
+import collections
+import ctypes
+import gc
 import os
 import pathlib
+import resource
 
-CACHE = pathlib.Path(__file__).parent.parent / ".cache" / "jax"
+from tests.runs import CACHE
 
 # Platform set-up has to precede the import of jax.
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -13,9 +20,10 @@ os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
-import jax  # noqa: E402
-from hypothesis import HealthCheck, settings  # noqa: E402
-from jaxtyping import install_import_hook  # noqa: E402
+import jax
+import pytest
+from hypothesis import HealthCheck, settings
+from jaxtyping import install_import_hook
 
 jax.config.update("jax_compilation_cache_dir", str(CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
@@ -27,3 +35,96 @@ settings.register_profile(
     "suite", deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
 )
 settings.load_profile("suite")
+
+# Run first, so that no worker still has a long file to do when the other one has finished.
+LONGEST = (
+    "training/test_train.py",
+    "rl/test_step.py",
+    "supervised/test_masks.py",
+    "test_readme.py",
+    "test_two_runs.py",
+    "parallel/test_meshes.py",
+    "test_toy_pretrain.py",
+    "test_drill.py",
+    "launch/test_notebook.py",
+    "test_old_run.py",
+    "inference/test_evaluate_command.py",
+    "training/test_checkpointing.py",
+    "launch/test_xpk.py",
+    "training/test_resume.py",
+)
+# Memory of this process above which compiled programs are freed before the next file.
+KEPT = 2 << 30
+# Of each file: processor seconds, and memory of this process after its last test.
+USAGE = pytest.StashKey[dict[str, tuple[float, int]]]()
+
+
+def pytest_collection_modifyitems(items):
+    places = {f"tests/{name}": place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.nodeid.split("::")[0], len(places)))
+
+
+def resident() -> int:
+    """Bytes of memory of this process."""
+    return int(pathlib.Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+def peaks() -> list[int]:
+    """Most bytes of this process, and of the largest of those that it has waited for."""
+    return [resource.getrusage(who).ru_maxrss << 10 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+
+
+def processor_seconds() -> float:
+    """Of this process and of those that it has waited for."""
+    both = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(one.ru_utime + one.ru_stime for one in both)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def bounded_memory():
+    """A compiled program stays for as long as its function, often for good."""
+    yield
+    if resident() > KEPT:
+        jax.clear_caches()
+        gc.collect()
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def pytest_configure(config):
+    config.stash[USAGE] = collections.defaultdict(lambda: (0.0, 0))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item):
+    before = processor_seconds()
+    result = yield
+    usage, name = item.config.stash[USAGE], item.nodeid.split("::")[0]
+    usage[name] = (usage[name][0] + processor_seconds() - before, resident())
+    return result
+
+
+def pytest_sessionfinish(session):
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput |= {"usage": dict(session.config.stash[USAGE]), "peaks": peaks()}
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+    """A worker's figures come to the process that prints them."""
+    output = getattr(node, "workeroutput", {})
+    node.config.stash[USAGE].update(output.get("usage", {}))
+    if "peaks" in output:
+        print(f"\n{node.gateway.id}: {described(output['peaks'])}")
+
+
+def described(peaks: list[int]) -> str:
+    own, child = (peak / 2**30 for peak in peaks)
+    return f"at most {own:.2f} GiB, the largest process that it started {child:.2f} GiB"
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    usage = sorted(config.stash[USAGE].items(), key=lambda item: -item[1][0])
+    terminalreporter.section("processor time and memory after it, by file")
+    for name, (seconds, size) in usage[: config.option.durations or 0]:
+        terminalreporter.write_line(f"{seconds:7.1f} s  {size / 2**30:5.2f} GiB  {name}")
+    terminalreporter.write_line(f"this process: {described(peaks())}; all files: {sum(u[0] for _, u in usage):.0f} s")

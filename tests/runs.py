@@ -12,8 +12,29 @@ import numpy as np
 from safetensors.numpy import load_file
 
 ROOT = pathlib.Path(__file__).parent.parent
+CACHE = ROOT / ".cache/jax"  # of compiled programs, for the tests and the commands that they start
 # Compiles fast what then runs slowly: the steps are tiny.
 QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+
+# The toy for a test of what surrounds it. All such tests say the same, so that its step is compiled once.
+SMALL_TOY = (
+    "--config.step.group=2",
+    "--config.step.max_tokens=24",
+    "--config.data.vos.batch_size=1",
+    "--config.data.refavs.batch_size=1",
+    "--config.log.pictures=1",
+)
+
+
+def environment(devices: int = 1, cache: pathlib.Path = CACHE) -> dict[str, str]:
+    """Of a command: the CPU as `devices` devices, compiled quickly, once for all commands of one cache."""
+    return os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": f"{QUICK} --xla_force_host_platform_device_count={devices}",
+        "JAX_COMPILATION_CACHE_DIR": str(cache),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
+        "PYTHONPATH": str(ROOT),
+    }
 
 
 def default_signals() -> None:
@@ -27,9 +48,8 @@ class Runs:
 
     def __init__(self, tokenizer: str, cache: pathlib.Path, devices: int = 1):
         self.tokenizer, self.cache = tokenizer, cache
-        compiler = f"{QUICK} --xla_force_host_platform_device_count={devices}"
         # What a cached program is found by includes the cache's own path, so all runs share one.
-        env = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": compiler, "JAX_COMPILATION_CACHE_DIR": str(cache)}
+        env = environment(devices, cache)
         pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self._server = subprocess.Popen(
             [sys.executable, "-m", "tests.tiny"], cwd=ROOT, env=env, preexec_fn=default_signals, **pipes

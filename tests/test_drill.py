@@ -20,7 +20,7 @@ from tests.commands import Commands
 from tests.data import qwen_oracle
 from tests.foreign import Foreign, free_but
 from tests.inference import small
-from tests.runs import ROOT, until
+from tests.runs import until
 
 SCRATCH = r".*\.omnir1\.(part|old)|.*\.orbax-checkpoint-tmp|.*\.part"  # of a killed command, its own by the name
 
@@ -56,7 +56,7 @@ def world(tmp_path_factory):
     folder = tmp_path_factory.mktemp("drill")
     qwen_oracle.save_tokenizer(folder / "tokenizer")
     small.weights(folder)
-    with contextlib.closing(Commands(ROOT / ".cache/jax")) as commands:
+    with contextlib.closing(Commands()) as commands:
         yield World(folder, commands)
 
 

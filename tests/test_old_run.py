@@ -1,7 +1,6 @@
 """A work directory of older code (tests/old_run/README.md) resumes, evaluates and reports today."""
 
 import json
-import os
 import pathlib
 import shutil
 import subprocess
@@ -12,7 +11,7 @@ import pytest
 
 from omnir1_jax.config import settings
 from omnir1_jax.reporting.train_report import write_report
-from tests.runs import QUICK, ROOT, rows
+from tests.runs import ROOT, environment, rows
 
 OLD = ROOT / "tests/old_run/run"
 IDLE = ("seconds", "time", "data")
@@ -28,10 +27,8 @@ def old(tmp_path):
 
 def command(name: str, *flags: str) -> str:
     """A command as it was run when the old run was made; what it printed."""
-    cache = ROOT / ".cache/jax"
-    env = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": QUICK, "JAX_COMPILATION_CACHE_DIR": str(cache)}
     line = [sys.executable, "-m", f"omnir1_jax.{name}", *flags]
-    done = subprocess.run(line, cwd=ROOT, env=env, capture_output=True, text=True)
+    done = subprocess.run(line, cwd=ROOT, env=environment(), capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

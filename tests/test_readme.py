@@ -1,7 +1,5 @@
 """Every command of the README runs, in the order in which it stands there."""
 
-import os
-import pathlib
 import re
 import shlex
 import subprocess
@@ -14,11 +12,11 @@ import omnir1_jax.plan  # noqa: F401  (defines the flags)
 from omnir1_jax.config import settings
 from tests.data import qwen_oracle
 from tests.models import thinker_oracle
+from tests.runs import ROOT, SMALL_TOY, environment
 
-ROOT = pathlib.Path(__file__).parent.parent
 BLOCKS = re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
 SHORTER = {
-    "omnir1_jax.train": ["--config.steps=2", "--config.step.group=2", "--config.step.max_tokens=16"],
+    "omnir1_jax.train": ["--config.steps=1", *SMALL_TOY],
     "omnir1_jax.evaluate": ["--limit=2"],
 }
 COMMANDS = [line for block in BLOCKS for line in block.splitlines()]
@@ -33,13 +31,12 @@ def test_the_commands_run(tmp_path):
     thinker_oracle.reference(thinker_oracle.Sizes()).save_pretrained(tmp_path / "HF_DIRECTORY")
     qwen_oracle.save_tokenizer(tmp_path / "HF_DIRECTORY")
     (tmp_path / "configs").symlink_to(ROOT / "configs")
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
     for command in COMMANDS[2:]:
         program, *arguments = shlex.split(command)
         assert program == "python"
         arguments += SHORTER.get(arguments[1], [])
         done = subprocess.run(
-            [sys.executable, *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600
+            [sys.executable, *arguments], cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=600
         )
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
     made = {path.name for path in tmp_path.iterdir()}

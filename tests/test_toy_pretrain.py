@@ -1,23 +1,20 @@
 """The toy's weights again: both recipes begin as the logs that ship say, and the thinker's second part goes on."""
 
 import json
-import os
 import subprocess
 import sys
 
 import numpy as np
 
 from omnir1_jax.reporting import names
-from tests.runs import ROOT, rows
-
-ENV = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "PYTHONPATH": str(ROOT)}
+from tests.runs import ROOT, environment, rows
 
 
 def trained(workdir, part, steps, *changes):
     """Metrics of the first steps of a recipe, on one device as the log."""
     command = [sys.executable, "-m", "omnir1_jax.train", "--config", f"configs/toy_pretrain.py:{part}"]
     command += [f"--config.steps={steps}", *changes, "--workdir", str(workdir)]
-    done = subprocess.run(command, cwd=ROOT, env=ENV, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return [names.without_task(row) for row in rows(workdir)]
 

@@ -1,8 +1,6 @@
 """The command with real models of random weights: killed and taken up again, bad flags."""
 
 import json
-import os
-import pathlib
 import subprocess
 import sys
 
@@ -10,11 +8,8 @@ import pytest
 
 from omnir1_jax.data.synthetic import writers
 from omnir1_jax.data.synthetic.world import PRESETS
-from tests.conftest import CACHE
 from tests.inference import small
-from tests.runs import QUICK
-
-ROOT = pathlib.Path(__file__).parent.parent.parent
+from tests.runs import ROOT, environment
 
 
 @pytest.fixture(scope="module")
@@ -23,11 +18,9 @@ def command(tmp_path_factory):
     folder = tmp_path_factory.mktemp("command")
     small.config(folder)
     writers.mevis(folder / "mevis", PRESETS["toy"], 10, 0)
-    env = {"JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": str(CACHE), "PYTHONPATH": str(ROOT), "XLA_FLAGS": QUICK}
-    env |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5", "JAX_ENABLE_COMPILATION_CACHE": "true"}
     server = subprocess.Popen(
         [sys.executable, "-m", "tests.inference.killed"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        env={**os.environ, **env}, cwd=ROOT,
+        env=environment(), cwd=ROOT,
     )  # fmt: skip
 
     def ask(out, *flags, after=None):

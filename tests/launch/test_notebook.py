@@ -10,23 +10,13 @@ import pytest
 
 from tests.launch import notebook
 from tests.launch.machine import ROOT
-from tests.runs import QUICK
-
-SMALL = (
-    "--config.step.group=2",
-    "--config.step.max_tokens=24",
-    "--config.data.vos.batch_size=1",
-    "--config.data.refavs.batch_size=1",
-    "--config.log.pictures=1",
-)
+from tests.runs import SMALL_TOY, environment
 
 
 def run(tag: str, cwd, **values) -> list[str]:
     """What the cells printed."""
-    env = os.environ | {"XLA_FLAGS": QUICK, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
-    env |= {"JAX_COMPILATION_CACHE_DIR": str(cwd / "cache")}
     command = [sys.executable, "-m", "tests.launch.notebook", tag, json.dumps({"INSTALL": False, **values})]
-    done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(command, cwd=cwd, env=environment(), capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return done.stdout.splitlines()
 
@@ -44,7 +34,7 @@ def checkout(tmp_path):
 
 
 def test_the_toy_part_runs(checkout):
-    said = run("toy", checkout, OUT="out", STEPS=1, TOY=SMALL)
+    said = run("toy", checkout, OUT="out", STEPS=1, TOY=SMALL_TOY)
     assert json.loads((checkout / "out/toy_1/summary.json").read_text())["steps"] == 1
     assert any(line.startswith("step 1/1") for line in said)
     shown = marked(said, ">>> ")

@@ -147,4 +147,4 @@ def test_the_tests_run_on_what_one_says(machine):
     assert machine.calls[1].endswith(f"--editable {machine.checkout}[test]")
     assert machine.calls[2] == "-m pytest tests/test_cli.py -q"
     assert machine.run("test.sh")[0] == 0
-    assert machine.calls[3:] == ["-m pytest -n 2 --dist loadfile"]
+    assert machine.calls[3:] == ["-m pytest -n 2 --dist loadfile --no-loadscope-reorder"]

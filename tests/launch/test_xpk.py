@@ -92,8 +92,9 @@ def xpk():
     folder = ROOT / ".venv-xpk"
     program = folder / "bin" / "xpk"
     if not (folder / ".installed").exists():
-        subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True)
-        subprocess.run([folder / "bin" / "pip", "install", "--quiet", f"xpk=={XPK}"], check=True)
+        subprocess.run([sys.executable, "-m", "venv", "--clear", "--without-pip", folder], check=True)
+        pip = [sys.executable, "-m", "pip", "--python", folder / "bin" / "python", "install", "--quiet", "--no-compile"]
+        subprocess.run([*pip, f"xpk=={XPK}"], check=True)
         (folder / ".installed").touch()
     return program
 

@@ -1,7 +1,6 @@
 """Whatever the mesh of 8 devices: the same samples, and three steps that are those of one device."""
 
 import json
-import os
 import subprocess
 import sys
 
@@ -10,7 +9,7 @@ import pytest
 
 from tests.data import qwen_oracle
 from tests.parallel.mesh_runs import PHASES
-from tests.runs import QUICK, ROOT
+from tests.runs import ROOT, environment
 
 LORA = {"lora.rank": 8, "lora.alpha": 16.0}
 MESHES = (
@@ -32,10 +31,8 @@ def case(kind: str, changes: dict, mesh: dict | None, **more) -> dict:
 def carry_out(out, cases: list[dict]):
     """The cases in a process of their own, compiled quickly."""
     tokenizer = qwen_oracle.save_tokenizer(out / "tokenizer")
-    flags = f"--xla_force_host_platform_device_count=8 {QUICK}"
-    env = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
     command = [sys.executable, "-m", "tests.parallel.mesh_runs", str(out), tokenizer, json.dumps(cases)]
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=ROOT, env=environment(devices=8), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-4000:]
     return out
 
