@@ -10,11 +10,11 @@ import os
 import pathlib
 import resource
 
-from tests.runs import CACHE
+from tests.runs import CACHE, QUICK
 
 # Platform set-up has to precede the import of jax.
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8 " + os.environ.get("XLA_FLAGS", "")
+os.environ["XLA_FLAGS"] = f"{QUICK} --xla_force_host_platform_device_count=8 " + os.environ.get("XLA_FLAGS", "")
 os.environ["TPU_SKIP_MDS_QUERY"] = "1"
 os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
