@@ -23,9 +23,10 @@ from omnir1_jax.rl.config import Models
 from omnir1_jax.systems import grounders, reasoner, segmenters
 from omnir1_jax.systems.frames import HighResFrames, high_res_arrays
 from omnir1_jax.systems.grounders import Requests
+from omnir1_jax.tasks import TASKS
+from omnir1_jax.tasks.description import assemble
 from omnir1_jax.text.strings import Buffer
 from omnir1_jax.text.vocab import pack
-from omnir1_jax.training import rollout_log
 from omnir1_jax.training.loop import train
 from tests.data import qwen_oracle
 from tests.inference import scripted
@@ -56,7 +57,7 @@ def test_frames_are_images_on_a_canvas_that_takes_any(batch):
     for b, t in np.ndindex(2, 3):
         width, height = frames.resized[b]
         used = int(width * height) // small.CELL**2
-        own = rollout_log.assemble(np.asarray(frames.cells[b, t, :used]), np.asarray(frames.rows_cols[b, :used]))
+        own = assemble(np.asarray(frames.cells[b, t, :used]), np.asarray(frames.rows_cols[b, :used]))
         np.testing.assert_array_equal(rgb[b, t, :height, :width], own)
         assert not rgb[b, t, height:].any() and not rgb[b, t, :, width:].any()
     assert rgb.shape[2] == rgb.shape[3] and rgb.any()
@@ -97,7 +98,7 @@ def speaking(monkeypatch):
 def run(config, models, batch, mode, frozen=None):
     """Metrics and rollout of a step."""
     frozen = frozen or small.frozen().replace(grounder=models.grounder.load(defaults()), segmenter=None)
-    return step.make_train_step(models, small.optimizer(), config, mode)(
+    return step.make_train_step(TASKS["vos"], models, small.optimizer(), config, mode)(
         small.state(), frozen, batch, jax.random.key(0)
     )[1:]
 
@@ -106,7 +107,7 @@ def test_a_function_on_the_host_trains_stage_by_stage_with_the_same_numbers(spea
     segmenter = segmenters.make(f"{DOCS}/examples/segmenter.py:SEGMENTER", None)
     host = grounders.make(f"{DOCS}/examples/grounder.py:on_host")
     thinker = small.models().thinker
-    metrics, rollout = run(speaking, Models(thinker, segmenter, GROUNDER), batch, "fused")
+    metrics, rollout = run(speaking, Models(thinker, segmenter, GROUNDER), batch, "staged")
     again, _ = run(speaking, Models(thinker, segmenter, host), batch, "staged")
     assert rollout.found.boxes.used.any() and rollout.masks.union.any()
     for name, value in metrics.items():
