@@ -1,5 +1,7 @@
 """What the tasks share: questions to System 2, counts of failures, the terms beside the accuracy."""
 
+from typing import Protocol, runtime_checkable
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
@@ -10,6 +12,17 @@ from omnir1_jax.rl.config import Frozen, Models, Rewards, StepConfig
 from omnir1_jax.systems.frames import HighResFrames
 from omnir1_jax.systems.grounders.protocol import GroundedBoxes, Requests
 from omnir1_jax.text.rules import Failure
+
+
+@runtime_checkable
+class Grounded(Protocol):
+    """What a task found with System 2, or an evaluation in its place.
+
+    Attributes:
+      boxes: None where they come from elsewhere.
+    """
+
+    boxes: GroundedBoxes | None
 
 
 def find(models: Models, frozen: Frozen, frames: HighResFrames, requests: Requests, slots: int) -> GroundedBoxes:

@@ -19,6 +19,7 @@ from omnir1_jax.systems import prompts, reasoner
 from omnir1_jax.systems.frames import HighResFrames
 from omnir1_jax.systems.grounders.protocol import GroundedBoxes, Requests
 from omnir1_jax.tasks import common, description, examples, targets
+from omnir1_jax.tasks.common import Grounded
 from omnir1_jax.tasks.description import At, Clip, Description
 from omnir1_jax.tasks.examples import Arrays, ExampleConfig
 from omnir1_jax.tasks.task import Task, nothing
@@ -82,7 +83,7 @@ def target(clip: DecodedClip, config: ExampleConfig) -> str:
     return targets.thought(f" What is meant is {clip.ref.query}. ", f" {clip.ref.query} ")
 
 
-def read(frozen: Frozen, config: StepConfig, batch: Batch, completions: Completions) -> Reading:
+def read(frozen: Frozen, config: StepConfig, batch: Any, completions: Completions) -> Reading:
     """Completions to descriptions. An answer without content is not looked for."""
     text = reasoner.read(frozen.vocab, completions, config.completion_bytes)
     answer = read_answer(text, config.limits)
@@ -97,7 +98,7 @@ def ground(models: Models, frozen: Frozen, config: StepConfig, batch: Batch, rea
     return Found(common.find(models, frozen, batch.sharp, reading.requests, 1))
 
 
-def failures(batch: Batch, reading: Reading, found: Found) -> dict[str, Int[Array, "b g"]]:
+def failures(batch: Any, reading: Reading, found: Grounded) -> dict[str, Int[Array, "b g"]]:
     """By name; without boxes of System 2's those of the answer alone."""
     answer, boxes = reading.answer, found.boxes
     counts = {
@@ -126,7 +127,7 @@ def reward(
     return common.total(config, accuracy, reading.answer.formatted, completions, {}, counts)
 
 
-def describe(facts: Any, reading: Reading, found: Found, at: At) -> Description:
+def describe(facts: Any, reading: Reading, found: Grounded, at: At) -> Description:
     """The answer and what System 2 made of it."""
     looked = description.keyframes(reading.requests, found.boxes, at)
     return Description(keyframes=looked, answer=description.text(reading.answer.description, at))

@@ -22,6 +22,7 @@ from omnir1_jax.systems.grounders.protocol import GroundedBoxes, Requests
 from omnir1_jax.systems.keyframes import Keyframes
 from omnir1_jax.systems.segmenters import Masks, Prompts, TextSegmenter
 from omnir1_jax.tasks import common, description, examples, targets
+from omnir1_jax.tasks.common import Grounded
 from omnir1_jax.tasks.description import At, Clip, Description
 from omnir1_jax.tasks.examples import Arrays, ExampleConfig
 from omnir1_jax.tasks.task import Task, grouped, nothing
@@ -116,8 +117,8 @@ def target(clip: DecodedClip, config: ExampleConfig) -> str:
     return targets.thought(f" What is meant is {query}. ", f" {plan} ")
 
 
-def read(frozen: Frozen, config: StepConfig, batch: Batch, completions: Completions) -> Reading:
-    """Completions to plans, keyframes and requests to System 2."""
+def read(frozen: Frozen, config: StepConfig, batch: Any, completions: Completions) -> Reading:
+    """Completions to plans, keyframes and requests to System 2. Any batch with `frame_valid` will do."""
     g, t = config.group, batch.frame_valid.shape[1]
     text = reasoner.read(frozen.vocab, completions, config.completion_bytes)
     plan = read_plan(text, jnp.repeat(jnp.sum(batch.frame_valid, axis=1), g), config.limits)
@@ -170,8 +171,8 @@ def segment(
     return masks
 
 
-def failures(batch: Batch, reading: Reading, found: Found) -> dict[str, Int[Array, "b g"]]:
-    """By name; without boxes of System 2's those of the plan alone."""
+def failures(batch: Any, reading: Reading, found: Grounded) -> dict[str, Int[Array, "b g"]]:
+    """By name; without boxes of System 2's those of the plan alone. Any batch with `objects` will do."""
     plan, boxes = reading.plan, found.boxes
     counts = {
         **common.kinds("plan", plan.failure, jnp.arange(plan.failure.shape[-1]) < plan.slots_used[..., None]),
@@ -233,7 +234,7 @@ def reward(
     return common.total(config, accuracy, reading.plan.formatted, completions, every, counts)
 
 
-def describe(facts: Any, reading: Reading, found: Found, at: At) -> Description:
+def describe(facts: Any, reading: Reading, found: Grounded, at: At) -> Description:
     """The plan, and what System 2 made of its keyframes."""
     return Description(description.pieces(reading.plan, at), description.keyframes(reading.requests, found.boxes, at))
 
