@@ -330,9 +330,9 @@ def test_outputs_are_apart_from_inputs(tmp_path, monkeypatch):
         "weights/model": "is the input",
         "data/davis/out": r"is in the input data/davis \(data.vos.root\)",
         "link/davis": "is the input",
-        ".": "holds",
-        "gs://b/data/run": "lies in",
-        "gs://b": "holds",
+        ".": "contains",
+        "gs://b/data/run": "is in",
+        "gs://b": "contains",
     }.items():
         with pytest.raises(InputError, match=f"--out: {out} .*{how}"):
             folders.apart(out, FLAG, inputs)
