@@ -44,7 +44,7 @@ def record(
         told, prompts = task.describe(None, found.reading, found, at), found.prompts
         keyframes = [
             keyframe._replace(frame=int(prompts.frames[row, k]), boxes=_boxes(prompts, row, k))
-            for k, keyframe in zip(np.flatnonzero(found.chosen.valid[row]), told.keyframes, strict=True)
+            for k, keyframe in zip(np.flatnonzero(found.chosen.valid[row]).tolist(), told.keyframes, strict=True)
         ]
         if keyframes and not prompts.used[row].any():
             failures += ["box/none"]

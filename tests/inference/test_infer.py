@@ -75,7 +75,7 @@ def speaking(made):
         return jax.tree.map(lambda x: x[which], lines)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(grounders.GROUNDERS, "scripted", lambda thinker: Scripted([BOX]))
+        patch.setitem(grounders.GROUNDERS, "scripted", lambda *_: Scripted([BOX]))
         choose = lambda *args, **more: say(*args) if args[5].max_tokens == 200 else sample(*args, **more)
         patch.setattr(reasoner, "sample", choose)
         yield systems(config, folder)

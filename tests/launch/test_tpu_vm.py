@@ -125,23 +125,23 @@ class TestBadInput:
     @pytest.mark.parametrize(
         "command, said",
         [
-            ([], "say what to do: create, setup, run, resume, status or delete"),
-            (["start", *PLACE], "start: is none of create, setup, run, resume, status, delete"),
+            ([], "name a command: create, setup, run, resume, status or delete"),
+            (["start", *PLACE], "start: is not one of create, setup, run, resume, status, delete"),
             (["create", "--zone", "z", "--type", "v6e-8"], "--name: is needed, such as --name revos"),
             (["create", "--name", "Mine", "--zone", "z"], "--name: 'Mine' has to consist of a-z, 0-9 and -"),
-            (["create", "--name", "a" * 41, "--zone", "z"], "has 41 characters; 40 are the most"),
+            (["create", "--name", "a" * 41, "--zone", "z"], "has 41 characters; the maximum is 40"),
             (["create", "--name", "revos", "--type", "v6e-8"], "--zone: is needed, such as --zone us-east5-b"),
             (["create", *PLACE], "--type: is needed, such as --type v6e-8"),
-            (["create", *PLACE, "--type", "tpu7x-8"], "--type: tpu7x-8 is none of v4-*, v5litepod-*, v5p-*, v6e-*"),
+            (["create", *PLACE, "--type", "tpu7x-8"], "--type: tpu7x-8 is not one of v4-*, v5litepod-*, v5p-*, v6e-*"),
             (["create", *PLACE, "--type", "v6e-8", "--slices", "0"], "--slices: '0' has to be a whole number"),
             (["create", *PLACE, "--type", "v6e-8", "--slices", "two"], "--slices: 'two' has to be a whole number"),
             (["create", *PLACE, "--type"], "--type: needs a value"),
             (["create", *PLACE, "--type", "--spot"], "--type: needs a value"),
             (["create", *PLACE, "--tpye", "v6e-8"], "--tpye: is not an option"),
-            (["run", *PLACE, "configs/revos.py"], "options of the training stand behind --"),
+            (["run", *PLACE, "configs/revos.py"], "options of the training go after --"),
             (["run", *PLACE, "--", "--config=x"], "--workdir: is needed, such as --workdir gs://BUCKET/RUN"),
             (["run", *PLACE, "--workdir", "runs/x", "--", "--config=x"], "--workdir: runs/x has to be gs://BUCKET/..."),
-            (["run", *PLACE, "--workdir", "gs://b/x"], "the training needs its config behind --"),
+            (["run", *PLACE, "--workdir", "gs://b/x"], "the training needs its config after --"),
             (["run", *PLACE, "--inputs", "here", *TRAINING], "--inputs: here has to be gs://BUCKET/..."),
             (["resume", *PLACE, "--type=v6e-8", "--attempts=x", *TRAINING], "--attempts: 'x' has to be a whole number"),
             (["resume", *PLACE, "--type", "v6e-8", "--poll=1s", *TRAINING], "--poll: '1s' has to be a whole number"),
@@ -247,5 +247,5 @@ class TestResume:
         cloud.says("states", "NONE\n")
         cloud.says("no_quota")
         status, _, said = self.go_on(cloud)
-        assert status == 1 and "gcloud could not ask for revos; the lines above say why" in said.splitlines()[-1]
+        assert status == 1 and "gcloud could not request revos; the lines above say why" in said.splitlines()[-1]
         assert self.steps(cloud) == ["create"]

@@ -129,8 +129,8 @@ def test_xpk_itself_takes_the_lines(machine, xpk, tmp_path, command):
 @pytest.mark.parametrize(
     "command, said",
     [
-        ([], "say what to do: cluster, run, resume, status, delete or delete-cluster"),
-        (["create", *PLACE], "create: is none of cluster, run"),
+        ([], "name a command: cluster, run, resume, status, delete or delete-cluster"),
+        (["create", *PLACE], "create: is not one of cluster, run"),
         (["run", *PLACE[2:], "--type=v6e-16", *TRAINING], "--cluster: is needed, such as --cluster omnir1"),
         (["run", *PLACE, *TRAINING], "--type: is needed, such as --type v6e-16"),
         (["run", *PLACE, "--type=v6e-16", "--runtime-version=x", *TRAINING], "--runtime-version: is not an option"),
@@ -139,7 +139,7 @@ def test_xpk_itself_takes_the_lines(machine, xpk, tmp_path, command):
         (["run", *PLACE, "--type=v6e-16", "--", "--config=x"], "--workdir: is needed"),
         (["cluster", *PLACE, "--type=v6e-16", "--reserved"], "--reservation: is needed"),
         (["cluster", "--cluster=My", *PLACE[4:], "--type=v6e-16"], "--cluster: 'My' has to consist of a-z, 0-9 and -"),
-        (["cluster", "--cluster", "a" * 41, *PLACE[4:]], "has 41 characters; 40 are the most"),
+        (["cluster", "--cluster", "a" * 41, *PLACE[4:]], "has 41 characters; the maximum is 40"),
         (["run", *PLACE[:2], "--name", "a" * 41, *PLACE[4:]], f"--name: '{'a' * 41}' has 41 characters"),
         (["run", *PLACE, "--type=v6e-16", "--grace=5m", *TRAINING], "--grace: '5m' has to be a whole number"),
         (["cluster", *PLACE, "--type=v6e-16", "--disk-size=1T"], "--disk-size: '1T' has to be a whole number"),

@@ -98,13 +98,13 @@ def test_losses_are_those_of_their_formulas():
 @pytest.fixture(scope="module")
 def followed(batch):
     """Prompts, and what the forward pass makes of them with random weights."""
-    model, params = small.models().sam2, small.sam2_params()
+    model, params = small.models().segmenter.model, small.sam2_params()
     prompts = masks.draw_prompts(jax.random.key(3), batch, Masks(prompts=2))
     return prompts, *jax.jit(lambda p: masks.forward(model, p, batch, prompts, False))(params)
 
 
 def test_forward_is_that_of_inference(batch, followed):
-    model, params = small.models().sam2, small.sam2_params()
+    model, params = small.models().segmenter.model, small.sam2_params()
     prompts, tracks, every = followed
 
     def infer(clip, boxes, frames, valid, size, frame_valid, object_valid):
@@ -124,7 +124,7 @@ def test_forward_is_that_of_inference(batch, followed):
 
 
 def test_loss_falls_and_the_gradient_reaches_every_parameter(batch, followed):
-    model, rule = small.models().sam2, optax.adam(2e-3)
+    model, rule = small.models().segmenter.model, optax.adam(2e-3)
     step = masks.make_mask_step(model, rule, Masks(prompts=2, focus=0.0, mask=5.0))
     before = jax.tree.map(jnp.copy, small.sam2_params())
     # Half of the frames are held for hidden at first, so that what only they use learns too.

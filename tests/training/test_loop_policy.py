@@ -58,7 +58,7 @@ def train(monkeypatch, tmp_path):
 
         zero = jnp.zeros((), jnp.int32)
         state = TrainState(zero, {"w": jnp.ones(2)}, {"m": jnp.zeros(2)}, zero)
-        made = Run(config, None, None, None, state, [], step, lambda family, arrays: None, None)
+        made = Run(config, None, None, None, state, [], {"vos": step}, lambda family, arrays: None, None)
         # Steps take no time, so that the next checkpoint would come before the last is written.
         monkeypatch.setattr(checkpointing, "save", lambda *args, wait: SAVE(*args, wait=True))
         monkeypatch.setattr(loop, "build", lambda config: made)
