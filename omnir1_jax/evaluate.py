@@ -76,7 +76,7 @@ _BENCHMARK = cli.flag.enum(
     [*tasks.BENCHMARKS, tasks.SYNTHETIC],
     "What to evaluate on; synthetic: the config's own tasks, held out.",
 )
-_OUT = cli.flag.string("out", None, "Directory of the results; an unfinished evaluation there is gone on with.")
+_OUT = cli.flag.string("out", None, "Directory of the results; an unfinished evaluation there is resumed.")
 _ROOT = cli.flag.string("root", "", "Directory of the dataset; the config's own by default.")
 _SPLIT = cli.flag.string("split", "", "Split; the benchmark's usual one by default.")
 _TASKS = cli.flag.list("tasks", [], "Tasks of the config that are held out (synthetic); all by default.")

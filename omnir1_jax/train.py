@@ -17,7 +17,7 @@ from omnir1_jax.parallel import start
 from omnir1_jax.training.loop import train
 
 _CONFIG = settings.define()
-_WORKDIR = cli.flag.string("workdir", None, "Directory of the run; an earlier run's there is gone on with.")
+_WORKDIR = cli.flag.string("workdir", None, "Directory of the run; an earlier run there is resumed.")
 _COORDINATOR = cli.flag.string(
     "coordinator",
     "",

@@ -124,7 +124,7 @@ def entry(name: str, folder: pathlib.Path) -> Entry:
             flags = [config, "--checkpoint=toy", f"--video={frames}", "--query=the ball"]
             return Entry("omnir1_jax.infer", flags, out, in_the_way=("notes.txt", "masks"))
         case "plan":
-            flags = [f"--config=tests/tiny.py:{folder}/tokenizer", "--stages=update"]
+            flags = [f"--config=tests/tiny.py:{folder}/tokenizer", "--topology=v5e:1x1", "--stages=update"]
             return Entry("omnir1_jax.plan", flags, lambda path: [f"--json={path}"])
         case "bench":
             return Entry("omnir1_jax.bench", ["--quick", "--only=thinker"], lambda path: [f"--json={path}"])

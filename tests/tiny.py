@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 import omnir1_jax
-from omnir1_jax import cli, tasks, train
+from omnir1_jax import cli, tasks
 from omnir1_jax.config import settings
 from omnir1_jax.config.settings import datasets, defaults, task
 from omnir1_jax.tasks import qa
@@ -109,6 +109,9 @@ def run(flags: list[str], version: str = "", file_bytes: int = 0, crash: int = 0
         return numbers(stream, waited) | memory(stream)
 
     loop.data_metrics = measured
+    # Imported here: a command that reads this file as its config keeps flags of its own.
+    from omnir1_jax import train
+
     sys.argv = ["train", *flags]
     cli.run(train.main, settings.parse)
 

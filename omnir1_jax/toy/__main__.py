@@ -203,7 +203,7 @@ def _timer(out: pathlib.Path) -> Callable[[str, Callable[[], Any]], dict[str, An
 
 
 _CONFIG = settings.define()
-_OUT = cli.flag.string("out", None, "Directory of all results; an earlier one is gone on with.")
+_OUT = cli.flag.string("out", None, "Directory of all results; an earlier one is resumed.")
 _SEEDS = cli.flag.list("seeds", ["0"], "Seeds to train with, one or several.")
 _REWARDS = cli.flag.list("rewards", ["all"], f"Rewards: of {', '.join(REWARDS)}.")
 _CLIPS = cli.flag.integer("clips", 64, "Held-out clips of each family.", lower_bound=2)
