@@ -160,8 +160,8 @@ def step_config(**changes) -> StepConfig:
     return dataclasses.replace(base, **changes)
 
 
-def optimizer(rate: float = 1e-3) -> optax.GradientTransformation:
-    return optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(rate, weight_decay=0.01))
+def optimizer(rate: float = 1e-3, eps: float = 1e-8) -> optax.GradientTransformation:
+    return optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(rate, eps=eps, weight_decay=0.01))
 
 
 def state(trainable=None, made=None) -> learn.TrainState:

@@ -37,7 +37,8 @@ def scripted(monkeypatch):
 
 
 def run(config, mode, batch, steps=2):
-    train_step = step.make_train_step(vos.TASK, small.models(), small.optimizer(), config, mode)
+    # With eps a gradient of nothing but rounding does not become a step.
+    train_step = step.make_train_step(vos.TASK, small.models(), small.optimizer(eps=1e-4), config, mode)
     state, frozen, seen = small.state(), small.frozen(), []
     for _ in range(steps):
         state, metrics, rollout = train_step(state, frozen, batch, jax.random.key(3))
@@ -53,7 +54,7 @@ def test_fused_equals_staged_and_every_stage_had_something_to_do(scripted):
         for name in metrics:
             np.testing.assert_allclose(metrics[name], metrics2[name], rtol=2e-5, atol=2e-6, err_msg=name)
         np.testing.assert_allclose(rewards.total, rewards2.total, rtol=1e-5)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5), state.trainable, other.trainable)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-6), state.trainable, other.trainable)
 
     metrics, rewards = seen[0]
     for term in ("structure", "coverage", "count", "alignment", "saliency", "segmentation", "keyframes", "boxes"):
