@@ -46,7 +46,7 @@ class Description(NamedTuple):
     """What a completion says.
 
     Attributes:
-      answer: what was read where that is no plan. gold: the right answer where it is a text.
+      answer: what was read, for a task without plans. gold: the right answer where it is a text.
     """
 
     pieces: tuple[Piece, ...] = ()

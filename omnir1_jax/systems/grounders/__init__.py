@@ -37,7 +37,7 @@ def make(name: str, thinker: ThinkerGrounder | None = None, setting: str = "step
       thinker: what the name "qwen_omni" stands for.
 
     Raises:
-      InputError: there is no such thing, or it is no grounder; names the setting.
+      InputError: nothing has this name, or it is not a grounder; names the setting.
     """
     kind, _, settings = name.partition(":")
     if kind in GROUNDERS:

@@ -40,7 +40,7 @@ def make(name: str, sam2: Sam2Segmenter | None, setting: str = "step.segmenter")
       sam2: what the name "sam2" stands for; None where the config has none.
 
     Raises:
-      InputError: there is no such thing, or it is no segmenter; names the setting.
+      InputError: nothing has this name, or it is not a segmenter; names the setting.
     """
     if name in SEGMENTERS:
         return SEGMENTERS[name](sam2)
