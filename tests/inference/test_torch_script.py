@@ -12,9 +12,9 @@ from omnir1_jax.data import frame_sampling
 from omnir1_jax.data.clips import DecodeConfig, decode
 from omnir1_jax.inference import from_checkpoint, infer
 from omnir1_jax.reporting import video
-from tests import test_convert_training as exported
 from tests.data import qwen_oracle
 from tests.text import host
+from tests.training import test_export as exported
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 SCRIPT = pathlib.Path(__file__).parent / "torch_script.py"

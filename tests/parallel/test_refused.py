@@ -12,7 +12,7 @@ from omnir1_jax.errors import InputError
 from omnir1_jax.parallel import start
 from tests.data import qwen_oracle
 from tests.parallel.mesh_runs import tiny_config
-from tests.test_processes import free_port
+from tests.training.test_processes import free_port
 
 
 @pytest.fixture(scope="module")

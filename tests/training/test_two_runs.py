@@ -13,7 +13,7 @@ import pytest
 
 from tests.data import qwen_oracle, trees
 from tests.runs import Runs, done, printed, same, until
-from tests.test_processes import free_port
+from tests.training.test_processes import free_port
 
 FLAGS = (
     "--config.steps=6",

@@ -30,7 +30,7 @@ from tests.data import qwen_oracle
 from tests.inference import small
 
 torch.set_num_threads(1)
-CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
+CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 
 
 def export(*args):

@@ -1,4 +1,4 @@
-"""One of the processes of tests/test_processes.py: `python -m tests.two_processes PORT RANK WORKDIR`."""
+"""One process of tests/training/test_processes.py: `python -m tests.training.two_processes PORT RANK WORKDIR`."""
 
 import json
 import os

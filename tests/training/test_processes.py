@@ -15,7 +15,7 @@ def free_port() -> int:
 
 def test_two_processes(tmp_path):
     port, env = free_port(), os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
-    command = [sys.executable, "-m", "tests.two_processes", str(port)]
+    command = [sys.executable, "-m", "tests.training.two_processes", str(port)]
     both = [
         subprocess.Popen([*command, str(rank), str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env)
         for rank in (0, 1)

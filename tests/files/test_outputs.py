@@ -19,7 +19,7 @@ from omnir1_jax.files import output_file
 from omnir1_jax.inference import outputs
 from omnir1_jax.toy import tokenizer
 
-ROOT = pathlib.Path(__file__).parent.parent
+ROOT = pathlib.Path(__file__).parents[2]
 PLAN, FIGURES = {"hbm_bytes_per_chip": 1, "fits": True}, {"text": {"seconds": 1.0}}
 
 

@@ -12,9 +12,9 @@ from omnir1_jax.errors import InputError
 from omnir1_jax.files import folders
 from omnir1_jax.training import workdir
 from tests import tiny
-from tests.test_folders import holder, tree
+from tests.files.test_folders import holder, tree
 
-OLD = pathlib.Path(__file__).parent / "old_run"
+OLD = pathlib.Path(__file__).parent.parent / "old_run"
 
 
 @pytest.fixture
