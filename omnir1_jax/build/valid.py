@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from omnir1_jax import tasks
 from omnir1_jax.build.objectives import OBJECTIVES
-from omnir1_jax.config import schema
+from omnir1_jax.config import lookup, schema
 from omnir1_jax.config.schema import Choice, Fields, Flag, Rule, Text, Whole
 from omnir1_jax.config.sections import Reward, Settings
 from omnir1_jax.config.settings import section, typed
@@ -18,7 +18,7 @@ from omnir1_jax.data.registry import DATASETS, reader
 from omnir1_jax.errors import InputError
 from omnir1_jax.models import sam2
 from omnir1_jax.models.qwen_omni.config import ThinkerConfig
-from omnir1_jax.rl import terms
+from omnir1_jax.rl import grpo, terms
 from omnir1_jax.systems import grounders
 from omnir1_jax.systems.segmenters import SEGMENTERS
 from omnir1_jax.tasks import TASKS
@@ -118,6 +118,8 @@ def _together(settings: Settings) -> Iterator[tuple[str, str]]:
     for term in terms.load(settings.reward.extra):
         if term.host and settings.step.mode != "staged":
             yield "step.mode", f"{settings.step.mode!r} cannot hold {term.name} of reward.extra, which runs on the host"
+    for name, registry in (("advantage", grpo.ADVANTAGES), ("loss", grpo.LOSSES)):
+        lookup.function(getattr(settings.grpo, name), registry, f"grpo.{name}")
     reward = settings.reward.weights()
     for task, entry in settings.data.items():
         own = tasks.get(entry.example or entry.family or task, f"data.{task}.family")

@@ -37,6 +37,18 @@ def registered(name: str, registry: Mapping[str, T], setting: str) -> T:
     )
 
 
+def function(name: str, registry: Mapping[str, T], setting: str) -> T:
+    """As `registered`, of functions.
+
+    Raises:
+      InputError: there is no such thing, or it cannot be called; names the setting.
+    """
+    value = registered(name, registry, setting)
+    if not callable(value):
+        raise InputError(f"{setting}: {name} is not a function")
+    return value
+
+
 def load(name: str, setting: str) -> Any:
     """The object that `module:object` or `file.py:object` stands for.
 

@@ -177,9 +177,12 @@ class Step(Section):
 class Grpo(Section):
     """The policy's objective; rl/grpo.py says which values make which published variant."""
 
-    advantage: Literal["normalised", "centred", "leave_one_out"] = setting(
-        "normalised", "(r - mean) / (std + 1e-4), r - mean, or r - mean of the others"
+    advantage: str = setting(
+        "normalised",
+        "(r - mean) / (std + 1e-4), r - mean, or r - mean of the others",
+        Choice(("normalised", "centred", "leave_one_out"), own=True),
     )
+    loss: str = setting("clipped", "clipped surrogate with KL term", Choice(("clipped",), own=True))
     ratio: Literal["token", "sequence"] = setting(
         "token", "importance ratio of each token, or of the sequence (geometric mean over its tokens)"
     )

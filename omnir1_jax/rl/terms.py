@@ -44,14 +44,12 @@ def load(weights: Sequence[tuple[str, float]]) -> tuple[Extra, ...]:
     Raises:
       InputError: there is no such function, or two have one name.
     """
-    found = [Extra(name.rpartition(":")[2], lookup.load(name, SETTING), weight) for name, weight in weights]
-    names = [term.name for term in found]
-    for term, (name, _) in zip(found, weights):
-        if not callable(term.function):
-            raise InputError(f"{SETTING}: {name} is not a function")
-        if names.count(term.name) > 1:
-            raise InputError(f"{SETTING}: two terms are called {term.name}; the log needs two names")
-    return tuple(found)
+    terms = [Extra(name.rpartition(":")[2], lookup.function(name, {}, SETTING), weight) for name, weight in weights]
+    names = [term.name for term in terms]
+    for name in names:
+        if names.count(name) > 1:
+            raise InputError(f"{SETTING}: two terms are called {name}; the log needs two names")
+    return tuple(terms)
 
 
 def add(rewards: Rewards, terms: Sequence[Extra], *made: Any) -> Rewards:

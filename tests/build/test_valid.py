@@ -24,6 +24,7 @@ from omnir1_jax.models.attention import dispatch
 from omnir1_jax.models.qwen_omni.score import token_logprobs
 from omnir1_jax.parallel.mesh import AXES
 from omnir1_jax.planning import abstract, lowering
+from omnir1_jax.rl import grpo
 from omnir1_jax.rl.step import MODES, make_train_step
 from omnir1_jax.build import data, models, optimizer, valid
 from omnir1_jax.build.objectives import OBJECTIVES
@@ -90,6 +91,8 @@ REGISTERED = {
     "thinker.remat": remat.POLICIES,
     "thinker.attention": dispatch.IMPLEMENTATIONS,
     "step.mode": MODES,
+    "grpo.advantage": grpo.ADVANTAGES,
+    "grpo.loss": grpo.LOSSES,
     "optimizer.rule": optimizer.RULES,
     "optimizer.schedule": optimizer.SCHEDULES,
 }

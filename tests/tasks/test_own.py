@@ -15,10 +15,11 @@ from omnir1_jax import tasks
 from omnir1_jax.build import run as build
 from omnir1_jax.build import valid
 from omnir1_jax.config import settings
+from omnir1_jax.config.sections import Grpo
 from omnir1_jax.data.registry import open_dataset
 from omnir1_jax.errors import InputError
 from omnir1_jax.planning import abstract
-from omnir1_jax.rl import step, terms
+from omnir1_jax.rl import grpo, step, terms
 from omnir1_jax.rl.config import Frozen, Rewards
 from omnir1_jax.text.strings import Buffer
 from omnir1_jax.text.vocab import byte_vocab
@@ -30,6 +31,7 @@ from tests.rl import small
 DOCS = pathlib.Path(__file__).parent.parent.parent / "docs"
 EXAMPLES = DOCS / "examples"
 COUNTING, SQUARES = f"{EXAMPLES}/counting.py:TASK", f"{EXAMPLES}/squares.py:open_squares"
+CISPO, BATCH_STD = f"{EXAMPLES}/cispo.py:cispo", f"{EXAMPLES}/cispo.py:batch_std"
 BREVITY, VARIETY = f"{EXAMPLES}/brevity.py:brevity", f"{EXAMPLES}/brevity.py:variety"
 
 
@@ -43,9 +45,19 @@ def config(tokenizer, **changes):
     return c
 
 
-def test_a_run_with_a_task_a_term_and_a_dataset_of_ones_own(tmp_path, monkeypatch):
+def spread(batch, completions, *_):
+    """A term by which random completions differ."""
+    return completions.tokens[..., 0] % 7
+
+
+def test_a_run_with_a_task_a_term_a_dataset_and_a_loss_of_ones_own(tmp_path, monkeypatch):
     monkeypatch.setattr(build, "mesh_of", lambda config: None)  # one device of the tests' eight
-    c = config(qwen_oracle.save_tokenizer(tmp_path / "tokenizer"), **{"reward.extra": ((BREVITY, 0.5),)})
+    own = {
+        "reward.extra": ((BREVITY, 0.5), (f"{__name__}:spread", 1.0)),
+        "grpo.loss": CISPO,
+        "grpo.advantage": BATCH_STD,
+    }
+    c = config(qwen_oracle.save_tokenizer(tmp_path / "tokenizer"), **own)
     assert loop.train(c, tmp_path / "run", quiet=True) is not None
     rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert [row["task"] for row in rows] == ["many"] * 3
@@ -53,17 +65,47 @@ def test_a_run_with_a_task_a_term_and_a_dataset_of_ones_own(tmp_path, monkeypatc
         length = row["completion/many/length"]
         assert row["reward/many/brevity"] == pytest.approx(1 - length / c.step.max_tokens)
         parts = [row[f"reward/many/{name}"] for name in ("accuracy", "format", "length_bonus")]
-        assert row["reward/many/total"] == pytest.approx(sum(parts) + 0.5 * row["reward/many/brevity"], abs=1e-5)
+        assert row["reward/many/total"] == pytest.approx(
+            sum(parts) + 0.5 * row["reward/many/brevity"] + row["reward/many/spread"], abs=1e-5
+        )
         assert row["failure/many/answer/no_answer"] == 4 and row["failure/many/number/wrong"] == 0
-    told = [json.loads(line) for line in (tmp_path / "run/rollouts.jsonl").read_text().splitlines()]
-    assert len(told) == 3 * 4 and {line["family"] for line in told} == {"counting"}
-    for line in told:  # what the reader drew is what the task knows
+    lines = [json.loads(line) for line in (tmp_path / "run/rollouts.jsonl").read_text().splitlines()]
+    assert len(lines) == 3 * 4 and {line["family"] for line in lines} == {"counting"}
+    for line in lines:  # what the reader drew is what the task knows
         assert int(line["gold"]) == 1 + int(line["sample_id"].split("/")[-1]) % 4
         assert "answer/no_answer" in line["failures"] and line["rewards"]["brevity"] >= 0
+    # The first loss of an update from which nothing has moved is 0 with the built-in one, and the deviation a group's.
+    assert rows[0]["learn/loss"] != pytest.approx(0, abs=1e-3) and rows[0]["learn/grad_norm"] > 0
+    rewards = np.array([line["reward"] for line in lines]).reshape(3, 2, 2)
+    centred = rewards - rewards.mean(axis=2, keepdims=True)
+    expected = centred / (centred.std(axis=(1, 2), keepdims=True) + 1e-4)
+    np.testing.assert_allclose([line["advantage"] for line in lines], expected.ravel(), rtol=1e-5)
     assert list((tmp_path / "run/pictures").rglob("*.png"))
     # What the run saved resumes: names with dots and slashes come back as they were.
     saved = settings.read(tmp_path / "run/config.json")
     assert settings.plain(saved.reward) == settings.plain(c.reward) and saved.data.many.family == COUNTING
+
+
+def test_a_loss_of_ones_own_has_the_gradient_that_its_text_says():
+    """No token's gradient is cut off, and what a function of one's own gives is checked."""
+    rng, config = np.random.default_rng(0), Grpo(loss=CISPO, beta=0.0, clip_low=0.1, clip_high=0.1)
+    policy, old = (jnp.asarray(-rng.exponential(1.0, (2, 3, 5)), jnp.float32) for _ in range(2))
+    mask = jnp.arange(5) < jnp.array([[5, 2, 3], [4, 1, 5]])[..., None]
+    rewards = jnp.array([[0.0, 1.0, 3.0], [2.0, 2.0, 5.0]])
+    (_, metrics), gradient = jax.value_and_grad(grpo.loss, has_aux=True)(policy, old, policy, mask, rewards, config)
+    weight = jnp.clip(jnp.exp(policy - old), 0.9, 1.1)
+    expected = -weight * grpo.advantages(rewards)[..., None] / mask.sum(axis=-1, keepdims=True) / 6
+    np.testing.assert_allclose(gradient, jnp.where(mask, expected, 0), rtol=1e-5)
+    assert metrics.clipped > 0.5
+    with pytest.raises(InputError, match="grpo.loss: .* did not give a scalar and GrpoMetrics"):
+        grpo.loss(policy, old, policy, mask, rewards, Grpo(loss=f"{__name__}:means"))
+    with pytest.raises(InputError, match=r"grpo.advantage: .* gave \(2,\), not one number per completion \(2, 3\)"):
+        grpo.advantages(rewards, f"{__name__}:means")
+
+
+def means(rewards, *_):
+    """Neither advantages nor a loss: a number per group."""
+    return rewards.mean(axis=1)
 
 
 def test_numbers_in_words_of_a_model():
@@ -125,6 +167,9 @@ def test_terms_on_the_host_run_between_the_stages():
         ({"reward.extra": ((f"{EXAMPLES}/brevity.py:nothing", 1.0),)}, "brevity.py has no 'nothing'"),
         ({"reward.extra": ((BREVITY, 1.0), (BREVITY, 2.0))}, "two terms are called brevity"),
         ({"reward.extra": ((VARIETY, 1.0),)}, "step.mode: 'fused' cannot hold variety"),
+        ({"grpo.loss": "cispo"}, "grpo.loss: 'cispo' is none of clipped, nor module:object or file.py:object"),
+        ({"grpo.loss": f"{EXAMPLES}/cispo.py:ppo"}, "grpo.loss: .*cispo.py has no 'ppo'"),
+        ({"grpo.advantage": f"{EXAMPLES}/cispo.py:jnp"}, "grpo.advantage: .* is not a function"),
         ({"data.many.family": "no_such.module:TASK"}, "data.many.family: no_such.module cannot be imported"),
         ({"data.many.family": BREVITY}, "data.many.family: .* is not a task"),
         (
