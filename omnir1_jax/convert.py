@@ -59,6 +59,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
             "--mesh", default="", help="devices to spread the parameters over meanwhile, such as fsdp=4,tensor=2"
         )
         if name == "export":
+            command.add_argument(
+                "--step", default="", help="which checkpoint of a run: best (of those validated), last, or its number"
+            )
             command.add_argument("--layout", choices=LAYOUTS, default="thinker", help=layouts)
             command.add_argument(
                 "--speech",
@@ -98,6 +101,8 @@ def main(args: argparse.Namespace) -> None:
         raise InputError(
             f"{source}: export reads what import made, a run's work directory, or a Hugging Face directory"
         )
+    if getattr(args, "step", "") and not from_checkpoint.is_run(source):
+        raise InputError(f"--step: {source} is no work directory with checkpoints")
     kind = store.STORE if args.command == "import" else WEIGHTS
     check_target(target, kind, {"source": args.source, "--speech": getattr(args, "speech", "")})
     mesh = read_mesh(args.mesh)
@@ -167,7 +172,10 @@ def print_layout(args: argparse.Namespace, base: str) -> None:
 
 
 def export_run(args: argparse.Namespace, source: epath.Path, target: epath.Path, mesh: Mesh | None) -> None:
-    """The newest good state of a run. In float32, if asked for, trained parameters are written without rounding."""
+    """A state of a run, by default the newest good one.
+
+    In float32, if asked for, trained parameters are written without rounding.
+    """
     config, dtype = from_checkpoint.config_of(str(source)), DTYPES[args.dtype]
     thinker = config.objective != "masks"
     if not thinker and args.layout != "thinker":
@@ -175,7 +183,7 @@ def export_run(args: argparse.Namespace, source: epath.Path, target: epath.Path,
     chosen = layout(args, config.thinker.path) if thinker and args.layout != "peft" else {"flag": FLAG}
     if dtype is not None and thinker:
         config.thinker.param_dtype = args.dtype
-    found = from_checkpoint.load(str(source), config, mesh, segmenter=False)
+    found = from_checkpoint.load(str(source), config, mesh, segmenter=False, step=args.step)
     if args.layout == "peft":
         number = export.save_adapter(target, found.config, found.trainable, FLAG)
         print(f"{args.target}: {number:,} parameters, the adapter of {found.config.thinker.path}")
@@ -184,7 +192,7 @@ def export_run(args: argparse.Namespace, source: epath.Path, target: epath.Path,
     changed = found.trainable
     if dtype is not None and not thinker:
         changed = jax.tree.map(lambda leaf: leaf.astype(dtype), changed)
-    export.save(target, found.config, found.loaded, changed, **chosen)
+    export.save(target, found.config, found.loaded, changed, step=found.step, **chosen)
     print(f"{args.target}: {count(found.loaded.params if thinker else changed):,} parameters")
     if thinker:
         print_layout(args, config.thinker.path)

@@ -76,6 +76,7 @@ _BENCHMARK = cli.flag.enum(
     [*tasks.BENCHMARKS, tasks.SYNTHETIC],
     "What to evaluate on; synthetic: the config's own tasks, held out.",
 )
+_STEP = cli.flag.string("step", "", "Which checkpoint of a run: best (of those validated), last, or its number.")
 _OUT = cli.flag.string("out", None, "Directory of the results; an unfinished evaluation there is resumed.")
 _ROOT = cli.flag.string("root", "", "Directory of the dataset; the config's own by default.")
 _SPLIT = cli.flag.string("split", "", "Split; the benchmark's usual one by default.")
@@ -150,6 +151,7 @@ def main(_) -> None:
             _SYSTEM2.value,
             temperature=_TEMPERATURE.value,
             max_tokens=_MAX_TOKENS.value,
+            step=_STEP.value,
         )
         results = evaluate(made, options(), out, tuple(_KEYFRAMES.value))
     print(show(results))

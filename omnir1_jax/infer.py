@@ -26,6 +26,7 @@ _CHECKPOINT = cli.flag.string(
 _VIDEO = cli.flag.string("video", None, "Video file, image, or folder of frames.")
 _AUDIO = cli.flag.string("audio", "", "Sound file in place of the video's own track.")
 _QUERY = cli.flag.string("query", None, "What to find, or the question.")
+_STEP = cli.flag.string("step", "", "Which checkpoint of a run: best (of those validated), last, or its number.")
 _OUT = cli.flag.string("out", None, "Directory to write; an earlier answer there is replaced.")
 _QUESTION = cli.flag.bool("question", False, "Answer in text; the same as --task=qa.")
 _TASK = cli.flag.enum("task", "vos", FAMILIES, "vos: by sight; refavs: by sound and first frame; qa: in text.")
@@ -78,7 +79,7 @@ def main(_) -> None:
         cli.need(video=_VIDEO, query=_QUERY, out=_OUT)
     logging.set_verbosity(logging.ERROR)
     keep_compiled(CACHE.expanduser())
-    decoding = dict(temperature=_TEMPERATURE.value, max_tokens=_MAX_TOKENS.value)
+    decoding = dict(temperature=_TEMPERATURE.value, max_tokens=_MAX_TOKENS.value, step=_STEP.value)
     if _SERVE.value:
         from omnir1_jax.inference import serve  # optional at import
 

@@ -13,6 +13,7 @@ from absl import logging
 from omnir1_jax import cli
 from omnir1_jax.config import settings
 from omnir1_jax.errors import AGAIN
+from omnir1_jax.inference.validation import Validation
 from omnir1_jax.parallel import start
 from omnir1_jax.training.loop import train
 
@@ -34,7 +35,7 @@ def main(_) -> None:
     start.start(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
     with start.ends_together():
         start.check()
-        finished = train(_CONFIG.value, _WORKDIR.value) is not None
+        finished = train(_CONFIG.value, _WORKDIR.value, validation=Validation) is not None
     if not finished:
         sys.exit(AGAIN)
 

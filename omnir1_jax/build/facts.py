@@ -30,6 +30,7 @@ LOCAL = (
     "thinker.path",
     "thinker.tokenizer",
     "sam2.path",
+    "validate.root",
     "prompts.*",
 )
 PACKAGE = sys.modules[__name__.partition(".")[0]]

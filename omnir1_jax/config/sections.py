@@ -298,6 +298,33 @@ class Checkpoint(Section):
 
 
 @dataclass(frozen=True)
+class Validate(Section):
+    """Validation during a run: greedy plans on held-out items, as `evaluate` makes them with flags of these names."""
+
+    every: int = setting(0, "steps from one validation to the next, and at the last step; 0: no validation", COUNT)
+    at_start: bool = setting(True, "validate before the first step too")
+    benchmark: str = setting("synthetic", "benchmark; synthetic: the config's own tasks of that world, held out")
+    root: str = setting("", "directory of the benchmark; empty: that of the config's dataset of this name")
+    split: str = setting("", "split; empty: the benchmark's usual one")
+    tasks: tuple[str, ...] = setting((), "tasks of the config that are held out (synthetic); empty: all")
+    limit: int = setting(0, "maximum items per task, the first ones; 0: all (synthetic: 64 clips)", COUNT)
+    batch_size: int = setting(4, "items at a time, over all devices", POSITIVE)
+    system2: Literal["self", "frozen"] = setting(
+        "self", "whose weights find boxes: the trained ones, or those from before training"
+    )
+    metrics: tuple[str, ...] = setting(
+        ("J&F", "overall/J&F", "accuracy", "all/accuracy"),
+        "entries of the benchmark's table that are logged as `validate/<task>/<entry>`, those that a task has",
+        Each(Text(empty=False), least=1),
+    )
+    metric: str = setting(
+        "",
+        "entry by which the best checkpoint is chosen, the largest, as `vos/J&F`; empty: the mean over tasks of the "
+        "first of `metrics` that each has",
+    )
+
+
+@dataclass(frozen=True)
 class Log(Section):
     """What a run leaves to look at beside its metrics."""
 
@@ -334,4 +361,5 @@ class Settings(Section):
     masks: Masks = Masks()
     mesh: Mesh = Mesh()
     checkpoint: Checkpoint = Checkpoint()
+    validate: Validate = Validate()
     log: Log = Log()

@@ -6,6 +6,7 @@ import json
 import pathlib
 from typing import Any, NamedTuple
 
+import jax
 from etils import epath
 
 from omnir1_jax.errors import InputError
@@ -34,6 +35,8 @@ def evaluate(
       InputError: `out` or a directory in it is not of this evaluation, before anything is computed; another process
         holds it.
     """
+    if jax.process_count() > 1:
+        raise InputError("evaluate: one process only; it uses all of its devices")
     parts = _parts(made, options, keyframes)
     several = len(parts) > 1
     tops = list(dict.fromkeys(part.label.partition("/")[0] for part in parts)) if several else []

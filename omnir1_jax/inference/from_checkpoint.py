@@ -32,11 +32,13 @@ class Trained(NamedTuple):
 
     Attributes:
       trainable: None where the checkpoint is the weights themselves.
+      step: of the run's checkpoint, where it is one.
     """
 
     config: ConfigDict
     loaded: Loaded
     trainable: Any
+    step: int | None = None
 
 
 def is_run(path: epath.PathLike) -> bool:
@@ -90,18 +92,24 @@ def inputs(checkpoint: str, config: ConfigDict | None = None) -> dict[str, str]:
     return named | {"thinker.tokenizer": chosen.thinker.tokenizer}
 
 
-def load(checkpoint: str, config: ConfigDict, mesh: Mesh | None = None, *, segmenter: bool = True) -> Trained:
+def load(
+    checkpoint: str, config: ConfigDict, mesh: Mesh | None = None, *, segmenter: bool = True, step: str = ""
+) -> Trained:
     """Reads models and trained parameters.
 
     Args:
       config: of `config_of`.
       segmenter: whether SAM 2 is wanted too; where it is what was trained, it always is.
+      step: which of a run's checkpoints: "best" (of those validated), "last", a number; empty: the newest good one.
 
     Raises:
       InputError: names the setting or file that will not do.
     """
     path = epath.Path(checkpoint)
     state = is_run(path) and (path / checkpointing.FOLDER).is_dir()
+    if step and not state:
+        raise InputError(f"--step: {checkpoint} is no work directory with checkpoints, so that there is no {step!r}")
+    chosen = checkpointing.named_step(path, step)
     if is_run(path) and not state:
         config = config.copy_and_resolve_references()
         with config.unlocked():
@@ -115,15 +123,15 @@ def load(checkpoint: str, config: ConfigDict, mesh: Mesh | None = None, *, segme
     like = (
         jax.eval_shape(lambda: models.trainable(config, loaded)) if mesh is None else models.trainable(config, loaded)
     )
-    trainable = checkpointing.load_trainable(path, like)
+    number, trainable = checkpointing.read_trainable(path, like, chosen)
     if mesh is not None and config.lora.rank:  # drawn for one device, beside weights that are spread
         trainable = jax.device_put(trainable, NamedSharding(mesh, PartitionSpec()))
-    return Trained(config, loaded, trainable)
+    return Trained(config, loaded, trainable, number)
 
 
 def in_place(trained: Trained) -> Loaded:
     """The models with everything trained in them, adapters merged."""
-    config, loaded, trainable = trained
+    config, loaded, trainable, _ = trained
     if trainable is None:
         return loaded
     if config.objective == "masks":

@@ -55,6 +55,7 @@ def systems(
     *,
     temperature: float = 0.0,
     max_tokens: int = 0,
+    frozen: Frozen | None = None,
 ) -> Systems:
     """System 1 with the thinker of `policy`, System 2 with that of `grounder` (None: the same).
 
@@ -62,6 +63,7 @@ def systems(
       policy: also the modules, the tokenizer and the segmenter.
       temperature: of System 1; 0 is greedy.
       max_tokens: of System 1's answer; 0 for the config's.
+      frozen: System 2's parameters and tables, in place of `grounder`.
     """
     thinker = policy.models.thinker.config
     step = models.step_config(config, thinker.tokens)
@@ -69,7 +71,8 @@ def systems(
         step.sampling, temperature=temperature, max_tokens=max_tokens or step.sampling.max_tokens
     )
     step = dataclasses.replace(step, group=1, sampling=sampling, lora=None)
-    frozen = models.frozen(config, policy if grounder is None else policy._replace(params=grounder.params))
+    if frozen is None:
+        frozen = models.frozen(config, policy if grounder is None else policy._replace(params=grounder.params))
     return Systems(config, mesh, policy.models, policy.tokenizer, thinker, policy.params, frozen, step)
 
 
@@ -80,6 +83,7 @@ def load_systems(
     *,
     temperature: float = 0.0,
     max_tokens: int = 0,
+    step: str = "",
 ) -> Systems:
     """Reads the weights of both systems.
 
@@ -89,6 +93,7 @@ def load_systems(
       system2: "self": the checkpoint grounds too; "frozen": the weights from before training (of a run), or those that
         the config names; "oracle" and "file": true boxes, or another model's, so nothing more is loaded;
         NAME:SETTINGS, module:object, file.py:object: another grounder (see `systems.grounders`).
+      step: see `from_checkpoint.load`.
 
     Raises:
       InputError: a checkpoint that is not there, or one of a segmenter alone.
@@ -106,7 +111,7 @@ def load_systems(
             f"--config=FILE --config.sam2.path={checkpoint}/weights"
         )
     mesh = mesh_of(chosen)
-    found = from_checkpoint.load(checkpoint, chosen, mesh)
+    found = from_checkpoint.load(checkpoint, chosen, mesh, step=step)
     policy, grounder = from_checkpoint.in_place(found), None
     if system2 == "frozen":
         base = chosen if from_checkpoint.is_run(checkpoint) else config

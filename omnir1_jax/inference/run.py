@@ -4,16 +4,16 @@ import dataclasses
 import functools
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent import futures
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from etils import epath
+from jax.experimental import multihost_utils
 from tqdm import tqdm
 
-from omnir1_jax.errors import InputError
 from omnir1_jax.evaluation import predictions
 from omnir1_jax.inference import answer as answers
 from omnir1_jax.inference import host, identity, records, result_lines, samples, scores, segment
@@ -22,7 +22,7 @@ from omnir1_jax.inference.load import Systems, fingerprint, grounded_by
 from omnir1_jax.inference.samples import Batch, Sample, Task
 from omnir1_jax.inference.store import LINES, RESULTS, TIMING, Store
 from omnir1_jax.inference.tasks import Options, positions
-from omnir1_jax.parallel import batch_sharding
+from omnir1_jax.parallel import batch_sharding, replicate
 
 
 class Answered(NamedTuple):
@@ -44,9 +44,11 @@ def launch(systems: Systems, how: How, batch: Batch, seed: int, hole_area: int =
         return Answered(batch, None, None)
     models, mesh = systems.models, systems.mesh
     sharding = None if mesh is None else batch_sharding(mesh)
-    put = functools.partial(jax.device_put, device=sharding)
-    asked = to_asked(put(batch.arrays))
-    found = ANSWER(models, systems.step, how, systems.policy, systems.frozen, asked, jax.random.key(seed))
+    put = functools.partial(placed, sharding=sharding)
+    asked, key = to_asked(put(batch.arrays)), jax.random.key(seed)
+    if jax.process_count() > 1:
+        key = jax.random.wrap_key_data(replicate(jax.random.key_data(key), mesh))
+    found = ANSWER(models, systems.step, how, systems.policy, systems.frozen, asked, key)
     if batch.clips is None:
         return Answered(batch, found, None)
     sizes = [sample.size for sample in batch.samples if sample.size is not None]
@@ -64,9 +66,56 @@ def launch(systems: Systems, how: How, batch: Batch, seed: int, hole_area: int =
     return Answered(batch, found, segment.lift(logits, asked.original, canvas))
 
 
+def placed(tree: Any, sharding: jax.sharding.Sharding | None) -> Any:
+    """Host arrays, equal in every process, on the devices of `sharding`."""
+    if jax.process_count() == 1:
+        return jax.device_put(tree, sharding)
+    place = lambda x: jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
+    return jax.tree.map(lambda x: place(np.asarray(x)), tree)
+
+
+def fetched(tree: Any) -> Any:
+    """Arrays on the host, all rows of all processes."""
+    one = lambda x: x if x.is_fully_addressable else multihost_utils.process_allgather(x, tiled=True)
+    return jax.device_get(jax.tree.map(one, tree) if jax.process_count() > 1 else tree)
+
+
 def on_host(systems: Systems, family: str) -> bool:
     """Whether System 2 looks at the videos on the host."""
     return family != "qa" and systems.models.on_host
+
+
+def answered(
+    systems: Systems, task: Task, options: Options, groups: Sequence[Sequence[int]], room: int
+) -> Iterator[Answered]:
+    """The batches of `groups` of positions, on the host, each while the next one is computed.
+
+    Called by every process of a run.
+
+    Args:
+      room: rows of a batch.
+    """
+    given = options.system2 == "oracle" or bool(options.boxes)
+    how = How(task.family, options.keyframes, given, options.objects, host=on_host(systems, task.family))
+    before = None
+    for batch in samples.batches(task, groups, room, max(systems.config.loader.threads, 1)):
+        now = launch(systems, how, batch, options.seed, options.hole_area)
+        if before is not None:
+            yield on_the_host(before)
+        before = now
+    if before is not None:
+        yield on_the_host(before)
+
+
+def batched(chosen: Sequence[int], room: int) -> list[Sequence[int]]:
+    """Positions by batch."""
+    return [chosen[i : i + room] for i in range(0, len(chosen), room)]
+
+
+def on_the_host(done: Answered) -> Answered:
+    """Waits for a batch."""
+    found, masks = fetched((done.found, done.masks))
+    return done._replace(found=found, masks=masks)
 
 
 def evaluate(
@@ -88,17 +137,13 @@ def evaluate(
     Raises:
       InputError: `out` holds an evaluation of another identity; a batch that the devices cannot share.
     """
-    if jax.process_count() > 1:
-        raise InputError("evaluate: one process only; it uses all of its devices")
     systems = grounded_by(systems, options.system2)
     if options.masks:
         own = dataclasses.replace(systems.models, segmenter=host.FileMasks(options.masks))
         systems = systems._replace(models=own)
-    given = options.system2 == "oracle" or bool(options.boxes)
-    how = How(task.family, options.keyframes, given, options.objects, host=on_host(systems, task.family))
     batch_size = identity.padded_batch_size(systems, options)
     chosen = positions(task, options)
-    groups = [chosen[i : i + batch_size] for i in range(0, len(chosen), batch_size)]
+    groups = batched(chosen, batch_size)
     if values is None:
         values = identity.identity(systems, task, options, fingerprint(systems))
     started, threads = time.perf_counter(), max(systems.config.loader.threads, 1)
@@ -108,29 +153,23 @@ def evaluate(
         result_lines.require(earlier, task.family, scores.nothing(task.reader), store.folder / LINES)
         pending = [group for group in groups if any(position not in store.lines for position in group)]
         already = sum(position in store.lines for position in chosen)
-        before = None
         bar = tqdm(total=len(chosen), initial=already, unit="clip", dynamic_ncols=True, disable=True if quiet else None)
         with bar:
-            for batch in samples.batches(task, pending, batch_size, threads):
-                now = launch(systems, how, batch, options.seed, options.hole_area)
-                if before is not None:
-                    finish(systems, task, store, before, pool, bar)
-                before = now
-            if before is not None:
-                finish(systems, task, store, before, pool, bar)
+            for done in answered(systems, task, options, pending, batch_size):
+                finish(systems, task, store, done, pool, bar)
         lines = [store.lines[position] for position in chosen]
         results = summary(systems, task, options, lines, store)
         store.write_json(RESULTS, results)
         store.end()
         seconds = time.perf_counter() - started
-        done = len(chosen) - already
-        store.write_json(TIMING, {"items": done, "seconds": seconds, "a_minute": 60 * done / seconds})
+        count = len(chosen) - already
+        store.write_json(TIMING, {"items": count, "seconds": seconds, "a_minute": 60 * count / seconds})
     return results
 
 
 def finish(systems: Systems, task: Task, store: Store, done: Answered, pool: futures.Executor, bar: tqdm) -> None:
-    """Waits for a batch, writes and scores what is new of it, in order."""
-    found, masks = jax.device_get((done.found, done.masks))
+    """Writes and scores what is new of a batch, in order."""
+    found, masks = done.found, done.masks
     new = [(row, sample) for row, sample in enumerate(done.batch.samples) if sample.position not in store.lines]
 
     def one(item: tuple[int, Sample]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -68,7 +69,7 @@ class RunLog:
                 if (self._remote / name).exists():
                     (self.path / name).write_bytes((self._remote / name).read_bytes())
         for name in (METRICS, ROLLOUTS):
-            lines.cut(self.path / name, resume_step)
+            lines.cut(self.path / name, resume_step or -1)  # what was measured before the first step is anew too
         self._owner = owner
         _remove_pictures(self._remote or epath.Path(self.path), resume_step, owner)
         self._metrics = (self.path / METRICS).open("ab", buffering=0)
@@ -86,7 +87,21 @@ class RunLog:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def step(self, step: int, metrics: Mapping[str, Any], seconds: Number, task: str = "") -> None:
+    def start(self, validated: Mapping[str, float]) -> None:
+        """Numbers of the state before the first step, under step 0."""
+        lines.append(self._metrics, {"step": 0, **finite(validated)})
+        if self._events:
+            _event(self._events, 0, _scalars(validated))
+        self.say(f"step 0/{self._total}  {describe_validation(validated)}")
+
+    def step(
+        self,
+        step: int,
+        metrics: Mapping[str, Any],
+        seconds: Number,
+        task: str = "",
+        validated: Mapping[str, float] = MappingProxyType({}),
+    ) -> None:
         """Numbers of a finished step.
 
         Args:
@@ -94,27 +109,27 @@ class RunLog:
           metrics: scalars by name, of numpy or jax too; what is not finite is null in the file.
           seconds: that the step took.
           task: of the step's batch; the metrics about completions carry it in their names.
+          validated: metrics of the validation after the step.
         """
         if step <= self._last:
             raise ValueError(f"step {step} is logged after step {self._last}; steps count from 1")
         if own := {"step", "seconds", names.TASK} & metrics.keys():
             raise ValueError(f"a metric may not be named {min(own)!r}")
         values = {name: float(np.asarray(value)) for name, value in metrics.items()}
-        line, named = describe(step, self._total, values, seconds, [*self._durations, seconds], task), values
+        text, named = describe(step, self._total, values, seconds, [*self._durations, seconds], task), values
         head: dict[str, Any] = {"step": step}
         if task:
             head, named = head | {names.TASK: task}, names.with_task(task, values)
+        named = {**named, **validated}
         lines.append(self._metrics, head | finite({"seconds": float(seconds), **named}))
         if self._events:
-            scalars = {"time/seconds": float(seconds), **named}.items()
-            points = [Summary.Value(tag=name, simple_value=value) for name, value in scalars]
-            _event(self._events, step, Summary(value=points))
+            _event(self._events, step, _scalars({"time/seconds": float(seconds), **named}))
             if time.monotonic() - self._flushed_at > EVENT_SECONDS:
                 self._flush_events()
         self._durations.append(seconds)
         self._bar.update(step - self._last)
         self._last = step
-        self.say(line)
+        self.say(f"{text}  {describe_validation(validated)}" if validated else text)
         if self._remote and time.monotonic() - self._copied_at > UPLOAD_SECONDS:
             self.flush()
 
@@ -194,6 +209,13 @@ def describe(
     )
 
 
+def describe_validation(metrics: Mapping[str, Number]) -> str:
+    """The metrics of a validation on the step's line."""
+    return "  ".join(
+        f"{name.partition('/')[2]} {value:.4g}" for name, value in metrics.items() if name.startswith("validate/")
+    )
+
+
 def clock(seconds: Number) -> str:
     """Hours, minutes and seconds."""
     whole = round(seconds)
@@ -234,6 +256,10 @@ def _open_events(folder: pathlib.Path, step: int) -> EventsWriter:
 
 def _event(events: EventsWriter, step: int, summary: Summary) -> None:
     events.write_event(Event(wall_time=time.time(), step=step, summary=summary))
+
+
+def _scalars(values: Mapping[str, Number]) -> Summary:
+    return Summary(value=[Summary.Value(tag=name, simple_value=value) for name, value in values.items()])
 
 
 def _image(tag: str, shape: tuple[int, ...], encoded: bytes) -> Summary:

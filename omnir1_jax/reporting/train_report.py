@@ -24,7 +24,7 @@ IMAGE_BYTES = 3_300_000  # of all pictures together, in base64
 COMPLETIONS, CHARACTERS, CONFIG_CHARACTERS = 12, 4000, 40_000
 PICTURES_SHOWN = 8
 # The order in which groups of curves are shown; others follow by name.
-GROUPS = ("reward", "learn", "completion")
+GROUPS = ("validate", "reward", "learn", "completion")
 
 
 def write_report(workdir: epath.PathLike) -> epath.Path:

@@ -31,6 +31,7 @@ from omnir1_jax.inference.answer import KEYFRAMES
 from omnir1_jax.inference.load import Systems
 from omnir1_jax.inference.samples import SOUNDS
 from omnir1_jax.inference.tasks import Options
+from omnir1_jax.inference.validation import Validation
 from omnir1_jax.reporting import lines, toy_report
 from omnir1_jax.reporting import names as metric_names
 from omnir1_jax.reporting.log import METRICS
@@ -98,7 +99,7 @@ def learnt(run: pathlib.Path) -> dict[str, Any]:
 
 def train_whole(config: ConfigDict, run: pathlib.Path) -> dict[str, Any] | None:
     """A whole training run and what it learnt; None where it was stopped."""
-    return None if loop.train(config, run) is None else learnt(run)
+    return None if loop.train(config, run, validation=Validation) is None else learnt(run)
 
 
 def experiment(config: ConfigDict, reward: str, seed: int) -> ConfigDict:

@@ -6,8 +6,8 @@ where orbax would take it for a step or for its own temporary folder.
 """
 
 import re
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import orbax.checkpoint as ocp
@@ -26,6 +26,18 @@ _STEP = re.compile(r"0|[1-9][0-9]*")
 _CONTENT = ("trainable", "rest", "run", "_CHECKPOINT_METADATA", "commit_success.txt", "descriptor")
 
 
+class Score(NamedTuple):
+    """The result of a validation.
+
+    Attributes:
+      of: what was validated; scores of different ones are not compared.
+      value: larger is better; NaN where nothing could be scored.
+    """
+
+    of: str
+    value: float
+
+
 class Manager(ocp.CheckpointManager):
     """Orbax's manager, for which only this run's steps exist.
 
@@ -36,7 +48,7 @@ class Manager(ocp.CheckpointManager):
         """Opens the folder; what a killed run left half-written is named in a warning and removed.
 
         Args:
-          keep: newest checkpoints that stay, of those whose index can be read.
+          keep: newest checkpoints that stay, of those whose index can be read; the best validated one stays too.
           options: of orbax's manager.
 
         Raises:
@@ -80,8 +92,9 @@ class Manager(ocp.CheckpointManager):
             if error := _unreadable(self.directory / str(step)):
                 raise error
             self._good.add(step)
+        kept = {*self._stay, best(self.directory, sorted(self._good))}
         for step in self.all_steps():
-            if step not in self._stay and len([good for good in self._good if good > step]) >= self._keep:
+            if step not in kept and len([good for good in self._good if good > step]) >= self._keep:
                 self._remove(step)
         self.reload()
 
@@ -117,6 +130,22 @@ def finished(folder: epath.Path) -> list[int]:
     names = [entry.name for entry in folder.iterdir() if _STEP.fullmatch(entry.name)]
     steps = {int(name) for name in names if ocp.utils.is_checkpoint_finalized(folder / name)}
     return sorted(steps & _listed(folder) if folders.read(folder) else steps)
+
+
+def score(folder: epath.Path, step: int) -> Score | None:
+    """Of the state in a checkpoint; None where it was not validated, or its record cannot be read."""
+    try:
+        found = json_file.read(folder / str(step) / "run" / RECORD.format(0))["validation"]
+        return Score(str(found["of"]), float(found["value"]))
+    except (OSError, ValueError, KeyError, TypeError, InputError):
+        return None
+
+
+def best(folder: epath.Path, steps: Iterable[int]) -> int | None:
+    """The step with the largest score, the first of equal ones, of those validated as the newest of them was."""
+    scores = {step: found for step in sorted(steps) if (found := score(folder, step)) and found.value == found.value}
+    like_newest = [step for step in scores if scores[step].of == scores[max(scores)].of]
+    return max(like_newest, key=lambda step: scores[step].value, default=None)
 
 
 def check(folder: epath.PathLike) -> None:

@@ -31,7 +31,7 @@ from jaxtyping import Array, UInt32
 from omnir1_jax import cli
 from omnir1_jax.errors import InputError
 from omnir1_jax.files import json_file, orbax_files
-from omnir1_jax.training.checkpoint_steps import RECORD, Manager, finished
+from omnir1_jax.training.checkpoint_steps import RECORD, Manager, Score, best, finished
 
 FOLDER = "checkpoints"
 # Settings that change nothing of what is learned but its rounding. Dotted; a section covers what is below it.
@@ -49,6 +49,7 @@ MAY_DIFFER = (
     "step.score_chunk",
     "thinker.attention",
     "thinker.remat",
+    "validate",
 )
 _ITEMS = ("trainable", "rest")
 
@@ -95,6 +96,7 @@ def save(
     settings: Mapping[str, Any],
     *,
     wait: bool = False,
+    score: Score | None = None,
 ) -> bool:
     """Copies the state to the host and writes it in the background; then the state may be donated.
 
@@ -106,6 +108,7 @@ def save(
       stream: this process's `Stream.get_state()`, JSON-able.
       settings: of the run, nested and JSON-able; `restore` compares them.
       wait: wait for the checkpoint before, and until this one is whole. For the last one of a run.
+      score: of this state's validation. The checkpoint with the best one stays beside the newest.
 
     Returns:
       Whether the step is saved: False where the one before was not finished.
@@ -118,7 +121,7 @@ def save(
             manager.wait_until_finished()
             manager.settle()
         return True
-    if not wait and _any_process(manager.is_saving_in_progress()):
+    if not wait and any_process(manager.is_saving_in_progress()):
         logging.warning("step %d is not saved: the checkpoint before is still being written", step)
         return False
     trees = _split(state)
@@ -127,7 +130,7 @@ def save(
         "settings": _plain(settings),
         "checksums": _checksums(trees),
         "stream": dict(stream),
-    }
+    } | ({} if score is None else {"validation": score._asdict()})
     manager.wait_until_finished()
     manager.settle()
     manager.begin(step)
@@ -192,6 +195,11 @@ def load_trainable(path: epath.PathLike, trainable: Any, step: int | None = None
     Raises:
       InputError: nothing (good) there, or parameters of other shapes.
     """
+    return read_trainable(path, trainable, step)[1]
+
+
+def read_trainable(path: epath.PathLike, trainable: Any, step: int | None = None) -> tuple[int, Any]:
+    """`load_trainable` with the step that was read."""
     path = cli.absolute(path)
     if (path / "trainable").is_dir():
         folder, steps = path.parent, [path.name]
@@ -206,8 +214,27 @@ def load_trainable(path: epath.PathLike, trainable: Any, step: int | None = None
             steps = [step]
     trees = {"trainable": _named(like(trainable))}
     read = lambda at: _read(at, trees, lambda at, run: None, same_dtype=False)
-    _, (_, found) = _newest(folder, steps, read)
-    return _filled(trainable, found["trainable"])
+    newest, (_, found) = _newest(folder, steps, read)
+    return int(newest), _filled(trainable, found["trainable"])
+
+
+def named_step(workdir: epath.PathLike, name: str) -> int | None:
+    """The step of a run's checkpoint by its name: "best", "last" (None: the newest good one), or its number.
+
+    Raises:
+      InputError: none of these, or no checkpoint was validated.
+    """
+    folder = cli.absolute(workdir) / FOLDER
+    if name in ("", "last"):
+        return None
+    if name == "best":
+        found = best(folder, finished(folder))
+        if found is None:
+            raise InputError(f"--step=best: no checkpoint in {folder} was validated; see config.validate.every")
+        return found
+    if not (name.isascii() and name.isdecimal() and len(name) < 10):
+        raise InputError(f"--step: {name!r} is none of best, last, or a checkpoint's number")
+    return int(name)
 
 
 @no_type_check
@@ -263,12 +290,13 @@ def _agreed(read: Callable, *args: Any) -> Any:
     # A damaged file can make anything of orbax and tensorstore fail; arrays raise a plain Exception.
     except Exception as error:
         why = f"{type(error).__name__}: {str(error).strip()[:200]}".replace("\n", " ")
-    if _any_process(why is not None):
+    if any_process(why is not None):
         raise _Damaged(why or "another process cannot read it")
     return result
 
 
-def _any_process(flag: bool) -> bool:
+def any_process(flag: bool) -> bool:
+    """Whether the flag is set in any process. Called by all of them."""
     if jax.process_count() == 1:
         return flag
     return bool(np.any(multihost_utils.process_allgather(np.asarray(flag))))

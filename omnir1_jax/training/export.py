@@ -1,5 +1,6 @@
 """The trained weights of a run as a directory that transformers and this package load."""
 
+import json
 import tempfile
 from typing import Any
 
@@ -24,20 +25,27 @@ def merged(config: Any, loaded: Loaded, trainable: Any) -> dict[str, Any]:
     return loaded.params | {"text": like(trainable, loaded.params["text"])}
 
 
-def save(path: epath.PathLike, config: Any, loaded: Loaded, trainable: Any, **layout: Any) -> None:
+STEP = "training.json"  # beside the weights: {"step": 200}
+
+
+def save(
+    path: epath.PathLike, config: Any, loaded: Loaded, trainable: Any, *, step: int | None = None, **layout: Any
+) -> None:
     """Writes the trained model, whole or not at all: the thinker in Hugging Face layout, or SAM 2.
 
     Called by every process of the run; the first one writes, and has room for the whole model in its host memory.
 
     Args:
+      step: of the run, told in `STEP`.
       layout: of `pretrained.save`; a segmenter takes `owner` and `flag` only.
     """
     masks = config.objective == "masks"
     found = gathered(trainable if masks else merged(config, loaded, trainable))
+    about = {} if step is None else {STEP: json.dumps({"step": step}).encode() + b"\n"}
     if jax.process_index():
         return
     if masks:
-        sam2.export(path, loaded.models.segmenter.model, found, **layout)
+        sam2.export(path, loaded.models.segmenter.model, found, files=about, **layout)
         return
     source = epath.Path(config.thinker.path) if config.thinker.path else None
     files = text_files(source, loaded.tokenizer)
@@ -48,7 +56,7 @@ def save(path: epath.PathLike, config: Any, loaded: Loaded, trainable: Any, **la
         loaded.models.thinker,
         found,
         base=None if source is None else hf_config.read_json(source),
-        files=hf_processor.with_processor(loaded.models.thinker.config, files),
+        files=hf_processor.with_processor(loaded.models.thinker.config, files) | about,
         **layout,
     )
 

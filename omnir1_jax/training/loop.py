@@ -2,9 +2,10 @@
 
 import contextlib
 import json
+import math
 import time
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import orbax.checkpoint as ocp
@@ -26,17 +27,36 @@ from omnir1_jax.reporting import lines, names
 from omnir1_jax.reporting.log import METRICS, RunLog
 from omnir1_jax.reporting.train_report import write_report
 from omnir1_jax.rl.learn import TrainState
-from omnir1_jax.training import attempts, checkpointing, export, rollout_log, workdir
+from omnir1_jax.training import attempts, checkpoint_steps, checkpointing, export, rollout_log, workdir
 from omnir1_jax.training.attempts import Progress
 from omnir1_jax.training.watch import Watch
 from omnir1_jax.training.workdir import CACHE, CONFIG, FLAG, REPORT, SUMMARY
 
 
-def train(config: ConfigDict, path: epath.PathLike, *, quiet: bool = False) -> TrainState | None:
+class Validated(NamedTuple):
+    """What a validation found.
+
+    Attributes:
+      metrics: by name; empty in processes but the first.
+      score: the same in all processes.
+    """
+
+    metrics: dict[str, float]
+    score: checkpointing.Score
+
+
+# From a run to a function of the trained parameters. `inference.validation.Validation`, which is of a later room.
+MakeValidation = Callable[[Run], Callable[[Any], Validated]]
+
+
+def train(
+    config: ConfigDict, path: epath.PathLike, *, quiet: bool = False, validation: MakeValidation | None = None
+) -> TrainState | None:
     """Runs `config.steps` steps, from the newest good checkpoint of the work directory `path` if there is one.
 
     Args:
       quiet: nothing on the terminal.
+      validation: what `config.validate` is done by.
 
     Returns:
       the state after the last step; None where a signal ended the run before, its state saved.
@@ -49,17 +69,25 @@ def train(config: ConfigDict, path: epath.PathLike, *, quiet: bool = False) -> T
     valid.check(config)
     folder, peers = epath.Path(path), agree.joined()
     agree.same(peers, "settings", lambda: facts.of_settings(config))
+    if config.validate.every and validation is None:
+        raise InputError("validate.every: this caller of training.loop.train gives no validation; set it to 0")
     with workdir.hold(folder, config) as mark, attempts.attempt(folder, peers) as progress:
-        return _train(config, folder, mark, progress, quiet)
+        return _train(config, folder, mark, progress, quiet, validation)
 
 
 def _train(
-    config: ConfigDict, folder: epath.Path, mark: Mark | None, progress: Progress, quiet: bool
+    config: ConfigDict,
+    folder: epath.Path,
+    mark: Mark | None,
+    progress: Progress,
+    quiet: bool,
+    validation: MakeValidation | None,
 ) -> TrainState | None:
     """`train` in a work directory that is held; `mark` is its mark in the first process, None in the others."""
     plain = settings.saved_form(config)
     keep_compiled(folder / CACHE)  # a resumed run does not compile again
     run = build(config)
+    validate = validation(run) if validation is not None and config.validate.every else None
     stream = batches(run)
     with _closed(checkpointing.manager(folder, config.checkpoint.keep)) as manager, signals.stop_flag() as stop:
         target = checkpointing.like(run.state)
@@ -84,6 +112,10 @@ def _train(
             log.say(f"note: {note}")
         step, saved, key = done, done, step_key(config, run.mesh)
         watch = Watch(config.step.updates if config.objective == "grpo" else 1, int(jax.device_get(state.skipped)))
+        if validate is not None and config.validate.at_start and not done:
+            validated, _ = timed(validate, state.trainable)
+            if log is not None:
+                log.start(validated)
         for step in range(done + 1, config.steps + 1):
             started, progress.step = time.perf_counter(), step
             batch = next(stream)
@@ -92,23 +124,29 @@ def _train(
             state, metrics, rollout = run.steps[batch.family](state, run.frozen, made, key)
             metrics = {**jax.device_get(metrics), **data_metrics(stream, waited)}
             watch.step(int(jax.device_get(state.skipped)), metrics.get("learn/flat_groups"))
+            seconds, validated, score = time.perf_counter() - started, {}, None
+            stopped = stop(step)  # asked once per step, so that no stop goes unsaved
+            # A stop is not kept waiting: the validation of its step is left out.
+            if validate is not None and not stopped and (due(step, config.validate.every) or step == config.steps):
+                validated, score = timed(validate, state.trainable)
             if log is not None:
-                log.step(step, metrics, time.perf_counter() - started, batch.family)
+                log.step(step, metrics, seconds, batch.family, validated)
                 tell(log, run, step, batch, made, rollout)
                 if note := watch.note():
                     log.say(f"note: {note}")
             if not manager.is_saving_in_progress():
                 manager.wait_until_finished()  # raises what went wrong in the background, not only at the next save
-            last = stop(step) or step == config.steps  # asked once a step, so that no stop goes unsaved
+            last = stopped or step == config.steps
             if config.optimizer.max_skipped and watch.row >= config.optimizer.max_skipped:
                 if log is not None:
                     log.close()
                 raise InputError(diverged(config, folder, step, watch.row, max(manager.all_steps(), default=0)))
             # What is saved in a row of skipped updates may be what they are skipped for: it pushes out no good one.
-            if not watch.row and (last or due(step, config.checkpoint.every)):
+            better = score is not None and checkpointing.any_process(beats(score, manager))
+            if not watch.row and (last or better or due(step, config.checkpoint.every)):
                 if log is not None:
                     log.flush()
-                if checkpointing.save(manager, step, state, stream.get_state(), plain, wait=last):
+                if checkpointing.save(manager, step, state, stream.get_state(), plain, wait=last, score=score):
                     saved = step
             if last:
                 break
@@ -176,6 +214,22 @@ def train_on(config: ConfigDict, folder: epath.Path) -> str:
     )
 
 
+def timed(validate: Callable[[Any], Validated], trainable: Any) -> tuple[dict[str, float], checkpointing.Score | None]:
+    """Metrics of a validation with the seconds it took, and its score where there is one."""
+    started = time.perf_counter()
+    metrics, score = validate(trainable)
+    metrics = {**metrics, "time/validate": time.perf_counter() - started}
+    return metrics, score if math.isfinite(score.value) else None
+
+
+def beats(score: checkpointing.Score, manager: checkpointing.Manager) -> bool:
+    """Whether a score is better than that of every checkpoint that was validated alike."""
+    manager.wait_until_finished()  # the newest is compared with, and the best one is not passed over
+    steps = manager.all_steps()
+    scores = [checkpoint_steps.score(manager.directory, step) for step in steps]
+    return all(other.value < score.value for other in scores if other is not None and other.of == score.of)
+
+
 def due(step: int, every: int) -> bool:
     """Whether a step is one of every so many; 0: none is."""
     return bool(every) and step % every == 0
@@ -207,15 +261,27 @@ def tell(log: RunLog, run: Run, step: int, batch: Batch, made: Any, rollout: Any
 def finish(folder: epath.Path, mark: Mark | None, run: Run, state: TrainState) -> None:
     """The trained weights, the summary and the report. Called by every process, written by the first."""
     owner = mark.id if mark is not None else ""
-    export.save(folder / "weights", run.config, run.loaded, state.trainable, owner=owner, flag=FLAG)
+    step = int(jax.device_get(state.step))
+    export.save(folder / "weights", run.config, run.loaded, state.trainable, step=step, owner=owner, flag=FLAG)
     if mark is None:
         return
     rows = list(lines.read_metrics(regular_file.read_bytes(folder / METRICS), str(folder / METRICS)))
     with file(folder, SUMMARY, FLAG) as scratch:
-        scratch.write_text(json.dumps(summary(run.config, rows), indent=2) + "\n")
+        scratch.write_text(json.dumps(summary(run.config, rows) | best(folder, step), indent=2) + "\n")
     begin(folder, REPORT, FLAG)
     write_report(folder)
-    print(f"{folder}: weights/, summary.json, report.html")
+    print(f"{folder}: weights/ (of step {step}), summary.json, report.html")
+
+
+def best(folder: epath.Path, last: int) -> dict[str, Any]:
+    """For the summary: the steps of `weights/` and of the best checkpoint, where any was validated."""
+    steps = folder / checkpointing.FOLDER
+    found = checkpoint_steps.best(steps, checkpoint_steps.finished(steps))
+    if found is None:
+        return {"weights": {"step": last}}
+    if found != last:
+        print(f"best is step {found}: python -m omnir1_jax.convert export {folder} DIRECTORY --step=best")
+    return {"weights": {"step": last}, "best": {"step": found, "score": checkpoint_steps.score(steps, found).value}}
 
 
 def summary(config: ConfigDict, rows: list[Mapping[str, Any]]) -> dict[str, Any]:
@@ -230,8 +296,8 @@ def summary(config: ConfigDict, rows: list[Mapping[str, Any]]) -> dict[str, Any]
     return {
         "name": config.name,
         "objective": config.objective,
-        "steps": len(rows),
-        "seconds": sum(row["seconds"] or 0.0 for row in rows),
+        "steps": sum("seconds" in row for row in rows),
+        "seconds": sum(row.get("seconds") or 0.0 for row in rows),
         "first": {name: mean(series[name][: ends[name]]) for name in sorted(series)},
         "last": {name: mean(series[name][-ends[name] :]) for name in sorted(series)},
     }

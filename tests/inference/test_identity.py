@@ -26,7 +26,7 @@ from omnir1_jax.text.vocab import byte_vocab
 from tests.data import qwen_oracle
 from tests.inference import small
 
-IDLE = {"out", "checkpoint"}  # the weights count, not their path
+IDLE = {"out", "checkpoint", "step"}  # the weights count, not where they are from
 OTHER = dict(
     benchmark="mevis", split="train", root="elsewhere", tasks=("vos",), limit=3, frames=4, sampling="video", tokens=6,
     prompt="direct", audio_seconds=2.0, sound="muted", keyframes="first", system2="oracle", boxes="boxes.jsonl",

@@ -43,7 +43,7 @@ class Stream(Prefetch):
 def train(monkeypatch, tmp_path):
     """`train(bad=steps, flat=steps, **changes)`: a run in `tmp_path`; its checkpoints' steps."""
 
-    def run(bad=(), flat=(), steps=12, schedule="constant", **changes):
+    def run(bad=(), flat=(), steps=12, schedule="constant", scores=None, **changes):
         config = settings.defaults()
         config.steps, config.optimizer.schedule = steps, schedule
         config.checkpoint.every, config.log.tensorboard = 2, False
@@ -60,11 +60,14 @@ def train(monkeypatch, tmp_path):
         state = TrainState(zero, {"w": jnp.ones(2)}, {"m": jnp.zeros(2)}, zero)
         made = Run(config, None, None, None, state, [], {"vos": step}, lambda family, arrays: None, None)
         # Steps take no time, so that the next checkpoint would come before the last is written.
-        monkeypatch.setattr(checkpointing, "save", lambda *args, wait: SAVE(*args, wait=True))
+        monkeypatch.setattr(checkpointing, "save", lambda *args, wait, score: SAVE(*args, wait=True, score=score))
         monkeypatch.setattr(loop, "build", lambda config: made)
         monkeypatch.setattr(loop, "batches", lambda run: Stream())
         monkeypatch.setattr(loop, "finish", lambda *_: None)
-        assert loop.train(config, tmp_path / "run") is not None
+        made_of = iter(scores or ())
+        validated = lambda value: loop.Validated({"validate/vos/J&F": value}, checkpointing.Score("these", value))
+        validation = lambda run: lambda trainable: validated(next(made_of))
+        assert loop.train(config, tmp_path / "run", validation=validation) is not None
         return kept(tmp_path)
 
     return run
@@ -94,6 +97,25 @@ def test_nothing_is_saved_within_a_row_of_skipped_updates(train):
 
 def test_a_run_without_the_limit_goes_to_its_end(train):
     assert train(bad=range(5, 100), **{"optimizer.max_skipped": 0}) == [2, 4]
+
+
+def test_the_best_validated_checkpoint_stays_beside_the_newest(train, tmp_path, capsys):
+    every = {"validate.every": 3, "validate.at_start": False}
+    # Saved at 3 and 6 since they are the best so far; 9 is neither best nor due.
+    assert train(scores=(1.0, 5.0, 4.0, float("nan")), **every) == [6, 10, 12]
+    assert checkpointing.named_step(tmp_path / "run", "best") == 6
+    # Another validation is not compared with this one, and one that is better takes its place.
+    assert train(steps=15, scores=(6.0,), **every) == [14, 15]
+    assert checkpointing.named_step(tmp_path / "run", "best") == 15
+    with pytest.raises(InputError, match="--step=best: no checkpoint in .* was validated"):
+        checkpointing.named_step(tmp_path, "best")
+
+
+def test_validation_needs_a_caller_that_brings_it(tmp_path):
+    config = settings.defaults()
+    config.validate.every = 1
+    with pytest.raises(InputError, match="validate.every: this caller"):
+        loop.train(config, tmp_path / "run")
 
 
 def test_a_stretch_of_flat_groups_is_noted_once(train, capsys):

@@ -14,9 +14,13 @@ from omnir1_jax.config.settings import datasets, defaults, task
 from omnir1_jax.data.synthetic import writers
 from omnir1_jax.data.synthetic.world import WorldConfig
 from omnir1_jax.errors import InputError
+from omnir1_jax.inference import benchmark, load
+from omnir1_jax.inference.tasks import Options
+from omnir1_jax.inference.validation import Validation
 from omnir1_jax.models import lora
 from omnir1_jax.models.qwen_omni import pretrained
 from omnir1_jax.reporting.lines import read
+from omnir1_jax.training import checkpointing
 from omnir1_jax.training.loop import summary, train
 from tests.data import qwen_oracle
 
@@ -38,6 +42,7 @@ def root(tmp_path_factory):
     """A folder with the datasets and a tokenizer."""
     folder = tmp_path_factory.mktemp("root")
     writers.LAYOUTS["revos"](folder / "ReVOS", WORLD, 6, 0)
+    writers.LAYOUTS["mevis"](folder / "MeViS", WORLD, 2, 0)
     writers.LAYOUTS["refavs"](folder / "RefAVS", WORLD, 6, 0)
     qwen_oracle.save_tokenizer(folder / "tokenizer")
     return folder
@@ -100,15 +105,18 @@ def config(root, *tasks: str) -> ConfigDict:
 def one_device():
     """These runs are of one device, whatever the suite has."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(setup, "mesh_of", lambda config: None)
+        for module in (setup, load):
+            patch.setattr(module, "mesh_of", lambda config: None)
         yield
 
 
 @pytest.fixture(scope="module")
 def done(root, tmp_path_factory):
     """The work directory of a finished run over both families."""
-    workdir = tmp_path_factory.mktemp("run") / "both"
-    train(config(root, "vos", "refavs"), workdir, quiet=True)
+    workdir, c = tmp_path_factory.mktemp("run") / "both", config(root, "vos", "refavs")
+    c.checkpoint.every, c.checkpoint.keep = 2, 1
+    c.validate.update(every=1, benchmark="mevis", root=str(root / "MeViS"), limit=2, batch_size=2)
+    train(c, workdir, quiet=True, validation=Validation)
     return workdir
 
 
@@ -119,14 +127,42 @@ def test_a_run_leaves_all_that_was_promised(done):
         "summary.json", "report.html",
     }  # fmt: skip
     rows = list(read((done / "metrics.jsonl").read_bytes(), "metrics"))
-    assert [row["step"] for row in rows] == [1, 2]
+    assert [row["step"] for row in rows] == [0, 1, 2]
+    rows = rows[1:]
     assert all(np.isfinite(row["learn/loss"]) and row["learn/sampler_gap"] < 1e-3 for row in rows)
     assert rows[-1]["data/bad"] == 0
     told = list(read((done / "rollouts.jsonl").read_bytes(), "rollouts"))
     assert {line["family"] for line in told} == {"vos", "refavs"} and len(told) == 4
     assert all({"query", "completion", "rewards", "failures"} <= line.keys() for line in told)
     assert list((done / "pictures").glob("2/*.png"))
-    assert json.loads((done / "summary.json").read_text())["steps"] == 2
+    found = json.loads((done / "summary.json").read_text())
+    assert found["steps"] == 2 and found["weights"] == {"step": 2}
+    assert json.loads((done / "weights/training.json").read_text()) == {"step": 2}
+
+
+def test_validation_is_the_evaluation_of_that_step_and_the_best_is_kept(done, root, tmp_path):
+    rows = list(read((done / "metrics.jsonl").read_bytes(), "metrics"))
+    scores = {row["step"]: row["validate/mevis/J&F"] for row in rows}
+    best = max((1, 2), key=lambda step: (scores[step], -step))
+    kept = sorted(int(path.name) for path in (done / "checkpoints").iterdir() if path.name.isdecimal())
+    assert kept == sorted({best, 2})
+    assert json.loads((done / "summary.json").read_text())["best"] == {"step": best, "score": scores[best]}
+    c = config(root, "vos", "refavs")
+    c.validate.update(every=1, benchmark="mevis", root=str(root / "MeViS"))
+    validation = Validation(setup.build(c))
+    for name, step in (("", 2), ("best", best)):
+        systems = load.load_systems(str(done), step=name)
+        options = Options("mevis", root=str(root / "MeViS"), limit=2, batch_size=2)
+        results = benchmark.evaluate(systems, options, tmp_path / f"out{name}", quiet=True)
+        assert results[""]["table"]["J&F"] == scores[step], name
+        # Models of so few steps find nothing, so that the scores alone would not tell weights apart.
+        trainable = checkpointing.load_trainable(done, validation.run.state.trainable, step)
+        assert load.fingerprint(validation.systems(trainable)) == load.fingerprint(systems)
+    assert load.fingerprint(validation.systems(validation.run.state.trainable)) != load.fingerprint(systems)
+    with pytest.raises(InputError, match="no checkpoint of step 7"):
+        load.load_systems(str(done), step="7")
+    with pytest.raises(InputError, match="--step: 'first' is none of best, last, or a checkpoint's number"):
+        load.load_systems(str(done), step="first")
 
 
 def test_the_report_asks_for_nothing_and_escapes(done):

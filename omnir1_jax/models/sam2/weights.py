@@ -1,6 +1,8 @@
 """Hugging Face names of SAM 2.1's parameters; loading and export."""
 
 import json
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import flax.linen as nn
@@ -213,6 +215,7 @@ def export(
     model: Sam2,
     params: Any,
     *,
+    files: Mapping[str, bytes] = MappingProxyType({}),
     max_shard_bytes: int = MAX_SHARD_BYTES,
     owner: str = "",
     flag: str = "weights",
@@ -220,10 +223,10 @@ def export(
     """Writes a directory that transformers' `Sam2VideoModel` (or `Sam2Model`, without `video`) and `load` read.
 
     Tensors keep the names, order of axes and dtype of a checkpoint: what `load` read comes out bit for bit. The
-    directory appears by rename. `path`, `owner` and `flag` as for `checkpoint.save_params`.
+    directory appears by rename, `files` (by name) in it. `path`, `owner` and `flag` as for `checkpoint.save_params`.
     """
     config = to_hf(model.config) | {"dtype": jnp.dtype(jax.tree.leaves(params)[0].dtype).name}
-    files = {"config.json": json.dumps(config, indent=2, sort_keys=True).encode()}
+    files = {**files, "config.json": json.dumps(config, indent=2, sort_keys=True).encode()}
     save_params(
         path,
         leaves(model.config),

@@ -1,0 +1,129 @@
+"""Validation during a training run: `run.evaluate` on held-out items, with the weights of the moment."""
+
+import math
+import statistics
+import tempfile
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from omnir1_jax.build.run import Run
+from omnir1_jax.config.sections import Validate
+from omnir1_jax.config.settings import section
+from omnir1_jax.errors import InputError
+from omnir1_jax.inference import identity, load, run, tasks
+from omnir1_jax.inference.load import Systems
+from omnir1_jax.inference.samples import Task
+from omnir1_jax.inference.tasks import Options
+from omnir1_jax.training import export
+from omnir1_jax.training.checkpointing import Score
+from omnir1_jax.training.loop import Validated
+
+PREFIX = "validate"
+
+
+class Validation:
+    """What the section `validate` asks for, of one run.
+
+    Called by every process of the run: all compute every batch, the first one writes predictions (to a directory of
+    its own, removed at the end) and scores them.
+    """
+
+    def __init__(self, made: Run):
+        """Opens the benchmark. Nothing is compiled.
+
+        Raises:
+          InputError: a benchmark, task or objective that cannot be validated; names the setting.
+        """
+        own = self._own = section(Validate, made.config.validate)
+        if made.frozen is None:
+            raise InputError("validate.every: objective 'masks' trains no answers that could be validated; set it to 0")
+        self.run = made
+        self._options = Options(
+            own.benchmark, own.split, own.root, own.tasks, own.limit, batch_size=own.batch_size, system2=own.system2
+        )
+        systems = load.systems(made.config, made.loaded, mesh=made.mesh, frozen=made.frozen)
+        if jax.process_count() > 1 and systems.models.on_host:
+            raise InputError("validate.every: System 2 on the host is validated in one process only; set it to 0")
+        try:
+            self._tasks = list(tasks.tasks(systems, self._options))
+        except InputError as error:
+            raise InputError(f"validate: {str(error).removeprefix('--')}") from error
+        names = [task.name for task in self._tasks]
+        if own.metric and own.metric.partition("/")[0] not in names:
+            raise InputError(f"validate.metric: {own.metric!r} does not begin with a task, {' or '.join(names)}")
+
+    def __call__(self, trainable: Any) -> Validated:
+        """Metrics of the trained parameters in the first process, and the score in all.
+
+        Raises:
+          InputError: no metric of that name; names the setting.
+        """
+        systems, tables = self.systems(trainable), {}
+        for task in self._tasks:
+            if jax.process_index() == 0:
+                with tempfile.TemporaryDirectory(prefix="omnir1_jax_validate_") as folder:
+                    results = run.evaluate(systems, task, self._options, folder, quiet=True, values={})
+                tables[task.name] = flat(results["table"])
+            else:
+                _compute(systems, task, self._options)
+        metrics = self._metrics(tables)
+        value = self._value(tables) if tables else 0.0
+        if jax.process_count() > 1:  # as two words, since 64 bits would be rounded
+            words = multihost_utils.broadcast_one_to_all(np.array([value], np.float64).view(np.uint32))
+            value = float(np.asarray(words, np.uint32).view(np.float64)[0])
+        same = {name: setting for name, setting in vars(self._own).items() if name not in ("every", "at_start", "root")}
+        return Validated(metrics, Score(repr(same), value))
+
+    def systems(self, trainable: Any) -> Systems:
+        """The systems with the trained parameters, a copy of them in the dtype of the frozen ones."""
+        config, loaded, frozen = self.run.config, self.run.loaded, self.run.frozen
+        params = export.merged(config, loaded, trainable)
+        if self._own.system2 == "self":
+            towers = {name: params[name] for name in ("vision", "audio")}
+            frozen = frozen.replace(towers=towers, reference=params["text"])
+        return load.systems(config, loaded._replace(params=params), mesh=self.run.mesh, frozen=frozen)
+
+    def _metrics(self, tables: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+        return {
+            f"{PREFIX}/{task}/{name}": table[name]
+            for task, table in tables.items()
+            for name in self._chosen(task, table)
+        }
+
+    def _chosen(self, task: str, table: Mapping[str, float]) -> list[str]:
+        chosen = [name for name in self._own.metrics if name in table]
+        if not chosen:
+            known = ", ".join(table) or "nothing, since its ground truth is kept by a server"
+            raise InputError(f"validate.metrics: the table of {task} has none of these, but {known}")
+        return chosen
+
+    def _value(self, tables: Mapping[str, Mapping[str, float]]) -> float:
+        if not self._own.metric:
+            return statistics.fmean(table[self._chosen(task, table)[0]] for task, table in tables.items())
+        task, _, name = self._own.metric.partition("/")
+        if name not in tables[task]:
+            raise InputError(f"validate.metric: the table of {task} has no {name!r}, but {', '.join(tables[task])}")
+        return tables[task][name]
+
+
+def _compute(systems: Systems, task: Task, options: Options) -> None:
+    """What another process than the first has to compute with it."""
+    room = identity.padded_batch_size(systems, options)
+    groups = run.batched(tasks.positions(task, options), room)
+    for _ in run.answered(systems, task, options, groups, room):
+        pass
+
+
+def flat(table: Mapping[str, Any], above: str = "") -> dict[str, float]:
+    """The finite numbers of a nested table, by names with slashes."""
+    found: dict[str, float] = {}
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            found |= flat(value, f"{above}{key}/")
+        elif isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+            found[f"{above}{key}"] = float(value)
+    return found
