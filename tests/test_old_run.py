@@ -72,13 +72,8 @@ def test_its_metrics_without_tasks_are_reported(old):
 
 
 @pytest.mark.slow
-def test_it_ends_bit_for_bit_as_a_run_of_today(old, tmp_path):
+def test_it_ends_as_a_run_of_today(old, tmp_path):
     train(old)
     train(tmp_path / "today")
     close(rows(tmp_path / "today"), rows(OLD))
     close(rows(old), rows(OLD))
-    runs = (old, tmp_path / "today", OLD)
-    now, today, then = (json.loads((run / "checkpoints/6/run/process_0.json").read_text())["checksums"] for run in runs)
-    print("the same bits as when it was made:", today == then)
-    if today == then:  # on the kind of machine that made it
-        assert now == today
