@@ -24,7 +24,7 @@ from omnir1_jax.errors import InputError
 from omnir1_jax.evaluation import predictions
 from omnir1_jax.inference import from_checkpoint, load, scores, tasks
 from omnir1_jax.inference import run as runs
-from omnir1_jax.inference.samples import Task
+from omnir1_jax.inference.samples import Benchmark
 from omnir1_jax.inference.tasks import Options
 
 CLIPS, BATCH = 48, 8
@@ -57,25 +57,25 @@ def run(quick: bool) -> dict:
     count, repeats = (QUICK_CLIPS, 1) if quick else (CLIPS, 3)
     options = Options(tasks.SYNTHETIC, tasks=("vos",), limit=count, batch_size=BATCH)
     made = load.load_systems(from_checkpoint.TOY)
-    (task,) = tasks.tasks(made, options)
-    task = _held(task, options)
+    (benchmark,) = tasks.benchmarks(made, options)
+    benchmark = _held(benchmark, options)
     config = made.config
     spoken = made.models.grounder.sampling
-    usual = usual_pipeline.load(config.thinker.path, config.sam2.path, made.tokenizer, task, made.step, spoken)
+    usual = usual_pipeline.load(config.thinker.path, config.sam2.path, made.tokenizer, benchmark, made.step, spoken)
     with tempfile.TemporaryDirectory() as scratch:
         folders = iter(pathlib.Path(scratch, str(n)) for n in range(100))
 
         def ours() -> pathlib.Path:
             out = next(folders)
-            runs.evaluate(made, task, options, out, quiet=True)
+            runs.evaluate(made, benchmark, options, out, quiet=True)
             return out
 
         def theirs() -> pathlib.Path:
             out = next(folders)
-            _evaluate(usual, usual_pipeline.answer, task, count, out)
+            _evaluate(usual, usual_pipeline.answer, benchmark, count, out)
             return out
 
-        figures = _agreement(task, ours(), theirs())  # compiled, and warm
+        figures = _agreement(benchmark, ours(), theirs())  # compiled, and warm
         threads = {}
         for number in {os.cpu_count() or 1, 1}:
             torch.set_num_threads(number)
@@ -93,11 +93,11 @@ def run(quick: bool) -> dict:
     }
 
 
-def _held(task: Task, options: Options) -> Task:
-    if task.family != "vos":
-        raise InputError(f"evaluate: {task.name} is no video segmentation")
-    positions = tasks.positions(task, options)
-    return Task(**{**vars(task), "reader": Kept(task.reader, positions)})
+def _held(benchmark: Benchmark, options: Options) -> Benchmark:
+    if benchmark.family != "vos":
+        raise InputError(f"evaluate: {benchmark.name} is no video segmentation")
+    positions = tasks.positions(benchmark, options)
+    return Benchmark(**{**vars(benchmark), "reader": Kept(benchmark.reader, positions)})
 
 
 def _seconds(function: Callable[[], Any]) -> float:
@@ -106,13 +106,13 @@ def _seconds(function: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
-def _evaluate(usual: Any, answer: Callable[..., Any], task: Task, count: int, out: pathlib.Path) -> None:
+def _evaluate(usual: Any, answer: Callable[..., Any], benchmark: Benchmark, count: int, out: pathlib.Path) -> None:
     """The other side's evaluation, with the same files in the end."""
     lines = []
     for start in range(0, count, BATCH):
         positions = range(start, min(start + BATCH, count))
         for position, found in zip(positions, answer(usual, positions)):
-            ref = task.reader[position]
+            ref = benchmark.reader[position]
             names = scores.names(ref, len(found.masks))
             predictions.write(str(out / "predictions"), *scores.place(ref), names, found.masks)
             score = scores.score(ref, found.masks)
@@ -121,16 +121,16 @@ def _evaluate(usual: Any, answer: Callable[..., Any], task: Task, count: int, ou
         scratch.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
-def _agreement(task: Task, ours: pathlib.Path, theirs: pathlib.Path) -> dict[str, float]:
+def _agreement(benchmark: Benchmark, ours: pathlib.Path, theirs: pathlib.Path) -> dict[str, float]:
     """Share of equal answers, mean IoU of one side's masks with the other's, and both sides' J and F."""
     mine, other = (
         {line["position"]: line for line in map(json.loads, (out / "results.jsonl").read_text().splitlines())}
         for out in (ours, theirs)
     )
     same, overlap = [], []
-    for position in range(len(task.reader)):
+    for position in range(len(benchmark.reader)):
         same.append(mine[position]["completion"] == other[position]["completion"])
-        ref = task.reader[position]
+        ref = benchmark.reader[position]
         names = scores.names(ref, len(ref.frames))
         a, b = (predictions.read(str(out / "predictions"), *scores.place(ref), names) > 0 for out in (ours, theirs))
         overlap.append((a & b).sum() / (a | b).sum() if (a | b).any() else 1.0)

@@ -26,7 +26,7 @@ from omnir1_jax.data import frame_sampling, media
 from omnir1_jax.data.clips import DecodedClip, decode
 from omnir1_jax.data.preprocess import pixels, tokens
 from omnir1_jax.errors import InputError
-from omnir1_jax.inference.samples import Task
+from omnir1_jax.inference.samples import Benchmark
 from omnir1_jax.models.qwen_omni.sample import Sampling
 from omnir1_jax.models.qwen_omni.vision import MEAN, STD
 from omnir1_jax.models.sam2.pixels import MEAN as SAM_MEAN
@@ -43,7 +43,7 @@ class Usual(NamedTuple):
     thinker: Any
     sam2: Any
     words: PreTrainedTokenizerBase
-    task: Task
+    task: Benchmark
     step: StepConfig
     grounding: Sampling
 
@@ -57,7 +57,7 @@ class Answered(NamedTuple):
 
 
 def load(
-    thinker: str, sam2: str, words: PreTrainedTokenizerBase, task: Task, step: StepConfig, grounding: Sampling
+    thinker: str, sam2: str, words: PreTrainedTokenizerBase, task: Benchmark, step: StepConfig, grounding: Sampling
 ) -> Usual:
     """Both models in float32 from directories in Hugging Face layout."""
     omni = Qwen2_5OmniThinkerForConditionalGeneration.from_pretrained(pathlib.Path(thinker), dtype=torch.float32)

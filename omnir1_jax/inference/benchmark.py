@@ -12,7 +12,7 @@ from etils import epath
 from omnir1_jax.errors import InputError
 from omnir1_jax.files import folders
 from omnir1_jax.inference import identity, load, report, run, store, tasks
-from omnir1_jax.inference.samples import Task
+from omnir1_jax.inference.samples import Benchmark
 from omnir1_jax.inference.store import RESULTS, RUN
 from omnir1_jax.inference.tasks import Options
 from omnir1_jax.reporting.example import finite
@@ -22,7 +22,7 @@ class Part(NamedTuple):
     """One evaluation of a benchmark: a task with one rule for keyframes, in its own directory."""
 
     label: str
-    task: Task
+    benchmark: Benchmark
     options: Options
 
 
@@ -41,7 +41,7 @@ def evaluate(
     several = len(parts) > 1
     tops = list(dict.fromkeys(part.label.partition("/")[0] for part in parts)) if several else []
     weights = load.fingerprint(made)
-    values = [identity.identity(made, part.task, part.options, weights) for part in parts]
+    values = [identity.identity(made, part.benchmark, part.options, weights) for part in parts]
     store.check_folder(out)
     with folders.hold(out, store.KIND, store.FLAG, names=[*store.NAMES, *tops], adopt=store.adopt) as mark:
         if (RUN in mark.names) == several and RESULTS in mark.names:
@@ -54,8 +54,8 @@ def evaluate(
             folders.begin(out, top, store.FLAG)
         results = {}
         for part, place, own in zip(parts, places, values):
-            found = run.evaluate(made, part.task, part.options, place, quiet=quiet, values=own, owner=mark.id)
-            report.write(place, part.task, found)
+            found = run.evaluate(made, part.benchmark, part.options, place, quiet=quiet, values=own, owner=mark.id)
+            report.write(place, part.benchmark, found)
             results[part.label] = found
         if several:
             with folders.file(out, RESULTS, store.FLAG) as scratch:
@@ -64,12 +64,12 @@ def evaluate(
 
 
 def _parts(made: load.Systems, options: Options, keyframes: tuple[str, ...]) -> list[Part]:
-    asked = list(tasks.tasks(made, options))
+    asked = list(tasks.benchmarks(made, options))
     rules = keyframes or (options.keyframes,)
     parts = []
-    for task, rule in itertools.product(asked, rules):
-        if task.family != "vos" and rule != "plan" and len(rules) > 1:
+    for benchmark, rule in itertools.product(asked, rules):
+        if benchmark.family != "vos" and rule != "plan" and len(rules) > 1:
             continue
-        label = "/".join([task.name] * (len(asked) > 1) + [rule] * (len(rules) > 1))
-        parts.append(Part(label, task, dataclasses.replace(options, keyframes=rule)))
+        label = "/".join([benchmark.name] * (len(asked) > 1) + [rule] * (len(rules) > 1))
+        parts.append(Part(label, benchmark, dataclasses.replace(options, keyframes=rule)))
     return parts

@@ -17,7 +17,7 @@ import numpy as np
 from omnir1_jax.config import settings
 from omnir1_jax.inference import host
 from omnir1_jax.inference.load import Systems
-from omnir1_jax.inference.samples import Task
+from omnir1_jax.inference.samples import Benchmark
 from omnir1_jax.inference.tasks import Options
 from omnir1_jax.parallel import batch_parts
 from omnir1_jax.reporting.example import finite
@@ -62,21 +62,21 @@ def padded_batch_size(systems: Systems, options: Options) -> int:
     return -(-max(options.batch_size, 1) // parts) * parts
 
 
-def identity(systems: Systems, task: Task, options: Options, weights: str) -> dict[str, Any]:
+def identity(systems: Systems, benchmark: Benchmark, options: Options, weights: str) -> dict[str, Any]:
     """The values that an evaluation's rows depend on, JSON-ready.
 
     Args:
       weights: `load.fingerprint` of the systems.
     """
-    example, step = task.example, systems.step
+    example, step = benchmark.example, systems.step
     prompts = {"system": example.system, "template": example.template, "grounding": example.grounding}
     budgets = {name: list(vars(getattr(example, name)).values()) for name in ("policy_budget", "sharp_budget")}
     plain = {
         "options": {key: value for key, value in vars(options).items() if key not in RESCORED}
         | {"batch_size": padded_batch_size(systems, options)},
-        "task": [task.name, example.frames, example.audio_seconds],
+        "task": [benchmark.name, example.frames, example.audio_seconds],
         "weights": weights,
-        "boxes": None if task.found is None else _sha256(repr(sorted(task.found.items()))),
+        "boxes": None if benchmark.found is None else _sha256(repr(sorted(benchmark.found.items()))),
         "temperature": step.sampling.temperature,
         "noise": "by item" if step.sampling.temperature else None,
         "sampling": vars(step.sampling),
@@ -84,8 +84,8 @@ def identity(systems: Systems, task: Task, options: Options, weights: str) -> di
         "prompts": {name: _digest(text) for name, text in prompts.items()},
         "example": budgets
         | {name: getattr(example, name) for name in ("text_tokens", "frames", "audio_seconds", "max_aspect")},
-        "decode": dataclasses.asdict(task.decode),
-        "dataset": {"options": task.dataset, "items": _items(task)},
+        "decode": dataclasses.asdict(benchmark.decode),
+        "dataset": {"options": benchmark.dataset, "items": _items(benchmark)},
         "tokenizer": _arrays_digest((systems.frozen.vocab, systems.frozen.bpe)),
         "masks": _file_digest(options.masks),
         "grounder": host.digest(options.system2),
@@ -149,10 +149,10 @@ def _file_digest(path: str) -> str | None:
     return hashlib.sha256(pathlib.Path(path).read_bytes()).hexdigest() if pathlib.Path(path).is_file() else None
 
 
-def _items(task: Task) -> list[Any]:
+def _items(benchmark: Benchmark) -> list[Any]:
     """How many items the dataset has, and a digest of their ids where the reader lists them."""
-    ids = getattr(task.reader, "ids", None)
-    return [len(task.reader), None if ids is None else _digest("\n".join(ids))]
+    ids = getattr(benchmark.reader, "ids", None)
+    return [len(benchmark.reader), None if ids is None else _digest("\n".join(ids))]
 
 
 def _arrays_digest(tree: Any) -> str:

@@ -23,7 +23,7 @@ from omnir1_jax.files import regular_file
 from omnir1_jax.inference import load, records, run, samples
 from omnir1_jax.inference.answer import How
 from omnir1_jax.inference.load import Systems
-from omnir1_jax.inference.samples import Task
+from omnir1_jax.inference.samples import Benchmark
 from omnir1_jax.parallel import batch_parts
 from omnir1_jax.systems import prompts
 
@@ -130,9 +130,9 @@ def answer(systems: Systems, ask: Ask, seed: int = 0) -> Result:
         )
     entry = _entry(systems.config, ask.family)
     sound, entry.audio_seconds = _sound(ask, ref, entry.audio_seconds)
-    task = _task(systems, ask, entry, ref, sound)
-    check_query(ask, task, systems)
-    sample = samples.read(task, 0)
+    benchmark = _benchmark(systems, ask, entry, ref, sound)
+    check_query(ask, benchmark, systems)
+    sample = samples.read(benchmark, 0)
     if sample.fault is not None:
         raise InputError(f"{ask.video}: {sample.fault}")
     parts = 1 if systems.mesh is None else batch_parts(systems.mesh)
@@ -145,7 +145,7 @@ def answer(systems: Systems, ask: Ask, seed: int = 0) -> Result:
     if masks is not None and any(keyframe["boxes"] for keyframe in line["keyframes"]):
         height, width = sample.size
         kept = masks[0, : len(sample.clip), :height, :width]
-    seen = tuple(int(t) for t in choose_frames(ref, count, task.decode, np.random.default_rng(0)))
+    seen = tuple(int(t) for t in choose_frames(ref, count, benchmark.decode, np.random.default_rng(0)))
     return Result(ask, ref, count, sample.size, fps, times, seen, sound, line, kept)
 
 
@@ -176,7 +176,7 @@ def clip_ref(ask: Ask) -> ClipRef:
     return ClipRef("infer", path.name, ask.family, ask.query, frames, sound, extra=extra)
 
 
-def check_query(ask: Ask, task: Task, systems: Systems) -> None:
+def check_query(ask: Ask, benchmark: Benchmark, systems: Systems) -> None:
     """InputError for a query that is empty, holds control tokens, or does not fit its prompt."""
     flag, words = "--query", systems.tokenizer
     if not ask.query.strip():
@@ -188,7 +188,7 @@ def check_query(ask: Ask, task: Task, systems: Systems) -> None:
             raise InputError(f"{flag}: holds {held[0]}, a control token of the model; write it in another way")
     if len(ask.options) == 1:
         raise InputError("--option: one option leaves nothing to choose; give two or more, or none")
-    own = task.example
+    own = benchmark.example
     text = prompts.render(
         own.template, query=ask.query, options="\n".join(f"A. {option}" for option in ask.options),
         duration="00", fps="0", example=f"{EXAMPLE} {EXAMPLE} {EXAMPLE} {EXAMPLE}" + " description" * 8,
@@ -271,7 +271,7 @@ def _sound(ask: Ask, ref: ClipRef, own: float) -> tuple[Sound, float]:
     return Sound(wave, heard, note + silence), float(room)
 
 
-def _task(systems: Systems, ask: Ask, entry: ConfigDict, ref: ClipRef, sound: Sound) -> Task:
+def _benchmark(systems: Systems, ask: Ask, entry: ConfigDict, ref: ClipRef, sound: Sound) -> Benchmark:
     entry.family = ask.family
     if ask.family == "refavs":
         entry.frames, sampling = 1, "first"
@@ -297,7 +297,7 @@ def _task(systems: Systems, ask: Ask, entry: ConfigDict, ref: ClipRef, sound: So
             )
         side = systems.config.sam2.side
     decode = DecodeConfig(frames=entry.frames, sampling=sampling, sound="optional" if sound.heard else "ignore")
-    return Task("infer", ask.family, _One(ref), example, decode, ask.objects, side)
+    return Benchmark("infer", ask.family, _One(ref), example, decode, ask.objects, side)
 
 
 class _One:

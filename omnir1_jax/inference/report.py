@@ -12,7 +12,7 @@ from omnir1_jax.data.refs import BadSample
 from omnir1_jax.evaluation import predictions
 from omnir1_jax.files import folders
 from omnir1_jax.inference import scores, store
-from omnir1_jax.inference.samples import Task
+from omnir1_jax.inference.samples import Benchmark
 from omnir1_jax.inference.store import FLAG, LINES, PREDICTIONS, REPORT
 from omnir1_jax.reporting import eval_report, pictures
 from omnir1_jax.reporting.eval_report import Row
@@ -23,16 +23,16 @@ MOST_PIXELS = 640 * 480  # of a frame in a picture
 MOST_FRAMES = 64
 
 
-def write(folder: pathlib.Path, task: Task, results: Mapping[str, Any]) -> None:
+def write(folder: pathlib.Path, benchmark: Benchmark, results: Mapping[str, Any]) -> None:
     """The page beside `results.json`."""
     lines = sorted(store.read_lines(folder / LINES).values(), key=lambda line: line["position"])
     rows = [_row(line) for line in lines]
     picked = {i for chosen in eval_report.chosen([row.mean for row in rows]).values() for i in chosen}
     for i in picked:
-        drawn = _picture(folder, task, lines[i])
+        drawn = _picture(folder, benchmark, lines[i])
         rows[i] = rows[i]._replace(picture=drawn)
     about = {key: str(value) for key, value in results.items() if isinstance(value, str | int)}
-    title = f"{results['benchmark']} {results['split']}: {task.name}"
+    title = f"{results['benchmark']} {results['split']}: {benchmark.name}"
     page = pathlib.Path(folders.begin(folder, REPORT, FLAG))
     eval_report.write_eval_report(page, title, rows, _tables(results["table"]), about)
 
@@ -53,12 +53,12 @@ def _row(line: Mapping[str, Any]) -> Row:
     return Row(line["sample_id"], line["query"], found.get("J"), found.get("F"), tuple(line["failures"]), None, note)
 
 
-def _picture(folder: pathlib.Path, task: Task, line: Mapping[str, Any]) -> bytes | None:
+def _picture(folder: pathlib.Path, benchmark: Benchmark, line: Mapping[str, Any]) -> bytes | None:
     """The clip with its masks; None where it cannot be read (the page says why)."""
     if line["fault"] or not line["predicted"]:
         return None
     try:
-        ref = task.reader[line["position"]]
+        ref = benchmark.reader[line["position"]]
         count = media.frame_count(ref.frames, ref.sample_id)
         shown = _shown(count, [keyframe["frame"] for keyframe in line["keyframes"]])
         frames = media.load_frames(ref.frames, shown, size=media.within(MOST_PIXELS), sample_id=ref.sample_id)
@@ -78,7 +78,7 @@ def _picture(folder: pathlib.Path, task: Task, line: Mapping[str, Any]) -> bytes
         line["sample_id"],
         line["query"],
         line["completion"],
-        task.family,
+        benchmark.family,
         keyframes=keyframes,
         answer=line.get("answer"),
         failures=tuple(line["failures"]),

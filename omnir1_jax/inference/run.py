@@ -19,7 +19,7 @@ from omnir1_jax.inference import answer as answers
 from omnir1_jax.inference import host, identity, records, result_lines, samples, scores, segment
 from omnir1_jax.inference.answer import Found, How, answer, to_asked
 from omnir1_jax.inference.load import Systems, fingerprint, grounded_by
-from omnir1_jax.inference.samples import Batch, Sample, Task
+from omnir1_jax.inference.samples import Batch, Benchmark, Sample
 from omnir1_jax.inference.store import LINES, RESULTS, TIMING, Store
 from omnir1_jax.inference.tasks import Options, positions
 from omnir1_jax.parallel import batch_sharding, replicate
@@ -86,7 +86,7 @@ def on_host(systems: Systems, family: str) -> bool:
 
 
 def answered(
-    systems: Systems, task: Task, options: Options, groups: Sequence[Sequence[int]], room: int
+    systems: Systems, benchmark: Benchmark, options: Options, groups: Sequence[Sequence[int]], room: int
 ) -> Iterator[Answered]:
     """The batches of `groups` of positions, on the host, each while the next one is computed.
 
@@ -96,9 +96,9 @@ def answered(
       room: rows of a batch.
     """
     given = options.system2 == "oracle" or bool(options.boxes)
-    how = How(task.family, options.keyframes, given, options.objects, host=on_host(systems, task.family))
+    how = How(benchmark.family, options.keyframes, given, options.objects, host=on_host(systems, benchmark.family))
     before = None
-    for batch in samples.batches(task, groups, room, max(systems.config.loader.threads, 1)):
+    for batch in samples.batches(benchmark, groups, room, max(systems.config.loader.threads, 1)):
         now = launch(systems, how, batch, options.seed, options.hole_area)
         if before is not None:
             yield on_the_host(before)
@@ -120,7 +120,7 @@ def on_the_host(done: Answered) -> Answered:
 
 def evaluate(
     systems: Systems,
-    task: Task,
+    benchmark: Benchmark,
     options: Options,
     out: epath.PathLike,
     *,
@@ -142,23 +142,23 @@ def evaluate(
         own = dataclasses.replace(systems.models, segmenter=host.FileMasks(options.masks))
         systems = systems._replace(models=own)
     batch_size = identity.padded_batch_size(systems, options)
-    chosen = positions(task, options)
+    chosen = positions(benchmark, options)
     groups = batched(chosen, batch_size)
     if values is None:
-        values = identity.identity(systems, task, options, fingerprint(systems))
+        values = identity.identity(systems, benchmark, options, fingerprint(systems))
     started, threads = time.perf_counter(), max(systems.config.loader.threads, 1)
     with Store(out, values, owner) as store, futures.ThreadPoolExecutor(threads, "write") as pool:
         earlier = [store.lines[position] for position in chosen if position in store.lines]
         store.resume(chosen)
-        result_lines.require(earlier, task.family, scores.nothing(task.reader), store.folder / LINES)
+        result_lines.require(earlier, benchmark.family, scores.nothing(benchmark.reader), store.folder / LINES)
         pending = [group for group in groups if any(position not in store.lines for position in group)]
         already = sum(position in store.lines for position in chosen)
         bar = tqdm(total=len(chosen), initial=already, unit="clip", dynamic_ncols=True, disable=True if quiet else None)
         with bar:
-            for done in answered(systems, task, options, pending, batch_size):
-                finish(systems, task, store, done, pool, bar)
+            for done in answered(systems, benchmark, options, pending, batch_size):
+                finish(systems, benchmark, store, done, pool, bar)
         lines = [store.lines[position] for position in chosen]
-        results = summary(systems, task, options, lines, store)
+        results = summary(systems, benchmark, options, lines, store)
         store.write_json(RESULTS, results)
         store.end()
         seconds = time.perf_counter() - started
@@ -167,39 +167,39 @@ def evaluate(
     return results
 
 
-def finish(systems: Systems, task: Task, store: Store, done: Answered, pool: futures.Executor, bar: tqdm) -> None:
+def finish(systems: Systems, benchmark: Benchmark, store: Store, done: Answered, pool: futures.Executor, bar: tqdm) -> None:
     """Writes and scores what is new of a batch, in order."""
     found, masks = done.found, done.masks
     new = [(row, sample) for row, sample in enumerate(done.batch.samples) if sample.position not in store.lines]
 
     def one(item: tuple[int, Sample]) -> dict[str, Any]:
         row, sample = item
-        line = records.record(sample, found, row, task.family, systems.tokenizer)
-        if task.family == "qa":
+        line = records.record(sample, found, row, benchmark.family, systems.tokenizer)
+        if benchmark.family == "qa":
             return line
         predicted = None
         if sample.fault is None:
             height, width = sample.size
             predicted = masks[row, : len(sample.clip), :height, :width]
-        return line | judged(task, sample, predicted, store)
+        return line | judged(benchmark, sample, predicted, store)
 
-    if task.family != "qa":
+    if benchmark.family != "qa":
         store.begin(sample.position for _, sample in new)
     for line in pool.map(one, new):
         store.add(line)
         bar.update()
 
 
-def judged(task: Task, sample: Sample, predicted: np.ndarray | None, store: Store) -> dict[str, Any]:
+def judged(benchmark: Benchmark, sample: Sample, predicted: np.ndarray | None, store: Store) -> dict[str, Any]:
     """Writes an item's prediction and scores it. An unreadable item is a prediction of nothing."""
     ref = sample.ref
     if ref is None:
-        return {"predicted": False, "scores": scores.nothing(task.reader), "type_id": None}
+        return {"predicted": False, "scores": scores.nothing(benchmark.reader), "type_id": None}
     if predicted is None:
         predicted = scores.empty(ref)
     kind = {"type_id": ref.extra.get("type_id")}
     if predicted is None:
-        return {"predicted": False, "scores": scores.nothing(task.reader)} | kind
+        return {"predicted": False, "scores": scores.nothing(benchmark.reader)} | kind
     names, rewrite = scores.names(ref, len(predicted)), sample.position in store.interrupted
     predictions.write(store.predictions, *scores.place(ref), names, predicted, rewrite=rewrite)
     clean = scores.score(ref, predicted)
@@ -207,32 +207,32 @@ def judged(task: Task, sample: Sample, predicted: np.ndarray | None, store: Stor
 
 
 def summary(
-    systems: Systems, task: Task, options: Options, lines: Sequence[Mapping[str, Any]], store: Store
+    systems: Systems, benchmark: Benchmark, options: Options, lines: Sequence[Mapping[str, Any]], store: Store
 ) -> dict[str, Any]:
     """What `results.json` says."""
     bad = [{"sample_id": line["sample_id"], "reason": line["fault"]} for line in lines if line["fault"] is not None]
     failures = Counter(kind for line in lines for kind in line["failures"])
 
     def scored(scoring: str) -> dict[str, Any]:
-        table = scores.table(task.reader, task.family, lines, store.predictions, task.root, scoring)
-        return {"scoring": scoring, "paper": scores.paper(task.reader.name, table), "table": table}
+        table = scores.table(benchmark.reader, benchmark.family, lines, store.predictions, benchmark.root, scoring)
+        return {"scoring": scoring, "paper": scores.paper(benchmark.reader.name, table), "table": table}
 
     out = {
         "benchmark": options.benchmark,
-        "task": task.name,
-        "split": task.reader.split,
+        "task": benchmark.name,
+        "split": benchmark.reader.split,
         "keyframes": options.keyframes,
         "system2": options.system2,
         "sound": options.sound,
         "items": len(lines),
-        "notes": list(getattr(task.reader, "notes", ())),
+        "notes": list(getattr(benchmark.reader, "notes", ())),
         **scored(options.scoring),
         "failures": dict(sorted(failures.items())),
         "bad": bad,
     }
-    if scores.two_scorings(task.reader):
+    if scores.two_scorings(benchmark.reader):
         out["other_scoring"] = scored("official" if options.scoring == "clean" else "clean")
-    if task.family != "qa" and scores.served(task.reader, lines):
-        target = store.path(f"{task.name}_{task.reader.split}.zip")
-        out["archive"] = {"file": target.name, **scores.archive(task.reader, lines, store.predictions, str(target))}
+    if benchmark.family != "qa" and scores.served(benchmark.reader, lines):
+        target = store.path(f"{benchmark.name}_{benchmark.reader.split}.zip")
+        out["archive"] = {"file": target.name, **scores.archive(benchmark.reader, lines, store.predictions, str(target))}
     return out

@@ -29,7 +29,7 @@ Boxes = tuple[tuple[float, ...], ...]
 
 
 @dataclasses.dataclass(frozen=True)
-class Task:
+class Benchmark:
     """How the items of one benchmark are asked.
 
     Attributes:
@@ -86,37 +86,37 @@ class Batch(NamedTuple):
     frame_valid: np.ndarray | None
 
 
-def arrays_of(clip: DecodedClip, task: Task) -> Arrays:
+def arrays_of(clip: DecodedClip, benchmark: Benchmark) -> Arrays:
     """What both systems are shown of a clip, and what is known of it."""
-    asked = tasks.get(task.family, "--benchmark")
-    shown = {**asked.prompt(clip, task.example), **asked.frames(clip, task.example)}
-    return {**shown, **_frames(clip, task)} if asked.grounds else shown
+    asked = tasks.get(benchmark.family, "--benchmark")
+    shown = {**asked.prompt(clip, benchmark.example), **asked.frames(clip, benchmark.example)}
+    return {**shown, **_frames(clip, benchmark)} if asked.grounds else shown
 
 
-def _frames(clip: DecodedClip, task: Task) -> Arrays:
+def _frames(clip: DecodedClip, benchmark: Benchmark) -> Arrays:
     """Which frames of the video were seen, and the true boxes in them."""
-    room, count = task.example.frames, len(clip.frames)
+    room, count = benchmark.example.frames, len(clip.frames)
     index = np.zeros(room, np.int32)
     index[:count] = clip.frame_indices
     return {
         "frame_index": index,
         "frame_valid": np.arange(room) < count,
-        "boxes": _boxes(clip, task, room),
+        "boxes": _boxes(clip, benchmark, room),
         "original": np.array(clip.size[::-1], np.int32),
     }
 
 
-def _boxes(clip: DecodedClip, task: Task, room: int) -> Float[np.ndarray, "n t 4"]:
+def _boxes(clip: DecodedClip, benchmark: Benchmark, room: int) -> Float[np.ndarray, "n t 4"]:
     """True boxes in the seen frames, or those that another System 2 found."""
-    out = np.full((task.objects, room, 4), detail_data.ABSENT, np.float32)
-    if task.found is not None:
-        own = task.found.get(clip.ref.sample_id, {})
+    out = np.full((benchmark.objects, room, 4), detail_data.ABSENT, np.float32)
+    if benchmark.found is not None:
+        own = benchmark.found.get(clip.ref.sample_id, {})
         for t, frame in enumerate(clip.frame_indices):
-            for slot, box in enumerate(own.get(int(frame), ())[: task.objects]):
+            for slot, box in enumerate(own.get(int(frame), ())[: benchmark.objects]):
                 out[slot, t] = box
     elif clip.masks is not None and len(clip.masks):
         areas = np.count_nonzero(clip.masks, axis=(1, 2, 3))
-        kept = np.sort(np.argsort(-areas, kind="stable")[: task.objects])
+        kept = np.sort(np.argsort(-areas, kind="stable")[: benchmark.objects])
         found = detail_data.boxes(clip.masks[kept])
         out[: len(kept), : found.shape[1]] = found
     return out
@@ -151,20 +151,20 @@ def _frame_boxes(boxes: Any, place: str) -> Boxes:
     return tuple(tuple(float(np.float32(x)) for x in box) for box in boxes)
 
 
-def read(task: Task, position: int) -> Sample:
+def read(benchmark: Benchmark, position: int) -> Sample:
     """One item with everything it needs. What cannot be read is told in `fault`."""
-    ref, name = None, f"{task.reader.name}/{task.reader.split}#{position}"
+    ref, name = None, f"{benchmark.reader.name}/{benchmark.reader.split}#{position}"
     try:
-        ref = task.reader[position]
+        ref = benchmark.reader[position]
         name = ref.sample_id
-        clip = decode(ref, task.decode, frame_sampling.generator(task.seed, 0, position))
-        clip = _with_sound(clip, task, position)
-        arrays = arrays_of(clip, task)
+        clip = decode(ref, benchmark.decode, frame_sampling.generator(benchmark.seed, 0, position))
+        clip = _with_sound(clip, benchmark, position)
+        arrays = arrays_of(clip, benchmark)
         arrays["number"] = np.int32(position)
         whole = None
-        if task.side:
+        if benchmark.side:
             every = range(media.frame_count(ref.frames, name))
-            whole = media.load_frames(ref.frames, every, size=(task.side, task.side), sample_id=name)
+            whole = media.load_frames(ref.frames, every, size=(benchmark.side, benchmark.side), sample_id=name)
         return Sample(position, name, ref, arrays, whole, clip.size, None)
     except BadSample as error:
         return Sample(position, name, ref, None, None, None, error.reason)
@@ -172,15 +172,15 @@ def read(task: Task, position: int) -> Sample:
         return Sample(position, name, ref, None, None, None, str(error))
 
 
-def _with_sound(clip: DecodedClip, task: Task, position: int) -> DecodedClip:
-    if task.sound == "own" or clip.audio is None:
+def _with_sound(clip: DecodedClip, benchmark: Benchmark, position: int) -> DecodedClip:
+    if benchmark.sound == "own" or clip.audio is None:
         return clip
-    if task.sound == "muted":
+    if benchmark.sound == "muted":
         return dataclasses.replace(clip, audio=np.zeros_like(clip.audio))
-    groups = task.reader.clips()
+    groups = benchmark.reader.clips()
     own = next(i for i, group in enumerate(groups) if position in group)
     other = groups[(own + 1) % len(groups)][0]
-    heard = decode(task.reader[other], task.decode, frame_sampling.generator(task.seed, 0, other)).audio
+    heard = decode(benchmark.reader[other], benchmark.decode, frame_sampling.generator(benchmark.seed, 0, other)).audio
     if heard is None or len(groups) < 2:
         raise BadSample(clip.ref.sample_id, "no other clip's sound to take")
     return dataclasses.replace(clip, audio=heard)
@@ -215,10 +215,10 @@ def collate(samples: Sequence[Sample], room: int) -> Batch:
     return Batch(tuple(samples), arrays, clips, np.arange(clips.shape[1]) < np.array(counts)[:, None])
 
 
-def batches(task: Task, groups: Iterable[Sequence[int]], room: int, threads: int) -> Iterator[Batch]:
+def batches(benchmark: Benchmark, groups: Iterable[Sequence[int]], room: int, threads: int) -> Iterator[Batch]:
     """The batches of `groups` of positions in order, read ahead by threads."""
     groups = [tuple(group) for group in groups]
-    ready = ahead(functools.partial(read, task), [p for group in groups for p in group], max(threads, 1), 2 * room)
+    ready = ahead(functools.partial(read, benchmark), [p for group in groups for p in group], max(threads, 1), 2 * room)
     for group in groups:
         yield collate([next(ready) for _ in group], room)
 

@@ -13,7 +13,7 @@ from omnir1_jax.data.clips import DecodeConfig
 from omnir1_jax.data.preprocess.settings import PixelBudget
 from omnir1_jax.errors import InputError
 from omnir1_jax.inference.load import Systems
-from omnir1_jax.inference.samples import SOUNDS, Task, read_boxes
+from omnir1_jax.inference.samples import SOUNDS, Benchmark, read_boxes
 from omnir1_jax.systems import prompts
 
 # family, split, seconds of sound that are heard (questions)
@@ -73,7 +73,7 @@ class Options:
     seed: int = 0
 
 
-def tasks(systems: Systems, options: Options) -> Iterator[Task]:
+def benchmarks(systems: Systems, options: Options) -> Iterator[Benchmark]:
     """What a benchmark asks; of "synthetic" one for each family of the config.
 
     Raises:
@@ -100,20 +100,20 @@ def tasks(systems: Systems, options: Options) -> Iterator[Task]:
     if family == "qa":
         own.audio_seconds = seconds if options.audio_seconds < 0 else options.audio_seconds
     own.datasets = settings.datasets(**{options.benchmark: dict(root=root, split=options.split or split)})
-    yield _task(systems, options, family, options.benchmark, own)
+    yield _benchmark(systems, options, family, options.benchmark, own)
 
 
-def positions(task: Task, options: Options) -> list[int]:
+def positions(benchmark: Benchmark, options: Options) -> list[int]:
     """Which items; of the synthetic world one of each clip, in turn the first, the second, ... ."""
-    if task.reader.name == SYNTHETIC:
-        groups = task.reader.clips()
+    if benchmark.reader.name == SYNTHETIC:
+        groups = benchmark.reader.clips()
         found = [group[i % len(group)] for i, group in enumerate(groups)]
     else:
-        found = list(range(len(task.reader)))
+        found = list(range(len(benchmark.reader)))
     return found[: options.limit] if options.limit else found
 
 
-def _held_out(systems: Systems, options: Options) -> Iterator[Task]:
+def _held_out(systems: Systems, options: Options) -> Iterator[Benchmark]:
     entries = systems.config.data
     # Of a task of the user's own no benchmark knows what to score.
     known = [name for name, one in entries.items() if _synthetic(one) and not lookup.is_path(one.family)]
@@ -130,7 +130,7 @@ def _held_out(systems: Systems, options: Options) -> Iterator[Task]:
         }
         held_out.pop("lessons", None)
         own.datasets = settings.datasets(**{SYNTHETIC: held_out})
-        yield _task(systems, options, own.family or name, name, own)
+        yield _benchmark(systems, options, own.family or name, name, own)
 
 
 def _synthetic(entry: ConfigDict) -> str | None:
@@ -156,7 +156,7 @@ def _root(entry: ConfigDict, benchmark: str) -> str:
     return next((one.root for one in entry.datasets.values() if one.name == benchmark), "")
 
 
-def _task(systems: Systems, options: Options, family: str, name: str, entry: ConfigDict) -> Task:
+def _benchmark(systems: Systems, options: Options, family: str, name: str, entry: ConfigDict) -> Benchmark:
     config = systems.config.copy_and_resolve_references()
     if family == "refavs":
         entry.frames, sampling = 1, "first"
@@ -185,7 +185,7 @@ def _task(systems: Systems, options: Options, family: str, name: str, entry: Con
     side = systems.config.sam2.side if family != "qa" and systems.models.segmenter is not None else 0
     if family != "qa" and not side:
         raise InputError("sam2.path: masks need a segmenter; name its directory, or sam2.sizes for random weights")
-    return Task(
+    return Benchmark(
         name, family, reader, example, decode, options.objects, side, options.seed, options.sound,
         root=_where(config, family),
         found=read_boxes(options.boxes) if options.boxes else None, dataset=_only(entry).to_dict(),

@@ -16,7 +16,7 @@ from omnir1_jax.config.settings import section
 from omnir1_jax.errors import InputError
 from omnir1_jax.inference import identity, load, run, tasks
 from omnir1_jax.inference.load import Systems
-from omnir1_jax.inference.samples import Task
+from omnir1_jax.inference.samples import Benchmark
 from omnir1_jax.inference.tasks import Options
 from omnir1_jax.training import export
 from omnir1_jax.training.checkpointing import Score
@@ -49,10 +49,10 @@ class Validation:
         if jax.process_count() > 1 and systems.models.on_host:
             raise InputError("validate.every: System 2 on the host is validated in one process only; set it to 0")
         try:
-            self._tasks = list(tasks.tasks(systems, self._options))
+            self._benchmarks = list(tasks.benchmarks(systems, self._options))
         except InputError as error:
             raise InputError(f"validate: {str(error).removeprefix('--')}") from error
-        names = [task.name for task in self._tasks]
+        names = [benchmark.name for benchmark in self._benchmarks]
         if own.metric and own.metric.partition("/")[0] not in names:
             raise InputError(f"validate.metric: {own.metric!r} does not begin with a task, {' or '.join(names)}")
 
@@ -63,13 +63,13 @@ class Validation:
           InputError: no metric of that name; names the setting.
         """
         systems, tables = self.systems(trainable), {}
-        for task in self._tasks:
+        for benchmark in self._benchmarks:
             if jax.process_index() == 0:
                 with tempfile.TemporaryDirectory(prefix="omnir1_jax_validate_") as folder:
-                    results = run.evaluate(systems, task, self._options, folder, quiet=True, values={})
-                tables[task.name] = flat(results["table"])
+                    results = run.evaluate(systems, benchmark, self._options, folder, quiet=True, values={})
+                tables[benchmark.name] = flat(results["table"])
             else:
-                _compute(systems, task, self._options)
+                _compute(systems, benchmark, self._options)
         metrics = self._metrics(tables)
         value = self._value(tables) if tables else 0.0
         if jax.process_count() > 1:  # as two words, since 64 bits would be rounded
@@ -110,11 +110,11 @@ class Validation:
         return tables[task][name]
 
 
-def _compute(systems: Systems, task: Task, options: Options) -> None:
+def _compute(systems: Systems, benchmark: Benchmark, options: Options) -> None:
     """What another process than the first has to compute with it."""
     room = identity.padded_batch_size(systems, options)
-    groups = run.batched(tasks.positions(task, options), room)
-    for _ in run.answered(systems, task, options, groups, room):
+    groups = run.batched(tasks.positions(benchmark, options), room)
+    for _ in run.answered(systems, benchmark, options, groups, room):
         pass
 
 

@@ -236,7 +236,7 @@ def test_an_evaluation_is_not_mixed_with_another(made, trees, tmp_path, monkeypa
     scripted.install(monkeypatch, scripted.PLANS)
     monkeypatch.setattr(run, "launch", lambda *_: pytest.fail("nothing is left to compute"))
     options = Options("mevis", root=str(trees / "mevis"), limit=1)
-    (task,) = tasks.tasks(made, options)
+    (task,) = tasks.benchmarks(made, options)
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "run.json").write_text('{"options": {"benchmark": "revos"}, "task": [], "weights": ""}')
     with pytest.raises(InputError, match='--out: .*holds results with --benchmark "revos", this one has "mevis"'):
@@ -351,4 +351,4 @@ def test_every_part_is_looked_at_before_the_first_is_computed(made, trees, tmp_p
 )
 def test_wrong_choices_are_one_line_that_names_the_flag(made, changes, named):
     with pytest.raises(InputError, match=named):
-        list(tasks.tasks(made, Options(**changes)))
+        list(tasks.benchmarks(made, Options(**changes)))

@@ -109,7 +109,7 @@ def test_pictures_of_long_videos_tell_the_frames_own_numbers(tmp_path, monkeypat
     line["keyframes"] = [dict(frame=t, description="it", answer="", boxes=[]) for t in (3, 148)]
     drawn = []
     monkeypatch.setattr(report.pictures, "draw", lambda example: drawn.append(example) or image)
-    assert report._picture(tmp_path, mock.Mock(spec=samples.Task, reader=[ref], family="vos"), line)
+    assert report._picture(tmp_path, mock.Mock(spec=samples.Benchmark, reader=[ref], family="vos"), line)
     (example,) = drawn
     assert 64 <= len(example.clip.frames) <= 66 and example.clip.numbers[-1] == 149
     told = [pictures._when(example.clip, keyframe.frame) for keyframe in example.keyframes]

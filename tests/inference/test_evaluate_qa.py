@@ -54,7 +54,7 @@ def share(hits):
 
 def asked(made, trees, benchmark, position=0, **changes):
     """The text of a question's prompt and its arrays."""
-    (task,) = tasks.tasks(made, Options(benchmark, root=str(trees / benchmark), **changes))
+    (task,) = tasks.benchmarks(made, Options(benchmark, root=str(trees / benchmark), **changes))
     sample = samples.read(task, position)
     assert sample.fault is None, sample.fault
     return made.tokenizer.decode(sample.arrays["policy/tokens"]), sample.arrays

@@ -56,7 +56,7 @@ def made(tmp_path_factory):
 
 def of(made, options, weights="weights", config=None):
     made = made if config is None else made._replace(config=config)
-    (task,) = tasks.tasks(made, options)
+    (task,) = tasks.benchmarks(made, options)
     return identity.identity(made, task, options, weights)
 
 
@@ -67,7 +67,7 @@ def test_every_flag_of_the_command_counts_or_is_known_to_be_idle(made):
     assert known == options | {"temperature", "max_tokens"} | IDLE
     assert OTHER.keys() == options - set(identity.RESCORED)
     made, options, _ = made
-    (task,) = tasks.tasks(made, options)
+    (task,) = tasks.benchmarks(made, options)
     own = identity.identity(made, task, options, "weights")
     rescored = identity.identity(made, task, dataclasses.replace(options, scoring="official"), "weights")
     assert not identity.differences(own, rescored)
