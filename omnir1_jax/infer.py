@@ -97,7 +97,7 @@ def main(_) -> None:
         outputs.fill(result, pathlib.Path(scratch))
     files = outputs.files(result, out)
     said = outputs.told(result)
-    print(printable(f"{said['result']}: {said['answer']}" if ask.family == "qa" else said["result"]))
+    print(printable(f"{said['result']}: {said['answer']}" if not ask.task.grounds else said["result"]))
     print(printable(f"{out}: ") + ", ".join(path.name for path in files if path is not None))
 
 

@@ -15,6 +15,7 @@ from omnir1_jax.config.settings import datasets, task
 from omnir1_jax.systems import reasoner
 from omnir1_jax.tasks import Task, common, description, examples
 from omnir1_jax.tasks.task import grouped
+from omnir1_jax.text import tags
 from omnir1_jax.text.readers import Answer, read_answer
 from omnir1_jax.text.rules import Failure
 from omnir1_jax.text.strings import Buffer
@@ -89,6 +90,12 @@ def describe(facts, reading, _, at):
     return description.Description(answer=said, gold=str(facts["number"][at[0]]))
 
 
+def metric(ref, completion):
+    """Of an evaluation, by the text of the completion; on the host, so any Python will do."""
+    said = (tags.between(completion, "answer") or "").strip()
+    return {"accuracy": float(said == str(len(ref.extra["looks"])))}
+
+
 TASK = Task(
     "counting",
     Batch,
@@ -101,6 +108,7 @@ TASK = Task(
     extra={"looks": ("red circle",)},
     truth=truth,
     describe=describe,
+    metric=metric,
 )
 
 

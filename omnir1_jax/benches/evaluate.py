@@ -94,7 +94,7 @@ def run(quick: bool) -> dict:
 
 
 def _held(benchmark: Benchmark, options: Options) -> Benchmark:
-    if benchmark.family != "vos":
+    if not benchmark.task.plans:
         raise InputError(f"evaluate: {benchmark.name} is no video segmentation")
     positions = tasks.positions(benchmark, options)
     return Benchmark(**{**vars(benchmark), "reader": Kept(benchmark.reader, positions)})

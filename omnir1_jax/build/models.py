@@ -30,6 +30,7 @@ from omnir1_jax.rl import terms
 from omnir1_jax.systems import grounders, prompts, segmenters
 from omnir1_jax.systems.grounders.thinker import ThinkerGrounder, ThinkerParams
 from omnir1_jax.systems.segmenters.sam2 import Sam2Segmenter
+from omnir1_jax.tasks import TASKS
 from omnir1_jax.text.bpe import bpe_tables
 from omnir1_jax.text.prompt import template
 from omnir1_jax.text.vocab import byte_vocab
@@ -269,13 +270,13 @@ def lora_config(own: ConfigDict | sections.Lora) -> sections.Lora | None:
 
 def prompt_texts(config: ConfigDict) -> dict[str, str]:
     """The run's templates by name, System 1's system message filled into System 2's prompt."""
-    named = {name: config.prompts[name] for name in ("system", "vos", "refavs", "refcocog", "qa", "grounding")}
-    found = {}
-    for name, chosen in named.items():
-        own = (prompts.FOLDER / f"{chosen}.txt").is_file()
-        found[name] = prompts.load(name, str(prompts.FOLDER / f"{chosen}.txt") if own else chosen)
-    found["grounding"] = prompts.render(found["grounding"], system=found["system"])
-    return found
+    fields = {"system": (), **{name: task.fields for name, task in TASKS.items()}, "grounding": prompts.GROUNDING}
+    texts = {}
+    for name in fields:
+        shipped = prompts.FOLDER / f"{config.prompts[name]}.txt"
+        texts[name] = prompts.load(name, fields[name], str(shipped) if shipped.is_file() else config.prompts[name])
+    texts["grounding"] = prompts.render(texts["grounding"], system=texts["system"])
+    return texts
 
 
 def frozen(config: ConfigDict, loaded: Loaded, mesh: Mesh | None = None) -> Frozen | None:

@@ -125,5 +125,5 @@ def _together(settings: Settings) -> Iterator[tuple[str, str]]:
         own = tasks.get(entry.example or entry.family or task, f"data.{task}.family")
         if own.segments and reward.segmentation and not (settings.sam2.path or settings.sam2.sizes):
             yield "sam2.path", f"names no segmenter, whose masks the reward of data.{task} needs; set it to the weights"
-        if own.name == "refavs" and not (entry.audio_seconds and entry.sound == "required"):
+        if own.needs_sound and not (entry.audio_seconds and entry.sound == "required"):
             yield f"data.{task}.audio_seconds", "the task is about sound: give seconds, and sound='required'"

@@ -1,5 +1,6 @@
 """Scores completions against a dataset's reader: the benchmark's table of question answering."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -10,6 +11,7 @@ from omnir1_jax.evaluation import qa, qa_official, qa_score
 Answered = Sequence[tuple[ClipRef, str]]
 Scoring = Literal["clean", "official"]
 Table = Callable[[Answered], Mapping[str, Any]]
+Metric = Callable[[ClipRef, str], Mapping[str, float]]
 
 
 def _choices(*groups: str, judge: Callable[[qa.Choice], bool | None], of_answered: bool = False) -> Table:
@@ -62,18 +64,34 @@ OFFICIAL: Mapping[str, Table] = {
 }
 
 
-def score(reader: Reader, completions: Mapping[str, str], scoring: Scoring = "clean") -> dict[str, Any]:
+def means(metric: Metric) -> Table:
+    """Of the scores of every clip that has any, in percent."""
+
+    def table(answered: Answered) -> Mapping[str, Any]:
+        scores = [found for ref, completion in answered if (found := metric(ref, completion))]
+        names = dict.fromkeys(name for found in scores for name in found)
+        of = lambda name: [found[name] for found in scores if name in found]
+        return {**{name: 100 * math.fsum(of(name)) / len(of(name)) for name in names}, "count": len(scores)}
+
+    return table
+
+
+def score(
+    reader: Reader, completions: Mapping[str, str], scoring: Scoring = "clean", metric: Metric | None = None
+) -> dict[str, Any]:
     """The table of the reader's benchmark from completions by sample id.
 
     Args:
+      metric: of each clip, where the reader is of no benchmark.
       scoring: "official" follows the published script if there is one in `OFFICIAL`; "clean" differs where the script
         contradicts the benchmark's own description.
 
     Raises InputError where a completion is missing. Samples whose entry is unusable have none and are counted.
     """
-    if reader.name not in TABLES:
+    if reader.name not in TABLES and metric is None:
         raise InputError(f"no answers to score for {reader.name}; expected one of {', '.join(TABLES)}")
     tables = {**TABLES, **OFFICIAL} if scoring == "official" else TABLES
+    table = tables[reader.name] if reader.name in TABLES else means(metric)
     answered, unusable, missing = [], 0, []
     for position in range(len(reader)):
         try:
@@ -81,7 +99,7 @@ def score(reader: Reader, completions: Mapping[str, str], scoring: Scoring = "cl
         except BadSample:
             unusable += 1
             continue
-        if ref.family != "qa":
+        if reader.name in TABLES and ref.family != "qa":
             continue
         if ref.sample_id in completions:
             answered.append((ref, completions[ref.sample_id]))
@@ -89,4 +107,4 @@ def score(reader: Reader, completions: Mapping[str, str], scoring: Scoring = "cl
             missing.append(ref.sample_id)
     if missing:
         raise InputError(f"{len(missing)} of {len(reader)} questions have no completion, first {missing[0]}")
-    return {**tables[reader.name](answered), "unusable_samples": unusable}
+    return {**table(answered), "unusable_samples": unusable}

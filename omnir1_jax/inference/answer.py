@@ -36,7 +36,7 @@ class How:
     """Choices of an evaluation that are compiled in.
 
     Attributes:
-      family: vos, refavs or qa.
+      task: that is asked.
       keyframes: "plan": those of System 1; otherwise the first description of its plan in frames spread evenly,
         drawn at random, or in the first one. As many as a plan may have, whatever it had.
       oracle: given boxes (the true ones, or another model's) in place of System 2's. With frames that are not the
@@ -45,7 +45,7 @@ class How:
       objects: slots for objects.
     """
 
-    family: str
+    task: tasks.Task
     keyframes: str = "plan"
     oracle: bool = False
     objects: int = 8
@@ -54,7 +54,7 @@ class How:
     def __post_init__(self):
         if self.keyframes not in KEYFRAMES:
             raise InputError(f"--keyframes: {self.keyframes!r} is none of {', '.join(KEYFRAMES)}")
-        if self.family != "vos" and self.keyframes != "plan":
+        if not self.task.plans and self.keyframes != "plan":
             raise InputError(f"--keyframes: {self.keyframes} is for benchmarks of video segmentation alone")
         if self.objects < 1:
             raise InputError(f"--objects: {self.objects} is less than 1")
@@ -145,10 +145,9 @@ def answer(
         models.thinker, variables, batch.policy, media, key, config.sampling, 1, row_ids=batch.number
     )
     unended = {"completion/unended": common.count(common.unended(completions, config.sampling.eos))}
-    task = tasks.get(how.family)
-    if not task.grounds:
+    if not how.task.grounds:
         return Found(completions, unended)
-    reading = task.read(frozen, config, batch, completions)
+    reading = how.task.read(frozen, config, batch, completions)
     if how.keyframes != "plan":
         reading = reading._replace(requests=elsewhere(how, reading.plan, batch, config.keyframes, key))
     found = Found(completions, unended, reading)
@@ -163,12 +162,12 @@ def answer(
     else:
         boxes = common.find(models, frozen, batch.sharp, reading.requests, slots(how))
         found, prompts = found._replace(boxes=boxes), Prompts(boxes.original[:, 0], boxes.used[:, 0], at)
-    return found._replace(prompts=prompts, failures={**task.failures(batch, reading, found), **unended})
+    return found._replace(prompts=prompts, failures={**how.task.failures(batch, reading, found), **unended})
 
 
 def slots(how: How) -> int:
-    """RefAVS names one object: of its answer the first box counts, as in training."""
-    return 1 if how.family == "refavs" else how.objects
+    """How many boxes of an answer count."""
+    return how.task.max_boxes or how.objects
 
 
 def elsewhere(how: How, plans: Plan, batch: Asked, count: int, key: Key[Array, ""]) -> Requests:

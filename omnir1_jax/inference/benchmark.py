@@ -68,7 +68,7 @@ def _parts(made: load.Systems, options: Options, keyframes: tuple[str, ...]) -> 
     rules = keyframes or (options.keyframes,)
     parts = []
     for benchmark, rule in itertools.product(asked, rules):
-        if benchmark.family != "vos" and rule != "plan" and len(rules) > 1:
+        if not benchmark.task.plans and rule != "plan" and len(rules) > 1:
             continue
         label = "/".join([benchmark.name] * (len(asked) > 1) + [rule] * (len(rules) > 1))
         parts.append(Part(label, benchmark, dataclasses.replace(options, keyframes=rule)))

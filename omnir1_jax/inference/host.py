@@ -16,11 +16,11 @@ from omnir1_jax.data import canvas as detail_data
 from omnir1_jax.data import media, rle
 from omnir1_jax.errors import InputError
 from omnir1_jax.files import json_file, regular_file
-from omnir1_jax.inference import records
 from omnir1_jax.inference.answer import Found, Prompts
 from omnir1_jax.inference.samples import Sample, length
 from omnir1_jax.systems.grounders import GROUNDERS, HostGrounder
 from omnir1_jax.systems.segmenters import HostSegmenter
+from omnir1_jax.tasks.description import text
 
 
 def digest(system2: str) -> str | None:
@@ -45,7 +45,7 @@ def digest(system2: str) -> str | None:
     return total.hexdigest() if files else None
 
 
-def prompts(ground: HostGrounder, found: Found, samples: Sequence[Sample], family: str, objects: int) -> Prompts:
+def prompts(ground: HostGrounder, found: Found, samples: Sequence[Sample], objects: int) -> Prompts:
     """What the segmenter is given of the grounder's boxes. `found` is on the host.
 
     Raises:
@@ -54,7 +54,7 @@ def prompts(ground: HostGrounder, found: Found, samples: Sequence[Sample], famil
     blank = found.prompts
     out = Prompts(np.array(blank.boxes), np.array(blank.used), np.asarray(blank.frames))
     for row, sample in enumerate(samples):
-        slots, numbers, descriptions = _asked(found, row, family)
+        slots, numbers, descriptions = _asked(found, row)
         if sample.fault is not None or not len(slots):
             continue
         frames = media.load_frames(sample.ref.frames, numbers, sample_id=sample.sample_id)
@@ -107,7 +107,7 @@ class FileMasks:
 
 
 def masks(
-    segmenter: HostSegmenter | FileMasks, found: Found, samples: Sequence[Sample], family: str, canvas: tuple[int, int]
+    segmenter: HostSegmenter | FileMasks, found: Found, samples: Sequence[Sample], canvas: tuple[int, int]
 ) -> tuple[Bool[np.ndarray, "b t height width"], Prompts]:
     """Masks that are made without boxes, top left on a canvas (height, width), and the boxes around them."""
     blank, longest = found.prompts, length(max(len(sample.clip) for sample in samples if sample.clip is not None))
@@ -116,7 +116,7 @@ def masks(
     for row, sample in enumerate(samples):
         if sample.fault is not None:
             continue
-        slots, numbers, descriptions = _asked(found, row, family)
+        slots, numbers, descriptions = _asked(found, row)
         if isinstance(segmenter, FileMasks):
             union = segmenter.of(sample)
         elif not len(slots):
@@ -132,9 +132,9 @@ def masks(
     return out, boxes
 
 
-def _asked(found: Found, row: int, family: str) -> tuple[np.ndarray, list[int], list[str]]:
+def _asked(found: Found, row: int) -> tuple[np.ndarray, list[int], list[str]]:
     """Slots, frames of the video and descriptions of an item's keyframes."""
     slots = np.flatnonzero(found.chosen.valid[row])
     mine = jax.tree.map(operator.itemgetter(row), found)
     numbers = [int(mine.prompts.frames[k]) for k in slots]
-    return slots, numbers, [records.description(mine, family, int(k)) for k in slots]
+    return slots, numbers, [text(mine.reading.requests.description, (0, int(k))) for k in slots]

@@ -37,6 +37,7 @@ DIGESTS = {
     "segmenter": "another content of --config.step.segmenter",
     "tokenizer": "another tokenizer",
     "grounder": "another content of --system2",
+    "own_task": "another content of the task's file",
     "noise": "draws of an earlier version of omnir1_jax, at --temperature above 0",
     "prompts.system": "another text of --config.prompts.system",
     "prompts.template": "another text of the task's prompt (--prompt, --config.prompts)",
@@ -85,6 +86,7 @@ def identity(systems: Systems, benchmark: Benchmark, options: Options, weights: 
         "example": budgets
         | {name: getattr(example, name) for name in ("text_tokens", "frames", "audio_seconds", "max_aspect")},
         "decode": dataclasses.asdict(benchmark.decode),
+        "own_task": host.digest(benchmark.source),
         "dataset": {"options": benchmark.dataset, "items": _items(benchmark)},
         "tokenizer": _arrays_digest((systems.frozen.vocab, systems.frozen.bpe)),
         "masks": _file_digest(options.masks),

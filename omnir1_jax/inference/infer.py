@@ -11,8 +11,6 @@ import numpy as np
 from jaxtyping import Bool, Float
 from ml_collections import ConfigDict
 
-from omnir1_jax.build import data
-from omnir1_jax.config import settings
 from omnir1_jax.data import audio, media
 from omnir1_jax.data.audio import SAMPLE_RATE
 from omnir1_jax.data.clips import DecodeConfig, choose_frames
@@ -20,17 +18,17 @@ from omnir1_jax.data.preprocess import tokens
 from omnir1_jax.data.refs import AudioFile, BadSample, ClipRef, ImageFiles, VideoAudio, VideoFile
 from omnir1_jax.errors import InputError
 from omnir1_jax.files import regular_file
-from omnir1_jax.inference import load, records, run, samples
+from omnir1_jax.inference import load, records, run, samples, tasks
 from omnir1_jax.inference.answer import How
 from omnir1_jax.inference.load import Systems
 from omnir1_jax.inference.samples import Benchmark
 from omnir1_jax.parallel import batch_parts
 from omnir1_jax.systems import prompts
+from omnir1_jax.tasks import TASKS, Task
 
 FAMILIES = ("vos", "refavs", "qa")
 QUESTION_TOKENS = 512  # that a question's prompt may have at least, beside its media
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
-FRAMES = 24
 SECONDS = (5.0, 10.0, 20.0, 30.0)  # of sound that is heard where the config has no length; few, so few programs
 EXAMPLE = "00:00.00"
 
@@ -66,6 +64,11 @@ class Ask:
     most_frames: int = 1000
     objects: int = 8
     system2: str = "self"
+
+    @property
+    def task(self) -> Task:
+        """What the family stands for."""
+        return TASKS[self.family]
 
 
 class Sound(NamedTuple):
@@ -128,7 +131,7 @@ def answer(systems: Systems, ask: Ask, seed: int = 0) -> Result:
             f"--video: {ask.video} has {count} frames and {ask.most_frames} are taken at most; "
             "choose a part with --start and --end, or raise --most_frames"
         )
-    entry = _entry(systems.config, ask.family)
+    entry = tasks.entry_of(systems.config, ask.task)
     sound, entry.audio_seconds = _sound(ask, ref, entry.audio_seconds)
     benchmark = _benchmark(systems, ask, entry, ref, sound)
     check_query(ask, benchmark, systems)
@@ -137,10 +140,10 @@ def answer(systems: Systems, ask: Ask, seed: int = 0) -> Result:
         raise InputError(f"{ask.video}: {sample.fault}")
     parts = 1 if systems.mesh is None else batch_parts(systems.mesh)
     batch = samples.collate([sample], parts)
-    how = How(ask.family, objects=ask.objects, host=run.on_host(systems, ask.family))
+    how = How(ask.task, objects=ask.objects, host=run.on_host(systems, ask.task))
     done = run.launch(systems, how, batch, seed)
     found, masks = jax.device_get((done.found, done.masks))
-    line = records.record(sample, found, 0, ask.family, systems.tokenizer)
+    line = records.record(sample, found, 0, ask.task, systems.tokenizer)
     kept = None
     if masks is not None and any(keyframe["boxes"] for keyframe in line["keyframes"]):
         height, width = sample.size
@@ -180,7 +183,7 @@ def check_query(ask: Ask, benchmark: Benchmark, systems: Systems) -> None:
     """InputError for a query that is empty, holds control tokens, or does not fit its prompt."""
     flag, words = "--query", systems.tokenizer
     if not ask.query.strip():
-        raise InputError(f"{flag}: is empty; say what to {'answer' if ask.family == 'qa' else 'find'}")
+        raise InputError(f"{flag}: is empty; say what to {'find' if ask.task.grounds else 'answer'}")
     for text in (ask.query, *ask.options):
         tokens.check_unicode(text, flag)
         held = sorted(token for token in words.get_added_vocab() if token.strip() and token in text)
@@ -231,23 +234,13 @@ def _natural(file: pathlib.Path) -> list[Any]:
     return [(i % 2 == 0, int(part) if i % 2 else 0, part) for i, part in enumerate(parts)]
 
 
-def _entry(config: ConfigDict, family: str) -> ConfigDict:
-    """How the config shows clips of a family."""
-    for name, entry in config.data.items():
-        if (entry.family or name) == family:
-            return settings.task(**entry.to_dict())
-    if family == "refavs":
-        return settings.task(frames=1, sampling="first", audio_seconds=10.0)
-    return settings.task(frames=FRAMES)
-
-
 def _sound(ask: Ask, ref: ClipRef, own: float) -> tuple[Sound, float]:
     """The sound, and the seconds that the prompt has room for."""
     if ref.audio is None:
-        if ask.family == "refavs":
+        if ask.task.needs_sound:
             raise InputError("--audio: this task needs sound, and images have none; name a sound file")
         return Sound(None, 0.0, "no sound was given"), 0.0
-    asked = ask.audio_seconds > 0 or (ask.audio_seconds < 0 and (own > 0 or bool(ask.audio) or ask.family == "qa"))
+    asked = ask.audio_seconds > 0 or (ask.audio_seconds < 0 and (own > 0 or bool(ask.audio) or not ask.task.grounds))
     source = ask.audio or ask.video
     try:
         wave = audio.load_audio(ref.audio, sample_id=ref.sample_id)
@@ -256,7 +249,7 @@ def _sound(ask: Ask, ref: ClipRef, own: float) -> tuple[Sound, float]:
             raise InputError(f"{'--audio' if ask.audio else '--video'}: {error.reason}") from error
         return Sound(None, 0.0, f"not heard; it cannot be read: {error.reason}"), 0.0
     if wave is None:
-        if ask.family == "refavs":
+        if ask.task.needs_sound:
             raise InputError(f"--video: {source} has no audio track, which this task needs; name one with --audio")
         return Sound(None, 0.0, "the video has no audio track"), 0.0
     length = len(wave) / SAMPLE_RATE
@@ -272,32 +265,16 @@ def _sound(ask: Ask, ref: ClipRef, own: float) -> tuple[Sound, float]:
 
 
 def _benchmark(systems: Systems, ask: Ask, entry: ConfigDict, ref: ClipRef, sound: Sound) -> Benchmark:
-    entry.family = ask.family
-    if ask.family == "refavs":
-        entry.frames, sampling = 1, "first"
-    else:
-        entry.frames = ask.frames or entry.frames
-        sampling = "uniform" if ask.family == "vos" else "video"
-    config = systems.config.copy_and_resolve_references()
-    with config.unlocked():
-        config.data = ConfigDict({ask.family: entry})
-    example = data.example_config(config, ask.family, systems.tokenizer, systems.thinker)
-    example = dataclasses.replace(example, stills=True)
-    if ask.family == "qa":
-        template = example.template if ask.options else prompts.load("question")
+    task = ask.task
+    entry.frames = 1 if task.sampling == "first" else ask.frames or entry.frames
+    example = tasks.example_of(systems, tasks.alone(systems.config, task.name, entry))
+    if not task.grounds:
+        template = example.template if ask.options else prompts.load(task.templates["open"], ("query",))
         # The config's room is for the prompts of its training, and those of the toy are short.
         text_tokens = max(example.text_tokens, QUESTION_TOKENS)
         example = dataclasses.replace(example, template=template, text_tokens=text_tokens)
-    side = 0
-    if ask.family != "qa":
-        if systems.models.segmenter is None:
-            raise InputError(
-                "sam2.path: masks need a segmenter; give --config=FILE --config.sam2.path=DIRECTORY, or ask with "
-                "--question"
-            )
-        side = systems.config.sam2.side
-    decode = DecodeConfig(frames=entry.frames, sampling=sampling, sound="optional" if sound.heard else "ignore")
-    return Benchmark("infer", ask.family, _One(ref), example, decode, ask.objects, side)
+    decode = DecodeConfig(frames=entry.frames, sampling=task.sampling, sound="optional" if sound.heard else "ignore")
+    return Benchmark("infer", task, _One(ref), example, decode, ask.objects, tasks.segmenter_side(systems, task))
 
 
 class _One:

@@ -70,7 +70,7 @@ def fill(result: Result, folder: pathlib.Path) -> None:
 def files(result: Result, folder: str | pathlib.Path) -> Files:
     """Paths of an answer's files in a folder."""
     folder, found = pathlib.Path(folder), result.masks is not None
-    said = ANSWER if result.ask.family == "qa" else PLAN
+    said = PLAN if result.ask.task.grounds else ANSWER
     optional = [folder / name if found else None for name in (OVERLAY, MASKS)]
     return Files(folder / said, folder / SHEET, *optional)
 
@@ -84,11 +84,11 @@ def check_target(out: str | pathlib.Path) -> None:
 
 def told(result: Result) -> dict[str, Any]:
     """What `plan.json` or `answer.json` holds."""
-    line, family = result.line, result.ask.family
+    line = result.line
     reasoning, answer = sections(line["completion"])
     common = {
         "query": result.ask.query,
-        "task": family,
+        "task": result.ask.family,
         "result": outcome(result),
         "reasoning": reasoning,
         "answer": answer,
@@ -104,7 +104,7 @@ def told(result: Result) -> dict[str, Any]:
         "frames_seen": list(result.seen),
         "completion": line["completion"],
     }
-    if family == "qa":
+    if not result.ask.task.grounds:
         return common | {"options": list(result.ask.options)}
     pieces = []
     for piece in line["plan"]:
@@ -126,7 +126,7 @@ def _seconds(result: Result, *frames: int) -> list[float] | None:
 def outcome(result: Result) -> str:
     """The result in one sentence."""
     line, failures = result.line, result.line["failures"]
-    if result.ask.family == "qa":
+    if not result.ask.task.grounds:
         _, answer = sections(line["completion"])
         if not answer:
             return "no answer: the model said nothing between its answer tags"
@@ -147,7 +147,7 @@ def example(result: Result, frames: UInt8[np.ndarray, "t h w 3"]) -> Example:
     )
     times = None if result.times is None else tuple(round(float(t), 2) for t in result.times[:-1])
     clip = Clip(frames, result.size[::-1], None, result.masks, seconds=times)
-    answer = None if result.ask.family == "vos" else sections(line["completion"])[1]
+    answer = None if result.ask.task.plans else sections(line["completion"])[1]
     name = pathlib.Path(result.ask.video).name
     return Example(
         f"{name}: {outcome(result)}",
@@ -163,7 +163,7 @@ def example(result: Result, frames: UInt8[np.ndarray, "t h w 3"]) -> Example:
 
 def _frames(result: Result) -> UInt8[np.ndarray, "t h w 3"]:
     """All frames at the size of the video that will be shown."""
-    most = SMALL_PIXELS if result.ask.family == "qa" else FILM_PIXELS
+    most = FILM_PIXELS if result.ask.task.grounds else SMALL_PIXELS
     try:
         return media.load_frames(result.ref.frames, range(result.count), size=media.within(most), sample_id="infer")
     except BadSample as error:

@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase
 from omnir1_jax import tasks
 from omnir1_jax.inference.answer import Found, Prompts
 from omnir1_jax.inference.samples import Sample
-from omnir1_jax.tasks.description import Box, text
+from omnir1_jax.tasks.description import Box
 
 
 def decode(words: PreTrainedTokenizerBase, tokens: np.ndarray, length: int) -> str:
@@ -17,7 +17,7 @@ def decode(words: PreTrainedTokenizerBase, tokens: np.ndarray, length: int) -> s
 
 
 def record(
-    sample: Sample, found: Found | None, row: int, family: str, words: PreTrainedTokenizerBase
+    sample: Sample, found: Found | None, row: int, task: tasks.Task, words: PreTrainedTokenizerBase
 ) -> dict[str, Any]:
     """One line of `results.jsonl`, without scores.
 
@@ -37,7 +37,7 @@ def record(
     }
     if found is None or sample.fault is not None:
         return line | {"failures": ["sample/bad"]}
-    at, task = (row, 0), tasks.get(family)
+    at = (row, 0)
     line["completion"] = decode(words, found.completions.tokens[at], int(found.completions.lengths[at]))
     failures = [name for name, count in found.failures.items() if count[at]]
     if task.grounds:
@@ -56,8 +56,3 @@ def record(
 
 def _boxes(prompts: Prompts, row: int, k: int) -> tuple[Box, ...]:
     return tuple(tuple(float(x) for x in box) for box in prompts.boxes[row, k, prompts.used[row, k]])
-
-
-def description(mine: Found, family: str, k: int) -> str:
-    """What System 2 is asked about keyframe k of an item."""
-    return text(mine.reading.requests.description, (0, k))

@@ -78,7 +78,7 @@ def _picture(folder: pathlib.Path, benchmark: Benchmark, line: Mapping[str, Any]
         line["sample_id"],
         line["query"],
         line["completion"],
-        benchmark.family,
+        benchmark.task.name,
         keyframes=keyframes,
         answer=line.get("answer"),
         failures=tuple(line["failures"]),

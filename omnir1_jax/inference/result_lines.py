@@ -91,21 +91,21 @@ def parse(row: bytes, place: str) -> dict[str, Any]:
     return line
 
 
-def require(lines: Iterable[Mapping[str, Any]], family: str, names: Iterable[str], path: object) -> None:
+def require(lines: Iterable[Mapping[str, Any]], masks: bool, names: Iterable[str], path: object) -> None:
     """Checks that lines hold every key that tables and reports read.
 
     Args:
-      family: of the task; questions have no masks.
+      masks: whether the items have masks.
       names: of the scores that an item of the benchmark has.
       path: of the file, for errors.
 
     Raises:
       InputError: naming the position and the key.
     """
-    keys, names = COMMON if family == "qa" else COMMON + MASKS, set(names)
+    keys, names = COMMON + MASKS if masks else COMMON, set(names)
     for line in lines:
         lacking = [key for key in keys if key not in line]
-        if not lacking and family != "qa" and line["scores"] is not None and line["scores"].keys() != names:
+        if not lacking and masks and line["scores"] is not None and line["scores"].keys() != names:
             lacking = [f"scores of {', '.join(sorted(names))}"]
         if lacking:
             raise InputError(

@@ -14,6 +14,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 from tqdm import tqdm
 
+from omnir1_jax import tasks
 from omnir1_jax.evaluation import predictions
 from omnir1_jax.inference import answer as answers
 from omnir1_jax.inference import host, identity, records, result_lines, samples, scores, segment
@@ -54,10 +55,10 @@ def launch(systems: Systems, how: How, batch: Batch, seed: int, hole_area: int =
     sizes = [sample.size for sample in batch.samples if sample.size is not None]
     canvas = segment.canvas(sizes)
     if how.host and getattr(models.segmenter, "host", False):
-        masks, boxes = host.masks(models.segmenter, jax.device_get(found), batch.samples, how.family, canvas)
+        masks, boxes = host.masks(models.segmenter, jax.device_get(found), batch.samples, canvas)
         return Answered(batch, found._replace(prompts=boxes), masks)
     if how.host:
-        own = host.prompts(models.grounder, jax.device_get(found), batch.samples, how.family, answers.slots(how))
+        own = host.prompts(models.grounder, jax.device_get(found), batch.samples, answers.slots(how))
         found = found._replace(prompts=put(own))
     clips, valid = put(batch.clips), put(batch.frame_valid)
     logits = SEGMENT(models.segmenter, systems.frozen.segmenter, clips, valid, asked.original, found.prompts)
@@ -80,9 +81,9 @@ def fetched(tree: Any) -> Any:
     return jax.device_get(jax.tree.map(one, tree) if jax.process_count() > 1 else tree)
 
 
-def on_host(systems: Systems, family: str) -> bool:
+def on_host(systems: Systems, task: tasks.Task) -> bool:
     """Whether System 2 looks at the videos on the host."""
-    return family != "qa" and systems.models.on_host
+    return task.grounds and systems.models.on_host
 
 
 def answered(
@@ -96,7 +97,7 @@ def answered(
       room: rows of a batch.
     """
     given = options.system2 == "oracle" or bool(options.boxes)
-    how = How(benchmark.family, options.keyframes, given, options.objects, host=on_host(systems, benchmark.family))
+    how = How(benchmark.task, options.keyframes, given, options.objects, host=on_host(systems, benchmark.task))
     before = None
     for batch in samples.batches(benchmark, groups, room, max(systems.config.loader.threads, 1)):
         now = launch(systems, how, batch, options.seed, options.hole_area)
@@ -150,7 +151,7 @@ def evaluate(
     with Store(out, values, owner) as store, futures.ThreadPoolExecutor(threads, "write") as pool:
         earlier = [store.lines[position] for position in chosen if position in store.lines]
         store.resume(chosen)
-        result_lines.require(earlier, benchmark.family, scores.nothing(benchmark.reader), store.folder / LINES)
+        result_lines.require(earlier, benchmark.task.grounds, scores.nothing(benchmark.reader), store.folder / LINES)
         pending = [group for group in groups if any(position not in store.lines for position in group)]
         already = sum(position in store.lines for position in chosen)
         bar = tqdm(total=len(chosen), initial=already, unit="clip", dynamic_ncols=True, disable=True if quiet else None)
@@ -174,8 +175,8 @@ def finish(systems: Systems, benchmark: Benchmark, store: Store, done: Answered,
 
     def one(item: tuple[int, Sample]) -> dict[str, Any]:
         row, sample = item
-        line = records.record(sample, found, row, benchmark.family, systems.tokenizer)
-        if benchmark.family == "qa":
+        line = records.record(sample, found, row, benchmark.task, systems.tokenizer)
+        if not benchmark.task.grounds:
             return line
         predicted = None
         if sample.fault is None:
@@ -183,7 +184,7 @@ def finish(systems: Systems, benchmark: Benchmark, store: Store, done: Answered,
             predicted = masks[row, : len(sample.clip), :height, :width]
         return line | judged(benchmark, sample, predicted, store)
 
-    if benchmark.family != "qa":
+    if benchmark.task.grounds:
         store.begin(sample.position for _, sample in new)
     for line in pool.map(one, new):
         store.add(line)
@@ -214,7 +215,7 @@ def summary(
     failures = Counter(kind for line in lines for kind in line["failures"])
 
     def scored(scoring: str) -> dict[str, Any]:
-        table = scores.table(benchmark.reader, benchmark.family, lines, store.predictions, benchmark.root, scoring)
+        table = scores.table(benchmark.reader, benchmark.task, lines, store.predictions, benchmark.root, scoring)
         return {"scoring": scoring, "paper": scores.paper(benchmark.reader.name, table), "table": table}
 
     out = {
@@ -232,7 +233,7 @@ def summary(
     }
     if scores.two_scorings(benchmark.reader):
         out["other_scoring"] = scored("official" if options.scoring == "clean" else "clean")
-    if benchmark.family != "qa" and scores.served(benchmark.reader, lines):
+    if benchmark.task.grounds and scores.served(benchmark.reader, lines):
         target = store.path(f"{benchmark.name}_{benchmark.reader.split}.zip")
         out["archive"] = {"file": target.name, **scores.archive(benchmark.reader, lines, store.predictions, str(target))}
     return out

@@ -33,16 +33,17 @@ class Benchmark:
     """How the items of one benchmark are asked.
 
     Attributes:
-      name: of the benchmark. family: vos, refavs or qa. root: where the dataset lies, if on disk.
+      name: of the benchmark. root: directory of the dataset, if it is on disk.
       objects: slots for objects; true boxes beyond them (the smallest) are left out.
       side: of the segmenter's frames; 0 where nothing is segmented.
       sound: "own"; "muted": silence; "swapped": that of another clip.
       found: boxes of another System 2 by sample id and frame of the video, in place of the true ones.
       dataset: the options that the reader was opened with, by name.
+      source: of a task of the user's own, module:object or file.py:object.
     """
 
     name: str
-    family: str
+    task: tasks.Task
     reader: Reader = dataclasses.field(repr=False)
     example: ExampleConfig = dataclasses.field(repr=False)
     decode: DecodeConfig
@@ -53,6 +54,7 @@ class Benchmark:
     root: str = ""
     found: Mapping[str, Mapping[int, Boxes]] | None = dataclasses.field(default=None, repr=False)
     dataset: Mapping[str, Any] = dataclasses.field(default_factory=dict, repr=False)
+    source: str = ""
 
 
 class Sample(NamedTuple):
@@ -88,9 +90,9 @@ class Batch(NamedTuple):
 
 def arrays_of(clip: DecodedClip, benchmark: Benchmark) -> Arrays:
     """What both systems are shown of a clip, and what is known of it."""
-    asked = tasks.get(benchmark.family, "--benchmark")
-    shown = {**asked.prompt(clip, benchmark.example), **asked.frames(clip, benchmark.example)}
-    return {**shown, **_frames(clip, benchmark)} if asked.grounds else shown
+    task, config = benchmark.task, benchmark.example
+    shown = {**task.prompt(clip, config), **task.frames(clip, config)}
+    return {**shown, **_frames(clip, benchmark)} if task.grounds else shown
 
 
 def _frames(clip: DecodedClip, benchmark: Benchmark) -> Arrays:

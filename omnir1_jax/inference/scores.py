@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool
 
+from omnir1_jax import tasks
 from omnir1_jax.data.masks import decode_masks
 from omnir1_jax.data.refs import BadSample, ClipRef, Reader
 from omnir1_jax.errors import InputError
@@ -118,7 +119,7 @@ def nothing(reader: Reader) -> dict[str, float]:
 
 def table(
     reader: Reader,
-    family: str,
+    task: tasks.Task,
     lines: Iterable[Line],
     root: str,
     dataset_root: str,
@@ -132,13 +133,14 @@ def table(
       scoring: "official": as the published script counts, see `two_scorings`.
     """
     lines = list(lines)
-    if family == "qa":
+    if not task.grounds:
         answered = Subset(reader, tuple(line["position"] for line in lines))
-        return score_answers.score(answered, {line["sample_id"]: line["completion"] for line in lines}, scoring)
+        completions = {line["sample_id"]: line["completion"] for line in lines}
+        return score_answers.score(answered, completions, scoring, task.metric)
     known = [line for line in lines if line["scores"] is not None]
     if not known or served(reader, lines):
         return {"unscored": len(lines)}
-    if family == "refavs":
+    if task.mask_rules == "refavs":
         subset = Subset(reader, tuple(line["position"] for line in known if line["predicted"]))
         out = score_masks.score_refavs(subset, root) if len(subset) else {}
         percent = {key: 100 * value for key, value in out.items() if key in ("J", "F")}

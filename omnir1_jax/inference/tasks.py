@@ -1,12 +1,13 @@
 """From a config and the name of a benchmark to what is asked: the reader, the prompts, which items."""
 
 import dataclasses
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
 from etils import epath
 from ml_collections import ConfigDict
 
+from omnir1_jax import tasks
 from omnir1_jax.build import data
 from omnir1_jax.config import lookup, settings
 from omnir1_jax.data.clips import DecodeConfig
@@ -15,18 +16,39 @@ from omnir1_jax.errors import InputError
 from omnir1_jax.inference.load import Systems
 from omnir1_jax.inference.samples import SOUNDS, Benchmark, read_boxes
 from omnir1_jax.systems import prompts
+from omnir1_jax.tasks.examples import ExampleConfig
 
-# family, split, seconds of sound that are heard (questions)
-BENCHMARKS: dict[str, tuple[str, str, float]] = {
-    "revos": ("vos", "valid", 0.0),
-    "mevis": ("vos", "valid_u", 0.0),
-    "refytvos": ("vos", "valid", 0.0),
-    "refdavis": ("vos", "valid", 0.0),
-    "refavs": ("refavs", "test_s", 10.0),
-    "omnibench": ("qa", "test", 30.0),
-    "videomme": ("qa", "test", 0.0),
-    "mvbench": ("qa", "test", 0.0),
-    "avhbench": ("qa", "test", 10.0),
+
+class Published(NamedTuple):
+    """A benchmark.
+
+    Attributes:
+      task: that it asks.
+      audio_seconds: of sound that is heard; None for the config's own.
+      templates: in place of the task's, by the names of --prompt.
+      letters: options are listed behind letters.
+    """
+
+    task: tasks.Task
+    split: str
+    audio_seconds: float | None = None
+    templates: Mapping[str, str] | None = None
+    letters: bool = True
+
+
+_VOS, _QA = tasks.TASKS["vos"], tasks.TASKS["qa"]
+BENCHMARKS: dict[str, Published] = {
+    "revos": Published(_VOS, "valid"),
+    "mevis": Published(_VOS, "valid_u"),
+    "refytvos": Published(_VOS, "valid"),
+    "refdavis": Published(_VOS, "valid"),
+    "refavs": Published(tasks.TASKS["refavs"], "test_s"),
+    "omnibench": Published(_QA, "test", 30.0),
+    "videomme": Published(_QA, "test", 0.0),
+    "mvbench": Published(_QA, "test", 0.0),
+    "avhbench": Published(
+        _QA, "test", 10.0, templates={"direct": "yes_no", "thinking": "yes_no_thinking"}, letters=False
+    ),
 }
 SYNTHETIC = "synthetic"
 FRAMES = 24
@@ -74,7 +96,7 @@ class Options:
 
 
 def benchmarks(systems: Systems, options: Options) -> Iterator[Benchmark]:
-    """What a benchmark asks; of "synthetic" one for each family of the config.
+    """What a benchmark asks; of "synthetic" one for each task of the config whose answers can be scored.
 
     Raises:
       InputError: names the flag that will not do.
@@ -92,15 +114,16 @@ def benchmarks(systems: Systems, options: Options) -> Iterator[Benchmark]:
         return
     if options.benchmark not in BENCHMARKS:
         raise InputError(f"--benchmark: {options.benchmark!r} is none of {', '.join((*BENCHMARKS, SYNTHETIC))}")
-    family, split, seconds = BENCHMARKS[options.benchmark]
-    own = _entry(systems.config, family)
-    root = options.root or _root(own, options.benchmark)
+    published = BENCHMARKS[options.benchmark]
+    entry = entry_of(systems.config, published.task)
+    root = options.root or _root(entry, options.benchmark)
     if not root:
         raise InputError(f"--root: name the directory of {options.benchmark}; {data.TRY}")
-    if family == "qa":
-        own.audio_seconds = seconds if options.audio_seconds < 0 else options.audio_seconds
-    own.datasets = settings.datasets(**{options.benchmark: dict(root=root, split=options.split or split)})
-    yield _benchmark(systems, options, family, options.benchmark, own)
+    if published.audio_seconds is not None:
+        entry.audio_seconds = published.audio_seconds if options.audio_seconds < 0 else options.audio_seconds
+    split = options.split or published.split
+    entry.datasets = settings.datasets(**{options.benchmark: dict(root=root, split=split)})
+    yield _benchmark(systems, options, published, options.benchmark, entry)
 
 
 def positions(benchmark: Benchmark, options: Options) -> list[int]:
@@ -115,81 +138,119 @@ def positions(benchmark: Benchmark, options: Options) -> list[int]:
 
 def _held_out(systems: Systems, options: Options) -> Iterator[Benchmark]:
     entries = systems.config.data
-    # Of a task of the user's own no benchmark knows what to score.
-    known = [name for name, one in entries.items() if _synthetic(one) and not lookup.is_path(one.family)]
+    known = [name for name in entries if _held_out_dataset(entries[name]) and _family(systems.config, name).scored]
     if not known:
-        raise InputError("--benchmark: the config has no task of this package in the synthetic world to hold out")
+        raise InputError(
+            "--benchmark: the config has no task to hold out: one in the synthetic world or on a dataset of your own, "
+            "whose masks or metric can be scored"
+        )
     for name in options.tasks or known:
         if name not in known:
             raise InputError(f"--tasks: {name!r} is none of {', '.join(known)}")
-        own = _copy(systems.config.data[name])
-        label = _synthetic(own)
-        held_out = own.datasets[label].to_dict() | {
-            "split": options.split or "valid",
-            "clips": options.limit or HELD_OUT_CLIPS,
-        }
-        held_out.pop("lessons", None)
-        own.datasets = settings.datasets(**{SYNTHETIC: held_out})
-        yield _benchmark(systems, options, own.family or name, name, own)
+        entry, task = settings.task(**entries[name].to_dict()), _family(systems.config, name)
+        label = _held_out_dataset(entry)
+        dataset = entry.datasets[label].to_dict() | {"split": options.split or "valid"}
+        if dataset["name"] == SYNTHETIC:
+            dataset["clips"] = options.limit or HELD_OUT_CLIPS
+            if task in tasks.TASKS.values():
+                dataset.pop("lessons", None)  # which have no query
+        entry.datasets = settings.datasets(**{label: dataset})
+        yield _benchmark(systems, options, Published(task, "valid"), name, entry)
 
 
-def _synthetic(entry: ConfigDict) -> str | None:
-    return next((label for label, one in entry.datasets.items() if one.name == SYNTHETIC), None)
+def _held_out_dataset(entry: ConfigDict) -> str | None:
+    """Its first dataset that is made as it is read, or of the user's own."""
+    held_out = lambda dataset: dataset.name == SYNTHETIC or lookup.is_path(dataset.name)
+    return next((label for label, dataset in entry.datasets.items() if held_out(dataset)), None)
 
 
-def _copy(entry: ConfigDict) -> ConfigDict:
-    plain = entry.to_dict()
-    return settings.task(**plain)
+def _family(config: ConfigDict, name: str) -> tasks.Task:
+    return tasks.get(config.data[name].family or name, f"data.{name}.family")
 
 
-def _entry(config: ConfigDict, family: str) -> ConfigDict:
-    """The config's own task of the family, or a plain one."""
-    for name, entry in config.data.items():
-        if (entry.family or name) == family:
-            return _copy(entry)
-    if family == "refavs":
-        return settings.task(frames=1, sampling="first", sound="required", audio_seconds=10.0)
-    return settings.task(frames=FRAMES)
+def entry_of(config: ConfigDict, task: tasks.Task) -> ConfigDict:
+    """The config's own entry of a task, or a plain one."""
+    for name in config.data:
+        if _family(config, name) is task:
+            return settings.task(**config.data[name].to_dict() | {"family": config.data[name].family or name})
+    first = task.sampling == "first"
+    return settings.task(
+        family=task.name, frames=1 if first else FRAMES, audio_seconds=10.0 if task.needs_sound else 0.0
+    )
+
+
+def alone(config: ConfigDict, name: str, entry: ConfigDict) -> ConfigDict:
+    """The config with this entry in place of its mixture."""
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        config.data = ConfigDict({name: entry})
+    return config
+
+
+def example_of(systems: Systems, config: ConfigDict) -> ExampleConfig:
+    """What the prompts of a config's only entry are made with."""
+    (name,) = config.data
+    return dataclasses.replace(data.example_config(config, name, systems.tokenizer, systems.thinker), stills=True)
 
 
 def _root(entry: ConfigDict, benchmark: str) -> str:
     return next((one.root for one in entry.datasets.values() if one.name == benchmark), "")
 
 
-def _benchmark(systems: Systems, options: Options, family: str, name: str, entry: ConfigDict) -> Benchmark:
-    config = systems.config.copy_and_resolve_references()
-    if family == "refavs":
-        entry.frames, sampling = 1, "first"
+def _benchmark(systems: Systems, options: Options, published: Published, name: str, entry: ConfigDict) -> Benchmark:
+    task, sampling = published.task, options.sampling or published.task.sampling
+    if task.sampling == "first":
         if options.frames or options.sampling:
-            raise InputError("--frames, --sampling: System 1 sees the first frame of a Ref-AVS clip")
-    else:
-        entry.frames = options.frames or entry.frames
-        sampling = options.sampling or ("video" if family == "qa" else "uniform")
-    entry.family = family
-    if options.prompt and family == "qa":
-        config.prompts.qa = _question_prompt(options.prompt, "qa")
-    with config.unlocked():
-        config.data = ConfigDict({family: entry})
-    example = data.example_config(config, family, systems.tokenizer, systems.thinker)
-    example = dataclasses.replace(example, stills=True, letters=options.benchmark != "avhbench")
-    if options.benchmark == "avhbench":
-        chosen = options.prompt or ("direct" if config.prompts.qa == "qa" else "thinking")
-        example = dataclasses.replace(example, template=prompts.load(_question_prompt(chosen, "yes_no")))
+            raise InputError("--frames, --sampling: System 1 sees the first frame of a clip")
+        entry.frames = 1
+    entry.frames = options.frames or entry.frames
+    key = name if name in systems.config.data else task.name
+    config = alone(systems.config, key, entry)
+    example = dataclasses.replace(example_of(systems, config), letters=published.letters)
+    if options.prompt or published.templates:
+        example = dataclasses.replace(example, template=_template(config, options.prompt, published, example.template))
     if options.tokens:
         example = dataclasses.replace(example, policy_budget=_budget(example.policy_budget, options.tokens, example))
-    (reader,) = data.readers(config, family)
-    hears = entry.audio_seconds > 0
+    (reader,) = data.readers(config, key)
     decode = DecodeConfig(
-        frames=entry.frames, sampling=sampling, objects=EVERY, sound="optional" if hears else "ignore"
+        frames=entry.frames, sampling=sampling, objects=EVERY, sound="optional" if entry.audio_seconds else "ignore"
     )
-    side = systems.config.sam2.side if family != "qa" and systems.models.segmenter is not None else 0
-    if family != "qa" and not side:
-        raise InputError("sam2.path: masks need a segmenter; name its directory, or sam2.sizes for random weights")
     return Benchmark(
-        name, family, reader, example, decode, options.objects, side, options.seed, options.sound,
-        root=_where(config, family),
-        found=read_boxes(options.boxes) if options.boxes else None, dataset=_only(entry).to_dict(),
-    )  # fmt: skip
+        name,
+        task,
+        reader,
+        example,
+        decode,
+        objects=options.objects,
+        side=segmenter_side(systems, task),
+        seed=options.seed,
+        sound=options.sound,
+        root=_where(config, key),
+        found=read_boxes(options.boxes) if options.boxes else None,
+        dataset=_only(entry).to_dict(),
+        source=entry.family if lookup.is_path(entry.family) else "",
+    )
+
+
+def segmenter_side(systems: Systems, task: tasks.Task) -> int:
+    """Side of the segmenter's frames; 0 for a task without System 2."""
+    if task.grounds and systems.models.segmenter is None:
+        raise InputError(
+            "sam2.path: masks need a segmenter; give --config=FILE --config.sam2.path=DIRECTORY (sam2.sizes: random "
+            "weights), or ask a question, such as infer --question"
+        )
+    return systems.config.sam2.side if task.grounds else 0
+
+
+def _template(config: ConfigDict, chosen: str, published: Published, usual: str) -> str:
+    """The template that --prompt names; of a benchmark with templates of its own the one that is like the config's."""
+    task = published.task
+    if chosen not in ("", "thinking", "direct"):
+        raise InputError(f"--prompt: {chosen!r} is none of thinking, direct")
+    if published.templates:
+        like = "direct" if config.prompts[task.name] == task.templates["direct"] else "thinking"
+        return prompts.load(published.templates[chosen or like], ("query",))
+    return prompts.load(task.templates[chosen], task.fields) if task.templates else usual
 
 
 def _only(entry: ConfigDict) -> ConfigDict:
@@ -198,16 +259,10 @@ def _only(entry: ConfigDict) -> ConfigDict:
     return dataset
 
 
-def _where(config: ConfigDict, family: str) -> str:
+def _where(config: ConfigDict, name: str) -> str:
     """The directory of the task's only dataset; "" where it is made as it is read."""
-    root = _only(config.data[family]).root
+    root = _only(config.data[name]).root
     return root if not root or "://" in root else str(epath.Path(config.data_root) / root)
-
-
-def _question_prompt(chosen: str, kind: str) -> str:
-    if chosen not in ("thinking", "direct"):
-        raise InputError(f"--prompt: {chosen!r} is none of thinking, direct")
-    return kind if chosen == "direct" else f"{kind}_thinking"
 
 
 def _budget(own: PixelBudget, tokens: int, example: Any) -> PixelBudget:

@@ -2,6 +2,7 @@
 
 import pathlib
 import re
+from collections.abc import Collection
 
 import numpy as np
 
@@ -9,47 +10,38 @@ from omnir1_jax.errors import InputError
 from omnir1_jax.files import regular_file
 
 FOLDER = pathlib.Path(__file__).parent / "templates"
-FIELDS = {
-    "system": (),
-    "vos": ("query", "duration", "fps", "example"),
-    "refavs": ("query",),
-    "refcocog": ("query",),
-    "qa": ("query", "options"),
-    "qa_thinking": ("query", "options"),
-    "question": ("query",),
-    "yes_no": ("query",),
-    "yes_no_thinking": ("query",),
-    "grounding": ("system", "description"),
-}
-_FIELD = re.compile(r"\{(" + "|".join(sorted({field for fields in FIELDS.values() for field in fields})) + r")\}")
+GROUNDING = ("system", "description")  # fields of System 2's prompt; those of System 1's are the tasks'
+OPTIONAL = ("system", "duration", "fps", "example")  # they help but may be left out by a user's own wording
+FIELDS = (*OPTIONAL, "query", "options", "description")
 
 
-def load(name: str, path: str | None = None) -> str:
+def load(name: str, fields: Collection[str], path: str | None = None) -> str:
     """The template `name` of this package, or the user's own in its place; without the file's last newline.
 
+    Args:
+      fields: of the template.
+
     Raises:
-      InputError: an unknown name, a file that cannot be read, or one that lacks a field or has one too many.
+      InputError: a file that cannot be read, or one that lacks a field or has one of another template.
     """
-    if name not in FIELDS:
-        raise InputError(f"prompt {name!r}: there are {', '.join(FIELDS)}")
     file = pathlib.Path(path) if path else FOLDER / f"{name}.txt"
     try:
         text = regular_file.read_bytes(file).decode("utf-8-sig")
     except ValueError as error:
         raise InputError(f"prompts.{name}: {file} cannot be read ({error})") from error
     text = text.removesuffix("\n") if name != "grounding" else text
-    found = {match[1] for match in _FIELD.finditer(text)}
-    # The example and the clip's length help but may be left out by a user's own wording.
-    lacking = set(FIELDS[name]) - found - {"example", "duration", "fps", "system"}
-    if lacking or found - set(FIELDS[name]):
-        odd = sorted(lacking or found - set(FIELDS[name]))[0]
+    used = {field for field in FIELDS if f"{{{field}}}" in text}
+    lacking = {*fields} - used - {*OPTIONAL}
+    if lacking or used - {*fields}:
+        odd = sorted(lacking or used - {*fields})[0]
         raise InputError(f"prompts.{name}: {file} {'lacks' if lacking else 'has the unknown field'} {{{odd}}}")
     return text
 
 
 def render(template: str, **values: str) -> str:
     """The template with its fields filled in, in one pass: a value may hold braces."""
-    return _FIELD.sub(lambda match: values.get(match[1], match[0]), template)
+    names = "|".join(map(re.escape, values))
+    return re.sub(rf"\{{({names})\}}", lambda match: values[match[1]], template) if values else template
 
 
 def clock(seconds: float) -> str:

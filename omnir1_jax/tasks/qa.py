@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Int, UInt8
 
 from omnir1_jax.data.clips import DecodedClip
+from omnir1_jax.data.refs import ClipRef
 from omnir1_jax.errors import InputError
 from omnir1_jax.models.qwen_omni.inputs import ThinkerInputs
 from omnir1_jax.models.qwen_omni.sample import Completions
@@ -22,6 +23,7 @@ from omnir1_jax.tasks import common, description, examples, targets
 from omnir1_jax.tasks.description import At, Description
 from omnir1_jax.tasks.examples import Arrays, ExampleConfig
 from omnir1_jax.tasks.task import Task, grouped
+from omnir1_jax.text import tags
 from omnir1_jax.text.readers import Answer, read_answer
 from omnir1_jax.text.rules import Failure
 
@@ -68,27 +70,27 @@ def lettered(options: Sequence[str]) -> str:
     return "\n".join(f"{letter}. {option.removeprefix(f'{letter}. ')}" for letter, option in zip(letters, options))
 
 
-def right_letter(clip: DecodedClip) -> str:
+def right_letter(ref: ClipRef) -> str:
     """The letter of the right option.
 
     Other kinds of question are refused: their scores (word error rate, rouge, relative error) are not computed in a
     graph.
     """
-    options, index = clip.ref.extra.get("options"), clip.ref.extra.get("answer_index")
+    options, index = ref.extra.get("options"), ref.extra.get("answer_index")
     if not options or index is None:
-        kind = clip.ref.extra.get("problem_type") or "a question without options"
+        kind = ref.extra.get("problem_type") or "a question without options"
         raise InputError(f"{kind}: only multiple choice is rewarded in training")
     return chr(ord("A") + index)
 
 
 def truth(clip: DecodedClip, config: ExampleConfig) -> Arrays:
     """The gold answer is the option's letter."""
-    return {"gold": np.frombuffer(right_letter(clip).encode(), np.uint8), "gold_length": np.int32(1)}
+    return {"gold": np.frombuffer(right_letter(clip.ref).encode(), np.uint8), "gold_length": np.int32(1)}
 
 
 def target(clip: DecodedClip, config: ExampleConfig) -> str:
     """The right option's letter."""
-    return targets.thought(" I choose. ", right_letter(clip))
+    return targets.thought(" I choose. ", right_letter(clip.ref))
 
 
 def read(frozen: Frozen, config: StepConfig, batch: Batch, completions: Completions) -> Reading:
@@ -120,6 +122,11 @@ def describe(facts: Mapping[str, Any], reading: Reading, _: None, at: At) -> Des
     return Description(answer=description.text(reading.answer.description, at), gold=gold)
 
 
+def metric(ref: ClipRef, completion: str) -> dict[str, float]:
+    """As training counts, of datasets that no benchmark has rules for: the answer is the right letter."""
+    return {"accuracy": float((tags.between(completion, "answer") or "").strip() == right_letter(ref))}
+
+
 TASK = Task(
     "qa",
     Batch,
@@ -127,9 +134,13 @@ TASK = Task(
     read,
     reward,
     failures=failures,
+    fields=("query", "options"),
+    templates={"direct": "qa", "thinking": "qa_thinking", "open": "question"},
     clips="qa",
     extra={"options": ("this", "that"), "answer_index": 0},
     truth=truth,
     target=target,
     describe=describe,
+    metric=metric,
+    sampling="video",
 )

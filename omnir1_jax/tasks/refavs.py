@@ -146,6 +146,7 @@ TASK = Task(
     reward,
     ground=ground,
     failures=failures,
+    fields=("query",),
     clips="refavs",
     frames=frames,
     truth=truth,
@@ -153,4 +154,8 @@ TASK = Task(
     facts=nothing,
     describe=describe,
     picture=picture,
+    mask_rules="refavs",
+    sampling="first",
+    needs_sound=True,
+    max_boxes=1,
 )

@@ -128,6 +128,7 @@ TASK = Task(
     read,
     reward,
     failures=failures,
+    fields=("query",),
     clips="refcocog",
     extra={"boxes": [[0, 0, 9, 9]], "points": [[1, 1], [2, 2]]},
     truth=truth,

@@ -2,13 +2,14 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import jax
 from flax.traverse_util import unflatten_dict
 from jaxtyping import Array, Int
 
 from omnir1_jax.data.clips import DecodedClip
+from omnir1_jax.data.refs import ClipRef
 from omnir1_jax.models.qwen_omni.inputs import ThinkerInputs
 from omnir1_jax.rl.config import Rewards
 from omnir1_jax.systems.frames import HighResFrames
@@ -58,7 +59,9 @@ class Task:
         `boxes`, those of each object, and `frame_valid`.
       failures: (batch, reading, found) -> how often each kind of failure happened in each completion, by name. The
         names stand here and nowhere else: metrics, logs and evaluations count what this counts.
-      template: System 1's user message with fields such as {query}, unless `config.prompts` has one of the task's name.
+      template: System 1's user message, unless `config.prompts` has one of the task's name.
+      fields: of its template, such as "query", which `prompt` fills in.
+      templates: other templates of its prompt, by the names that the commands have for them.
       clips: the family of clips that it is made of, `ClipRef.family`; empty: any.
       extra: of a stand-in clip, where `prompt` or `truth` reads `ClipRef.extra`: a plan takes its shapes from it.
       frames: (clip, config) -> System 2's frames, by `examples.sharp_arrays`.
@@ -68,6 +71,14 @@ class Task:
       describe: (facts, reading, found, (prompt, completion)) -> what the completion says, for the log. On the host, as
         `picture` is.
       picture: (batch, prompt) -> the clip that goes with it.
+      metric: (clip, completion) -> scores in [0, 1] by name, of which an evaluation shows the means in percent; none
+        where the clip has no ground truth. On the host. Masks are scored where the task has System 2; a benchmark of
+        questions counts by its own rules.
+      mask_rules: whose rules score the masks where a dataset has none of its own.
+      sampling: frames that System 1 sees in an evaluation: spread evenly, 2 per second, or the first one alone.
+      needs_sound: a clip without sound is a bad sample.
+      plans: `read` gives a field `plan`, whose first description can be asked about other frames than it chose.
+      max_boxes: boxes of an answer that count in an evaluation; 0: all.
     """
 
     name: str
@@ -79,6 +90,8 @@ class Task:
     segment: Callable[..., Any] = nothing
     failures: Callable[..., dict[str, Int[Array, "b g"]]] = no_failures
     template: str = ""
+    fields: tuple[str, ...] = ()
+    templates: Mapping[str, str] = dataclasses.field(default_factory=dict)
     clips: str = ""
     extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     frames: Callable[[DecodedClip, ExampleConfig], Arrays] = no_arrays
@@ -87,11 +100,22 @@ class Task:
     facts: Callable[[Any], Any] = all_but_prompts
     describe: Callable[[Any, Any, Any, At], Description] = no_words
     picture: Callable[[Any, int], Clip] = description.policy_clip
+    metric: Callable[[ClipRef, str], Mapping[str, float]] | None = None
+    mask_rules: Literal["mevis", "refavs"] = "mevis"
+    sampling: Literal["uniform", "video", "first"] = "uniform"
+    needs_sound: bool = False
+    plans: bool = False
+    max_boxes: int = 0
 
     @property
     def grounds(self) -> bool:
         """Whether System 2 takes part."""
         return self.ground is not nothing
+
+    @property
+    def scored(self) -> bool:
+        """Whether an evaluation knows how good its answers are."""
+        return self.grounds or self.metric is not None
 
     @property
     def segments(self) -> bool:

@@ -256,6 +256,7 @@ TASK = Task(
     ground=ground,
     segment=segment,
     failures=failures,
+    fields=("query", "duration", "fps", "example"),
     clips="vos",
     frames=frames,
     truth=truth,
@@ -263,4 +264,5 @@ TASK = Task(
     facts=nothing,
     describe=describe,
     picture=picture,
+    plans=True,
 )

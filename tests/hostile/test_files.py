@@ -40,7 +40,7 @@ OPENED = {
     "metrics": ("metrics.jsonl", lambda path: train_report.write_report(path.parent)),
     "log": ("metrics.jsonl", lambda path: lines.cut(path, 3)),
     "prediction": ("v/e/00000.png", lambda path: predictions.read(str(path.parent.parent.parent), "v", "e", ["00000"])),
-    "prompt": ("vos.txt", lambda path: prompts.load("vos", str(path))),
+    "prompt": ("vos.txt", lambda path: prompts.load("vos", ("query",), str(path))),
     "tokenizer": ("tokenizer.json", lambda path: tokens.load_tokenizer(path.parent)),
     "merges": ("merges.txt", lambda path: tokens.load_tokenizer(path.parent)),
     "sound": ("x.wav", lambda path: audio.load_audio(AudioFile(str(path)))),

@@ -105,7 +105,7 @@ def use(kind: str, folder: pathlib.Path) -> None:
                 safetensors_file.not_finite(safetensors_file.read_tensor(info))
         case "results":
             with store.Store(folder, IDENTITY) as opened:
-                result_lines.require(opened.lines.values(), "vos", SCORES, folder / store.LINES)
+                result_lines.require(opened.lines.values(), True, SCORES, folder / store.LINES)
                 collections.Counter(kind for line in opened.lines.values() for kind in line["failures"])
                 for line in opened.lines.values():
                     report._row(line)

@@ -33,10 +33,10 @@ def test_a_line_of_another_shape_names_the_key(key):
     lacking = {k: v for k, v in good.items() if k != key}
     if key != "position":
         with pytest.raises(InputError, match=f"^FILE: the line of position 3 lacks {key}; "):
-            result_lines.require([good, lacking], "vos", SCORES, "FILE")
-        result_lines.require([lacking] if key in result_lines.MASKS else [good], "qa", (), "FILE")
+            result_lines.require([good, lacking], True, SCORES, "FILE")
+        result_lines.require([lacking] if key in result_lines.MASKS else [good], False, (), "FILE")
     with pytest.raises(InputError, match="lacks scores of A, F, J"):
-        result_lines.require([good], "vos", {**SCORES, "A": 0}, "FILE")
+        result_lines.require([good], True, {**SCORES, "A": 0}, "FILE")
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,8 @@ def asked(query: str):
     sizes = models.sizes(config)
     systems = load.Systems(config, None, Models(None, None), sizes.tokenizer, sizes.thinker, {}, None, None)
     ask = Ask("film.mp4", query, family="qa")
-    return ask, infer._task(systems, ask, settings.task(), mock.Mock(spec=ClipRef), infer.Sound(None, 0.0, "")), systems
+    entry, sound = settings.task(family="qa"), infer.Sound(None, 0.0, "")
+    return ask, infer._benchmark(systems, ask, entry, mock.Mock(spec=ClipRef), sound), systems
 
 
 def test_a_question_fits_the_toys_prompt():

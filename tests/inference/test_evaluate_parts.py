@@ -18,6 +18,7 @@ from omnir1_jax.inference.answer import Asked, How, choose
 from omnir1_jax.inference.store import Store
 from omnir1_jax.models import sam2
 from omnir1_jax.reporting import pictures
+from omnir1_jax.tasks import TASKS
 from omnir1_jax.text import readers
 from tests.inference import small
 
@@ -28,7 +29,7 @@ def chosen(rule, counts, valid=(False, True), oracle=False, room=24, count=4):
     pieces = jnp.broadcast_to(jnp.asarray(valid), (len(counts), len(valid)))
     plan = readers.Plan(*[None] * len(readers.Plan._fields))._replace(valid=pieces)
     batch = Asked(policy=None, number=jnp.arange(len(counts)), frame_valid=jnp.arange(room) < counts[:, None])
-    return jax.device_get(choose(How("vos", rule, oracle), plan, batch, count, jax.random.key(0)))
+    return jax.device_get(choose(How(TASKS["vos"], rule, oracle), plan, batch, count, jax.random.key(0)))
 
 
 def test_frames_of_the_baselines_lie_in_the_clip_and_carry_the_first_valid_description():
@@ -48,9 +49,9 @@ def test_frames_of_the_baselines_lie_in_the_clip_and_carry_the_first_valid_descr
 
 def test_rules_that_do_not_exist_are_refused():
     with pytest.raises(InputError, match="--keyframes"):
-        How("vos", "best")
+        How(TASKS["vos"], "best")
     with pytest.raises(InputError, match="video segmentation alone"):
-        How("refavs", "uniform")
+        How(TASKS["refavs"], "uniform")
 
 
 def test_lifted_masks_are_those_of_each_clip_by_itself():
@@ -109,7 +110,7 @@ def test_pictures_of_long_videos_tell_the_frames_own_numbers(tmp_path, monkeypat
     line["keyframes"] = [dict(frame=t, description="it", answer="", boxes=[]) for t in (3, 148)]
     drawn = []
     monkeypatch.setattr(report.pictures, "draw", lambda example: drawn.append(example) or image)
-    assert report._picture(tmp_path, mock.Mock(spec=samples.Benchmark, reader=[ref], family="vos"), line)
+    assert report._picture(tmp_path, mock.Mock(spec=samples.Benchmark, reader=[ref], task=TASKS["vos"]), line)
     (example,) = drawn
     assert 64 <= len(example.clip.frames) <= 66 and example.clip.numbers[-1] == 149
     told = [pictures._when(example.clip, keyframe.frame) for keyframe in example.keyframes]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import pathlib
 import re
 
 import jax
@@ -9,10 +10,13 @@ import numpy as np
 import pytest
 
 from omnir1_jax import evaluate
-from omnir1_jax.data import mvbench
+from omnir1_jax.config import settings
+from omnir1_jax.data import mvbench, registry
 from omnir1_jax.errors import InputError
-from omnir1_jax.inference import benchmark, run, samples, tasks
+from omnir1_jax.evaluation import score_answers
+from omnir1_jax.inference import benchmark, host, identity, run, samples, tasks
 from omnir1_jax.inference.tasks import Options
+from omnir1_jax.tasks import TASKS
 from tests.data import trees as qa_trees
 from tests.inference import scripted, small
 
@@ -120,6 +124,40 @@ def test_numbers_of_omnibench_and_mvbench_are_those_of_their_files(made, trees, 
     every = [hit for task in hits.values() for hit in task]
     assert 0 < sum(every) < len(every) == table["count"] == 40 and table["accuracy"] == share(every)
     assert {task: own["accuracy"] for task, own in table["task"].items()} == {t: share(h) for t, h in hits.items()}
+
+
+def test_a_task_of_ones_own_is_scored_by_its_metric(made, tmp_path, monkeypatch):
+    examples = pathlib.Path(__file__).parent.parent.parent / "docs/examples"
+    counting, squares = f"{examples}/counting.py:TASK", f"{examples}/squares.py:open_squares"
+    world = dict(family="vos", clips=4, config="toy", lessons=True)
+    config = made.config.copy_and_resolve_references()
+    config.data = dict(
+        shapes=settings.task(family=counting, datasets=settings.datasets(synthetic=world), frames=2),
+        squares=settings.task(family=counting, datasets=settings.datasets(mine=dict(name=squares)), frames=2),
+        boxes=settings.task(family="refcocog", datasets=settings.datasets(synthetic=dict(family="refcocog"))),
+    )
+    made, options = made._replace(config=config), Options("synthetic", limit=5, frames=2, batch_size=5)
+    shapes, ours = tasks.benchmarks(made, options)  # nobody knows how good boxes in a text are
+    assert (shapes.name, ours.name, ours.reader.split) == ("shapes", "squares", "valid")
+    assert len(shapes.reader) == 5 and shapes.reader[0].extra["looks"]
+    assert identity.identity(made, ours, options, "")["own_task"] == host.digest(counting) is not None
+    scripted.install(monkeypatch, ["<answer>1</answer>", "<answer> 2 </answer>", "three"])  # of 1, 2, 3, 4, 1 squares
+    only = dataclasses.replace(options, tasks=("squares",))
+    (found,) = benchmark.evaluate(made, only, tmp_path / "out", quiet=True).values()
+    assert found["table"] == {"accuracy": 40.0, "count": 5, "unusable_samples": 0} and found["paper"] == {}
+    with pytest.raises(InputError, match="--tasks: 'boxes' is none of shapes, squares"):
+        list(tasks.benchmarks(made, dataclasses.replace(options, tasks=("boxes",))))
+    del config.data["shapes"], config.data["squares"]
+    with pytest.raises(InputError, match="--benchmark: the config has no task to hold out"):
+        list(tasks.benchmarks(made, options))
+
+
+def test_questions_of_no_benchmark_are_right_or_wrong_as_in_training():
+    reader = registry.open_dataset("synthetic", "", "valid", family="qa", clips=4)
+    right = [f"<think>x</think><answer> {chr(ord('A') + ref.extra['answer_index'])}</answer>" for ref in reader]
+    said = {ref.sample_id: text for ref, text in zip(reader, [right[0].replace("<answer>", ""), *right[1:]])}
+    table = score_answers.score(reader, said, metric=TASKS["qa"].metric)
+    assert table == {"accuracy": 100 * (len(reader) - 1) / len(reader), "count": len(reader), "unusable_samples": 0}
 
 
 def test_numbers_of_avhbench_are_those_of_its_file(made, trees, tmp_path, monkeypatch):

@@ -41,13 +41,14 @@ def words():
 
 @functools.cache
 def config(family="vos", count=1, tokens=160, tokenizer=None):
-    text = {name: prompts.load(name, str(prompts.FOLDER / f"toy_{name}.txt")) for name in ("system", "grounding")}
+    fields = {"system": (), "grounding": prompts.GROUNDING}
+    text = {name: prompts.load(name, fields[name], str(prompts.FOLDER / f"toy_{name}.txt")) for name in fields}
     named = {"vos": "toy_vos", "refavs": "toy_refavs"}
     return targets.TargetConfig(
         tokenizer=tokenizer or words(),
         sizes=Sizes(CELL, 2, 2, 50, 20, 4),
         system=text["system"],
-        template=prompts.load(family, str(prompts.FOLDER / f"{named.get(family, family)}.txt")),
+        template=prompts.load(family, TASKS[family].fields, str(prompts.FOLDER / f"{named.get(family, family)}.txt")),
         grounding=prompts.render(text["grounding"], system=text["system"]),
         policy_budget=PixelBudget(12 * PIXELS, 24 * PIXELS, 8 * PIXELS, 12 * PIXELS),
         sharp_budget=PixelBudget(12 * PIXELS, 24 * PIXELS, 12 * PIXELS, 24 * PIXELS),

@@ -91,16 +91,18 @@ def test_every_family_s_example_survives_the_way_to_a_batch():
 
 
 def test_templates_are_filled_in_one_pass_and_checked(tmp_path):
-    text = prompts.render(prompts.load("vos"), query="a {duration} {", duration="3", fps="2", example="{}")
+    text = prompts.render(
+        prompts.load("vos", TASKS["vos"].fields), query="a {duration} {", duration="3", fps="2", example="{}"
+    )
     assert 'a {duration} {"' in text and "{example}" not in text
     rng = np.random.default_rng(0)
     assert len({prompts.example(12.0, rng) for _ in range(5)}) == 5
     assert prompts.clock(61.5) == "01:01.50"
     (tmp_path / "own.txt").write_text("Find it")
     with pytest.raises(InputError, match=r"prompts.vos: .*own.txt lacks \{query\}"):
-        prompts.load("vos", str(tmp_path / "own.txt"))
+        prompts.load("vos", TASKS["vos"].fields, str(tmp_path / "own.txt"))
     (tmp_path / "own.txt").write_text("Find {query} {options}")
     with pytest.raises(InputError, match=r"unknown field \{options\}"):
-        prompts.load("vos", str(tmp_path / "own.txt"))
+        prompts.load("vos", TASKS["vos"].fields, str(tmp_path / "own.txt"))
     with pytest.raises(InputError, match="cannot be read"):
-        prompts.load("vos", str(tmp_path / "absent.txt"))
+        prompts.load("vos", TASKS["vos"].fields, str(tmp_path / "absent.txt"))
