@@ -168,7 +168,9 @@ def evaluate(
     return results
 
 
-def finish(systems: Systems, benchmark: Benchmark, store: Store, done: Answered, pool: futures.Executor, bar: tqdm) -> None:
+def finish(
+    systems: Systems, benchmark: Benchmark, store: Store, done: Answered, pool: futures.Executor, bar: tqdm
+) -> None:
     """Writes and scores what is new of a batch, in order."""
     found, masks = done.found, done.masks
     new = [(row, sample) for row, sample in enumerate(done.batch.samples) if sample.position not in store.lines]
@@ -235,5 +237,8 @@ def summary(
         out["other_scoring"] = scored("official" if options.scoring == "clean" else "clean")
     if benchmark.task.grounds and scores.served(benchmark.reader, lines):
         target = store.path(f"{benchmark.name}_{benchmark.reader.split}.zip")
-        out["archive"] = {"file": target.name, **scores.archive(benchmark.reader, lines, store.predictions, str(target))}
+        out["archive"] = {
+            "file": target.name,
+            **scores.archive(benchmark.reader, lines, store.predictions, str(target)),
+        }
     return out
