@@ -54,7 +54,6 @@ TABLES: Mapping[str, Table] = {
     "avhbench": _avhbench,
     "videor1": _videor1,
     "folder": _choices(judge=qa.by_option),
-    "synthetic": _choices(judge=qa.by_option),
 }
 # Tables by the rules of the published scripts, where these differ.
 OFFICIAL: Mapping[str, Table] = {
