@@ -15,7 +15,7 @@ ORDER = (
     "rewards", "rl", "tasks", "supervised", "toy", "build", "evaluation", "reporting", "training", "inference",
     "planning", "benches",
 )  # fmt: skip
-COMMANDS = ("bench", "convert", "evaluate", "infer", "plan", "toy", "train")
+COMMANDS = ("bench", "convert", "evaluate", "infer", "plan", "profile", "toy", "train")
 
 
 def imports(path: pathlib.Path) -> set[str]:

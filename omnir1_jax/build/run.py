@@ -121,6 +121,12 @@ def on_mesh(mesh: Mesh | None, step: Callable[..., Any]) -> Callable[..., Any]:
         with jax.set_mesh(mesh):
             return step(*args)
 
+    def lower(*args: Any) -> Any:
+        with jax.set_mesh(mesh):
+            return step.lower(*args)
+
+    if hasattr(step, "lower"):
+        run.lower = lower
     return run
 
 

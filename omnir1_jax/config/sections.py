@@ -325,6 +325,14 @@ class Validate(Section):
 
 
 @dataclass(frozen=True)
+class Profile(Section):
+    """A trace of some steps in `profile/` of the work directory; `python -m omnir1_jax.profile` reads it."""
+
+    start: int = setting(0, "first step that is traced, better one after all tasks were compiled; 0: none", COUNT)
+    steps: int = setting(3, "steps that are traced", POSITIVE)
+
+
+@dataclass(frozen=True)
 class Log(Section):
     """What a run leaves to look at beside its metrics."""
 
@@ -362,4 +370,5 @@ class Settings(Section):
     mesh: Mesh = Mesh()
     checkpoint: Checkpoint = Checkpoint()
     validate: Validate = Validate()
+    profile: Profile = Profile()
     log: Log = Log()

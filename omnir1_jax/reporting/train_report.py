@@ -74,6 +74,8 @@ def _headline(steps: Sequence[Mapping[str, Any]], config: Mapping[str, Any]) -> 
         rows.append(("objective", str(config["objective"])))
     asked = config.get("steps")
     rows.append(("steps", f"{steps[-1]['step']} of {asked}" if isinstance(asked, int) else str(steps[-1]["step"])))
+    if rate := _learning_rate(config):
+        rows.append(("learning rate", rate))
     if seconds:
         rows.append(("time in steps", clock(sum(seconds))))
         rows.append(("seconds a step, median", f"{statistics.median(seconds):.3g}"))
@@ -95,6 +97,19 @@ def _headline(steps: Sequence[Mapping[str, Any]], config: Mapping[str, Any]) -> 
         first, last = statistics.fmean(failed[:part]), statistics.fmean(failed[-part:])
         rows.append(("failures a step, first to last", f"{first:.4g} → {last:.4g}"))
     return rows
+
+
+def _learning_rate(config: Mapping[str, Any]) -> str:
+    """The peak with its schedule, in words."""
+    own = config.get("optimizer")
+    if not isinstance(own, Mapping) or not isinstance(own.get("learning_rate"), (int, float)):
+        return ""
+    parts = [f"{own['learning_rate']:g}, {own.get('schedule', '')}"]
+    if own.get("schedule") != "constant":
+        parts.append(f"to {own.get('final_share', 0):g} of it")
+    if own.get("warmup_steps"):
+        parts.append(f"after {own['warmup_steps']} updates of warm-up")
+    return " ".join(parts)
 
 
 def _summary(summary: Mapping[str, Any]) -> list[Html]:

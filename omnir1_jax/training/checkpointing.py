@@ -43,6 +43,7 @@ MAY_DIFFER = (
     "loader",
     "name",
     "optimizer.max_skipped",
+    "profile",
     "sam2.object_chunk",
     "sam2.frame_chunk",
     "step.mode",

@@ -17,6 +17,8 @@ from omnir1_jax import signals
 from omnir1_jax.build import data, facts, models, optimizer, valid
 from omnir1_jax.build.run import Run, batches, build, keep_compiled, step_key
 from omnir1_jax.config import settings
+from omnir1_jax.config.sections import Profile
+from omnir1_jax.config.settings import section
 from omnir1_jax.data.batching import Batch
 from omnir1_jax.data.stream import Prefetch
 from omnir1_jax.errors import InputError
@@ -29,6 +31,7 @@ from omnir1_jax.reporting.train_report import write_report
 from omnir1_jax.rl.learn import TrainState
 from omnir1_jax.training import attempts, checkpoint_steps, checkpointing, export, rollout_log, workdir
 from omnir1_jax.training.attempts import Progress
+from omnir1_jax.training.trace import Tracer
 from omnir1_jax.training.watch import Watch
 from omnir1_jax.training.workdir import CACHE, CONFIG, FLAG, REPORT, SUMMARY
 
@@ -111,6 +114,7 @@ def _train(
         for note in valid.notes(config) if log is not None else ():
             log.say(f"note: {note}")
         step, saved, key = done, done, step_key(config, run.mesh)
+        tracer, compiled, saving = Tracer(folder, section(Profile, config.profile)), set(), 0.0
         watch = Watch(config.step.updates if config.objective == "grpo" else 1, int(jax.device_get(state.skipped)))
         if validate is not None and config.validate.at_start and not done:
             validated, _ = timed(validate, state.trainable)
@@ -121,10 +125,17 @@ def _train(
             batch = next(stream)
             waited = time.perf_counter() - started
             made = run.to_batch(batch.family, batch.arrays)
-            state, metrics, rollout = run.steps[batch.family](state, run.frozen, made, key)
-            metrics = {**jax.device_get(metrics), **data_metrics(stream, waited)}
+            program = run.steps[batch.family]
+            with tracer.step(step, batch.family, program, state, run.frozen, made, key):
+                state, metrics, rollout = program(state, run.frozen, made, key)
+                metrics = jax.device_get(metrics)
+            seconds = time.perf_counter() - started
+            metrics |= data_metrics(stream, waited) | speed(config, made, metrics, seconds)
+            metrics |= {"time/save": saving} if saving else {}
+            metrics |= {} if batch.family in compiled else {"time/compile": seconds - waited}
+            compiled.add(batch.family)
             watch.step(int(jax.device_get(state.skipped)), metrics.get("learn/flat_groups"))
-            seconds, validated, score = time.perf_counter() - started, {}, None
+            validated, score, saving = {}, None, 0.0
             stopped = stop(step)  # asked once per step, so that no stop goes unsaved
             # A stop is not kept waiting: the validation of its step is left out.
             if validate is not None and not stopped and (due(step, config.validate.every) or step == config.steps):
@@ -144,12 +155,15 @@ def _train(
             # What is saved in a row of skipped updates may be what they are skipped for: it pushes out no good one.
             better = score is not None and checkpointing.any_process(beats(score, manager))
             if not watch.row and (last or better or due(step, config.checkpoint.every)):
+                started = time.perf_counter()
                 if log is not None:
                     log.flush()
                 if checkpointing.save(manager, step, state, stream.get_state(), plain, wait=last, score=score):
                     saved = step
+                saving = time.perf_counter() - started
             if last:
                 break
+        tracer.close()
         stream.close()
     if log is not None:
         log.close()
@@ -241,6 +255,31 @@ def data_metrics(stream: Prefetch, waited: float) -> dict[str, float]:
     return {f"data/{name}": float(value) for name, value in counts.items()} | {"time/data": waited}
 
 
+def speed(config: ConfigDict, batch: Any, metrics: Mapping[str, Any], seconds: float) -> dict[str, float]:
+    """Prompts per second of a step, and sampled tokens per second where it samples."""
+    prompts = max((len(leaf) for leaf in jax.tree.leaves(batch)[:1]), default=0)  # every array has a row of each
+    found = {"time/prompts_per_second": prompts / seconds}
+    if (length := metrics.get("completion/length")) is not None:
+        found["time/tokens_per_second"] = prompts * config.step.group * float(length) / seconds
+    return found
+
+
+def goodput(rows: list[Mapping[str, Any]]) -> dict[str, float]:
+    """Seconds of a run by what they went to, those of all its starts together, and the share of stepping.
+
+    The last checkpoint, and what a killed start did beyond its last one, are in none of them.
+    """
+    total = lambda name: sum(row.get(name) or 0.0 for row in rows)
+    parts = {
+        "waiting": total("time/data"),
+        "compiling": total("time/compile"),  # the first step of each task in each start
+        "saving": total("time/save"),
+        "validating": total("time/validate"),
+    }
+    parts["stepping"] = total("seconds") - parts["waiting"] - parts["compiling"]
+    return parts | {"share": parts["stepping"] / max(sum(parts.values()), 1e-9)}
+
+
 def tell(log: RunLog, run: Run, step: int, batch: Batch, made: Any, rollout: Any) -> None:
     """Completions into the log, some of them with pictures."""
     own = run.config.log
@@ -300,4 +339,5 @@ def summary(config: ConfigDict, rows: list[Mapping[str, Any]]) -> dict[str, Any]
         "seconds": sum(row.get("seconds") or 0.0 for row in rows),
         "first": {name: mean(series[name][: ends[name]]) for name in sorted(series)},
         "last": {name: mean(series[name][-ends[name] :]) for name in sorted(series)},
+        "goodput": goodput(rows),
     }

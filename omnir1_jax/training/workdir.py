@@ -14,7 +14,7 @@ from omnir1_jax.errors import InputError
 from omnir1_jax.files import folders, json_file, locks, orbax_files
 from omnir1_jax.models.hf_checkpoint import WEIGHTS
 from omnir1_jax.reporting.log import METRICS, PICTURES, ROLLOUTS, TENSORBOARD, check_pictures
-from omnir1_jax.training import attempts, checkpoint_steps, checkpointing
+from omnir1_jax.training import attempts, checkpoint_steps, checkpointing, trace
 
 KIND, FLAG = "train", "--workdir"
 CONFIG, SUMMARY, REPORT, CACHE = "config.json", "summary.json", "report.html", "cache"
@@ -26,6 +26,7 @@ START = (
     ROLLOUTS,
     PICTURES,
     TENSORBOARD,
+    trace.FOLDER,
     checkpointing.FOLDER,
 )  # written from the start on
 END = (SUMMARY, REPORT)

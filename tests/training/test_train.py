@@ -19,6 +19,7 @@ from omnir1_jax.inference.tasks import Options
 from omnir1_jax.inference.validation import Validation
 from omnir1_jax.models import lora
 from omnir1_jax.models.qwen_omni import pretrained
+from omnir1_jax.planning import trace
 from omnir1_jax.reporting.lines import read
 from omnir1_jax.training import checkpointing
 from omnir1_jax.training.loop import summary, train
@@ -115,6 +116,7 @@ def done(root, tmp_path_factory):
     """The work directory of a finished run over both families."""
     workdir, c = tmp_path_factory.mktemp("run") / "both", config(root, "vos", "refavs")
     c.checkpoint.every, c.checkpoint.keep = 2, 1
+    c.profile.start, c.profile.steps = 2, 5
     c.validate.update(every=1, benchmark="mevis", root=str(root / "MeViS"), limit=2, batch_size=2)
     train(c, workdir, quiet=True, validation=Validation)
     return workdir
@@ -138,6 +140,27 @@ def test_a_run_leaves_all_that_was_promised(done):
     found = json.loads((done / "summary.json").read_text())
     assert found["steps"] == 2 and found["weights"] == {"step": 2}
     assert json.loads((done / "weights/training.json").read_text()) == {"step": 2}
+
+
+def test_the_time_of_a_run_is_told_by_what_it_went_to_and_by_stage(done):
+    rows = list(read((done / "metrics.jsonl").read_bytes(), "metrics"))[1:]
+    for row in rows:
+        # A prompt of each task, 2 completions of it.
+        assert row["time/prompts_per_second"] == pytest.approx(1 / row["seconds"], rel=1e-2)
+        tokens = 2 * row[f"completion/{row['task']}/length"]
+        assert row["time/tokens_per_second"] == pytest.approx(tokens / row["seconds"], rel=1e-2)
+    found = json.loads((done / "summary.json").read_text())["goodput"]
+    assert found["compiling"] == pytest.approx(sum(row["seconds"] - row["time/data"] for row in rows), rel=1e-2)
+    assert found["validating"] > 0 and found["share"] < 0.1  # each task was compiled in its only step
+
+    (task, traced), *others = trace.read(done).items()
+    assert task == rows[-1]["task"] and not others and traced.steps == 1
+    assert traced.phases.keys() >= {"encode", "sample/decode", "ground/decode", "update/backward"}
+    assert 0 < traced.phases["update/backward"] < sum(traced.phases.values())
+    assert traced.phases.get("other", 0) < 0.2 * sum(traced.phases.values())
+    assert "update/backward" in trace.table({task: traced})
+    with pytest.raises(InputError, match="no trace of a run is there"):
+        trace.read(done / "checkpoints")
 
 
 def test_validation_is_the_evaluation_of_that_step_and_the_best_is_kept(done, root, tmp_path):
