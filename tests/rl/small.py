@@ -107,10 +107,10 @@ def grounding() -> str:
 
 
 @functools.cache
-def batches(family: str, size: int, count: int = 1, seed: int = 0) -> list:
-    """The first batches of a family from the synthetic world."""
+def batches(family: str, size: int, count: int = 1, seed: int = 0, **changes) -> list:
+    """The first batches of a family from the synthetic world; `changes` of its example config."""
     source = reader.open(family=family, clips=8, seed=seed, config=WORLD)
-    transform = functools.partial(TASKS[family].example, config=example_config(family))
+    transform = functools.partial(TASKS[family].example, config=dataclasses.replace(example_config(family), **changes))
     mixture = pipeline.Family(family, (source,), size, FAMILIES[family], transform)
     settings = pipeline.PipelineConfig(seed=seed, shard_index=0, shard_count=1, max_bad_share=1.0)
     dataset = pipeline.training_dataset([mixture], settings)

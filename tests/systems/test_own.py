@@ -1,9 +1,11 @@
 """System 2 of one's own: objects and functions from files outside the package, another thinker, masks from text."""
 
+import dataclasses
 import json
 import pathlib
 import re
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,8 +16,12 @@ from omnir1_jax.build import models as build
 from omnir1_jax.build import run as setup
 from omnir1_jax.config import lookup
 from omnir1_jax.config.settings import defaults
+from omnir1_jax.data.preprocess import tokens
+from omnir1_jax.data.preprocess.settings import Sizes
 from omnir1_jax.errors import InputError
+from omnir1_jax.models.qwen_omni.config import TokenIds
 from omnir1_jax.models.qwen_omni.sample import Sampling
+from omnir1_jax.models.qwen_omni.thinker import Thinker, abstract_params
 from omnir1_jax.parallel import make_mesh
 from omnir1_jax.planning import abstract
 from omnir1_jax.rl import grpo, learn, step
@@ -23,10 +29,13 @@ from omnir1_jax.rl.config import Models
 from omnir1_jax.systems import grounders, reasoner, segmenters
 from omnir1_jax.systems.frames import HighResFrames, high_res_arrays
 from omnir1_jax.systems.grounders import Requests
+from omnir1_jax.systems.grounders.thinker import ThinkerGrounder, ThinkerParams
 from omnir1_jax.tasks import TASKS
 from omnir1_jax.tasks.description import assemble
+from omnir1_jax.text.bpe import bpe_tables
+from omnir1_jax.text.prompt import template
 from omnir1_jax.text.strings import Buffer
-from omnir1_jax.text.vocab import pack
+from omnir1_jax.text.vocab import byte_vocab, pack
 from omnir1_jax.training.loop import train
 from tests.data import qwen_oracle
 from tests.inference import scripted
@@ -183,6 +192,39 @@ def test_another_thinker_grounds_as_it_does_alone(speaking, tmp_path):
     planned = abstract.program(c).frozen.grounder
     shapes = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)
     assert shapes(abstract.nn.unbox(planned)) == shapes(loaded.grounder_params)
+
+
+def test_another_thinker_grounds_inside_the_fused_step(speaking):
+    """Other widths and another tokenizer than the policy's: the step's words and boxes are those it gives alone."""
+    tokenizer, base = qwen_oracle.tokenizer(320), small.thinker_config()
+    sizes = dataclasses.replace(
+        base,
+        text=dataclasses.replace(base.text, vocab_size=len(tokenizer), hidden_size=32),
+        vision=dataclasses.replace(base.vision, out_hidden_size=32),
+        audio=dataclasses.replace(base.audio, output_dim=32),
+        tokens=TokenIds(**dataclasses.asdict(tokens.token_ids(tokenizer))),
+    )
+    grounder = ThinkerGrounder(Thinker(sizes), Sampling(4, sizes.tokens.eos, sizes.tokens.pad, temperature=0.0), 32, 64)
+    weights = small.randomise(nn.unbox(abstract_params(sizes)), 7)
+    params = ThinkerParams(
+        template(tokenizer, small.grounding()),
+        weights["vision"],
+        weights["text"],
+        byte_vocab(tokenizer),
+        bpe_tables(tokenizer),
+    )
+    frozen = small.frozen().replace(grounder=params, segmenter=None)
+    assert params.bpe.merged.shape != frozen.bpe.merged.shape
+
+    (batch,) = small.batches("vos", 2, grounder=(tokenizer, Sizes.of(sizes)))
+    models = Models(small.models().thinker, segmenters.make(f"{DOCS}/examples/segmenter.py:SEGMENTER", None), grounder)
+    _, rollout = run(speaking, models, batch, "fused", frozen)
+    boxes, slots = rollout.found.boxes, rollout.found.boxes.used.shape[-1]
+    alone = scripted.quick(grounder.ground, static_argnums=3)(params, batch.sharp, rollout.reading.requests, slots)
+    for name in ("box", "count", "failure", "asked", "answer"):
+        jax.tree.map(np.testing.assert_array_equal, getattr(boxes, name), getattr(alone, name))
+    words = np.asarray(boxes.answer.bytes[:, 0])[np.asarray(boxes.asked[:, 0])]
+    assert len({row.tobytes() for row in words}) > 1
 
 
 def high_res(config, found) -> HighResFrames:
