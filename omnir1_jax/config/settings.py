@@ -75,16 +75,6 @@ def plain(value: Any) -> Any:
     return [plain(item) for item in value] if isinstance(value, tuple | list) else value
 
 
-def difference(old: Any, new: Any, prefix: str = "") -> str | None:
-    """The first setting in which two plain configs differ, as "name: old -> new"."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        for key in sorted(old.keys() | new.keys()):
-            if found := difference(old.get(key), new.get(key), f"{prefix}.{key}" if prefix else key):
-                return found
-        return None
-    return None if old == new else f"{prefix}: {json.dumps(old)} -> {json.dumps(new)}"
-
-
 def define() -> flags.FlagHolder:
     """The flag `--config FILE[:argument]` with `--config.section.key=value` for single settings."""
     return config_flags.DEFINE_config_file(

@@ -6,10 +6,8 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, UInt32
 from ml_collections import ConfigDict
 from transformers import PreTrainedTokenizerBase
 
@@ -24,6 +22,7 @@ from omnir1_jax.parallel import replicate
 from omnir1_jax.rl.config import Frozen, Models, StepConfig
 from omnir1_jax.systems import grounders
 from omnir1_jax.systems.grounders.thinker import ThinkerParams
+from omnir1_jax.training import checkpointing
 
 SYSTEM2 = ("self", "frozen", "oracle", "file")
 
@@ -147,21 +146,11 @@ def grounded_by(systems: Systems, system2: str) -> Systems:
     return systems._replace(models=models, frozen=systems.frozen.replace(grounder=params))
 
 
-@jax.jit
-def _sums(leaves: list[Array]) -> UInt32[Array, "n"]:
-    def one(x: Array) -> UInt32[Array, ""]:
-        kind = jnp.dtype(f"uint{8 * x.dtype.itemsize}")
-        words = jax.lax.bitcast_convert_type(x, kind).astype(jnp.uint32).reshape(-1)
-        return jnp.sum(words * (2 * jnp.arange(words.size, dtype=jnp.uint32) + 1), dtype=jnp.uint32)
-
-    return jnp.stack([one(x) for x in leaves])
-
-
 def fingerprint(systems: Systems) -> str:
     """Equal for equal weights: an evaluation is not taken up with others."""
     own = systems.frozen.grounder
     if isinstance(own, ThinkerParams):
         own = own.vision, own.text
     trees = (systems.policy, systems.frozen.towers, systems.frozen.reference, systems.frozen.segmenter, own)
-    sums = np.asarray(_sums(jax.tree.leaves(trees)))
+    sums = np.asarray(checkpointing.word_sums(jax.tree.leaves(trees)))
     return hashlib.blake2b(sums.tobytes(), digest_size=8).hexdigest()

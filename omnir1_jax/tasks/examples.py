@@ -26,7 +26,7 @@ from omnir1_jax.systems.frames import FramesConfig, high_res_arrays
 Arrays = dict[str, np.ndarray]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ExampleConfig:
     """What all prompts need.
 
@@ -52,11 +52,11 @@ class ExampleConfig:
     policy_budget: PixelBudget
     sharp_budget: PixelBudget
     text_tokens: int
-    frames: int = 24
-    objects: int = 3
-    audio_seconds: float = 0.0
-    segmenter_side: int = 0
-    max_aspect: float = 3.0
+    frames: int
+    objects: int
+    audio_seconds: float
+    segmenter_side: int
+    max_aspect: float
     grounder: tuple[PreTrainedTokenizerBase, Sizes] | None = field(default=None, repr=False)
     letters: bool = True
     stills: bool = False

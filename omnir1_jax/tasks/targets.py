@@ -18,7 +18,7 @@ from omnir1_jax.tasks.examples import Arrays, ExampleConfig
 MOMENTS = 4  # of a plan made from the truth, as the prompts ask for
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TargetConfig(ExampleConfig):
     """What all supervised examples need.
 
@@ -27,8 +27,8 @@ class TargetConfig(ExampleConfig):
       target_tokens: most tokens of one, with what is asked before it and the ending token.
     """
 
-    targets: int = 1
-    target_tokens: int = 256
+    targets: int
+    target_tokens: int
 
 
 @dataclass(frozen=True)

@@ -345,7 +345,7 @@ def _refuse_other_sums(path: epath.Path, trees: Mapping[str, Any], sums: Mapping
 
 
 @jax.jit
-def _word_sums(leaves: list[Array]) -> UInt32[Array, "n"]:
+def word_sums(leaves: list[Array]) -> UInt32[Array, "n"]:
     """A number of each array's bits; another one where a single bit is another, wherever the array lies."""
 
     def one(x):
@@ -365,7 +365,7 @@ def _word_sums(leaves: list[Array]) -> UInt32[Array, "n"]:
 
 def _checksums(trees: Mapping[str, Any]) -> dict[str, int]:
     flat = _flat(trees)
-    sums = _word_sums(list(flat.values()))
+    sums = word_sums(list(flat.values()))
     sums = np.asarray(sums if sums.is_fully_addressable else multihost_utils.process_allgather(sums, tiled=True))
     return dict(zip(flat, sums.tolist(), strict=True))
 

@@ -45,13 +45,6 @@ def test_every_experiment_is_there_and_survives_json(name, tmp_path):
     assert config.name == name
 
 
-def test_difference_names_the_setting():
-    a, b = settings.plain(get("revos")), settings.plain(get("revos"))
-    assert settings.difference(a, b) is None
-    b["optimizer"]["learning_rate"] = 2e-6
-    assert settings.difference(a, b) == "optimizer.learning_rate: 1e-06 -> 2e-06"
-
-
 def test_a_broken_config_of_a_run_is_named(tmp_path):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(InputError, match="config.json"):

@@ -96,6 +96,7 @@ def example_config(family: str) -> examples.ExampleConfig:
         sharp_budget=PixelBudget(cells(4), cells(12), cells(1), cells(6)),
         text_tokens=160,
         frames=FRAMES if family in ("vos", "qa") else 1,
+        objects=3,
         audio_seconds=6.0 if family == "refavs" else 0.0,
         segmenter_side=SIDE,
         max_aspect=2.0,

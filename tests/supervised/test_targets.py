@@ -54,6 +54,8 @@ def config(family="vos", count=1, tokens=160, tokenizer=None):
         sharp_budget=PixelBudget(12 * PIXELS, 24 * PIXELS, 12 * PIXELS, 24 * PIXELS),
         text_tokens=400,
         frames=8 if family in ("vos", "qa") else 1,
+        objects=3,
+        segmenter_side=0,
         audio_seconds=3.0 if family == "refavs" else 0.0,
         max_aspect=1.6,
         targets=count,
