@@ -115,6 +115,8 @@ def _together(settings: Settings) -> Iterator[tuple[str, str]]:
         yield "step.group", "1 completion has none to be compared with, only the KL term would train; give 2 or more"
     if not settings.step.temperature:
         yield "step.temperature", "0 gives all completions of a group one text, only the KL term would train"
+    if settings.grpo.overlong > settings.step.max_tokens:
+        yield "grpo.overlong", f"{settings.grpo.overlong} tokens are more than step.max_tokens, {settings.step.max_tokens}"
     for term in terms.load(settings.reward.extra):
         if term.host and settings.step.mode != "staged":
             yield "step.mode", f"{settings.step.mode!r} cannot hold {term.name} of reward.extra, which runs on the host"

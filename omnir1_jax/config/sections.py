@@ -179,8 +179,9 @@ class Grpo(Section):
 
     advantage: str = setting(
         "normalised",
-        "(r - mean) / (std + 1e-4), r - mean, or r - mean of the others",
-        Choice(("normalised", "centred", "leave_one_out"), own=True),
+        "(r - mean) / (std + 1e-4), r - mean, r - mean of the others, or each weighted term of the reward normalised "
+        "by itself, their sum then over the batch",
+        Choice(("normalised", "centred", "leave_one_out", "per_term"), own=True),
     )
     loss: str = setting("clipped", "clipped surrogate with KL term", Choice(("clipped",), own=True))
     ratio: Literal["token", "sequence"] = setting(
@@ -193,6 +194,11 @@ class Grpo(Section):
         "completion",
         "mean over each completion, then over completions; mean over all tokens; or sum over tokens divided by the "
         "constant length of the completion buffer, which favours no length",
+    )
+    overlong: int = setting(
+        0,
+        "last tokens of `step.max_tokens` in which a reward term `overlong` falls from 0 to -1; 0: no such term",
+        COUNT,
     )
     skip_flat_groups: bool = setting(
         False, "leave groups whose rewards are all equal out of the loss (they hold no preference, only KL)"

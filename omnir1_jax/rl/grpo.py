@@ -4,6 +4,7 @@ A variant is a few values of the section `grpo`:
   Omni-R1: the defaults. Dr.GRPO (arXiv 2503.20783): advantage="centred", reduce="constant".
   DAPO's clip-higher (2503.14476): clip_high=0.28, reduce="token". GSPO (2507.18071): ratio="sequence",
   clip_low=3e-4, clip_high=4e-4. RLOO (2402.14740): advantage="leave_one_out".
+  DAPO's soft overlong punishment: overlong=4096 of 20480 tokens. GDPO (2601.05242): advantage="per_term".
 
 Others are functions of the user's own with the signatures of `centred` and `clipped`, as `module:object` or
 `file.py:object`: docs/your_own_task.md.
@@ -13,7 +14,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from omnir1_jax.config import lookup
 from omnir1_jax.config.sections import Grpo
@@ -62,7 +63,22 @@ def normalised(rewards: Float[Array, "b g"]) -> Float[Array, "b g"]:
     return centred(rewards) / (jnp.std(rewards, axis=1, ddof=1, keepdims=True) + STD_FLOOR)
 
 
-ADVANTAGES = {"normalised": normalised, "centred": centred, "leave_one_out": leave_one_out}
+# Terms that were normalised one by one (`decoupled`) have mean 0 already.
+ADVANTAGES = {"normalised": normalised, "centred": centred, "leave_one_out": leave_one_out, "per_term": centred}
+
+
+def decoupled(values: Float[Array, "k b g"], weights: Float[Array, " k"]) -> Float[Array, "b g"]:
+    """Terms normalised one by one within their groups, their weighted sum over the batch (GDPO, arXiv 2601.05242).
+
+    Where a sum of rewards would let those with the largest spread decide, here each counts by its weight alone.
+    """
+    total = jnp.tensordot(weights, jax.vmap(normalised)(values.astype(jnp.float32)), 1)
+    return total / (jnp.std(total) + STD_FLOOR)
+
+
+def overlong(lengths: Int[Array, "b g"], limit: int, cache: int) -> Float[Array, "b g"]:
+    """DAPO's soft overlong punishment (arXiv 2503.14476, eq. 13): 0 up to limit - cache tokens, then down to -1."""
+    return jnp.clip((limit - cache - lengths.astype(jnp.float32)) / cache, -1.0, 0.0)
 
 
 def advantages(rewards: Float[Array, "b g"], kind: str = "normalised") -> Float[Array, "b g"]:

@@ -78,12 +78,12 @@ def make_stages(task: Task, models: Models, optimizer: optax.GradientTransformat
 
     def reward(batch, completions, reading, found, masks):
         made = batch, completions, reading, found, masks
-        return terms.add(task.reward(config, *made), [term for term in config.extra if not term.host], *made)
+        rewards = terms.overlong(task.reward(config, *made), completions, config)
+        return terms.add(rewards, [term for term in config.extra if not term.host], *made)
 
     def update(state, frozen, batch, media, completions, rewards):
-        return learn.learn(
-            models.thinker, optimizer, config, state, frozen, batch.policy, media, completions, rewards.total
-        )
+        score = terms.score(rewards, config)
+        return learn.learn(models.thinker, optimizer, config, state, frozen, batch.policy, media, completions, score)
 
     # Named so that profiles and counts can tell the stages apart.
     named = (jax.named_scope(f.__name__)(f) for f in (encode, sample, read, ground, segment, reward, update))

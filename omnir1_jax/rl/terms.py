@@ -13,7 +13,10 @@ from jaxtyping import Array, Float
 
 from omnir1_jax.config import lookup
 from omnir1_jax.errors import InputError
-from omnir1_jax.rl.config import Rewards
+from omnir1_jax.models.qwen_omni.sample import Completions
+from omnir1_jax.rewards.vos import VosTerms
+from omnir1_jax.rl import grpo
+from omnir1_jax.rl.config import Rewards, StepConfig
 
 Term = Callable[..., Float[Array, "b g"]]
 SETTING = "reward.extra"
@@ -50,6 +53,33 @@ def load(weights: Sequence[tuple[str, float]]) -> tuple[Extra, ...]:
         if names.count(name) > 1:
             raise InputError(f"{SETTING}: two terms are called {name}; the log needs two names")
     return tuple(terms)
+
+
+def overlong(rewards: Rewards, completions: Completions, config: StepConfig) -> Rewards:
+    """The rewards with the term of `grpo.overlong`, where it is asked for."""
+    cache = config.grpo.overlong
+    if not cache:
+        return rewards
+    value = grpo.overlong(completions.lengths, config.sampling.max_tokens, cache)
+    return rewards.replace(total=rewards.total + value, terms=rewards.terms | {"overlong": value})
+
+
+def score(rewards: Rewards, config: StepConfig) -> Float[Array, "b g"]:
+    """What the advantages are made of: the total, or with `grpo.advantage` "per_term" the terms one by one.
+
+    The terms are those of video segmentation's accuracy, of other tasks their accuracy; then format, length bonus,
+    overlong and `reward.extra`, each with its weight. One of weight 0 does not count.
+    """
+    if config.grpo.advantage != "per_term":
+        return rewards.total
+    weights = {name: 1.0 for name in ("accuracy", "overlong")} | {term.name: term.weight for term in config.extra}
+    weights |= {name: getattr(config.reward, name) for name in ("format", "length_bonus")}
+    if VosTerms._fields[0] in rewards.terms:
+        del weights["accuracy"]
+        weights |= {name: getattr(config.reward, name) for name in VosTerms._fields}
+    used = [name for name in rewards.terms if weights.get(name)]
+    values = jnp.stack([rewards.terms[name] for name in used])
+    return grpo.decoupled(values, jnp.asarray([weights[name] for name in used], jnp.float32))
 
 
 def add(rewards: Rewards, terms: Sequence[Extra], *made: Any) -> Rewards:

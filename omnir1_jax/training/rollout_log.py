@@ -13,7 +13,7 @@ from jaxtyping import Float
 from transformers import PreTrainedTokenizerBase
 
 from omnir1_jax.reporting.example import Example
-from omnir1_jax.rl import grpo
+from omnir1_jax.rl import grpo, terms
 from omnir1_jax.rl.config import StepConfig
 from omnir1_jax.rl.step import Rollout
 from omnir1_jax.tasks import Task
@@ -40,7 +40,7 @@ def examples(
         (rollout.completions.tokens, rollout.completions.lengths, rollout.reading, rollout.found, rollout.rewards)
     )
     facts = fetch(task.facts(batch))
-    advantages = np.asarray(grpo.advantages(jnp.asarray(rewards.total), config.grpo.advantage))
+    advantages = np.asarray(grpo.advantages(jnp.asarray(terms.score(rewards, config)), config.grpo.advantage))
     b, g = lengths.shape
     write = lambda ids, length: tokenizer.decode(ids[:length].tolist(), skip_special_tokens=True)
     out = []

@@ -1,5 +1,6 @@
 """Advantages and losses against torch, written out completion by completion."""
 
+import dataclasses
 import itertools
 
 import jax
@@ -9,8 +10,11 @@ import pytest
 import torch
 
 from omnir1_jax.config import schema
-from omnir1_jax.config.sections import Grpo
-from omnir1_jax.rl import grpo
+from omnir1_jax.config.sections import Grpo, Reward, Step
+from omnir1_jax.models.qwen_omni.config import TokenIds
+from omnir1_jax.models.qwen_omni.sample import Completions
+from omnir1_jax.rl import grpo, terms
+from omnir1_jax.rl.config import Rewards, StepConfig
 
 CHOICES = schema.rules(Grpo)
 
@@ -57,10 +61,50 @@ def torch_loss(policy, old, reference, mask, rewards, config):
     return total / {"completion": completions, "token": tokens, "constant": completions * C}[config.reduce]
 
 
+def test_each_term_counts_by_its_weight_and_not_by_its_spread():
+    """GDPO against numpy: within each group term by term, the weighted sum over the batch."""
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=(3, B, G)) * np.array([1.0, 100.0, 0.01])[:, None, None]
+    values[1, 2] = 7.3  # a term that is flat in a group says nothing there
+    weights = np.array([1.0, 0.5, 2.0])
+    total = np.zeros((B, G))
+    for b in range(B):
+        for k in range(3):
+            total[b] += weights[k] * advantage_of(values[k, b], "normalised")
+    expected = total / (total.std() + 1e-4)
+    found = grpo.decoupled(jnp.asarray(values, jnp.float32), jnp.asarray(weights, jnp.float32))
+    np.testing.assert_allclose(found, expected, rtol=2e-3, atol=1e-4)
+    np.testing.assert_allclose(grpo.advantages(found, "per_term"), expected, rtol=2e-3, atol=1e-4)
+
+
+def test_the_terms_of_a_task_are_those_of_its_weights():
+    chosen = Grpo(advantage="per_term", overlong=4), Reward(terms=dict(format=0.5, length_bonus=0.0))
+    config = StepConfig.of(Step(max_tokens=10), *chosen, None, TokenIds(*[0] * 8, (0,)))
+    config = dataclasses.replace(config, extra=(terms.Extra("own", len, 3.0),))
+    draw = lambda seed: jnp.asarray(np.random.default_rng(seed).normal(size=(B, G)), jnp.float32)
+    names = ("accuracy", "format", "length_bonus", "own", "measured")
+    made = Rewards(draw(9), {name: draw(seed) for seed, name in enumerate(names)}, {})
+    lengths = jnp.asarray([[1, 6, 7, 8], [9, 10, 10, 2], [6, 6, 6, 6]])
+    completions = Completions(jnp.zeros((B, G, 10), jnp.int32), lengths, jnp.zeros((B, G, 10)))
+    rewards = terms.overlong(made, completions, config)
+    punished = [[0, 0, -0.25, -0.5], [-0.75, -1, -1, 0], [0, 0, 0, 0]]
+    np.testing.assert_allclose(rewards.terms["overlong"], punished)
+    np.testing.assert_allclose(rewards.total, made.total + np.array(punished), rtol=1e-6)
+    used = {"accuracy": 1.0, "format": 0.5, "own": 3.0, "overlong": 1.0}
+    values = jnp.stack([rewards.terms[name] for name in used])
+    expected = grpo.decoupled(values, jnp.asarray(list(used.values())))
+    np.testing.assert_allclose(terms.score(rewards, config), expected, rtol=1e-4, atol=1e-5)
+    config = dataclasses.replace(config, grpo=Grpo())
+    assert terms.score(rewards, config) is rewards.total and terms.overlong(made, completions, config) is made
+
+
 VARIANTS = [
     Grpo(advantage=a, ratio=r, reduce=m, skip_flat_groups=s, clip_low=0.1, clip_high=0.28)
     for a, r, m, s in itertools.product(
-        CHOICES["advantage"].names, CHOICES["ratio"].names, CHOICES["reduce"].names, (False, True)
+        [name for name in CHOICES["advantage"].names if name != "per_term"],
+        CHOICES["ratio"].names,
+        CHOICES["reduce"].names,
+        (False, True),
     )
 ]
 
