@@ -57,5 +57,7 @@ setup(
             "torch==2.13.0",
         ],
         "serve": ["gradio>=6"],
+        "wandb": ["wandb"],
+        "trackio": ["trackio"],
     },
 )

@@ -346,6 +346,11 @@ class Log(Section):
     pictures_every: int = setting(50, "steps from one picture to the next, and at the last one; 0: never", COUNT)
     pictures: int = setting(2, "completions per pictured batch", COUNT)
     tensorboard: bool = setting(True, "write TensorBoard events")
+    trackers: tuple[str, ...] = setting(
+        (),
+        "experiment trackers that get the same numbers, each an extra to install",
+        Each(Choice(("wandb", "trackio"))),
+    )
 
 
 @dataclass(frozen=True)

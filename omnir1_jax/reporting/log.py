@@ -1,6 +1,7 @@
 """A run's log in its work directory: numbers of every step, what was answered, pictures, a line on the terminal."""
 
 import collections
+import math
 import os
 import pathlib
 import re
@@ -23,6 +24,7 @@ from omnir1_jax.errors import InputError
 from omnir1_jax.files import folders
 from omnir1_jax.reporting import lines, names, pictures
 from omnir1_jax.reporting.example import Example, finite, line
+from omnir1_jax.reporting.trackers import Tracker
 from omnir1_jax.tasks.description import Number
 
 METRICS, ROLLOUTS, PICTURES, TENSORBOARD = "metrics.jsonl", "rollouts.jsonl", "pictures", "tensorboard"
@@ -45,6 +47,8 @@ class RunLog:
         *,
         owner: str = "",
         tensorboard: bool = True,
+        trackers: Sequence[str] = (),
+        config: Mapping[str, Any] = MappingProxyType({}),
         quiet: bool = False,
     ):
         """Opens the log of a run of which `resume_step` steps are done; what was written beyond them is cut off.
@@ -54,6 +58,8 @@ class RunLog:
             the end.
           owner: id of the work directory's mark, which its pictures carry.
           tensorboard: write its events too.
+          trackers: of `trackers.TRACKERS`, which get the same numbers.
+          config: the run's settings, for the trackers.
           quiet: nothing on the terminal.
         """
         self._remote = epath.Path(workdir) if "://" in str(workdir) else None
@@ -76,6 +82,8 @@ class RunLog:
         self._rollouts = (self.path / ROLLOUTS).open("ab", buffering=0)
         self._events = _open_events(self.path / TENSORBOARD, resume_step + 1) if tensorboard else None
         self._last, self._total, self._quiet = resume_step, total_steps, quiet
+        name, known = str(config.get("name", "")), owner or str(workdir)
+        self._trackers = [Tracker(tracker, name, known, config, self.say) for tracker in trackers]
         self._durations = collections.deque(maxlen=50)
         self._bar = tqdm(
             total=total_steps, initial=resume_step, unit="step", dynamic_ncols=True, disable=True if quiet else None
@@ -90,6 +98,7 @@ class RunLog:
     def start(self, validated: Mapping[str, float]) -> None:
         """Numbers of the state before the first step, under step 0."""
         lines.append(self._metrics, {"step": 0, **finite(validated)})
+        self._track(0, validated)
         if self._events:
             _event(self._events, 0, _scalars(validated))
         self.say(f"step 0/{self._total}  {describe_validation(validated)}")
@@ -122,6 +131,7 @@ class RunLog:
             head, named = head | {names.TASK: task}, names.with_task(task, values)
         named = {**named, **validated}
         lines.append(self._metrics, head | finite({"seconds": float(seconds), **named}))
+        self._track(step, {"time/seconds": float(seconds), **named})
         if self._events:
             _event(self._events, step, _scalars({"time/seconds": float(seconds), **named}))
             if time.monotonic() - self._flushed_at > EVENT_SECONDS:
@@ -132,6 +142,10 @@ class RunLog:
         self.say(f"{text}  {describe_validation(validated)}" if validated else text)
         if self._remote and time.monotonic() - self._copied_at > UPLOAD_SECONDS:
             self.flush()
+
+    def _track(self, step: int, values: Mapping[str, float]) -> None:
+        for tracker in self._trackers:
+            tracker.log(step, {name: value for name, value in values.items() if math.isfinite(value)})
 
     def rollouts(self, step: int, examples: Sequence[Example]) -> None:
         """One line for each prompt and completion."""
@@ -168,6 +182,8 @@ class RunLog:
     def close(self) -> None:
         """Ends the log; a log on a remote work directory is copied there."""
         self.flush()
+        for tracker in self._trackers:
+            tracker.close()
         if self._events:
             self._events.close()
         self._metrics.close()

@@ -25,7 +25,7 @@ from omnir1_jax.errors import InputError
 from omnir1_jax.files import regular_file
 from omnir1_jax.files.folders import Mark, begin, file
 from omnir1_jax.parallel import agree
-from omnir1_jax.reporting import lines, names
+from omnir1_jax.reporting import lines, names, trackers
 from omnir1_jax.reporting.log import METRICS, RunLog
 from omnir1_jax.reporting.train_report import write_report
 from omnir1_jax.rl.learn import TrainState
@@ -70,6 +70,7 @@ def train(
       Interrupted: a step crashed, for the first time.
     """
     valid.check(config)
+    trackers.check(config.log.trackers)
     folder, peers = epath.Path(path), agree.joined()
     agree.same(peers, "settings", lambda: facts.of_settings(config))
     if config.validate.every and validation is None:
@@ -106,11 +107,10 @@ def _train(
         if jax.process_index() == 0:
             with file(folder, CONFIG, FLAG) as scratch:
                 scratch.write_text(json.dumps(plain, indent=2) + "\n")
-        log = (
-            None
-            if mark is None
-            else RunLog(folder, config.steps, done, owner=mark.id, tensorboard=config.log.tensorboard, quiet=quiet)
-        )
+        log = None
+        if mark is not None:
+            shown = dict(tensorboard=config.log.tensorboard, trackers=config.log.trackers, config=plain)
+            log = RunLog(folder, config.steps, done, owner=mark.id, quiet=quiet, **shown)
         for note in valid.notes(config) if log is not None else ():
             log.say(f"note: {note}")
         step, saved, key = done, done, step_key(config, run.mesh)
