@@ -17,7 +17,8 @@ from omnir1_jax.errors import InputError
 from omnir1_jax.planning import hlo
 from omnir1_jax.planning.hlo import Instruction, Module
 
-KERNEL_PAIRS = re.compile(r"\bpairs_(\d+)\b")  # scope around a kernel: query-key pairs that it computes, of one head
+# Scope around a kernel: query-key pairs that it computes, of one head, and its blocks of queries and of keys.
+KERNEL_PAIRS = re.compile(r"\bpairs_(\d+)_blocks_(\d+)_(\d+)\b")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +90,7 @@ def _heavy(module: Module) -> set[str]:
             found[name] = False
             found[name] = any(
                 one.opcode in ("dot", "convolution")
-                or (one.opcode == "custom-call" and _kernel(one) is not None)
+                or kernel(one) is not None
                 or any(look(called) for called in one.called())
                 for one in module.computations[name]
             )
@@ -175,9 +176,7 @@ def operations(computation: hlo.Computation, one: Instruction, path: str = "") -
         return 2 * one.shape.size * math.prod(shape(0).dims[i] for i in one.integers("lhs_contracting_dims"))
     if one.opcode == "convolution":
         return 2 * _convolution(one, shape(0).dims, shape(1).dims)
-    if one.opcode == "custom-call" and (kernel := _kernel(one)):
-        return _attention(kernel, computation, one, path)
-    return 0
+    return _attention(computation, one, path) if kernel(one) else 0
 
 
 def _convolution(one: Instruction, left: tuple[int, ...], right: tuple[int, ...]) -> int:
@@ -215,24 +214,29 @@ def _places(size: int, kernel: int, out: int, *, stride: int, low: int, left_dil
     return int(np.count_nonzero((at >= 0) & (at % left_dilation == 0) & (at // left_dilation < size)))
 
 
-# Products of each of the attention kernels, in multiply-accumulates a pair and channel: scores and sum; the backward
-# passes make the scores again, dp, and then dq, or dv and dk.
-_KERNELS = {"fwd": 2, "dq": 3, "dkv": 4}
+# Products of each of the attention kernels, in multiply-accumulates a pair and channel of queries and of values: scores
+# and sum; the backward passes make the scores again, dp, and then dq, or dv and dk.
+_KERNELS = {"fwd": (1, 1), "dq": (2, 1), "dkv": (2, 2)}
 
 
-def _kernel(one: Instruction) -> str | None:
-    if one.attribute("custom_call_target") != '"tpu_custom_call"':
+def kernel(one: Instruction) -> str | None:
+    """Which of the splash kernels an instruction is, of "fwd", "dq" and "dkv"."""
+    if one.opcode != "custom-call" or one.attribute("custom_call_target") != '"tpu_custom_call"':
         return None
     found = re.search(r"splash_m[hq]a_(fwd|dq|dkv)", one.path + one.name + one.attributes[:400])
     return found[1] if found else None
 
 
-def _attention(kind: str, computation: hlo.Computation, one: Instruction, path: str) -> int:
+def kernel_operands(computation: hlo.Computation, one: Instruction) -> list[hlo.Shape]:
+    """Queries, keys, values and what follows them: the floating ones of rank 3 and more [..., tokens, channels]."""
+    shapes = (computation.instructions[name].shape for name in one.operands)
+    return [shape for shape in shapes if shape.dtype.startswith(("bf", "f")) and len(shape.dims) >= 3]
+
+
+def _attention(computation: hlo.Computation, one: Instruction, path: str) -> int:
     """Operations of a splash kernel: on the pairs that the scope names, else on all of them."""
-    arrays = [computation.instructions[name].shape for name in one.operands]
-    # Queries, keys and values are the only floating ones of rank 3 and more with channels in front of them all.
-    wide = [shape for shape in arrays if shape.dtype.startswith(("bf", "f")) and len(shape.dims) >= 3]
-    query, key = wide[0], wide[1]
+    query, key, value = kernel_operands(computation, one)[:3]
     named = KERNEL_PAIRS.search(path)
     pairs = int(named[1]) if named else query.dims[-2] * key.dims[-2]
-    return 2 * _KERNELS[kind] * pairs * math.prod(query.dims[:-2]) * query.dims[-1]
+    of_queries, of_values = _KERNELS[kernel(one)]
+    return 2 * pairs * math.prod(query.dims[:-2]) * (of_queries * query.dims[-1] + of_values * value.dims[-1])

@@ -1,15 +1,24 @@
 """Bytes that a compiled program moves: between memory and compute, and between devices. Estimates, by phase.
 
 A fusion reads its operands and writes its result once. What is cut out of or put into a large buffer counts with the
-size of the piece, as it happens in place.
+size of the piece, as it happens in place. A kernel of attention reads keys and values once for each block of queries.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from omnir1_jax.planning.hlo import Computation, Instruction, Module
-from omnir1_jax.planning.operations import Assumptions, Executed, executed, phase_of
+from omnir1_jax.planning.operations import (
+    KERNEL_PAIRS,
+    Assumptions,
+    Executed,
+    executed,
+    kernel,
+    kernel_operands,
+    phase_of,
+)
 
 # How often a device's share of the result passes its links, on a ring of many.
 COLLECTIVES = {
@@ -82,7 +91,24 @@ def _touched(run: Executed) -> int:
         return 2 * size(len(one.operands) - 1)
     if one.opcode == "fusion":
         return _fusion(run.module, one)
-    return one.bytes + sum(here[name].bytes for name in one.operands)
+    return one.bytes + sum(here[name].bytes for name in one.operands) + _read_again(run)
+
+
+def _read_again(run: Executed) -> int:
+    """Bytes of its operands that a kernel of attention reads beyond the first time."""
+    kind, named = kernel(run.instruction), KERNEL_PAIRS.search(run.path)
+    if kind is None or named is None:
+        return 0
+    pairs, query_block, key_block = map(int, named.groups())
+    query, key, value, *others = kernel_operands(run.computation, run.instruction)
+    heads, width = (
+        math.prod(query.dims[:-2]),
+        lambda *shapes: sum(one.bytes // math.prod(one.dims[:-1]) for one in shapes),
+    )
+    if kind == "dkv":  # goes over the queries, and what belongs to them, for each block of keys
+        once = sum(one.bytes for one in (query, *others))
+        return heads * (pairs // key_block) * width(query, *others) - once
+    return heads * (pairs // query_block) * width(key, value) - key.bytes - value.bytes
 
 
 def _fusion(module: Module, one: Instruction) -> int:

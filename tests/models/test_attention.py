@@ -160,6 +160,20 @@ def test_splash_interpreted(mask):
     np.testing.assert_allclose(got[real], want[real], atol=1e-5)
 
 
+@pytest.mark.parametrize(("keys", "width", "value_width"), [(300, 256, 64), (1024, 72, 72)])
+def test_splash_interpreted_across_with_own_value_widths(keys, width, value_width):
+    """Heads and values that do not fill 128 lanes, keys that do not fill a block, most of them unseen, under `vmap`."""
+    q, k, _ = random_qkv(11, 2, 1024, keys, 2, 1, width)
+    v = jax.random.normal(jax.random.key(12), (2, keys, 1, value_width))
+    seen = jnp.asarray(np.random.default_rng(1).random((2, keys)) < 0.3)
+    k, v = (jnp.where(seen[:, :, None, None], x, 1e4) for x in (k, v))  # what is not seen may be anything
+    kernel = lambda *x: splash.attend(*x[:3], mask=Mask(keys=x[3]), scale=0.1, interpret=True)
+    got = jax.vmap(kernel)(*(x[:, None] for x in (q, k, v, seen)))[:, 0]
+    want = attend(q, k, v, mask=Mask(keys=seen), scale=0.1, implementation="xla")
+    assert got.shape == (2, 1024, 2, value_width)
+    np.testing.assert_allclose(got, want, atol=1e-5)
+
+
 def compile_for_tpu(tree: Tree, heads: int, key_heads: int, devices: int):
     """Forward and gradient of the tree's attention, compiled for v5e without one; two rows a device."""
     topology = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2")
@@ -192,6 +206,7 @@ def test_cudnn_predicate():
     assert why_not(Mask(causal=True)) is None
     assert why_not(Mask(keys=jnp.ones((1, 64), bool), causal=True)) is None
     assert "float32" in cudnn.why_not((1, 64, 8, 128), (1, 64, 2, 128), jnp.float32, Mask())
+    assert "values 64" in cudnn.why_not((1, 64, 8, 128), (1, 64, 2, 64), jnp.bfloat16, Mask())
     assert "head_dim 130" in cudnn.why_not((1, 64, 8, 130), (1, 64, 2, 130), jnp.float16, Mask())
     assert "head_dim 136" in cudnn.why_not((1, 64, 8, 136), (1, 64, 2, 136), jnp.float16, Mask())
     odd = (1, 63, 8, 128), (1, 63, 2, 128)
@@ -229,7 +244,9 @@ def test_errors_name_the_dimension():
         attend(q, k, v, mask=Mask(tree=Tree(9, 3, 4)))
     with pytest.raises(InputError, match="'flash' is none of auto"):
         attend(q, k, v, implementation="flash")
-    with pytest.raises(InputError, match="splash cannot be used because head_dim 8"):
+    with pytest.raises(InputError, match="splash cannot be used because 24 queries and 24 keys do not fill"):
         attend(q, k, v, implementation="splash")
+    with pytest.raises(InputError, match="splash cannot be used because head_dim 72"):
+        attend(*random_qkv(10, 1, 128, 512, 2, 1, 72), implementation="splash")
     with pytest.raises(InputError, match="cudnn cannot be used because dtype float32"):
         attend(q, k, v, implementation="cudnn")

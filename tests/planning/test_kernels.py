@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import pytest
 from jax.sharding import SingleDeviceSharding
 
 from omnir1_jax.models.attention import Mask, Tree, splash
@@ -28,6 +29,30 @@ def test_splash_counts_the_blocks_that_its_mask_leaves():
     pairs = next(int(operations.KERNEL_PAIRS.search(path)[1]) for path in operations.by_path(module))
     forward, backward = 2 * 2, 2 * (3 + 4)
     assert operations.total(module) == (forward + backward) * heads * width * pairs
+
+
+@pytest.mark.parametrize("topology", ["v4:2x2x1", "v5e:1x1", "v5p:2x2x1", "v6e:1x1"])
+def test_a_kernel_over_memories_counts_its_widths_and_its_keys_for_each_block_of_queries(topology):
+    """One head of 256 with values of 64, two blocks of queries, masked keys: compiled for each chip."""
+    queries, keys, width, narrow = 2048, 2560, 256, 64
+    here = SingleDeviceSharding(devices_of(topology)[0])
+    shape = lambda *dims, dtype=jnp.bfloat16: jax.ShapeDtypeStruct((3, *dims), dtype, sharding=here)
+
+    def attend(q, k, v, seen):
+        return splash.attend(q, k, v, mask=Mask(keys=seen), scale=1.0)
+
+    given = shape(queries, 1, width), shape(keys, 1, width), shape(keys, 1, narrow), shape(keys, dtype=bool)
+    with jax.default_matmul_precision("default"):
+        text = jax.jit(attend).lower(*given).compile().as_text()
+    module = hlo.parse(text)
+    assert operations.total(module) == 3 * 2 * queries * keys * (width + narrow)
+    (run,) = (
+        run for run in operations.executed(module, operations.Assumptions()) if operations.kernel(run.instruction)
+    )
+    again = 3 * 2 * keys * (width + narrow)  # bytes of all keys and values, of which the second reading is to come
+    assert traffic._read_again(run) == again
+    once = run.instruction.bytes + sum(run.computation.instructions[name].bytes for name in run.instruction.operands)
+    assert traffic._touched(run) == once + again
 
 
 def test_a_scan_reads_each_layer_s_weights_once():

@@ -19,8 +19,8 @@ def attend(
     return jax.nn.dot_product_attention(q, k, v, mask=table, scale=scale, is_causal=mask.causal, implementation="cudnn")
 
 
-def why_not(q: tuple[int, ...], k: tuple[int, ...], dtype: DTypeLike, mask: Mask) -> str | None:
-    """What keeps cuDNN's flash attention from these shapes [b, s, h, d] and [b, t, k, d], or None.
+def why_not(q: tuple[int, ...], v: tuple[int, ...], dtype: DTypeLike, mask: Mask) -> str | None:
+    """What keeps cuDNN's flash attention from these shapes of queries and values, or None.
 
     The limits are those of compute capability 8.0 (Hopper allows heads up to 256). Any mask but a causal one is
     read from memory, where it must have even sides and at most `MAX_MASK` elements.
@@ -29,9 +29,11 @@ def why_not(q: tuple[int, ...], k: tuple[int, ...], dtype: DTypeLike, mask: Mask
         return f"dtype {jnp.dtype(dtype).name} is neither bfloat16 nor float16"
     if q[-1] % 8 or q[-1] > 128:
         return f"head_dim {q[-1]} is no multiple of 8 up to 128"
+    if q[-1] != v[-1]:
+        return f"queries and keys have {q[-1]} channels, values {v[-1]}"
     if any(part is not None for part in (mask.keys, mask.segments, mask.dense, mask.tree)):
-        if q[1] % 2 or k[1] % 2:
-            return f"with a mask, {q[1]} queries and {k[1]} keys must both be even"
-        if q[0] * q[1] * k[1] > MAX_MASK:
-            return f"the mask of {q[0]} x {q[1]} x {k[1]} elements is larger than {MAX_MASK}"
+        if q[1] % 2 or v[1] % 2:
+            return f"with a mask, {q[1]} queries and {v[1]} keys must both be even"
+        if q[0] * q[1] * v[1] > MAX_MASK:
+            return f"the mask of {q[0]} x {q[1]} x {v[1]} elements is larger than {MAX_MASK}"
     return None

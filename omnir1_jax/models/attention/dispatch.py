@@ -10,25 +10,26 @@ from omnir1_jax.models.attention import cudnn, xla
 from omnir1_jax.models.attention.mask import Mask
 
 IMPLEMENTATIONS = ("auto", "xla", "splash", "cudnn")
+LONG = 1024  # keys from which on splash pays for heads that do not fill the lanes of a TPU
 
 
 def attend(
     q: Float[Array, "b s h d"],
     k: Float[Array, "b t k d"],
-    v: Float[Array, "b t k d"],
+    v: Float[Array, "b t k c"],
     *,
     mask: Mask | None = None,
     scale: float | None = None,
     implementation: str = "auto",
-) -> Float[Array, "b s h d"]:
+) -> Float[Array, "b s h c"]:
     """softmax(scale * q k^T) v, softmax in float32; h query heads share k key heads in consecutive groups.
+
+    Values may be of another width than queries and keys, except under a tree.
 
     Args:
       mask: default none at all.
       scale: default 1 / sqrt(d).
-      implementation: "auto" takes splash on TPU and cuDNN on NVIDIA where `why_not_splash` and `cudnn.why_not` have
-        nothing against it, else XLA. The device is that of the mesh set with `jax.set_mesh`, be it one that is only
-        compiled for, else the default one.
+      implementation: one of `IMPLEMENTATIONS`; "auto" is what `automatic` chooses.
 
     Raises:
       InputError: shapes do not agree, or the implementation asked for by name cannot do them.
@@ -36,18 +37,11 @@ def attend(
     mask = Mask() if mask is None else mask
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
     _check(q.shape, k.shape, mask)
-    why_not = {
-        "xla": lambda: None,
-        "splash": lambda: why_not_splash(q.shape, k.shape, mask),
-        "cudnn": lambda: cudnn.why_not(q.shape, k.shape, q.dtype, mask),
-    }
     if implementation == "auto":
-        implementation = {"tpu": "splash", "gpu": "cudnn"}.get(_platform(), "xla")
-        if why_not[implementation]() is not None:
-            implementation = "xla"
+        implementation = automatic(q, k, v, mask)
     elif implementation not in IMPLEMENTATIONS:
         raise InputError(f"attention: {implementation!r} is none of {', '.join(IMPLEMENTATIONS)}")
-    elif (reason := why_not[implementation]()) is not None:
+    elif (reason := _why_not(implementation, q, k, v, mask)) is not None:
         raise InputError(f"attention: {implementation} cannot be used because {reason}; use 'auto' or 'xla'")
 
     if implementation == "splash":
@@ -55,6 +49,21 @@ def attend(
 
         return splash.attend(q, k, v, mask=mask, scale=scale)
     return {"cudnn": cudnn.attend, "xla": xla.attend}[implementation](q, k, v, mask, scale)
+
+
+def automatic(q: Float[Array, "b s h d"], k: Float[Array, "b t k d"], v: Float[Array, "b t k c"], mask: Mask) -> str:
+    """Splash on TPU and cuDNN on NVIDIA where `why_not_splash` and `cudnn.why_not` have nothing against it, else XLA.
+
+    The device is that of the mesh set with `jax.set_mesh`, be it one that is only compiled for, else the default one.
+    """
+    fused = {"tpu": "splash", "gpu": "cudnn"}.get(_platform(), "xla")
+    return "xla" if _why_not(fused, q, k, v, mask) else fused
+
+
+def _why_not(implementation: str, q: Array, k: Array, v: Array, mask: Mask) -> str | None:
+    if implementation == "splash":
+        return why_not_splash(q.shape, k.shape, mask)
+    return cudnn.why_not(q.shape, v.shape, q.dtype, mask) if implementation == "cudnn" else None
 
 
 def _platform() -> str:
@@ -66,10 +75,10 @@ def why_not_splash(q: tuple[int, ...], k: tuple[int, ...], mask: Mask) -> str | 
     """What keeps the splash kernel from these shapes [b, s, h, d] and [b, t, k, d], or None."""
     if mask.dense is not None:
         return "a dense mask has no block structure"
-    if q[-1] % 128:
-        return f"head_dim {q[-1]} is no multiple of 128"
     if q[1] < 128 or k[1] < 128:
         return f"{q[1]} queries and {k[1]} keys do not fill a block of 128"
+    if q[-1] % 128 and (q[-1] < 64 or k[1] < LONG):
+        return f"head_dim {q[-1]} is no multiple of 128, nor at least 64 with {LONG} keys"
     return None
 
 

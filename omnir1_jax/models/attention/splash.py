@@ -15,6 +15,8 @@ from omnir1_jax.models.attention.mask import Mask, Tree, tree_allowed
 from omnir1_jax.parallel.rules import DEFAULT_RULES, named_sharding
 
 BLOCK = 512
+# Queries of a block where every key is looked at: all keys and values are read again for each block of queries.
+FULL_BLOCK = 1024
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,12 +38,12 @@ class _TreeMask(masks.Mask):
 def attend(
     q: Float[Array, "b s h d"],
     k: Float[Array, "b t k d"],
-    v: Float[Array, "b t k d"],
+    v: Float[Array, "b t k c"],
     *,
     mask: Mask,
     scale: float,
     interpret: bool = False,
-) -> Float[Array, "b s h d"]:
+) -> Float[Array, "b s h c"]:
     """See `dispatch.attend`, which has checked the shapes. Queries without a key give arbitrary finite values.
 
     On a mesh set with `jax.set_mesh` each device runs the kernel on its rows and heads.
@@ -51,6 +53,8 @@ def attend(
     """
     s, t = q.shape[1], k.shape[1]
     query_block, key_block = (min(BLOCK, 128 * (n // 128)) for n in (s, t))
+    if s % FULL_BLOCK == 0 and mask.tree is None and not mask.causal:
+        query_block = FULL_BLOCK
     rows, columns = -(-s // query_block) * query_block, -(-t // key_block) * key_block
     if mask.tree is not None:
         # Tokens of the padding come after all others, so that no real one sees them.
@@ -65,7 +69,8 @@ def attend(
     if mask.keys is not None or mask.segments is not None or columns != t:
         segments = jnp.ones(k.shape[:2], jnp.int32) if mask.segments is None else mask.segments.astype(jnp.int32) + 1
         real = segments if mask.keys is None else jnp.where(mask.keys, segments, 0)
-        query = real if s == t else jnp.ones(q.shape[:2], jnp.int32)
+        alike = mask.tree is not None or mask.causal or mask.segments is not None  # queries are the keys' tokens
+        query = real if alike else jnp.ones(q.shape[:2], jnp.int32)
         segments = kernel.SegmentIds(_pad(query, rows), _pad(real, columns))
 
     def local(q, k, v, segments):
@@ -73,16 +78,17 @@ def attend(
             block_q=query_block,
             block_kv=key_block,
             block_kv_compute=key_block,
-            block_q_dkv=query_block,
+            block_q_dkv=min(BLOCK, query_block),
             block_kv_dkv=key_block,
             block_kv_dkv_compute=key_block,
-            block_q_dq=query_block,
+            block_q_dq=min(BLOCK, query_block),
             block_kv_dq=key_block,
         )
         every_head = masks.MultiHeadMask([head_mask] * q.shape[2])
         run = kernel.make_splash_mha_single_device(every_head, block_sizes=blocks, interpret=interpret)
-        # So that a count of the program's operations can know what the kernel leaves out.
-        run = jax.named_scope(f"pairs_{_pairs(head_mask, query_block, key_block)}")(jax.vmap(run))
+        # So that a count of the program's operations can know what the kernel leaves out and reads again.
+        pairs = _pairs(head_mask, query_block, key_block)
+        run = jax.named_scope(f"pairs_{pairs}_blocks_{query_block}_{key_block}")(jax.vmap(run))
         by_head = (jnp.swapaxes(_pad(x, n), 1, 2) for x, n in ((q * scale, rows), (k, columns), (v, columns)))
         out = run(*by_head, segments)
         return jnp.swapaxes(out, 1, 2)[:, :s].astype(q.dtype)

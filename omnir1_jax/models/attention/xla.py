@@ -17,8 +17,8 @@ _MASKED = -1e30  # finite, so that a query without any key gives the mean of the
 
 
 def attend(
-    q: Float[Array, "b s h d"], k: Float[Array, "b t k d"], v: Float[Array, "b t k d"], mask: Mask, scale: float
-) -> Float[Array, "b s h d"]:
+    q: Float[Array, "b s h d"], k: Float[Array, "b t k d"], v: Float[Array, "b t k c"], mask: Mask, scale: float
+) -> Float[Array, "b s h c"]:
     """See `dispatch.attend`, which has checked the shapes. What a tree forbids is not computed."""
     if mask.tree is not None and mask.dense is None and mask.segments is None and not mask.causal:
         return _attend_tree(q, k, v, mask, scale)
@@ -32,7 +32,7 @@ def attend(
         if table is not None:
             scores = jnp.where(table[:, None, None], scores, _MASKED)
         weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-        return jnp.einsum("bkrst,btkd->bskrd", weights, v).reshape(q.shape)
+        return jnp.einsum("bkrst,btkd->bskrd", weights, v).reshape(*q.shape[:-1], -1)
 
     return _in_pieces(piece, b * h * t, (q, 1), (jnp.arange(s), 0))
 

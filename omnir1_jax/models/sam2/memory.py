@@ -15,6 +15,7 @@ from omnir1_jax.models.sam2.layers import (
     attend,
     norm,
     partitioned,
+    project,
     sine_position_2d,
 )
 
@@ -32,14 +33,39 @@ def axial_rope(
     return np.cos(angle), np.sin(angle)
 
 
-def rotate(
-    x: Float[Array, "*b n h d"], cos: Float[np.ndarray, "n d"], sin: Float[np.ndarray, "n d"]
-) -> Float[Array, "*b n h d"]:
-    """Turns neighbouring channels as pairs, in fp32."""
-    y = x.astype(jnp.float32)
-    pairs = y.reshape(*y.shape[:-1], -1, 2)
-    turned = jnp.stack((-pairs[..., 1], pairs[..., 0]), axis=-1).reshape(y.shape)
-    return (y * cos[:, None] + turned * sin[:, None]).astype(x.dtype)
+class RotaryLinear(nn.Module):
+    """A dense layer, its channels divided into heads and rotated by position in neighbouring pairs, in fp32.
+
+    The other channel of each pair is computed a second time from the kernel's swapped columns, which gives the same
+    numbers: swapping channels of the result instead takes a TPU longer than the attention itself.
+    """
+
+    features: int
+    heads: int
+    dtype: str
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "*b n c"],
+        rotary: tuple[Float[np.ndarray, "n d"], Float[np.ndarray, "n d"]] | None = None,
+    ) -> Float[Array, "*b n h d"]:
+        init = partitioned(nn.initializers.lecun_normal(), "embed", "heads")
+        kernel = self.param("kernel", init, (x.shape[-1], self.features))
+        bias = self.param("bias", partitioned(nn.initializers.zeros, "heads"), (self.features,))
+        split = lambda y: y.reshape(*x.shape[:-1], self.heads, -1)
+        if rotary is None:
+            return split(project(x, kernel, bias, self.dtype))
+        y = project(x, kernel, bias, self.dtype).astype(jnp.float32)
+        partner = project(x, _partners(kernel), _partners(bias), self.dtype).astype(jnp.float32)
+        cos, sin = (angle[:, None] for angle in rotary)
+        return (split(y) * cos + split(partner) * sin).astype(self.dtype)
+
+
+def _partners(x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
+    """(a, b) of each pair of neighbours as (-b, a)."""
+    pairs = x.reshape(*x.shape[:-1], -1, 2)
+    return jnp.stack((-pairs[..., 1], pairs[..., 0]), axis=-1).reshape(x.shape)
 
 
 class RopeAttention(nn.Module):
@@ -59,18 +85,21 @@ class RopeAttention(nn.Module):
     ) -> Float[Array, "b n d"]:
         config, dtype, heads = self.config, self.config.dtype, self.config.attention_heads
         inner = config.width // config.attention_downsample
-        b, s, n, _ = map_keys.shape
-        cos, sin = axial_rope(config.grid, inner // heads, config.rope_theta)
-        project = lambda name: Linear(inner, dtype, ("embed", "heads"), name=name)
-        q_proj, k_proj, v_proj = project("q_proj"), project("k_proj"), project("v_proj")
-        q = rotate(q_proj(x).reshape(b, n, heads, -1), cos, sin)
-        k = rotate(k_proj(map_keys).reshape(b, s, n, heads, -1), cos, sin).reshape(b, s * n, heads, -1)
-        v = v_proj(map_values).reshape(b, s * n, heads, -1)
+        b, s, n, c = map_keys.shape
+        rotary = axial_rope(config.grid, inner // heads, config.rope_theta)
+        q_proj, k_proj = (RotaryLinear(inner, heads, dtype, name=name) for name in ("q_proj", "k_proj"))
+        v_proj = Linear(inner, dtype, ("embed", "heads"), name="v_proj")
+        q = q_proj(x, rotary)
+        k = k_proj(map_keys, rotary).reshape(b, s * n, heads, -1)
+        v = map_values.reshape(b, s * n, c)
         if token_keys is not None:
-            k = jnp.concatenate((k, k_proj(token_keys).reshape(b, -1, heads, inner // heads)), axis=1)
-            v = jnp.concatenate((v, v_proj(token_values).reshape(b, -1, heads, inner // heads)), axis=1)
-        out = attend(q, k, v, dtype=dtype, score_limit=config.score_limit, keys=seen)
-        return Linear(config.width, dtype, ("heads", "embed"), name="o_proj")(out.reshape(b, n, inner))
+            k = jnp.concatenate((k, k_proj(token_keys)), axis=1)
+            v = jnp.concatenate((v, token_values), axis=1)
+        # The weights of one head's keys add up to 1, so that it may project the sum of narrow values.
+        late = heads == 1 and c < inner
+        v = v[:, :, None] if late else v_proj(v).reshape(b, -1, heads, inner // heads)
+        out = attend(q, k, v, dtype=dtype, score_limit=config.score_limit, keys=seen).reshape(b, n, -1)
+        return Linear(config.width, dtype, ("heads", "embed"), name="o_proj")(v_proj(out) if late else out)
 
 
 class MemoryAttentionLayer(nn.Module):

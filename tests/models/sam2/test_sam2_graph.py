@@ -10,7 +10,8 @@ import pytest
 import torch
 from transformers import Sam2VideoModel
 
-from omnir1_jax.models import sam2
+from omnir1_jax.models import attention, sam2
+from omnir1_jax.models.attention import splash
 from omnir1_jax.models.sam2.model import NO_OBJECT
 from omnir1_jax.planning import topology
 from tests.models.sam2 import oracle_sam2 as oracle
@@ -125,3 +126,26 @@ def test_large_fits_one_chip(chip, dtype):
     """24 objects through 24 frames at 1024 pixels."""
     used = hbm_gib(sam2.Sam2Config(hiera=sam2.SIZES["large"], dtype=dtype), chip)
     assert used < {"v5e:1x1": 15.5, "v5p:1x1x1": 94.0}[chip]
+
+
+def test_memory_attention_through_the_fused_kernel(monkeypatch):
+    """A frame recalls three memories, of which one is not there: the kernel's program against plain XLA, bfloat16."""
+    options = dict(side=256, width=128, memory_channels=32, attention_layers=2, attention_mlp=64, dtype="bfloat16")
+    model = sam2.Sam2(sam2.Sam2Config(**options))
+    params = nn.unbox(jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 256, 256, 3)))["params"])
+    draw = lambda seed, *shape: jax.random.normal(jax.random.key(seed), shape, jnp.bfloat16)
+    maps = draw(2, 2, 3, 256, 32).at[:, 1].set(1e3)  # what is not seen may be anything
+    seen, pointed = jnp.array([[True, False, True]] * 2), jnp.ones((2, 1), bool)
+    given = draw(1, 2, 16, 16, 128), maps, (6, 0, 1), seen, draw(3, 2, 1, 128), jnp.ones((2, 1)), pointed
+    recall = lambda: model.apply({"params": params}, *given, method=sam2.Sam2.recall).astype(jnp.float32)
+    want, calls = recall(), []
+
+    def interpreted(q, k, v, *, mask, implementation):
+        calls.append((q.shape, k.shape, v.shape))
+        return splash.attend(q, k, v, mask=mask, scale=q.shape[-1] ** -0.5, interpret=True)
+
+    monkeypatch.setattr(attention, "automatic", lambda *_: "splash")
+    monkeypatch.setattr(attention, "attend", interpreted)
+    np.testing.assert_allclose(recall(), want, atol=0.06)
+    keys = 3 * 256 + 4  # the values of the memories are as narrow as the memories are stored
+    assert {*calls} == {((2, 256, 1, 128),) * 3, ((2, 256, 1, 128), (2, keys, 1, 128), (2, keys, 1, 32))}
