@@ -20,7 +20,7 @@ from jax.typing import DTypeLike
 
 from omnir1_jax.errors import InputError, first_line
 from omnir1_jax.files import folders
-from omnir1_jax.models import safetensors_file
+from omnir1_jax.models import safetensors_file, transpose
 from omnir1_jax.models.safetensors_file import TensorInfo
 
 LISTED = 8  # names of each kind that an error spells out
@@ -33,8 +33,8 @@ class Layout:
     """A named pair of inverse rearrangements.
 
     Attributes:
-      to_params: torch tensor and the parameter's shape (without the layer axis) -> parameter.
-      to_torch: parameter (without the layer axis) -> torch tensor. Views where numpy can.
+      to_params: torch tensor and the parameter's shape (without the layer axis) -> parameter, a view.
+      to_torch: parameter (without the layer axis) -> torch tensor, a view.
     """
 
     name: str
@@ -50,10 +50,14 @@ class Layout:
 SAME = Layout("same", lambda x, shape: x, lambda p: p)
 TRANSPOSED = Layout("transposed", lambda x, shape: x.T, lambda p: p.T)  # [out, in] -> [in, out]
 HEADS_OUT = Layout(  # [heads * head_dim, in] -> [in, heads, head_dim]
-    "heads_out", lambda x, shape: x.T.reshape(shape), lambda p: p.reshape(p.shape[0], -1).T
+    "heads_out",
+    lambda x, shape: x.reshape(*shape[1:], shape[0]).transpose(2, 0, 1),
+    lambda p: p.reshape(p.shape[0], -1).T,
 )
 HEADS_IN = Layout(  # [out, heads * head_dim] -> [heads, head_dim, out]
-    "heads_in", lambda x, shape: x.T.reshape(shape), lambda p: p.reshape(-1, p.shape[-1]).T
+    "heads_in",
+    lambda x, shape: x.reshape(shape[-1], *shape[:-1]).transpose(1, 2, 0),
+    lambda p: p.reshape(-1, p.shape[-1]).T,
 )
 FLAT = Layout("flat", lambda x, shape: x.reshape(shape), lambda p: p.reshape(-1))  # [heads * dim] -> [heads, dim]
 CONV1D = Layout("conv1d", lambda x, shape: x.transpose(2, 1, 0), lambda p: p.transpose(2, 1, 0))  # [o,i,k] -> [k,i,o]
@@ -196,7 +200,7 @@ def _fill(
             if not np.array_equal(part, value.astype(dtype), equal_nan=True):
                 raise InputError(f"{info.file}: {leaf.name!r} differs from its twin; which one counts is unknown")
         else:
-            part[...] = value
+            transpose.copy(part, value)
             filled.add(leaf.layer)
     return host
 

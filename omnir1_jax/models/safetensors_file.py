@@ -16,6 +16,7 @@ from etils import epath
 
 from omnir1_jax.errors import InputError
 from omnir1_jax.files import json_file, regular_file
+from omnir1_jax.models import transpose
 
 DTYPES = {
     "F64": np.dtype(np.float64),
@@ -199,4 +200,4 @@ def write_file(
         for (name, (dtype, shape)), value in zip(tensors.items(), values, strict=True):
             if value.dtype != dtype or value.shape != tuple(shape):
                 raise ValueError(f"{name}: {value.dtype} {value.shape}, announced as {dtype} {shape}")
-            file.write(np.ascontiguousarray(value).reshape(-1).view(np.uint8).data)
+            file.write(transpose.contiguous(value).reshape(-1).view(np.uint8).data)
