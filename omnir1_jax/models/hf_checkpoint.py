@@ -168,7 +168,7 @@ def load_params(
         host = _fill(group, shapes[key].shape, tensors, prefix, dtype)
         sharding = shardings.get(key)
         if sharding is None:
-            params[key] = jnp.asarray(host)
+            params[key] = jax.device_put(host)  # jnp.asarray would copy
         else:
             params[key] = jax.make_array_from_callback(host.shape, sharding, lambda index, host=host: host[index])
         del host

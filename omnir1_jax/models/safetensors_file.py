@@ -9,6 +9,7 @@ import dataclasses
 import json
 import math
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -110,12 +111,19 @@ def read_tensor(info: TensorInfo) -> np.ndarray:
         file.seek(info.start)
         view, done = memoryview(data), 0
         while done < len(view):
-            block = file.read(min(len(view) - done, 1 << 24))
-            if not block:
+            rest = view[done : done + (1 << 24)]
+            count = file.readinto(rest) if hasattr(file, "readinto") else _read_into(file, rest)
+            if not count:
                 raise InputError(f"{info.file}: cut short at byte {info.start + done}; fetch the file again")
-            view[done : done + len(block)] = block
-            done += len(block)
+            done += count
     return data.view(dtype).reshape(info.shape)
+
+
+def _read_into(file: Any, target: memoryview) -> int:
+    """`readinto` of a file that has only `read`, as TensorFlow's."""
+    block = file.read(len(target))
+    target[: len(block)] = block
+    return len(block)
 
 
 # Of each floating type: an unsigned type of its width, and the bits of the exponent, all set where it is not finite.
