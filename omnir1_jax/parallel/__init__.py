@@ -11,6 +11,7 @@ from omnir1_jax.parallel.rules import (
     named_sharding,
     replicate,
     replicated,
+    shards,
     state_shardings,
     tree_shardings,
 )
@@ -31,6 +32,7 @@ __all__ = [
     "parts_here",
     "replicate",
     "replicated",
+    "shards",
     "state_shardings",
     "tree_shardings",
 ]

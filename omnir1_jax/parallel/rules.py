@@ -102,6 +102,14 @@ def constrain(x: jax.Array, names: Sequence[str | None], rules: Rules = DEFAULT_
     return jax.lax.with_sharding_constraint(x, named_sharding(mesh, names, x.shape, rules))
 
 
+def shards(name: str, size: int, rules: Rules = DEFAULT_RULES) -> int:
+    """The number of shards into which `constrain` splits an axis on the mesh of `jax.set_mesh`; 1 without a mesh."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.are_all_axes_manual:
+        return 1
+    return size // named_sharding(mesh, (name,), (size,), rules).shard_shape((size,))[0]
+
+
 def constrain_tree(tree: Any, boxed: Any, rules: Rules = DEFAULT_RULES) -> Any:
     """`constrain` for parameters, whose axis names are in `boxed` (leaves without names are replicated)."""
     names = lambda leaf: leaf.names if isinstance(leaf, nn.LogicallyPartitioned) else (None,) * leaf.ndim

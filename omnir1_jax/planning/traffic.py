@@ -1,7 +1,8 @@
 """Bytes that a compiled program moves: between memory and compute, and between devices. Estimates, by phase.
 
-A fusion reads its operands and writes its result once. What is cut out of or put into a large buffer counts with the
-size of the piece, as it happens in place. A kernel of attention reads keys and values once for each block of queries.
+A fusion reads its operands and writes its result once; a sort does so for each doubling of its ordered runs. What is
+cut out of or put into a large buffer counts with the size of the piece, as it happens in place. A kernel of attention
+reads keys and values once for each block of queries.
 """
 
 import math
@@ -91,6 +92,9 @@ def _touched(run: Executed) -> int:
         return 2 * size(len(one.operands) - 1)
     if one.opcode == "fusion":
         return _fusion(run.module, one)
+    if one.opcode == "sort":
+        (axis,) = one.integers("dimensions")
+        return 2 * one.bytes * (one.shape.dims[axis] - 1).bit_length()
     return one.bytes + sum(here[name].bytes for name in one.operands) + _read_again(run)
 
 

@@ -10,10 +10,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from omnir1_jax.models.qwen_omni.cache import Prompt
 from omnir1_jax.models.qwen_omni.config import TextConfig
 from omnir1_jax.models.qwen_omni.decoder import Decoder
-from omnir1_jax.models.qwen_omni.sample import Sampling, generate
+from omnir1_jax.models.qwen_omni.sample import Sampling, draw, generate
 from omnir1_jax.models.qwen_omni.score import score
 from omnir1_jax.parallel.mesh import make_mesh
 from omnir1_jax.parallel.rules import tree_shardings
+from omnir1_jax.planning import hlo
 from tests.models.text_oracle import params_of, reference, relative, text_config, text_positions
 
 ROWS = PartitionSpec(("data", "fsdp"))
@@ -65,6 +66,37 @@ def test_the_same_over_eight_devices():
     np.testing.assert_array_equal(got.tokens, want.tokens)
     np.testing.assert_allclose(got.logprobs, want.logprobs, atol=1e-4)
     assert max(jax.tree.leaves(jax.tree.map(relative, got_gradient, want_gradient))) < 1e-4
+
+
+def test_draws_from_a_sharded_vocabulary_are_those_from_one_device():
+    """Also of a row with ties beyond k, one with ties among its k best, and k above a shard's tokens."""
+    logits = jnp.asarray(np.random.default_rng(3).normal(size=(2, 2, 48)).astype(np.float32) * 3)
+    logits = logits.at[0, 1].set(jnp.round(logits[0, 1])).at[1, 0].set(0.0)
+    keys = jax.random.split(jax.random.key(4), (2, 2))
+    mesh = make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
+    for how in (Sampling(1, (), 0, top_k=5, top_p=0.9), Sampling(1, (), 0, top_k=20), Sampling(1, (), 0, top_p=0.6)):
+        want, logprobs = draw(keys, logits, how)
+        with jax.set_mesh(mesh):
+            where = NamedSharding(mesh, PartitionSpec("data", None, ("fsdp", "tensor")))
+            got, got_logprobs = jax.jit(draw, static_argnums=2)(keys, jax.device_put(logits, where), how)
+        np.testing.assert_array_equal(got, want)
+        np.testing.assert_allclose(got_logprobs, logprobs, atol=1e-6)
+
+
+def test_drawing_gathers_no_sharded_vocabulary():
+    """On eight v5e chips the best of each shard and sums travel, whose sizes are far below the vocabulary's."""
+    topology = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x4")
+    mesh = Mesh(np.array(topology.devices).reshape(1, 4, 2), ("data", "fsdp", "tensor"))
+    shape = lambda *names: (
+        lambda shape, dtype: jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, PartitionSpec(*names)))
+    )
+    logits = shape(None, None, ("fsdp", "tensor"))((2, 4, 8192), jnp.float32)
+    keys = shape()((2, 4), jax.eval_shape(jax.random.key, 0).dtype)
+    with jax.set_mesh(mesh):
+        program = jax.jit(lambda *args: draw(*args, Sampling(1, (), 0, top_k=50, top_p=0.9))).lower(keys, logits)
+        module = hlo.parse(program.compile().as_text())
+    sizes = [one.bytes for each in module.computations.values() for one in each if one.opcode.startswith("all-gather")]
+    assert sizes and max(sizes) <= 2 * 4 * 8 * 50 * 4
 
 
 def test_compiles_for_tpu_with_splash_inside():

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from omnir1_jax.errors import InputError
@@ -136,18 +137,50 @@ def test_warp_equals_transformers(seed, temperature, top_k, top_p, ties):
     np.testing.assert_allclose(np.asarray(got)[kept], want.numpy()[kept], rtol=1e-6)
 
 
-def test_draws_follow_the_warped_distribution():
-    logits = jnp.asarray(np.random.default_rng(1).normal(size=12).astype(np.float32)) * 1.5
-    how = Sampling(1, (), 0, temperature=0.8, top_k=9, top_p=0.9)
-    count = 40000
-    keys = jax.random.split(jax.random.key(2), count)
-    tokens, logprobs = jax.jit(lambda keys: draw(keys, jnp.broadcast_to(logits, (count, 12)), how))(keys)
-    want = np.asarray(jax.nn.softmax(warp(logits, how)))
-    share = np.bincount(tokens, minlength=12) / count
-    assert not share[want == 0].any() and (want == 0).sum() >= 3
-    assert np.abs(share - want).max() < 4 * np.sqrt(0.25 / count)
+@pytest.mark.parametrize(
+    "temperature, top_k, top_p, ties",
+    [
+        (0.8, 9, 0.9, False), (0.8, 9, 0.9, True), (1.0, 5, 1.0, True),
+        (1.7, 0, 0.7, True), (0.5, 20, 0.3, False), (1.0, 3, 0.95, True),
+    ],
+)  # fmt: skip
+def test_draws_follow_the_distribution_of_transformers(temperature, top_k, top_p, ties):
+    """Chi-square of 10^6 draws over the tokens, equal logits together: which of them goes is up to a sort."""
+    logits = np.random.default_rng(1).normal(size=24).astype(np.float32) * 1.5
+    logits = np.round(logits) if ties else logits
+    how = Sampling(1, (), 0, temperature, top_k, top_p)
+    keys = jax.random.split(jax.random.key(2), 10**6)
+    tokens, logprobs = jax.jit(jax.vmap(lambda key: draw(key, jnp.asarray(logits), how)))(keys)
+    want = TemperatureLogitsWarper(temperature)(None, torch.tensor(logits)[None])
+    want = TopKLogitsWarper(top_k)(None, want) if top_k else want
+    want = TopPLogitsWarper(top_p)(None, want) if top_p < 1 else want
+    values, group = np.unique(logits, return_inverse=True)
+    expected = np.bincount(group, torch.softmax(want.double(), -1)[0].numpy(), len(values)) * len(keys)
+    drawn = np.bincount(group[np.asarray(tokens)], minlength=len(values))
+    assert not drawn[expected == 0].any() and (expected == 0).any()
+    if (expected > 0).sum() > 1:
+        assert stats.chisquare(drawn[expected > 0], expected[expected > 0]).pvalue > 1e-3
     # The log-probability is that of the model at the temperature, nothing filtered.
-    np.testing.assert_allclose(logprobs, np.asarray(jax.nn.log_softmax(logits / 0.8))[tokens], atol=1e-6)
+    whole = np.asarray(jax.nn.log_softmax(logits / temperature))
+    np.testing.assert_allclose(logprobs, whole[tokens], atol=1e-6)
+
+
+def test_a_tie_with_the_last_of_the_best_changes_no_other_row():
+    """Rows with more ties than k draw from all their tokens; the others draw as without such a row beside them."""
+    how = Sampling(1, (), 0, top_k=4)
+    logits = jnp.asarray(np.random.default_rng(3).normal(size=(5, 30)).astype(np.float32))
+    keys = jax.random.split(jax.random.key(1), 5)
+    alone, _ = draw(keys, logits, how)
+    beside, _ = draw(keys, logits.at[2].set(0.0), how)
+    np.testing.assert_array_equal(np.delete(alone, 2), np.delete(beside, 2))
+
+
+def test_no_program_of_sampling_sorts_the_vocabulary():
+    logits, keys = jnp.zeros((4, 512)), jax.random.split(jax.random.key(0), 4)
+    for top_k in (0, 50):
+        how = Sampling(1, (), 0, top_k=top_k, top_p=0.9)
+        program = jax.jit(lambda keys, logits, how=how: draw(keys, logits, how)).lower(keys, logits).compile().as_text()
+        assert " sort(" not in program
 
 
 @pytest.mark.parametrize("how", [Sampling(10, (5, 17, 40, 63), 0), Sampling(10, (5, 17), 0, 0.7, 30, 0.9)])

@@ -283,6 +283,12 @@ def test_traffic_of_a_loop_over_a_sharded_product():
     assert moved.links["other"] == 2 * 4 * 256
 
 
+def test_traffic_of_a_sort_is_a_pass_for_each_doubling():
+    rows = jax.ShapeDtypeStruct((4, 1000), jnp.float32)
+    moved = traffic.by_phase(hlo.parse(jax.jit(jnp.sort).lower(rows).compile().as_text()), Assumptions(), ())
+    assert moved.memory["other"] == 10 * 2 * 4 * 4 * 1000
+
+
 def tiny(**changes):
     """Questions about short clips: the smallest program with sampling and learning in it."""
     c = defaults()

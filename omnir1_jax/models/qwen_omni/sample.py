@@ -7,11 +7,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key, UInt32
 
 from omnir1_jax.errors import InputError
 from omnir1_jax.models.qwen_omni.cache import PromptCache, TailCache, empty_tail
-from omnir1_jax.models.qwen_omni.decoder import Decoder, last_real
+from omnir1_jax.models.qwen_omni.decoder import DECODING, Decoder, last_real
+from omnir1_jax.parallel import constrain, shards
 
 TAIL_PIECE = 32  # tokens of the tails that are read at a time
 
@@ -78,20 +79,87 @@ def warp(logits: Float[Array, "*b v"], settings: Sampling) -> Float[Array, "*b v
     """Logits of the distribution that is drawn from: temperature, then top-k, then top-p; -inf for what is removed.
 
     Top-k keeps all ties with the k-th. Top-p removes, from the least probable up, tokens whose running sum is at most
-    1 - p, and never the most probable one.
+    1 - p, and never the most probable one; of equal tokens the last ones go first. Thresholds are found bit by bit,
+    without sorting the vocabulary.
     """
     logits = logits / settings.temperature
-    if settings.top_k:
-        kth = jax.lax.top_k(logits, min(settings.top_k, logits.shape[-1]))[0][..., -1:]
-        logits = jnp.where(logits < kth, -jnp.inf, logits)
+    if 0 < settings.top_k < logits.shape[-1]:
+        keys = _ordered(logits)
+        kth = _highest(lambda key: jnp.sum(keys >= key[..., None], axis=-1) >= settings.top_k, keys.shape[:-1])
+        logits = jnp.where(keys < kth[..., None], -jnp.inf, logits)
     if settings.top_p < 1:
-        tokens = jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1)
-        ascending, order = jax.lax.sort((logits, tokens), num_keys=1)
-        removed = jnp.cumsum(jax.nn.softmax(ascending), axis=-1) <= 1 - settings.top_p
-        removed = removed.at[..., -1].set(False)
-        _, removed = jax.lax.sort((order, removed), num_keys=1)
-        logits = jnp.where(removed, -jnp.inf, logits)
+        keys, probabilities, surplus = _ordered(logits), jax.nn.softmax(logits), 1 - settings.top_p
+        below = lambda key: jnp.sum(jnp.where(keys < key[..., None], probabilities, 0.0), axis=-1)
+        lowest = _highest(lambda key: below(key) <= surplus, keys.shape[:-1])
+        lowest = jnp.minimum(lowest, jnp.max(keys, axis=-1))
+        tied = keys == lowest[..., None]
+        each = jnp.max(jnp.where(tied, probabilities, 0.0), axis=-1)
+        kept = jnp.sum(tied, axis=-1) - jnp.floor((surplus - below(lowest)) / each).astype(jnp.int32)
+        kept = jnp.maximum(kept, 1)
+        # By bits too: a running sum would gather a sharded vocabulary.
+        tokens = jax.lax.broadcasted_iota(jnp.uint32, keys.shape, keys.ndim - 1)
+        before = lambda token: jnp.sum(tied & (tokens < token[..., None]), axis=-1)
+        last = _highest(lambda token: before(token) < kept, kept.shape)
+        late = tied & (tokens > last[..., None])
+        logits = jnp.where((keys < lowest[..., None]) | late, -jnp.inf, logits)
     return logits
+
+
+def _ordered(values: Float[Array, "*b v"]) -> UInt32[Array, "*b v"]:
+    """Unsigned integers in the order of float32 values."""
+    bits = jax.lax.bitcast_convert_type(values.astype(jnp.float32), jnp.uint32)
+    top = jnp.uint32(1 << 31)
+    return jnp.where(bits & top, ~bits, bits | top)
+
+
+def _highest(holds: Callable[[Array], Array], shape: tuple[int, ...]) -> UInt32[Array, "*b"]:
+    """The highest number for which `holds`, which is true up to some number and false beyond it."""
+
+    def bit(i: Int[Array, ""], found: UInt32[Array, "*b"]) -> UInt32[Array, "*b"]:
+        higher = found | (jnp.uint32(1 << 31) >> i.astype(jnp.uint32))
+        return jnp.where(holds(higher), higher, found)
+
+    return jax.lax.fori_loop(0, 32, bit, jnp.zeros(shape, jnp.uint32))
+
+
+def _gumbel(keys: Key[Array, "*b"], size: int) -> Float[Array, "*b size"]:
+    return jnp.vectorize(lambda key: jax.random.gumbel(key, (size,)), signature="()->(v)")(keys)
+
+
+def _best(logits: Float[Array, "*b v"], k: int) -> tuple[Float[Array, "*b k"], Int[Array, "*b k"]]:
+    """`jax.lax.top_k`. Where the vocabulary is sharded, first each shard's best, so that no logits are gathered."""
+    rows, size = logits.shape[:-1], logits.shape[-1]
+    parts = shards("vocab", size, DECODING)
+    if parts == 1:
+        return tuple(jax.lax.top_k(logits, k))
+    names = ("rows", *(None,) * (len(rows) - 1))
+    pieces = constrain(logits.reshape(*rows, parts, size // parts), (*names, "vocab", None), DECODING)
+    values, tokens = jax.lax.top_k(pieces, min(k, size // parts))
+    tokens = tokens + size // parts * jnp.arange(parts)[:, None]
+    values, tokens = (constrain(x.reshape(*rows, -1), (*names, None), DECODING) for x in (values, tokens))
+    values, index = jax.lax.top_k(values, k)
+    return values, jnp.take_along_axis(tokens, index, axis=-1)
+
+
+def _draw_of_all(keys: Key[Array, "*b"], logits: Float[Array, "*b v"], settings: Sampling) -> Int[Array, "*b"]:
+    return jnp.argmax(warp(logits, settings) + _gumbel(keys, logits.shape[-1]), axis=-1).astype(jnp.int32)
+
+
+def _draw_of_best(keys: Key[Array, "*b"], logits: Float[Array, "*b v"], settings: Sampling) -> Int[Array, "*b"]:
+    """The distribution of `_draw_of_all` with noise for the k best alone; rows with ties beyond k draw from all."""
+    k = settings.top_k
+    values, tokens = _best(logits, k)
+    kth = jnp.min(values, axis=-1, keepdims=True)  # of values[..., -1:] XLA would make a full sort
+    ties = jnp.sum(logits >= kth, axis=-1) > k
+    values = values / settings.temperature
+    # Sums from the least probable up, as in `warp`; top_k gives the order, of equal tokens the first one first.
+    running = jnp.cumsum(jax.nn.softmax(values)[..., ::-1], axis=-1)[..., ::-1]
+    removed = (running <= 1 - settings.top_p).at[..., 0].set(False)
+    best = jnp.argmax(jnp.where(removed, -jnp.inf, values) + _gumbel(keys, k), axis=-1)
+    drawn = jnp.take_along_axis(tokens, best[..., None], axis=-1)[..., 0]
+    with jax.named_scope("ties"):
+        either = lambda: jnp.where(ties, _draw_of_all(keys, logits, settings), drawn)
+        return jax.lax.cond(jnp.any(ties), either, lambda: drawn)
 
 
 def draw(
@@ -99,13 +167,13 @@ def draw(
 ) -> tuple[Int[Array, "*b"], Float[Array, "*b"]]:
     """One token for each row from its own key, and its log-probability as in `Completions`."""
     if settings.temperature == 0:
-        tokens = jnp.argmax(logits, axis=-1)
+        tokens = jnp.argmax(logits, axis=-1).astype(jnp.int32)
     else:
-        noise = jnp.vectorize(lambda key: jax.random.gumbel(key, logits.shape[-1:]), signature="()->(v)")(keys)
-        tokens = jnp.argmax(warp(logits, settings) + noise, axis=-1)
+        few = 0 < settings.top_k < logits.shape[-1]
+        tokens = (_draw_of_best if few else _draw_of_all)(keys, logits, settings)
         logits = logits / settings.temperature
     chosen = jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
-    return tokens.astype(jnp.int32), chosen - jax.nn.logsumexp(logits, axis=-1)
+    return tokens, chosen - jax.nn.logsumexp(logits, axis=-1)
 
 
 def _read_tails(
