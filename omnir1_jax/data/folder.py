@@ -43,10 +43,10 @@ def open(root: str, split: str = "train") -> TableReader:
 def _table(root: str, split: str) -> str:
     if split.isidentifier() and paths.exists(f"{root}/{split}.jsonl"):
         return paths.inside(root, f"{split}.jsonl", "folder")
-    found = paths.matching(root, "*.jsonl")
-    if len(found) != 1:
-        raise InputError(f"folder: {root} has no {split}.jsonl, and {len(found)} other jsonl files; name one so")
-    return found[0]
+    files = paths.matching(root, "*.jsonl")
+    if len(files) != 1:
+        raise InputError(f"folder: {root} has no {split}.jsonl, and {len(files)} other jsonl files; name one so")
+    return files[0]
 
 
 def _check(row: dict[str, Any], where: str, number: int) -> dict[str, Any]:

@@ -40,8 +40,8 @@ def open(root: str, split: str = "test") -> TableReader:
 def table(root: str) -> str:
     """The one table of questions. Raises `InputError`."""
     endings = ("jsonl", "json", "parquet")
-    if found := paths.matching(root, *(f"{folder}*.{e}" for folder in ("", "dataset/", "data/") for e in endings)):
-        return found[0]
+    if files := paths.matching(root, *(f"{folder}*.{e}" for folder in ("", "dataset/", "data/") for e in endings)):
+        return files[0]
     raise InputError(f"omnibench: no table of questions (*.jsonl, *.json, *.parquet) in {root}")
 
 

@@ -76,7 +76,7 @@ def files(root: str, directory: str, names: Sequence[str], what: str) -> tuple[s
 
 def matching(root: str, *patterns: str) -> list[str]:
     """The files within a local `root` whose names match, those of each pattern sorted."""
-    return [path for one in patterns for path in sorted(glob.glob(f"{glob.escape(root.rstrip('/'))}/{one}"))]
+    return [path for pattern in patterns for path in sorted(glob.glob(f"{glob.escape(root.rstrip('/'))}/{pattern}"))]
 
 
 def exists(path: str) -> bool:

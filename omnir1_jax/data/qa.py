@@ -88,5 +88,5 @@ def reader(
     if errors:
         more = f" ({len(errors)} of {len(rows)} items have such a fault)" if len(errors) > 1 else ""
         raise InputError(f"{errors[0]}{more}") from errors[0]
-    items = [(label, repr(found), row) for (label, row), found in zip(rows, media)]
+    items = [(label, repr(medium), row) for (label, row), medium in zip(rows, media)]
     return make_reader(dataset, split, items, make, path, notes)

@@ -53,10 +53,10 @@ def reader(name: str, setting: str = "dataset") -> Callable[..., Reader]:
     Raises:
       InputError: there is none; names the setting.
     """
-    found = lookup.registered(name, DATASETS, setting)
-    if not callable(found):
+    opener = lookup.registered(name, DATASETS, setting)
+    if not callable(opener):
         raise InputError(f"{setting}: {name} is not a function that opens a dataset")
-    return found
+    return opener
 
 
 def open_dataset(name: str, root: str, split: str | None = None, **options: object) -> Reader:

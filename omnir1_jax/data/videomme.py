@@ -41,8 +41,8 @@ def open(root: str, split: str = "test") -> TableReader:
 
 def _table(root: str) -> str:
     endings = ("parquet", "json", "jsonl")
-    if found := paths.matching(root, *(f"{folder}*.{e}" for folder in ("", "videomme/") for e in endings)):
-        return found[0]
+    if files := paths.matching(root, *(f"{folder}*.{e}" for folder in ("", "videomme/") for e in endings)):
+        return files[0]
     raise InputError(f"videomme: no table of questions (*.parquet, *.json, *.jsonl) in {root}")
 
 

@@ -52,14 +52,14 @@ def _table(root: str, split: str) -> str:
     for name in (f"{split}.json", f"{split}.jsonl", PUBLISHED.get(split)):
         if name and paths.exists(f"{root}/{name}"):
             return paths.inside(root, name, "videor1")
-    found = sorted(paths.matching(root, "*.json", "*.jsonl"))
-    if not found:
+    files = sorted(paths.matching(root, "*.json", "*.jsonl"))
+    if not files:
         raise InputError(f"videor1: {root} holds no json or jsonl file of questions")
-    if len(found) > 1:
-        names = [os.path.basename(path) for path in found]
+    if len(files) > 1:
+        names = [os.path.basename(path) for path in files]
         advice = f"choose one in the config: datasets(videor1=dict(..., file={names[0]!r}))"
         raise InputError(f"videor1: {root} holds {', '.join(names)}, none of split '{split}'; {advice}")
-    return found[0]
+    return files[0]
 
 
 def _media(root: str, row: dict[str, Any]) -> str:

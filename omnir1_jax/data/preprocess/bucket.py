@@ -119,7 +119,7 @@ def _row(prompt: Prompt, bucket: Bucket, side: str, sizes: Sizes, name: str):
 
 
 def _vision(prompt: Prompt, bucket: Bucket, sizes: Sizes):
-    found = layout.vision_layout(
+    visual = layout.vision_layout(
         prompt.grids,
         window=sizes.window_cells,
         merge=sizes.merge,
@@ -130,15 +130,15 @@ def _vision(prompt: Prompt, bucket: Bucket, sizes: Sizes):
     )
     pixels = np.zeros((bucket.cells, *prompt.cells.shape[1:]), np.uint8)
     pixels[: len(prompt.cells)] = prompt.cells
-    return pixels, *found
+    return pixels, *visual
 
 
 def _audio(prompt: Prompt, bucket: Bucket, sizes: Sizes):
-    found = layout.audio_layout(
-        [len(one) for one in prompt.mels], sizes.n_window, chunks=bucket.audio_chunks, tokens=bucket.audio_tokens
+    audio = layout.audio_layout(
+        [len(mel) for mel in prompt.mels], sizes.n_window, chunks=bucket.audio_chunks, tokens=bucket.audio_tokens
     )
-    chunks = layout.chunk_mel(prompt.mels, found, sizes.n_window, sizes.mel_bins)
-    return chunks, found.lengths, found.pairs
+    chunks = layout.chunk_mel(prompt.mels, audio, sizes.n_window, sizes.mel_bins)
+    return chunks, audio.lengths, audio.pairs
 
 
 def tight(prompts: Sequence[Prompt], *, sizes: Sizes = STOCK_SIZES) -> Bucket:

@@ -38,8 +38,8 @@ def log_mel(
     """
     wave = np.asarray(wave)
     if sample_rate != SAMPLE_RATE:
-        told = f"is sampled at {sample_rate} Hz" if sample_rate else "comes without its sample_rate"
-        raise InputError(f"{name} {told}: resample it to {SAMPLE_RATE} Hz, e.g. with librosa.resample, and say so")
+        fault = f"is sampled at {sample_rate} Hz" if sample_rate else "comes without its sample_rate"
+        raise InputError(f"{name} {fault}: resample it to {SAMPLE_RATE} Hz, e.g. with librosa.resample, and say so")
     if wave.dtype.kind != "f":
         raise InputError(f"{name} must hold floating point samples from -1 to 1, got {wave.dtype}")
     if wave.ndim != 1:
@@ -51,11 +51,11 @@ def log_mel(
     if not np.isfinite(wave).all():
         raise InputError(f"{name} has samples that are not finite, the first at {int(np.argmin(np.isfinite(wave)))}")
     kept = mel_frames(wave.size)
-    made = min(kept + 2, MAX_SAMPLES // HOP)
-    padded = np.zeros(min(made * HOP + N_FFT, MAX_SAMPLES), np.float32)
+    computed = min(kept + 2, MAX_SAMPLES // HOP)
+    padded = np.zeros(min(computed * HOP + N_FFT, MAX_SAMPLES), np.float32)
     padded[: wave.size] = wave
     padded = np.pad(padded, N_FFT // 2, mode="reflect")
-    frames = np.lib.stride_tricks.sliding_window_view(padded, N_FFT)[: made * HOP : HOP]
+    frames = np.lib.stride_tricks.sliding_window_view(padded, N_FFT)[: computed * HOP : HOP]
     window, filters = _constants(bins)
     spectrum = np.fft.rfft(frames * window, axis=1)
     power = spectrum.real**2 + spectrum.imag**2

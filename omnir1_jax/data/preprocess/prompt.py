@@ -112,11 +112,11 @@ def prepare(
         "audio": [np.full(heard[index], ids.audio, np.int32) for index in alone],
     }
     text = tokens.chat_text(messages, template=tokenizer, add_generation_prompt=add_generation_prompt)
-    line = tokens.expand(tokenizer(text)["input_ids"], ids, runs)[None]
-    mask = np.ones(line.shape, bool)
+    token_ids = tokens.expand(tokenizer(text)["input_ids"], ids, runs)[None]
+    mask = np.ones(token_ids.shape, bool)
     grids = {kind: np.array([one.grid for one in seen[kind]], np.int32).reshape(-1, 3) for kind in seen}
     positions, following = layout.rope_index(
-        line,
+        token_ids,
         mask,
         ids=ids,
         image_grids=grids["image"],
@@ -128,10 +128,10 @@ def prepare(
         seconds_per_chunk=sizes.seconds_per_chunk,
         merge=sizes.merge,
     )
-    vision_index, audio_index = layout.media_index(line, mask, ids)
+    vision_index, audio_index = layout.media_index(token_ids, mask, ids)
     none = np.zeros((0, 2, sizes.cell_pixels, sizes.cell_pixels, 3), np.uint8)
     return Prompt(
-        tokens=line[0],
+        tokens=token_ids[0],
         positions=positions[0],
         next_position=int(following[0]),
         vision_index=vision_index[0],
@@ -195,8 +195,8 @@ def _video(item: tokens.Item, name: str, sizes: Sizes, budget: PixelBudget) -> _
     total = item.get("total_pixels", budget.video_total)
     if total is not None:
         _positive(name, total_pixels=total)
-    own = PixelBudget(video_min=low, video_max=high, video_total=total)
-    return _see(frames, name, sizes, low, own.frame_max(len(frames)), 2 / fps)
+    limits = PixelBudget(video_min=low, video_max=high, video_total=total)
+    return _see(frames, name, sizes, low, limits.frame_max(len(frames)), 2 / fps)
 
 
 def _see(frames: list[np.ndarray], name: str, sizes: Sizes, low: int, high: int, seconds: float) -> _Seen:

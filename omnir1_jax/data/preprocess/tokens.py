@@ -77,9 +77,9 @@ def token_ids(tokenizer: PreTrainedTokenizerBase) -> TokenIds:
             f"the tokenizer of {tokenizer.name_or_path or 'this model'} lacks {', '.join(lacking)}: "
             "it is not one of Qwen2.5-Omni"
         )
-    found = {name: vocab[spelled] for name, spelled in SPELLING.items()}
-    pad, end = found.pop("pad"), found.pop("end")
-    return TokenIds(**found, pad=pad, eos=(end,))
+    ids = {name: vocab[spelled] for name, spelled in SPELLING.items()}
+    pad, end = ids.pop("pad"), ids.pop("end")
+    return TokenIds(**ids, pad=pad, eos=(end,))
 
 
 def items(messages: Sequence[Message]) -> Iterator[tuple[str, Item]]:
@@ -180,29 +180,31 @@ def _content(content: str | Sequence[Item]) -> str:
 
 
 def expand(
-    line: Sequence[int], ids: TokenIds, runs: Mapping[str, Sequence[Int[np.ndarray, "_"]]]
+    token_ids: Sequence[int], ids: TokenIds, runs: Mapping[str, Sequence[Int[np.ndarray, "_"]]]
 ) -> Int[np.ndarray, " s"]:
     """Puts in place of each placeholder the ids that its medium takes, in order.
 
     Args:
-      line: ids with one placeholder for each medium.
+      token_ids: with one placeholder for each medium.
       ids: where the placeholders are.
       runs: for "image", "video" and "audio" the ids of each medium.
 
     Raises:
       InputError: the chat template placed another number of placeholders than there are media.
     """
-    line = np.asarray(line, np.int32)
-    places = [(int(at), run) for kind in MEDIA for at, run in _pair(line, kind, getattr(ids, kind), runs.get(kind, ()))]
+    token_ids = np.asarray(token_ids, np.int32)
+    places = [
+        (int(at), run) for kind in MEDIA for at, run in _pair(token_ids, kind, getattr(ids, kind), runs.get(kind, ()))
+    ]
     pieces, start = [], 0
     for at, run in sorted(places, key=lambda place: place[0]):
-        pieces += [line[start:at], run]
+        pieces += [token_ids[start:at], run]
         start = at + 1
-    return np.concatenate([*pieces, line[start:]]).astype(np.int32)
+    return np.concatenate([*pieces, token_ids[start:]]).astype(np.int32)
 
 
-def _pair(line, kind, token, runs):
-    places = np.flatnonzero(line == token)
+def _pair(token_ids, kind, token, runs):
+    places = np.flatnonzero(token_ids == token)
     if len(places) != len(runs):
         raise InputError(
             f"the chat template placed {len(places)} {SPELLING[kind]} for {len(runs)} {kind} items: "

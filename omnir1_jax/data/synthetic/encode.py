@@ -19,9 +19,9 @@ JPEG_QUALITY = 95
 
 def jpeg(image: UInt8[np.ndarray, "h w 3"]) -> bytes:
     """An RGB image as JPEG, colour at full resolution."""
-    how = [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]
-    how += [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
-    return cv2.imencode(".jpg", image[..., ::-1], how)[1].tobytes()
+    options = [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]
+    options += [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
+    return cv2.imencode(".jpg", image[..., ::-1], options)[1].tobytes()
 
 
 def png(gray: UInt8[np.ndarray, "h w"]) -> bytes:

@@ -46,11 +46,11 @@ class _Clause:
 
 def describe(facts: Sequence[ShapeFacts], rng: np.random.Generator) -> tuple[Expression, ...]:
     """Every kind of true sentence about the scene, one wording of each, and one that fits nothing."""
-    found: list[Expression] = []
+    expressions: list[Expression] = []
     nouns = list(_nouns(facts))
     for noun in nouns:
         if noun.sure:
-            found += _say(noun, None, noun.domain, rng)
+            expressions += _say(noun, None, noun.domain, rng)
     clauses = list(_clauses(facts))
     for noun in nouns:
         if not noun.sure or (len(noun.domain) < 2 and len(facts) > 1):
@@ -61,11 +61,11 @@ def describe(facts: Sequence[ShapeFacts], rng: np.random.Generator) -> tuple[Exp
                 continue
             targets = tuple(n for n in noun.domain if truths[n])
             if targets and (len(targets) < len(noun.domain) or len(facts) == 1):
-                found += _say(noun, clause, targets, rng)
-    found += _relations(facts, nouns)
-    found += _nothing(facts, rng)
+                expressions += _say(noun, clause, targets, rng)
+    expressions += _relations(facts, nouns)
+    expressions += _nothing(facts, rng)
     unique: dict[str, Expression] = {}
-    for expression in found:
+    for expression in expressions:
         unique.setdefault(expression.text, expression)
     return tuple(unique.values())
 
@@ -104,11 +104,11 @@ def _say(
         return
     wordings = clause.one if single else clause.many
     if wordings:
-        words = wordings[int(rng.integers(len(wordings)))]
+        wording = wordings[int(rng.integers(len(wordings)))]
         word = noun.one if single else noun.many
         if word in ("shape", "shapes") and rng.random() < 0.4:
             word = {"shape": "one", "shapes": "ones"}[word]
-        yield Expression(f"the {word} {words}", targets, clause.type_id, clause.needs, clause.topic)
+        yield Expression(f"the {word} {wording}", targets, clause.type_id, clause.needs, clause.topic)
 
 
 def _nouns(facts: Sequence[ShapeFacts]) -> Iterator[_Noun]:
@@ -230,8 +230,8 @@ def _any(truths) -> Truth:
 
 def _negative(value):
     def negated(fact):
-        found = value(fact)
-        return None if found is None else -found
+        number = value(fact)
+        return None if number is None else -number
 
     return negated
 

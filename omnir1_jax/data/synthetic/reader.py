@@ -65,9 +65,9 @@ def open(
         for j in range(per_clip)
     )
     make = functools.partial(_MAKERS[family], config)
-    for name, own, chosen in (("plain", "vos", plain), ("heard", "refavs", heard)):
-        if chosen and family != own:
-            raise InputError(f"synthetic.{name}: a choice of {own} alone, not of '{family}'")
+    for name, wanted, chosen in (("plain", "vos", plain), ("heard", "refavs", heard)):
+        if chosen and family != wanted:
+            raise InputError(f"synthetic.{name}: a choice of {wanted} alone, not of '{family}'")
         if chosen:
             make = functools.partial(make, **{name: True})
     return make_reader("synthetic", split, items, make, "synthetic")
@@ -88,13 +88,13 @@ def _masks(clip: Clip, targets: tuple[int, ...]) -> RleMasks:
     return RleMasks(tuple(tuple(encode.track(clip.masks[n])) for n in targets), size)
 
 
-def _first_with(made: Callable[[Clip], Any], config: WorldConfig, seed: int) -> tuple[Clip, Any]:
-    """The clip of a seed, or the first of others in its place, of which something can be made, with what was made."""
+def _first_with(make: Callable[[Clip], Any], config: WorldConfig, seed: int) -> tuple[Clip, Any]:
+    """The clip of a seed, or the first of others in its place, of which something can be made, with that value."""
     for step in range(16):
         clip = _clip(config, seed + step * 10**12)
-        if found := made(clip):
+        if value := make(clip):
             break
-    return clip, found
+    return clip, value
 
 
 def _nth(chosen: tuple[Any, ...], number: int, sample_id: str) -> Any:

@@ -112,9 +112,9 @@ def mevis(root: epath.PathLike, config: WorldConfig, clips: int, seed: int) -> N
             if labelled:
                 mask_dict.update({str(first + n): encode.track(masks) for n, masks in enumerate(clip.masks)})
             chosen = (*pick(clip, 5, ("video",)), *pick(clip, 2, ("image",)))
-            told = [_expression(e, first) if labelled else {"exp": e.text} for e in chosen]
+            expressions = [_expression(e, first) if labelled else {"exp": e.text} for e in chosen]
             videos[video] = {
-                "expressions": {str(j): e for j, e in enumerate(told)},
+                "expressions": {str(j): e for j, e in enumerate(expressions)},
                 "vid_id": number,
                 "frames": names,
             }
@@ -225,8 +225,10 @@ def questions(clip: Clip, count: int = 2) -> tuple[tuple[str, tuple[str, ...], s
     looks = [f"the {s.colour} {s.kind}" for s in clip.scene.shapes]
     if len(set(looks)) < len(looks) or len(looks) < 2:
         return ()
-    told = [e for e in single(clip, 4 * count, ("video", "sound")) if e.text.startswith(("the shape ", "the one "))]
-    return tuple((f"Which is {e.text}?", tuple(sorted(looks)), looks[e.targets[0]]) for e in told[:count])
+    expressions = [
+        e for e in single(clip, 4 * count, ("video", "sound")) if e.text.startswith(("the shape ", "the one "))
+    ]
+    return tuple((f"Which is {e.text}?", tuple(sorted(looks)), looks[e.targets[0]]) for e in expressions[:count])
 
 
 LAYOUTS: dict[str, Callable[..., None]] = {

@@ -75,7 +75,7 @@ class _ClipBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     def _generate_examples(self, root: str, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
         reader = self.module.open(root, split)
-        told, skipped = [], []
+        written, skipped = [], []
         for key, group in enumerate(reader.clips()):
             try:
                 example = _example(reader, group)
@@ -83,11 +83,11 @@ class _ClipBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
                 logging.warning("left out: %s", error)
                 skipped.append(str(error))
                 continue
-            told.append([example["clip"], [item["id"] for item in example["items"]]])
+            written.append([example["clip"], [item["id"] for item in example["items"]]])
             yield key, example
-        if not told:
+        if not written:
             raise InputError(f"{self.name}/{split}: not one clip of {root} can be read; the first: {skipped[0]}")
-        self.info.metadata["items"][split] = told
+        self.info.metadata["items"][split] = written
         self.info.metadata["skipped"][split] = skipped
 
 

@@ -26,9 +26,9 @@ def open(root: epath.PathLike, split: str = "train") -> TableReader:
     `root` is the directory of a version (".../revos/1.0.0"), or one above it. Raises `InputError`.
     """
     directory = _version_directory(str(root))
-    told = metadata.load_json(f"{directory}/metadata.json")
+    recorded = metadata.load_json(f"{directory}/metadata.json")
     where = f"{directory}/metadata.json"
-    splits = metadata.get(told, "items", dict, where)
+    splits = metadata.get(recorded, "items", dict, where)
     if split not in splits:
         raise InputError(f"{where}: no split '{split}'; there are {', '.join(splits) or 'none'}")
     builder = _builder(directory)
@@ -51,10 +51,10 @@ def _version_directory(root: str) -> str:
     metadata.require_root(root)
     if paths.exists(f"{root}/dataset_info.json"):
         return root
-    found = sorted(str(path.parent) for path in epath.Path(root).glob("*/dataset_info.json"))
-    if not found:
+    versions = sorted(str(path.parent) for path in epath.Path(root).glob("*/dataset_info.json"))
+    if not versions:
         raise InputError(f"{root}: no dataset_info.json here or one directory below; give what the builder made")
-    return found[-1]
+    return versions[-1]
 
 
 def _check(entry: Any, where: str) -> tuple[str, list[str]]:
