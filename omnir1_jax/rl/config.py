@@ -105,10 +105,10 @@ class Frozen:
 
     def grounder_params(self) -> Any:
         """All that the grounder is called with."""
-        own = self.grounder
-        if isinstance(own, ThinkerParams) and own.text is None:
-            return own.replace(vision=self.towers["vision"], text=self.reference, vocab=self.vocab, bpe=self.bpe)
-        return own
+        params = self.grounder
+        if isinstance(params, ThinkerParams) and params.text is None:
+            return params.replace(vision=self.towers["vision"], text=self.reference, vocab=self.vocab, bpe=self.bpe)
+        return params
 
 
 @no_type_check  # also holds shapes and shardings

@@ -109,7 +109,7 @@ def learn(
 
     def scores(variables, size):
         """Of the first `size` tokens of each completion, which are all that there are."""
-        found = score(
+        token_scores = score(
             decoder,
             variables,
             reasoner.prompt(thinker, variables, inputs, media),
@@ -119,14 +119,14 @@ def learn(
             entropy=True,
             chunk=config.score_chunk,
         )
-        return jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, most - size))), found)
+        return jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, most - size))), token_scores)
 
     def objective(trainable, old, reference, size):
-        mine = scores(policy(trainable, frozen, config), size)
-        before = jax.lax.stop_gradient(mine.logprobs) if old is None else old
-        base = jax.lax.stop_gradient(mine.logprobs) if reference is None else reference
-        loss, metrics = grpo.loss(mine.logprobs, before, base, real, rewards, config.grpo)
-        return loss, (mine, metrics)
+        current = scores(policy(trainable, frozen, config), size)
+        before = jax.lax.stop_gradient(current.logprobs) if old is None else old
+        base = jax.lax.stop_gradient(current.logprobs) if reference is None else reference
+        loss, metrics = grpo.loss(current.logprobs, before, base, real, rewards, config.grpo)
+        return loss, (current, metrics)
 
     def shortest(function, *operands):
         """`function` on as many tokens as the longest completion needs."""
@@ -136,15 +136,15 @@ def learn(
     if config.grpo.beta > 0:
         with jax.named_scope("reference"):
             reference = jax.lax.stop_gradient(shortest(scores, {"params": frozen.reference}).logprobs)
-    old, gap, made = None, None, []
+    old, gap, results = None, None, []
     for _ in range(config.updates):
-        (loss, (mine, metrics)), grads = shortest(
+        (loss, (current, metrics)), grads = shortest(
             jax.value_and_grad(objective, has_aux=True), state.trainable, old, reference
         )
         if old is None:
-            old = jax.lax.stop_gradient(mine.logprobs)
+            old = jax.lax.stop_gradient(current.logprobs)
             gap = jnp.max(jnp.where(real, jnp.abs(old - completions.logprobs), 0.0))
         state, norm = apply_if_finite(state, loss, grads, optimizer)
-        entropy = jnp.sum(jnp.where(real, mine.entropy, 0.0)) / jnp.maximum(jnp.sum(real), 1)
-        made.append(Learned(loss, norm, entropy, gap, metrics))
-    return state.replace(step=state.step + 1), jax.tree.map(lambda *x: jnp.mean(jnp.stack(x)), *made)
+        entropy = jnp.sum(jnp.where(real, current.entropy, 0.0)) / jnp.maximum(jnp.sum(real), 1)
+        results.append(Learned(loss, norm, entropy, gap, metrics))
+    return state.replace(step=state.step + 1), jax.tree.map(lambda *x: jnp.mean(jnp.stack(x)), *results)

@@ -77,9 +77,9 @@ def make_stages(task: Task, models: Models, optimizer: optax.GradientTransformat
         return task.segment(models, frozen, config, batch, reading, found)
 
     def reward(batch, completions, reading, found, masks):
-        made = batch, completions, reading, found, masks
-        rewards = terms.overlong(task.reward(config, *made), completions, config)
-        return terms.add(rewards, [term for term in config.extra if not term.host], *made)
+        outputs = batch, completions, reading, found, masks
+        rewards = terms.overlong(task.reward(config, *outputs), completions, config)
+        return terms.add(rewards, [term for term in config.extra if not term.host], *outputs)
 
     def update(state, frozen, batch, media, completions, rewards):
         score = terms.score(rewards, config)
@@ -116,14 +116,14 @@ def make_train_step(
     host = [term for term in config.extra if term.host]
     if host and mode != "staged":
         raise InputError(f"step.mode: {host[0].name} of reward.extra runs on the host; take 'staged'")
-    stage, tell = make_stages(task, models, optimizer, config), _told
+    stage, log = make_stages(task, models, optimizer, config), _logged
     if mode == "staged":
         kept = None if shardings is None else (shardings, None)
         update, ground = jax.jit(stage.update, donate_argnums=0, out_shardings=kept), stage.ground
         stage = Stages(*map(_awaited, (*map(jax.jit, stage[:-1]), update)))
         if models.on_host:
             stage = stage._replace(ground=_awaited(ground))
-        tell = _awaited(jax.jit(_told))
+        log = _awaited(jax.jit(_logged))
 
     def train_step(state: TrainState, frozen: Frozen, batch: Any, key: Key[Array, ""]):
         media = stage.encode(frozen, batch)
@@ -135,7 +135,7 @@ def make_train_step(
         if host:
             rewards = terms.add(rewards, host, *jax.device_get((batch, completions, reading, found, masks)))
         state, learned = stage.update(state, frozen, batch, media, completions, rewards)
-        return state, *tell(Rollout(completions, reading, found, masks, rewards), learned, state)
+        return state, *log(Rollout(completions, reading, found, masks, rewards), learned, state)
 
     if mode == "staged":
         return train_step
@@ -149,9 +149,9 @@ def _awaited(function: Callable[..., Any]) -> Callable[..., Any]:
     return lambda *arguments: jax.block_until_ready(function(*arguments))
 
 
-def _told(rollout: Rollout, learned: Learned, state: TrainState) -> tuple[dict[str, Array], Rollout]:
-    told = summary(rollout.completions, rollout.rewards, learned, state), rollout
-    return constrain_rows(told, rollout.rewards.total.shape[0])
+def _logged(rollout: Rollout, learned: Learned, state: TrainState) -> tuple[dict[str, Array], Rollout]:
+    metrics = summary(rollout.completions, rollout.rewards, learned, state)
+    return constrain_rows((metrics, rollout), rollout.rewards.total.shape[0])
 
 
 def summary(completions: Completions, rewards: Rewards, learned: Learned, state: TrainState) -> dict[str, Array]:

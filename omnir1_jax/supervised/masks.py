@@ -113,8 +113,8 @@ def forward(
     @keep
     def encode(params, clip):
         pixels = sam2.preprocess(clip.reshape(-1, *clip.shape[2:]), side)
-        found = model.apply({"params": params}, pixels, method=sam2.Sam2.encode)
-        return jax.tree.map(lambda x: x.reshape(*clip.shape[:2], *x.shape[1:]), found)
+        encoded = model.apply({"params": params}, pixels, method=sam2.Sam2.encode)
+        return jax.tree.map(lambda x: x.reshape(*clip.shape[:2], *x.shape[1:]), encoded)
 
     def one(features, boxes, frames, valid, size, frame_valid, object_valid):
         return sam2.unroll(

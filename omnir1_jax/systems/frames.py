@@ -107,7 +107,7 @@ def high_res_arrays(
     shape = dict(sizes=sizes, max_aspect=config.max_aspect)
     most, windows = bucket.frame_bounds(limits.image_min, limits.image_max, **shape)
     longest = bucket.longest_side(limits.image_min, limits.image_max, **shape)
-    found = layout.vision_layout(
+    vision = layout.vision_layout(
         patches, window=sizes.window_cells, merge=sizes.merge, cells=most, windows=windows, frames=1, frame_size=most
     )
     cells = np.zeros((max_frames, most, sizes.cell_pixels, sizes.cell_pixels, 3), np.uint8)
@@ -118,12 +118,12 @@ def high_res_arrays(
     grid = np.full((longest, longest), -1, np.int32)
     grid[:rows, :columns] = np.arange(rows * columns).reshape(rows, columns)
     start = prompt_prefix(config.tokenizer, config.prompt)
-    line = tokens.expand(start, ids, {"image": [np.full(layout.grid_cells(patches[0], sizes.merge), ids.image)]})
-    room, own = len(start) - 1 + most, len(line)
-    mask = np.arange(room) < own
-    line = np.pad(line, (0, room - own), constant_values=ids.pad)
+    token_ids = tokens.expand(start, ids, {"image": [np.full(layout.grid_cells(patches[0], sizes.merge), ids.image)]})
+    length, used = len(start) - 1 + most, len(token_ids)
+    mask = np.arange(length) < used
+    token_ids = np.pad(token_ids, (0, length - used), constant_values=ids.pad)
     positions, following = layout.rope_index(
-        line[None],
+        token_ids[None],
         mask[None],
         ids=ids,
         image_grids=patches,
@@ -134,11 +134,11 @@ def high_res_arrays(
         seconds_per_chunk=sizes.seconds_per_chunk,
         merge=sizes.merge,
     )
-    index, _ = layout.media_index(line[None], mask[None], ids)
+    index, _ = layout.media_index(token_ids[None], mask[None], ids)
     return {
         "cells": cells,
-        **dict(zip(("rows_cols", "windows", "frames"), found)),
-        "tokens": line,
+        **dict(zip(("rows_cols", "windows", "frames"), vision)),
+        "tokens": token_ids,
         "mask": mask,
         "positions": positions[0],
         "next_position": following[0],

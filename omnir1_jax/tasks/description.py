@@ -78,10 +78,10 @@ def text(buffer: Buffer, at: Any) -> str:
     return buffer.bytes[at][: buffer.length[at]].tobytes().decode("utf-8", "replace")
 
 
-def boxes(found: Float[np.ndarray, "n 4"], scale: Float[np.ndarray, "2"]) -> tuple[Box, ...]:
+def boxes(rows: Float[np.ndarray, "n 4"], scale: Float[np.ndarray, "2"]) -> tuple[Box, ...]:
     """Boxes in resized pixels in those of the clip's own size, missing ones left out."""
-    own = lambda box: tuple(float(x) for x in box / np.tile(scale, 2))
-    return tuple(own(box) for box in found if not (box == -1).all())
+    original = lambda box: tuple(float(x) for x in box / np.tile(scale, 2))
+    return tuple(original(box) for box in rows if not (box == -1).all())
 
 
 def pieces(plan: Plan, at: At) -> tuple[Piece, ...]:
@@ -97,17 +97,17 @@ def pieces(plan: Plan, at: At) -> tuple[Piece, ...]:
     return tuple(out)
 
 
-def keyframes(requests: Requests, found: GroundedBoxes | None, at: At) -> tuple[Keyframe, ...]:
-    """What System 2 was asked and what it found; `found` is None where the boxes come from elsewhere."""
+def keyframes(requests: Requests, grounded: GroundedBoxes | None, at: At) -> tuple[Keyframe, ...]:
+    """What System 2 was asked and what it found; `grounded` is None where the boxes come from elsewhere."""
     out = []
     for slot in np.flatnonzero(requests.valid[at]):
         where = (*at, int(slot))
-        asked, answer, own = text(requests.description, where), "", ()
-        if found is not None:
-            answer = text(found.answer, where)
-            if found.asked[where]:
-                own = boxes(found.box[where][: int(found.count[where])], found.scale[at[0]])
-        out.append(Keyframe(int(requests.frame[where]), asked, answer, own))
+        asked, answer, located = text(requests.description, where), "", ()
+        if grounded is not None:
+            answer = text(grounded.answer, where)
+            if grounded.asked[where]:
+                located = boxes(grounded.box[where][: int(grounded.count[where])], grounded.scale[at[0]])
+        out.append(Keyframe(int(requests.frame[where]), asked, answer, located))
     return tuple(out)
 
 

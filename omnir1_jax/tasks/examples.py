@@ -64,8 +64,8 @@ class ExampleConfig:
     @property
     def high_res(self) -> FramesConfig:
         """Of System 2's frames."""
-        own = self.grounder or (self.tokenizer, self.sizes)
-        return FramesConfig(*own, self.grounding, self.sharp_budget, self.max_aspect)
+        grounder = self.grounder or (self.tokenizer, self.sizes)
+        return FramesConfig(*grounder, self.grounding, self.sharp_budget, self.max_aspect)
 
 
 @contextlib.contextmanager
@@ -91,20 +91,20 @@ def named(function: Callable[[DecodedClip, Any], Arrays]) -> Callable[[DecodedCl
 def policy_arrays(content: list[dict[str, Any]], config: ExampleConfig, **media: Any) -> Arrays:
     """System 1's prompt as flat arrays of one row."""
     messages = [{"role": "system", "content": config.system}, {"role": "user", "content": content}]
-    made = prompt.prepare(messages, config.tokenizer, sizes=config.sizes, budget=config.policy_budget)
-    room = bucket.bucket_for(
+    prepared = prompt.prepare(messages, config.tokenizer, sizes=config.sizes, budget=config.policy_budget)
+    sizes = bucket.bucket_for(
         text_tokens=config.text_tokens,
         budget=config.policy_budget,
         sizes=config.sizes,
         max_aspect=config.max_aspect,
         **media,
     )
-    return padded(made, room, config)
+    return padded(prepared, sizes, config)
 
 
-def padded(made: prompt.Prompt, room: bucket.Bucket, config: ExampleConfig) -> Arrays:
+def padded(prepared: prompt.Prompt, sizes: bucket.Bucket, config: ExampleConfig) -> Arrays:
     """A prompt as flat arrays of the bucket's sizes."""
-    batch = bucket.pad_to([made], room, sizes=config.sizes)
+    batch = bucket.pad_to([prepared], sizes, sizes=config.sizes)
     tree = {
         key: value._asdict() if isinstance(value, tuple) else value
         for key, value in batch._asdict().items()
@@ -121,8 +121,8 @@ def waveform(clip: DecodedClip, config: ExampleConfig) -> dict[str, Any] | None:
 
 def sharp_arrays(frames: UInt8[np.ndarray, "t h w 3"], size: tuple[int, int], config: ExampleConfig) -> Arrays:
     """`HighResFrames` of one clip, `frames` long at most."""
-    made = high_res_arrays(frames, size, config.frames, config.high_res)
-    return {f"sharp/{name}": value for name, value in made.items()}
+    arrays = high_res_arrays(frames, size, config.frames, config.high_res)
+    return {f"sharp/{name}": value for name, value in arrays.items()}
 
 
 def video_prompt(clip: DecodedClip, text: str, config: ExampleConfig) -> Arrays:

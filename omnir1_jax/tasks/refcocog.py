@@ -74,9 +74,9 @@ def truth(clip: DecodedClip, config: ExampleConfig) -> Arrays:
 
 def target(clip: DecodedClip, config: ExampleConfig) -> str:
     """Box and two points in pixels of the resized image."""
-    own = truth_of(clip, config)
-    box = np.trunc(own.box * np.tile(own.scale, 2)).astype(int).tolist()
-    first, second = np.trunc(own.points * own.scale).astype(int).tolist()
+    true = truth_of(clip, config)
+    box = np.trunc(true.box * np.tile(true.scale, 2)).astype(int).tolist()
+    first, second = np.trunc(true.points * true.scale).astype(int).tolist()
     query = targets.quoted(clip.ref.query)[1:-1]
     return targets.thought(
         f" What is meant is {query}. ", f' {{"bbox_2d": {box}, "points_1": {first}, "points_2": {second}}} '
@@ -104,8 +104,8 @@ def reward(config: StepConfig, batch: Batch, completions: Completions, answer: B
     flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), answer)
     truth = jax.tree.map(lambda x: jnp.repeat(x, config.group, axis=0), (batch.box, batch.points, batch.scale))
     terms = jax.tree.map(lambda x: x.reshape(shape), rewards.refcocog_terms(flat, *truth))
-    found = failures(batch, answer, None)
-    return common.total(config, sum(terms.values()), answer.formatted, completions, terms, found)
+    counts = failures(batch, answer, None)
+    return common.total(config, sum(terms.values()), answer.formatted, completions, terms, counts)
 
 
 def describe(facts: Mapping[str, Any], answer: BoxAndPoints, _: None, at: At) -> Description:

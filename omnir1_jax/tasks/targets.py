@@ -39,7 +39,7 @@ class Target:
     question: str = ""
 
 
-def pack(found: Sequence[Target], config: TargetConfig) -> Arrays:
+def pack(targets: Sequence[Target], config: TargetConfig) -> Arrays:
     """Targets as arrays: tokens, lengths and weights, 1 for the answers' tokens and the one that ends them.
 
     Raises:
@@ -47,24 +47,24 @@ def pack(found: Sequence[Target], config: TargetConfig) -> Arrays:
     """
     g, c = config.targets, config.target_tokens
     ids = tokens.token_ids(config.tokenizer)
-    if len(found) > g:
-        raise InputError(f"{len(found)} targets do not fit sft.targets = {g}")
+    if len(targets) > g:
+        raise InputError(f"{len(targets)} targets do not fit sft.targets = {g}")
     out = np.full((g, c), ids.pad, np.int32)
     lengths, weights = np.zeros(g, np.int32), np.zeros((g, c), np.float32)
     encode = lambda text: config.tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
-    for n, target in enumerate(found):
+    for n, target in enumerate(targets):
         question, answer = encode(target.question), [*encode(target.answer), ids.eos[0]]
-        line = [*question, *answer]
-        if len(line) > c:
-            raise InputError(f"a target of {len(line)} tokens does not fit sft.target_tokens = {c}")
-        out[n, : len(line)], lengths[n] = line, len(line)
-        weights[n, len(question) : len(line)] = 1.0
+        token_ids = [*question, *answer]
+        if len(token_ids) > c:
+            raise InputError(f"a target of {len(token_ids)} tokens does not fit sft.target_tokens = {c}")
+        out[n, : len(token_ids)], lengths[n] = token_ids, len(token_ids)
+        weights[n, len(question) : len(token_ids)] = 1.0
     return {"target/tokens": out, "target/lengths": lengths, "target/weights": weights}
 
 
-def thought(words: str, answer: str) -> str:
+def thought(reasoning: str, answer: str) -> str:
     """A completion in System 1's format."""
-    return f"<think>{words}</think> <answer>{answer}</answer>"
+    return f"<think>{reasoning}</think> <answer>{answer}</answer>"
 
 
 def piece(first: int, last: int, description: str) -> str:

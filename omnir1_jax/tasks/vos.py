@@ -134,9 +134,11 @@ def ground(models: Models, frozen: Frozen, config: StepConfig, batch: Batch, rea
     n, masks = batch.boxes.shape[1], None
     if isinstance(models.segmenter, TextSegmenter):
         size = batch.truth.shape[2:]
-        found = models.segmenter.from_text(frozen.segmenter, batch.sharp, batch.frame_valid, reading.requests, size)
-        boxes = segmenters.extents(found, batch.sharp, reading.requests, n)
-        masks = Masks(jnp.any(found, axis=2), None)
+        text_masks = models.segmenter.from_text(
+            frozen.segmenter, batch.sharp, batch.frame_valid, reading.requests, size
+        )
+        boxes = segmenters.extents(text_masks, batch.sharp, reading.requests, n)
+        masks = Masks(jnp.any(text_masks, axis=2), None)
     else:
         boxes = common.find(models, frozen, batch.sharp, reading.requests, n)
     match = lambda box, count, chosen, truth, scale, objects: rewards.match(

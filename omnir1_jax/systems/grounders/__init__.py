@@ -42,9 +42,9 @@ def make(name: str, thinker: ThinkerGrounder | None = None, setting: str = "step
     kind, _, settings = name.partition(":")
     if kind in GROUNDERS:
         return GROUNDERS[kind](thinker, settings)
-    found = lookup.registered(name, GROUNDERS, setting)
-    if isinstance(found, Grounder):
-        return found
-    if not callable(found):
+    grounder = lookup.registered(name, GROUNDERS, setting)
+    if isinstance(grounder, Grounder):
+        return grounder
+    if not callable(grounder):
         raise InputError(f"{setting}: {name} is neither a grounder nor a function; see omnir1_jax/systems/grounders")
-    return HostGrounder(found, f"{setting}={name}")
+    return HostGrounder(grounder, f"{setting}={name}")

@@ -71,12 +71,12 @@ def find(
         images=[frames[n] for n in asked], text=texts, return_tensors="pt", padding=True, truncation=True
     )
     with torch.inference_mode():
-        said = model(**inputs)
+        output = model(**inputs)
     sizes = [tuple(frames.shape[1:3])] * len(asked)
-    found = processor.post_process_grounded_object_detection(
-        said, inputs.input_ids, threshold=least, target_sizes=sizes
+    detections = processor.post_process_grounded_object_detection(
+        output, inputs.input_ids, threshold=least, target_sizes=sizes
     )
-    for n, one in zip(asked, found):
-        boxes, scores = one["boxes"].float().numpy(), one["scores"].float().numpy()
+    for n, detection in zip(asked, detections):
+        boxes, scores = detection["boxes"].float().numpy(), detection["scores"].float().numpy()
         out[n] = boxes[np.argsort(-scores, kind="stable")]
     return out

@@ -61,13 +61,13 @@ class HostGrounder:
         """As of a `Grounder`, on concrete arrays; the function is called once for each clip."""
         valid, frame = jax.device_get((requests.valid, requests.frame))
         pictures, described = images(frames), words(requests)
-        boxes, found = np.zeros((*valid.shape, slots, 4), np.float32), np.zeros((*valid.shape, slots), bool)
+        boxes, used = np.zeros((*valid.shape, slots, 4), np.float32), np.zeros((*valid.shape, slots), bool)
         for row in np.flatnonzero(valid.any(axis=(1, 2))):
             where = np.argwhere(valid[row])
             texts = [described[row, *at] for at in where]
-            own = self(np.stack([pictures[row][frame[row, *at]] for at in where]), texts, slots)
-            boxes[row][tuple(where.T)], found[row][tuple(where.T)] = own
-        return GroundedBoxes.of(frames, requests, jnp.asarray(boxes), jnp.asarray(found))
+            answer = self(np.stack([pictures[row][frame[row, *at]] for at in where]), texts, slots)
+            boxes[row][tuple(where.T)], used[row][tuple(where.T)] = answer
+        return GroundedBoxes.of(frames, requests, jnp.asarray(boxes), jnp.asarray(used))
 
 
 def images(frames: HighResFrames) -> list[UInt8[np.ndarray, "t h w 3"]]:

@@ -59,22 +59,22 @@ class GroundedBoxes(NamedTuple):
 
     @classmethod
     def of(
-        cls, frames: HighResFrames, requests: Requests, box: Num[Array, "b g k n 4"], found: Bool[Array, "b g k n"]
+        cls, frames: HighResFrames, requests: Requests, box: Num[Array, "b g k n 4"], used: Bool[Array, "b g k n"]
     ) -> "GroundedBoxes":
         """Of a grounder that gives boxes and no text.
 
         Args:
           box: in pixels of `frames.rgb()`.
-          found: which boxes are real.
+          used: which boxes are real.
         """
-        found = found & requests.valid[..., None]
+        used = used & requests.valid[..., None]
         empty = jnp.zeros((*requests.frame.shape, 1), jnp.uint8)
         zeros = jnp.zeros(requests.frame.shape, jnp.int32)
         seen = (requests.frame[..., None] == jnp.arange(frames.cells.shape[1])) & requests.valid[..., None]
         return cls(
-            box=jnp.where(found[..., None], box, MISSING).astype(jnp.float32),
-            count=jnp.sum(found, axis=-1, dtype=jnp.int32),
-            failure=jnp.where(found, int(Failure.OK), int(Failure.ABSENT)),
+            box=jnp.where(used[..., None], box, MISSING).astype(jnp.float32),
+            count=jnp.sum(used, axis=-1, dtype=jnp.int32),
+            failure=jnp.where(used, int(Failure.OK), int(Failure.ABSENT)),
             asked=requests.valid,
             answer=Buffer(empty, zeros, zeros > 0),
             scale=frames.scale,

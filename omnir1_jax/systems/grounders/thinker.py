@@ -94,12 +94,12 @@ class ThinkerGrounder:
         tokens = suffixes.ids.reshape(*shape, -1)
         asked = requests.valid & (lengths > 0)
         prompts = Prompts(requests.frame, asked, tokens, jnp.arange(tokens.shape[-1]) < lengths[..., None])
-        said = answer(self.thinker, params, frames, prompts, self.sampling)
-        text = detokenise(params.vocab, said.tokens.reshape(-1, said.tokens.shape[-1]), self.answer_bytes)[0]
+        answers = answer(self.thinker, params, frames, prompts, self.sampling)
+        text = detokenise(params.vocab, answers.tokens.reshape(-1, answers.tokens.shape[-1]), self.answer_bytes)[0]
         grouped = lambda tree: jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), tree)
         boxes = grouped(read_boxes(text, slots))
         return GroundedBoxes(
-            boxes.box, boxes.count, boxes.failure, asked, Buffer(*grouped(text)), frames.scale, said.frames_read
+            boxes.box, boxes.count, boxes.failure, asked, Buffer(*grouped(text)), frames.scale, answers.frames_read
         )
 
 
@@ -136,8 +136,8 @@ def answer(
 
     like = jax.eval_shape(read, jax.ShapeDtypeStruct((), jnp.int32))
     slots = min(t, g * k)
-    room = lambda x, axis: jnp.zeros((*x.shape[:axis], slots, *x.shape[axis:]), x.dtype)
-    empty = (room(like.keys, 2), room(like.values, 2), room(like.last, 1))
+    buffer = lambda x, axis: jnp.zeros((*x.shape[:axis], slots, *x.shape[axis:]), x.dtype)
+    empty = (buffer(like.keys, 2), buffer(like.values, 2), buffer(like.last, 1))
     with jax.named_scope("frames"):
         _, kept = jax.lax.while_loop(lambda state: state[0] < jnp.max(count), body, (jnp.zeros((), jnp.int32), empty))
 
@@ -150,7 +150,7 @@ def answer(
     )
     repeat = lambda x: jnp.repeat(x, g * k, axis=0)
     last = jnp.take_along_axis(kept[2], place_of[..., None], axis=1).reshape(b * g * k, -1)
-    found = generate(
+    generated = generate(
         decoder,
         text,
         PromptCache(keys, values, repeat(frames.mask), repeat(frames.next_position), last),
@@ -159,4 +159,4 @@ def answer(
         tails=Tails(requests.tokens.reshape(-1, 1, n), requests.mask.reshape(-1, 1, n)),
         active=requests.valid.reshape(-1, 1),
     )
-    return Answers(found.tokens.reshape(b, g, k, -1), found.lengths.reshape(b, g, k), count)
+    return Answers(generated.tokens.reshape(b, g, k, -1), generated.lengths.reshape(b, g, k), count)

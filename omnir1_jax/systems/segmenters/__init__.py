@@ -44,12 +44,12 @@ def make(name: str, sam2: Sam2Segmenter | None, setting: str = "step.segmenter")
     """
     if name in SEGMENTERS:
         return SEGMENTERS[name](sam2)
-    found = lookup.registered(name, SEGMENTERS, setting)
-    if isinstance(found, Segmenter | TextSegmenter):
-        return found
-    if not callable(found):
+    segmenter = lookup.registered(name, SEGMENTERS, setting)
+    if isinstance(segmenter, Segmenter | TextSegmenter):
+        return segmenter
+    if not callable(segmenter):
         raise InputError(f"{setting}: {name} is not a segmenter; see omnir1_jax/systems/segmenters/protocol.py")
-    return HostSegmenter(found, f"{setting}={name}")
+    return HostSegmenter(segmenter, f"{setting}={name}")
 
 
 def extents(masks: Bool[Array, "b g n t y x"], frames: HighResFrames, requests: Requests, slots: int) -> GroundedBoxes:

@@ -44,13 +44,13 @@ class HostSegmenter:
         Raises:
           InputError: they are not of the frames' size.
         """
-        found = np.asarray(self.function(frames, descriptions, keyframes))
-        found = found[None] if found.ndim == 3 else found
-        if found.ndim != 4 or found.shape[1:] != frames.shape[:3]:
+        masks = np.asarray(self.function(frames, descriptions, keyframes))
+        masks = masks[None] if masks.ndim == 3 else masks
+        if masks.ndim != 4 or masks.shape[1:] != frames.shape[:3]:
             raise InputError(
-                f"{self.name}: it gave masks of shape {found.shape}; {frames.shape[:3]} are wanted, or several of these"
+                f"{self.name}: it gave masks of shape {masks.shape}; {frames.shape[:3]} are wanted, or several of these"
             )
-        return found.astype(bool)
+        return masks.astype(bool)
 
     def from_text(
         self, params: None, frames: HighResFrames, frame_valid: Any, requests: Requests, size: tuple[int, int]
@@ -59,14 +59,14 @@ class HostSegmenter:
         valid, frame, real = jax.device_get((requests.valid, requests.frame, frame_valid))
         (b, g, _), t = valid.shape, real.shape[1]
         pictures, described = images(frames), words(requests)
-        found: dict[tuple[int, int], np.ndarray] = {}
+        masks: dict[tuple[int, int], np.ndarray] = {}
         for row, member in np.argwhere(valid.any(axis=2)):
             slots = np.flatnonzero(valid[row, member])
             count = int(real[row].sum())
             texts = [described[row, member, k] for k in slots]
-            found[row, member] = self(pictures[row][:count], texts, [int(frame[row, member, k]) for k in slots])
-        out = np.zeros((b, g, max([1, *(len(one) for one in found.values())]), t, *size), bool)
-        for at, one in found.items():
-            for n, k in np.ndindex(one.shape[:2]):
-                out[*at, n, k] = resize_mask(one[n, k], size)
+            masks[row, member] = self(pictures[row][:count], texts, [int(frame[row, member, k]) for k in slots])
+        out = np.zeros((b, g, max([1, *(len(mask) for mask in masks.values())]), t, *size), bool)
+        for at, mask in masks.items():
+            for n, k in np.ndindex(mask.shape[:2]):
+                out[*at, n, k] = resize_mask(mask[n, k], size)
         return jnp.asarray(out)

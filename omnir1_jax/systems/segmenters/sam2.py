@@ -83,9 +83,16 @@ def _follow(model, keep: Callable, blank: tuple, chunk: int, params, clip, frame
     features = jax.vmap(lambda frames: sam2.encode_frames(model, params, frames))(clip)
 
     def track(features, boxes, at, used, which, frame_valid, original):
-        own = lambda x: jnp.take(x, which, axis=0, mode="fill", fill_value=0)
+        chosen = lambda x: jnp.take(x, which, axis=0, mode="fill", fill_value=0)
         tracks = sam2.track(
-            model, params, features, own(boxes), own(at), own(used), frame_valid=frame_valid, size=original[::-1]
+            model,
+            params,
+            features,
+            chosen(boxes),
+            chosen(at),
+            chosen(used),
+            frame_valid=frame_valid,
+            size=original[::-1],
         )
         return keep(tracks)
 
