@@ -198,8 +198,8 @@ def choose(how: How, plan: Plan, batch: Asked, count: int, key: Key[Array, ""]) 
         return jnp.pad(drawn, (0, max(count - most, 0)))[:count], place < some
 
     frame, valid = jax.vmap(one)(jnp.sum(batch.frame_valid, axis=1), batch.number)
-    told = jnp.ones(len(frame), bool) if how.oracle else jnp.any(plan.valid, axis=1)
-    valid = valid & told[:, None]
+    described = jnp.ones(len(frame), bool) if how.oracle else jnp.any(plan.valid, axis=1)
+    valid = valid & described[:, None]
     piece = jnp.broadcast_to(jnp.argmax(plan.valid, axis=1)[:, None], frame.shape)
     keep = lambda x: jnp.where(valid, x, 0)
     return Keyframes(keep(frame), keep(piece), valid)

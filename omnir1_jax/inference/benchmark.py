@@ -48,15 +48,17 @@ def evaluate(
             kind = "one evaluation" if several else "an evaluation for each of several tasks or rules for keyframes"
             raise InputError(f"{store.FLAG}: {out} holds {kind}; name another directory")
         places = [pathlib.Path(out, part.label) for part in parts]
-        for place, own in zip(places, values):
-            store.check_folder(place, own, mark.id)
+        for place, identity_values in zip(places, values):
+            store.check_folder(place, identity_values, mark.id)
         for top in tops:
             folders.begin(out, top, store.FLAG)
         results = {}
-        for part, place, own in zip(parts, places, values):
-            found = run.evaluate(made, part.benchmark, part.options, place, quiet=quiet, values=own, owner=mark.id)
-            report.write(place, part.benchmark, found)
-            results[part.label] = found
+        for part, place, identity_values in zip(parts, places, values):
+            result = run.evaluate(
+                made, part.benchmark, part.options, place, quiet=quiet, values=identity_values, owner=mark.id
+            )
+            report.write(place, part.benchmark, result)
+            results[part.label] = result
         if several:
             with folders.file(out, RESULTS, store.FLAG) as scratch:
                 scratch.write_text(json.dumps(finite({"runs": results}), indent=2) + "\n")

@@ -114,10 +114,10 @@ def load(
         config = config.copy_and_resolve_references()
         with config.unlocked():
             config.thinker.path, config.thinker.tokenizer, config.lora.rank = str(path / "weights"), "", 0
-    found = models.sizes(config)
+    sizes = models.sizes(config)
     if not segmenter and config.objective != "masks":
-        found = found._replace(sam2=None)
-    loaded = models.load(config, found, mesh)
+        sizes = sizes._replace(sam2=None)
+    loaded = models.load(config, sizes, mesh)
     if not state:
         return Trained(config, loaded, None)
     like = (
@@ -140,18 +140,18 @@ def in_place(trained: Trained) -> Loaded:
     return loaded._replace(params=export.merged(config, loaded, trainable))
 
 
-def _mixed(own: ConfigDict, chosen: ConfigDict | None) -> ConfigDict:
+def _mixed(run_config: ConfigDict, chosen: ConfigDict | None) -> ConfigDict:
     """The run's config, or another one about the run's models."""
     if chosen is None:
-        return own
+        return run_config
     mixed = chosen.copy_and_resolve_references()
     with mixed.unlocked():
         for name in OF_THE_RUN:
-            mixed[name] = own[name]
+            mixed[name] = run_config[name]
         for name in OF_THE_WEIGHTS:
-            mixed.thinker[name] = own.thinker[name]
-        if own.objective == "masks":
-            mixed.sam2 = own.sam2
+            mixed.thinker[name] = run_config.thinker[name]
+        if run_config.objective == "masks":
+            mixed.sam2 = run_config.sam2
     return mixed
 
 

@@ -77,11 +77,11 @@ class FileMasks:
     def __init__(self, path: str):
         self._path, self._masks = path, {}
         for place, line in json_file.lines(regular_file.read_bytes(path, "--masks"), f"--masks: {path}"):
-            sample_id, found = (line.get("sample_id"), line.get("masks")) if isinstance(line, dict) else (None, None)
-            if not isinstance(sample_id, str) or not isinstance(found, list):
+            sample_id, masks = (line.get("sample_id"), line.get("masks")) if isinstance(line, dict) else (None, None)
+            if not isinstance(sample_id, str) or not isinstance(masks, list):
                 form = '{"sample_id": ..., "masks": [{"size": ..., "counts": ...}, null]}'
                 raise InputError(f"{place}: expected {form}")
-            self._masks[sample_id] = found
+            self._masks[sample_id] = masks
 
     def load(self, config: Any) -> None:
         """The masks are its own."""
@@ -92,15 +92,15 @@ class FileMasks:
 
     def of(self, sample: Sample) -> Bool[np.ndarray, "t h w"]:
         """Of every frame of an item; empty where the file has none."""
-        out, found = np.zeros((len(sample.clip), *sample.size), bool), self._masks.get(sample.sample_id)
-        if found is None:
+        out, masks = np.zeros((len(sample.clip), *sample.size), bool), self._masks.get(sample.sample_id)
+        if masks is None:
             return out
-        if len(found) != len(out):
-            counts = f"{len(found)} masks, its video {len(out)} frames"
+        if len(masks) != len(out):
+            counts = f"{len(masks)} masks, its video {len(out)} frames"
             raise InputError(f"--masks: {self._path}: {sample.sample_id} has {counts}")
-        for frame, one in zip(out, found):
+        for frame, mask in zip(out, masks):
             try:
-                frame[:] = frame if one is None else rle.decode(one)
+                frame[:] = frame if mask is None else rle.decode(mask)
             except ValueError as error:
                 raise InputError(f"--masks: {self._path}: {sample.sample_id}: {error}") from error
         return out
@@ -135,6 +135,6 @@ def masks(
 def _asked(found: Found, row: int) -> tuple[np.ndarray, list[int], list[str]]:
     """Slots, frames of the video and descriptions of an item's keyframes."""
     slots = np.flatnonzero(found.chosen.valid[row])
-    mine = jax.tree.map(operator.itemgetter(row), found)
-    numbers = [int(mine.prompts.frames[k]) for k in slots]
-    return slots, numbers, [text(mine.reading.requests.description, (0, int(k))) for k in slots]
+    item = jax.tree.map(operator.itemgetter(row), found)
+    numbers = [int(item.prompts.frames[k]) for k in slots]
+    return slots, numbers, [text(item.reading.requests.description, (0, int(k))) for k in slots]

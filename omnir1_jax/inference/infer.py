@@ -181,26 +181,26 @@ def clip_ref(ask: Ask) -> ClipRef:
 
 def check_query(ask: Ask, benchmark: Benchmark, systems: Systems) -> None:
     """InputError for a query that is empty, holds control tokens, or does not fit its prompt."""
-    flag, words = "--query", systems.tokenizer
+    flag, tokenizer = "--query", systems.tokenizer
     if not ask.query.strip():
         raise InputError(f"{flag}: is empty; say what to {'find' if ask.task.grounds else 'answer'}")
     for text in (ask.query, *ask.options):
         tokens.check_unicode(text, flag)
-        held = sorted(token for token in words.get_added_vocab() if token.strip() and token in text)
+        held = sorted(token for token in tokenizer.get_added_vocab() if token.strip() and token in text)
         if held:
             raise InputError(f"{flag}: holds {held[0]}, a control token of the model; write it in another way")
     if len(ask.options) == 1:
         raise InputError("--option: one option leaves nothing to choose; give two or more, or none")
-    own = benchmark.example
+    example = benchmark.example
     text = prompts.render(
-        own.template, query=ask.query, options="\n".join(f"A. {option}" for option in ask.options),
+        example.template, query=ask.query, options="\n".join(f"A. {option}" for option in ask.options),
         duration="00", fps="0", example=f"{EXAMPLE} {EXAMPLE} {EXAMPLE} {EXAMPLE}" + " description" * 8,
     )  # fmt: skip
-    messages = [{"role": "system", "content": own.system}, {"role": "user", "content": text}]
-    taken = len(words(tokens.chat_text(messages), add_special_tokens=False)["input_ids"])
-    if taken + 8 > own.text_tokens:
-        alone = len(words(ask.query, add_special_tokens=False)["input_ids"])
-        room = max(own.text_tokens - 8 - (taken - alone), 0)
+    messages = [{"role": "system", "content": example.system}, {"role": "user", "content": text}]
+    taken = len(tokenizer(tokens.chat_text(messages), add_special_tokens=False)["input_ids"])
+    if taken + 8 > example.text_tokens:
+        alone = len(tokenizer(ask.query, add_special_tokens=False)["input_ids"])
+        room = max(example.text_tokens - 8 - (taken - alone), 0)
         raise InputError(
             f"{flag}: {len(ask.query)} characters come to {alone} tokens and about {room} fit; shorten it, or take "
             f"--config=FILE --config.prompts.text_tokens={-(-taken // 64) * 64 + 64}"
@@ -234,13 +234,13 @@ def _natural(file: pathlib.Path) -> list[Any]:
     return [(i % 2 == 0, int(part) if i % 2 else 0, part) for i, part in enumerate(parts)]
 
 
-def _sound(ask: Ask, ref: ClipRef, own: float) -> tuple[Sound, float]:
+def _sound(ask: Ask, ref: ClipRef, usual: float) -> tuple[Sound, float]:
     """The sound, and the seconds that the prompt has room for."""
     if ref.audio is None:
         if ask.task.needs_sound:
             raise InputError("--audio: this task needs sound, and images have none; name a sound file")
         return Sound(None, 0.0, "no sound was given"), 0.0
-    asked = ask.audio_seconds > 0 or (ask.audio_seconds < 0 and (own > 0 or bool(ask.audio) or not ask.task.grounds))
+    asked = ask.audio_seconds > 0 or (ask.audio_seconds < 0 and (usual > 0 or bool(ask.audio) or not ask.task.grounds))
     source = ask.audio or ask.video
     try:
         wave = audio.load_audio(ref.audio, sample_id=ref.sample_id)
@@ -256,12 +256,12 @@ def _sound(ask: Ask, ref: ClipRef, own: float) -> tuple[Sound, float]:
     silence = "" if wave.any() else "; the sound is silent throughout"
     if not asked:
         return Sound(wave, 0.0, "not heard: this query goes by sight" + silence), 0.0
-    room = ask.audio_seconds if ask.audio_seconds > 0 else own
-    if room <= 0:
-        room = next((size for size in SECONDS if size >= length), SECONDS[-1])
-    heard = min(length, room)
+    seconds = ask.audio_seconds if ask.audio_seconds > 0 else usual
+    if seconds <= 0:
+        seconds = next((size for size in SECONDS if size >= length), SECONDS[-1])
+    heard = min(length, seconds)
     note = "heard whole" if heard == length else f"heard for the first {heard:g} of {length:.1f} seconds"
-    return Sound(wave, heard, note + silence), float(room)
+    return Sound(wave, heard, note + silence), float(seconds)
 
 
 def _benchmark(systems: Systems, ask: Ask, entry: ConfigDict, ref: ClipRef, sound: Sound) -> Benchmark:

@@ -110,12 +110,12 @@ def load_systems(
             f"--config=FILE --config.sam2.path={checkpoint}/weights"
         )
     mesh = mesh_of(chosen)
-    found = from_checkpoint.load(checkpoint, chosen, mesh, step=step)
-    policy, grounder = from_checkpoint.in_place(found), None
+    trained = from_checkpoint.load(checkpoint, chosen, mesh, step=step)
+    policy, grounder = from_checkpoint.in_place(trained), None
     if system2 == "frozen":
         base = chosen if from_checkpoint.is_run(checkpoint) else config
-        same = found.trainable is not None or base is None or base.thinker.path == found.config.thinker.path
-        grounder = found.loaded if same else models.load(base, models.sizes(base)._replace(sam2=None), mesh)
+        same = trained.trainable is not None or base is None or base.thinker.path == trained.config.thinker.path
+        grounder = trained.loaded if same else models.load(base, models.sizes(base)._replace(sam2=None), mesh)
     return systems(chosen, policy, grounder, mesh, temperature=temperature, max_tokens=max_tokens)
 
 
@@ -136,21 +136,21 @@ def grounded_by(systems: Systems, system2: str) -> Systems:
     """The systems with another grounder where --system2 names one."""
     if not lookup.is_path(system2):
         return systems
-    found = grounders.make(system2, setting="--system2")
-    if found is systems.models.grounder:
+    grounder = grounders.make(system2, setting="--system2")
+    if grounder is systems.models.grounder:
         return systems
-    params = found.load(systems.config)
+    params = grounder.load(systems.config)
     if systems.mesh is not None:
         params = replicate(params, systems.mesh)
-    models = dataclasses.replace(systems.models, grounder=found)
+    models = dataclasses.replace(systems.models, grounder=grounder)
     return systems._replace(models=models, frozen=systems.frozen.replace(grounder=params))
 
 
 def fingerprint(systems: Systems) -> str:
     """Equal for equal weights: an evaluation is not taken up with others."""
-    own = systems.frozen.grounder
-    if isinstance(own, ThinkerParams):
-        own = own.vision, own.text
-    trees = (systems.policy, systems.frozen.towers, systems.frozen.reference, systems.frozen.segmenter, own)
+    grounder = systems.frozen.grounder
+    if isinstance(grounder, ThinkerParams):
+        grounder = grounder.vision, grounder.text
+    trees = (systems.policy, systems.frozen.towers, systems.frozen.reference, systems.frozen.segmenter, grounder)
     sums = np.asarray(checkpointing.word_sums(jax.tree.leaves(trees)))
     return hashlib.blake2b(sums.tobytes(), digest_size=8).hexdigest()

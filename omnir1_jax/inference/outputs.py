@@ -69,9 +69,9 @@ def fill(result: Result, folder: pathlib.Path) -> None:
 
 def files(result: Result, folder: str | pathlib.Path) -> Files:
     """Paths of an answer's files in a folder."""
-    folder, found = pathlib.Path(folder), result.masks is not None
+    folder, segmented = pathlib.Path(folder), result.masks is not None
     said = PLAN if result.ask.task.grounds else ANSWER
-    optional = [folder / name if found else None for name in (OVERLAY, MASKS)]
+    optional = [folder / name if segmented else None for name in (OVERLAY, MASKS)]
     return Files(folder / said, folder / SHEET, *optional)
 
 
@@ -132,8 +132,8 @@ def outcome(result: Result) -> str:
             return "no answer: the model said nothing between its answer tags"
         return "answered; " + WORDS["completion/unended"] if failures else "answered"
     if result.masks is None:
-        words = [WORDS.get(kind, kind.replace("_", " ").replace("/", ": ")) for kind in failures]
-        return "nothing was found: " + ("; ".join(words) or "no box")
+        causes = [WORDS.get(kind, kind.replace("_", " ").replace("/", ": ")) for kind in failures]
+        return "nothing was found: " + ("; ".join(causes) or "no box")
     seen = int(result.masks.any(axis=(1, 2)).sum())
     return f"found in {seen} of {result.count} frames"
 

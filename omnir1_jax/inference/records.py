@@ -41,15 +41,15 @@ def record(
     line["completion"] = decode(words, found.completions.tokens[at], int(found.completions.lengths[at]))
     failures = [name for name, count in found.failures.items() if count[at]]
     if task.grounds:
-        told, prompts = task.describe(None, found.reading, found, at), found.prompts
+        description, prompts = task.describe(None, found.reading, found, at), found.prompts
         keyframes = [
             keyframe._replace(frame=int(prompts.frames[row, k]), boxes=_boxes(prompts, row, k))
-            for k, keyframe in zip(np.flatnonzero(found.chosen.valid[row]).tolist(), told.keyframes, strict=True)
+            for k, keyframe in zip(np.flatnonzero(found.chosen.valid[row]).tolist(), description.keyframes, strict=True)
         ]
         if keyframes and not prompts.used[row].any():
             failures += ["box/none"]
-        line |= {} if told.answer is None else {"answer": told.answer}
-        line["plan"] = [piece._asdict() for piece in told.pieces]
+        line |= {} if description.answer is None else {"answer": description.answer}
+        line["plan"] = [piece._asdict() for piece in description.pieces]
         line["keyframes"] = [keyframe._asdict() for keyframe in keyframes]
     return line | {"failures": sorted(failures)}
 

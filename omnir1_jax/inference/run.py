@@ -58,8 +58,8 @@ def launch(systems: Systems, how: How, batch: Batch, seed: int, hole_area: int =
         masks, boxes = host.masks(models.segmenter, jax.device_get(found), batch.samples, canvas)
         return Answered(batch, found._replace(prompts=boxes), masks)
     if how.host:
-        own = host.prompts(models.grounder, jax.device_get(found), batch.samples, answers.slots(how))
-        found = found._replace(prompts=put(own))
+        boxes_found = host.prompts(models.grounder, jax.device_get(found), batch.samples, answers.slots(how))
+        found = found._replace(prompts=put(boxes_found))
     clips, valid = put(batch.clips), put(batch.frame_valid)
     logits = SEGMENT(models.segmenter, systems.frozen.segmenter, clips, valid, asked.original, found.prompts)
     if hole_area:
@@ -140,8 +140,8 @@ def evaluate(
     """
     systems = grounded_by(systems, options.system2)
     if options.masks:
-        own = dataclasses.replace(systems.models, segmenter=host.FileMasks(options.masks))
-        systems = systems._replace(models=own)
+        models = dataclasses.replace(systems.models, segmenter=host.FileMasks(options.masks))
+        systems = systems._replace(models=models)
     batch_size = identity.padded_batch_size(systems, options)
     chosen = positions(benchmark, options)
     groups = batched(chosen, batch_size)

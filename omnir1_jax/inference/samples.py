@@ -112,15 +112,15 @@ def _boxes(clip: DecodedClip, benchmark: Benchmark, room: int) -> Float[np.ndarr
     """True boxes in the seen frames, or those that another System 2 found."""
     out = np.full((benchmark.objects, room, 4), detail_data.ABSENT, np.float32)
     if benchmark.found is not None:
-        own = benchmark.found.get(clip.ref.sample_id, {})
+        given = benchmark.found.get(clip.ref.sample_id, {})
         for t, frame in enumerate(clip.frame_indices):
-            for slot, box in enumerate(own.get(int(frame), ())[: benchmark.objects]):
+            for slot, box in enumerate(given.get(int(frame), ())[: benchmark.objects]):
                 out[slot, t] = box
     elif clip.masks is not None and len(clip.masks):
         areas = np.count_nonzero(clip.masks, axis=(1, 2, 3))
         kept = np.sort(np.argsort(-areas, kind="stable")[: benchmark.objects])
-        found = detail_data.boxes(clip.masks[kept])
-        out[: len(kept), : found.shape[1]] = found
+        boxes = detail_data.boxes(clip.masks[kept])
+        out[: len(kept), : boxes.shape[1]] = boxes
     return out
 
 
@@ -180,8 +180,8 @@ def _with_sound(clip: DecodedClip, benchmark: Benchmark, position: int) -> Decod
     if benchmark.sound == "muted":
         return dataclasses.replace(clip, audio=np.zeros_like(clip.audio))
     groups = benchmark.reader.clips()
-    own = next(i for i, group in enumerate(groups) if position in group)
-    other = groups[(own + 1) % len(groups)][0]
+    clip_group = next(i for i, group in enumerate(groups) if position in group)
+    other = groups[(clip_group + 1) % len(groups)][0]
     heard = decode(benchmark.reader[other], benchmark.decode, frame_sampling.generator(benchmark.seed, 0, other)).audio
     if heard is None or len(groups) < 2:
         raise BadSample(clip.ref.sample_id, "no other clip's sound to take")

@@ -49,8 +49,8 @@ class Subset:
 
     def clips(self) -> Sequence[Sequence[int]]:
         place = {position: i for i, position in enumerate(self.positions)}
-        found = (tuple(place[p] for p in group if p in place) for group in self.base.clips())
-        return tuple(group for group in found if group)
+        groups = (tuple(place[p] for p in group if p in place) for group in self.base.clips())
+        return tuple(group for group in groups if group)
 
 
 def place(ref: ClipRef) -> tuple[str, str]:
@@ -66,8 +66,8 @@ def place(ref: ClipRef) -> tuple[str, str]:
 
 def names(ref: ClipRef, count: int) -> tuple[str, ...]:
     """Frame names: the dataset's own, or numbers."""
-    own = getattr(ref.frames, "names", None)
-    return tuple(own) if own else tuple(f"{t:05d}" for t in range(count))
+    frame_names = getattr(ref.frames, "names", None)
+    return tuple(frame_names) if frame_names else tuple(f"{t:05d}" for t in range(count))
 
 
 def empty(ref: ClipRef) -> Bool[np.ndarray, "t h w"] | None:
@@ -165,11 +165,11 @@ def paper(benchmark: str, table: Mapping[str, Any]) -> dict[str, float]:
     """The paper's columns for this benchmark, those that the table has, in percent."""
     out = {}
     for name, way in PAPER.get(benchmark, {}).items():
-        found: Any = table
+        value: Any = table
         for key in way:
-            found = found.get(key) if isinstance(found, Mapping) else None
-        if found is not None:
-            out[name] = found
+            value = value.get(key) if isinstance(value, Mapping) else None
+        if value is not None:
+            out[name] = value
     return out
 
 

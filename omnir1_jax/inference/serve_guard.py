@@ -87,19 +87,19 @@ class Uploads:
 
     def trim(self, size: int = 0) -> bool:
         """Removes old files while there are too many; returns whether `size` bytes more fit."""
-        found = []
+        files = []
         for path in self._folder.rglob("*"):
             with contextlib.suppress(FileNotFoundError):  # removed by the page meanwhile
                 if path.is_file() and not path.is_symlink():
-                    found.append((path.stat().st_mtime, path.stat().st_size, path))
-        found.sort(reverse=True)
-        count, total = len(found) + len(self._arriving), sum(s for _, s, _ in found) + sum(self._arriving) + size
-        while found and (count >= self._files or total > self._bytes) and time.time() - found[-1][0] > MIN_AGE:
-            _, own, path = found.pop()
+                    files.append((path.stat().st_mtime, path.stat().st_size, path))
+        files.sort(reverse=True)
+        count, total = len(files) + len(self._arriving), sum(s for _, s, _ in files) + sum(self._arriving) + size
+        while files and (count >= self._files or total > self._bytes) and time.time() - files[-1][0] > MIN_AGE:
+            _, removed, path = files.pop()
             path.unlink(missing_ok=True)
             with contextlib.suppress(OSError):  # holds further files
                 path.parent.rmdir()
-            count, total = count - 1, total - own
+            count, total = count - 1, total - removed
         return count < self._files and total <= self._bytes
 
 

@@ -106,7 +106,7 @@ def check_folder(folder: str | os.PathLike, values: Mapping[str, Any] | None = N
 
 def adopt(folder: epath.Path) -> Sequence[str] | None:
     """What an earlier version, without marks, wrote in an evaluation's folder; None for another folder."""
-    own = [RUN] if _is_run(folder / RUN) else []
+    marked = [RUN] if _is_run(folder / RUN) else []
     inner = [
         above.name
         for above in folder.iterdir()
@@ -114,10 +114,10 @@ def adopt(folder: epath.Path) -> Sequence[str] | None:
         and not folders.is_link(above)
         and (_is_run(above / RUN) or any(_is_run(path / RUN) for path in above.iterdir()))
     ]
-    if not own and not inner:
+    if not marked and not inner:
         return None
     entries = [path for path in folder.iterdir() if not folders.is_link(path)]
-    archives = [path.name for path in entries if path.suffix == ".zip" and own]
+    archives = [path.name for path in entries if path.suffix == ".zip" and marked]
     return [*inner, *archives, *(path.name for path in entries if path.name in (*NAMES, CACHE))]
 
 
@@ -153,9 +153,9 @@ def check(path: pathlib.Path, values: Mapping[str, Any]) -> None:
     """Raises InputError if the file `path` is there and names results of something else than `values`."""
     if not path.exists():
         return
-    if found := identity.differences(_json(path), values):
+    if diffs := identity.differences(_json(path), values):
         raise InputError(
-            f"--out: {path.parent} holds results with {identity.describe(found)}; rerun with the flags it was started "
+            f"--out: {path.parent} holds results with {identity.describe(diffs)}; rerun with the flags it was started "
             "with to resume it, or name another directory"
         )
 
@@ -176,16 +176,16 @@ def read_lines(path: pathlib.Path) -> dict[int, dict[str, Any]]:
     if not path.exists():
         return {}
     regular_file.require(path, "--out")
-    found, keep = {}, 0
+    lines, keep = {}, 0
     with path.open("r+b") as file:
         for number, row in enumerate(file, 1):
             if not row.endswith(b"\n"):
                 break
             line = result_lines.parse(row, f"{path} line {number}")
-            found[line["position"]] = line
+            lines[line["position"]] = line
             keep += len(row)
         file.truncate(keep)
-    return found
+    return lines
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:

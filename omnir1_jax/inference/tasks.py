@@ -130,10 +130,10 @@ def positions(benchmark: Benchmark, options: Options) -> list[int]:
     """Which items; of the synthetic world one of each clip, in turn the first, the second, ... ."""
     if benchmark.reader.name == SYNTHETIC:
         groups = benchmark.reader.clips()
-        found = [group[i % len(group)] for i, group in enumerate(groups)]
+        chosen = [group[i % len(group)] for i, group in enumerate(groups)]
     else:
-        found = list(range(len(benchmark.reader)))
-    return found[: options.limit] if options.limit else found
+        chosen = list(range(len(benchmark.reader)))
+    return chosen[: options.limit] if options.limit else chosen
 
 
 def _held_out(systems: Systems, options: Options) -> Iterator[Benchmark]:

@@ -120,10 +120,10 @@ def _compute(systems: Systems, benchmark: Benchmark, options: Options) -> None:
 
 def flat(table: Mapping[str, Any], above: str = "") -> dict[str, float]:
     """The finite numbers of a nested table, by names with slashes."""
-    found: dict[str, float] = {}
+    numbers: dict[str, float] = {}
     for key, value in table.items():
         if isinstance(value, Mapping):
-            found |= flat(value, f"{above}{key}/")
+            numbers |= flat(value, f"{above}{key}/")
         elif isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
-            found[f"{above}{key}"] = float(value)
-    return found
+            numbers[f"{above}{key}"] = float(value)
+    return numbers
