@@ -8,8 +8,10 @@ import re
 import statistics
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent import futures
 from types import MappingProxyType
 from typing import Any
 
@@ -24,10 +26,12 @@ from omnir1_jax.errors import InputError
 from omnir1_jax.files import folders
 from omnir1_jax.reporting import lines, names, pictures
 from omnir1_jax.reporting.example import Example, finite, line
+from omnir1_jax.reporting.parts import Parts
 from omnir1_jax.reporting.trackers import Tracker
 from omnir1_jax.tasks.description import Number
 
 METRICS, ROLLOUTS, PICTURES, TENSORBOARD = "metrics.jsonl", "rollouts.jsonl", "pictures", "tensorboard"
+ROLLOUT_PARTS = "rollouts_parts"  # on gs:// while a run is under way
 FLAG = "--workdir"
 UPLOAD_SECONDS, EVENT_SECONDS = 300, 10
 HEADLINE = ("reward/total", "learn/loss", "loss")  # the first two that a step has stand in its line
@@ -70,13 +74,20 @@ class RunLog:
         self.path.mkdir(parents=True, exist_ok=True)
         self._copied: dict[pathlib.Path, tuple[int, int]] = {}
         self._copied_at = self._flushed_at = time.monotonic()
+        self._parts = None
         if self._remote:
-            for name in (METRICS, ROLLOUTS):
-                if (self._remote / name).exists():
-                    (self.path / name).write_bytes((self._remote / name).read_bytes())
+            self._parts = Parts(self.path / ROLLOUTS, self._remote / ROLLOUTS, self._remote / ROLLOUT_PARTS)
+            self._parts.fetch()
+            if (self._remote / METRICS).exists():
+                (self.path / METRICS).write_bytes((self._remote / METRICS).read_bytes())
         for name in (METRICS, ROLLOUTS):
             lines.cut(self.path / name, resume_step or -1)  # what was measured before the first step is anew too
+        if self._parts:
+            self._parts.open()
         self._owner = owner
+        self._thread = futures.ThreadPoolExecutor(1, "log")
+        self._pending: futures.Future[None] | None = None
+        self._lock = threading.Lock()  # of the events, which steps and pictures write
         _remove_pictures(self._remote or epath.Path(self.path), resume_step, owner)
         self._metrics = (self.path / METRICS).open("ab", buffering=0)
         self._rollouts = (self.path / ROLLOUTS).open("ab", buffering=0)
@@ -100,7 +111,7 @@ class RunLog:
         lines.append(self._metrics, {"step": 0, **finite(validated)})
         self._track(0, validated)
         if self._events:
-            _event(self._events, 0, _scalars(validated))
+            self._event(0, _scalars(validated))
         self.say(f"step 0/{self._total}  {describe_validation(validated)}")
 
     def step(
@@ -133,7 +144,7 @@ class RunLog:
         lines.append(self._metrics, head | finite({"seconds": float(seconds), **named}))
         self._track(step, {"time/seconds": float(seconds), **named})
         if self._events:
-            _event(self._events, step, _scalars({"time/seconds": float(seconds), **named}))
+            self._event(step, _scalars({"time/seconds": float(seconds), **named}))
             if time.monotonic() - self._flushed_at > EVENT_SECONDS:
                 self._flush_events()
         self._durations.append(seconds)
@@ -141,7 +152,28 @@ class RunLog:
         self._last = step
         self.say(f"{text}  {describe_validation(validated)}" if validated else text)
         if self._remote and time.monotonic() - self._copied_at > UPLOAD_SECONDS:
-            self.flush()
+            self._copied_at = time.monotonic()
+            self.later(self._flush)
+
+    def later(self, work: Callable[[], None]) -> None:
+        """Does some work (rollouts, pictures) in the log's thread, off the step's path.
+
+        One piece of work waits at a time, so that what it holds in memory stays bounded.
+
+        Raises:
+          What went wrong in the work before; that of the last one is raised by `flush`.
+        """
+        self._settle()
+        self._pending = self._thread.submit(work)
+
+    def _settle(self) -> None:
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+    def _event(self, step: int, summary: Summary) -> None:
+        with self._lock:
+            self._events.write_event(Event(wall_time=time.time(), step=step, summary=summary))
 
     def _track(self, step: int, values: Mapping[str, float]) -> None:
         for tracker in self._trackers:
@@ -163,7 +195,7 @@ class RunLog:
                 encoded = pictures.png(drawn)
                 (folder / f"{number:02d}_{file_name(example.sample_id)}.png").write_bytes(encoded)
                 if self._events:
-                    _event(self._events, step, _image(f"clips/{number}", drawn.shape, encoded))
+                    self._event(step, _image(f"clips/{number}", drawn.shape, encoded))
 
     def say(self, text: str) -> None:
         """A line on the terminal that leaves the progress bar whole."""
@@ -173,6 +205,10 @@ class RunLog:
 
     def flush(self) -> None:
         """Returns when everything is where it has to be. Call it before a checkpoint is saved."""
+        self._settle()
+        self._flush()
+
+    def _flush(self) -> None:
         lines.sync(self._metrics)
         lines.sync(self._rollouts)
         self._flush_events()
@@ -182,6 +218,9 @@ class RunLog:
     def close(self) -> None:
         """Ends the log; a log on a remote work directory is copied there."""
         self.flush()
+        if self._parts:
+            self._parts.open()
+        self._thread.shutdown()
         for tracker in self._trackers:
             tracker.close()
         if self._events:
@@ -194,12 +233,15 @@ class RunLog:
 
     def _flush_events(self) -> None:
         if self._events:
-            self._events.flush()  # which also waits for the disk
+            with self._lock:
+                self._events.flush()  # which also waits for the disk
         self._flushed_at = time.monotonic()
 
     def _upload(self) -> None:
         # Marks come first, since files of a mark's folder are the user's until it lists them.
+        self._parts.send()
         files = [p for p in self.path.rglob("*") if p.is_file() and not p.name.endswith(".part")]
+        files.remove(self.path / ROLLOUTS)
         for file in sorted(files, key=lambda p: (p.name != folders.MARK, p)):
             state = (file.stat().st_size, file.stat().st_mtime_ns)
             if self._copied.get(file) != state:
@@ -268,10 +310,6 @@ def _open_events(folder: pathlib.Path, step: int) -> EventsWriter:
     events = EventsWriter(str(folder / "events"), f".{os.getpid()}.{time.time_ns()}")
     events.write_event(Event(wall_time=time.time(), step=step, session_log=SessionLog(status=SessionLog.START)))
     return events
-
-
-def _event(events: EventsWriter, step: int, summary: Summary) -> None:
-    events.write_event(Event(wall_time=time.time(), step=step, summary=summary))
 
 
 def _scalars(values: Mapping[str, Number]) -> Summary:

@@ -143,6 +143,7 @@ def _train(
             if log is not None:
                 log.step(step, metrics, seconds, batch.family, validated)
                 tell(log, run, step, batch, made, rollout)
+                rollout = made = None  # the log's thread holds them as long as it needs them
                 if note := watch.note():
                     log.say(f"note: {note}")
             if not manager.is_saving_in_progress():
@@ -281,7 +282,7 @@ def goodput(rows: list[Mapping[str, Any]]) -> dict[str, float]:
 
 
 def tell(log: RunLog, run: Run, step: int, batch: Batch, made: Any, rollout: Any) -> None:
-    """Completions into the log, some of them with pictures."""
+    """Completions into the log, some of them with pictures; in the log's thread, while the next step is computed."""
     own = run.config.log
     last = step == run.config.steps
     pictured = bool(own.pictures_every and own.pictures) and (last or due(step, own.pictures_every))
@@ -290,11 +291,15 @@ def tell(log: RunLog, run: Run, step: int, batch: Batch, made: Any, rollout: Any
     choices = models.step_config(run.config, run.loaded.models.thinker.config.tokens)
     clips = own.pictures if pictured else 0
     task = data.task_of(run.config, batch.family)
-    found = rollout_log.examples(
-        task, made, rollout, batch.sample_ids, batch.queries, run.loaded.tokenizer, choices, clips=clips
-    )
-    log.rollouts(step, found)
-    log.pictures(step, found)
+
+    def write() -> None:
+        found = rollout_log.examples(
+            task, made, rollout, batch.sample_ids, batch.queries, run.loaded.tokenizer, choices, clips=clips
+        )
+        log.rollouts(step, found)
+        log.pictures(step, found)
+
+    log.later(write)
 
 
 def finish(folder: epath.Path, mark: Mark | None, run: Run, state: TrainState) -> None:

@@ -40,7 +40,9 @@ def examples(
         (rollout.completions.tokens, rollout.completions.lengths, rollout.reading, rollout.found, rollout.rewards)
     )
     facts = fetch(task.facts(batch))
-    advantages = np.asarray(grpo.advantages(jnp.asarray(terms.score(rewards, config)), config.grpo.advantage))
+    advantages = np.asarray(
+        grpo.advantages(terms.score(jax.tree.map(jnp.asarray, rewards), config), config.grpo.advantage)
+    )
     b, g = lengths.shape
     write = lambda ids, length: tokenizer.decode(ids[:length].tolist(), skip_special_tokens=True)
     out = []

@@ -13,7 +13,7 @@ from omnir1_jax.build.data import root_of
 from omnir1_jax.errors import InputError
 from omnir1_jax.files import folders, json_file, locks, orbax_files
 from omnir1_jax.models.hf_checkpoint import WEIGHTS
-from omnir1_jax.reporting.log import METRICS, PICTURES, ROLLOUTS, TENSORBOARD, check_pictures
+from omnir1_jax.reporting.log import METRICS, PICTURES, ROLLOUT_PARTS, ROLLOUTS, TENSORBOARD, check_pictures
 from omnir1_jax.training import attempts, checkpoint_steps, checkpointing, trace
 
 KIND, FLAG = "train", "--workdir"
@@ -24,6 +24,7 @@ START = (
     CONFIG,
     METRICS,
     ROLLOUTS,
+    ROLLOUT_PARTS,
     PICTURES,
     TENSORBOARD,
     trace.FOLDER,

@@ -7,6 +7,7 @@ import os
 import struct
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -224,6 +225,45 @@ def test_a_remote_work_directory_gets_the_same_files(tmp_path, monkeypatch):
     assert sorted(p.name for p in (run_dir / "pictures").iterdir()) == ["1", "2", "3", "4"]
     assert len(list((run_dir / "tensorboard").iterdir())) >= 1
     assert not [name for _, _, names in os.walk(bucket) for name in names if name.endswith(".part")]
+
+
+def test_a_bucket_gets_what_is_new_as_parts_and_loses_nothing_to_a_kill(tmp_path, monkeypatch):
+    bucket = tmp_path / "bucket"
+    real = epath.Path
+    monkeypatch.setattr(log.epath, "Path", lambda p: real(str(p).replace("gs://b", str(bucket))))
+    opened = RunLog("gs://b/run", 10, quiet=True)
+    for step in (1, 2, 3):
+        opened.step(step, metrics_of(step), 1.0)
+        opened.rollouts(step, [example(step)])
+        opened.flush()
+    parts = sorted((bucket / "run/rollouts_parts").iterdir())
+    assert [steps(part.parent, part.name) for part in parts] == [[1], [2], [3]]  # and the process is killed here
+    (bucket / "run/rollouts_parts/000000099999").write_bytes(b'{"step": 2}\n')  # stale: of an earlier start
+    with RunLog("gs://b/run", 10, 2, quiet=True) as again:
+        assert steps(bucket / "run", "rollouts.jsonl") == [1, 2] and not list((bucket / "run/rollouts_parts").iterdir())
+        again.step(3, metrics_of(3), 1.0)
+        again.rollouts(3, [example(3)])
+    assert steps(bucket / "run", "rollouts.jsonl") == [1, 2, 3]
+    assert not list((bucket / "run/rollouts_parts").iterdir())
+
+
+def test_work_of_the_log_does_not_hold_up_a_step_and_its_failure_surfaces(tmp_path):
+    with RunLog(tmp_path, 10, quiet=True) as opened:
+        free = threading.Event()
+        opened.later(lambda: (free.wait(60), opened.rollouts(1, [example(1)]))[0] and None)
+        opened.step(1, metrics_of(1), 1.0)
+        assert steps(tmp_path) == [1] and steps(tmp_path, "rollouts.jsonl") == []
+        free.set()
+        opened.later(lambda: opened.rollouts(2, [example(2)]))
+        opened.flush()
+        assert steps(tmp_path, "rollouts.jsonl") == [1, 2]
+
+        def full() -> None:
+            raise OSError(28, "No space left on device", "rollouts.jsonl")
+
+        opened.later(full)
+        with pytest.raises(OSError, match="No space left"):
+            opened.flush()
 
 
 def test_small_words():
