@@ -86,6 +86,16 @@ def on_host(systems: Systems, task: tasks.Task) -> bool:
     return task.grounds and systems.models.on_host
 
 
+def how_of(systems: Systems, benchmark: Benchmark, options: Options) -> How:
+    """The choices that are compiled in.
+
+    Raises:
+      InputError: one that the task does not have; names the flag.
+    """
+    given = options.system2 == "oracle" or bool(options.boxes)
+    return How(benchmark.task, options.keyframes, given, options.objects, host=on_host(systems, benchmark.task))
+
+
 def answered(
     systems: Systems, benchmark: Benchmark, options: Options, groups: Sequence[Sequence[int]], room: int
 ) -> Iterator[Answered]:
@@ -96,9 +106,7 @@ def answered(
     Args:
       room: rows of a batch.
     """
-    given = options.system2 == "oracle" or bool(options.boxes)
-    how = How(benchmark.task, options.keyframes, given, options.objects, host=on_host(systems, benchmark.task))
-    before = None
+    how, before = how_of(systems, benchmark, options), None
     for batch in samples.batches(benchmark, groups, room, max(systems.config.loader.threads, 1)):
         now = launch(systems, how, batch, options.seed, options.hole_area)
         if before is not None:
@@ -147,6 +155,7 @@ def evaluate(
     groups = batched(chosen, batch_size)
     if values is None:
         values = identity.identity(systems, benchmark, options, fingerprint(systems))
+    how_of(systems, benchmark, options)  # what is wrong with it shows before anything is written
     started, threads = time.perf_counter(), max(systems.config.loader.threads, 1)
     with Store(out, values, owner) as store, futures.ThreadPoolExecutor(threads, "write") as pool:
         earlier = [store.lines[position] for position in chosen if position in store.lines]
