@@ -8,18 +8,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from etils import epath
 
-from omnir1_jax import convert, evaluate
+from omnir1_jax import evaluate
 from omnir1_jax.data.refs import ClipRef, ImageFiles
 from omnir1_jax.errors import InputError
 from omnir1_jax.evaluation import predictions
-from omnir1_jax.inference import load, report, samples, segment
+from omnir1_jax.inference import from_checkpoint, load, report, samples, segment
 from omnir1_jax.inference.answer import Asked, How, choose
 from omnir1_jax.inference.store import Store
 from omnir1_jax.models import sam2
 from omnir1_jax.reporting import pictures
 from omnir1_jax.tasks import TASKS
 from omnir1_jax.text import readers
+from omnir1_jax.training import export
 from tests.inference import small
 
 
@@ -128,7 +130,8 @@ def test_frozen_weights_ground_beside_trained_ones(tmp_path):
     np.testing.assert_array_equal(kernel(two.frozen.reference), base)
     np.testing.assert_array_equal(kernel(own.frozen.reference), kernel(own.policy["text"]))
     assert np.abs(kernel(own.policy["text"]) - base).max() > 0.01
-    convert.main(convert.parse(["convert", "export", str(workdir), str(tmp_path / "weights")]))
+    run = from_checkpoint.load(str(workdir), from_checkpoint.config_of(str(workdir)), segmenter=False)
+    export.save(epath.Path(tmp_path / "weights"), run.config, run.loaded, run.trainable, step=run.step, flag="target")
     again = load.load_systems(str(tmp_path / "weights"), config, "frozen")
     np.testing.assert_allclose(kernel(again.policy["text"]), kernel(own.policy["text"]), atol=1e-6)
     np.testing.assert_array_equal(kernel(again.frozen.reference), base)
