@@ -83,12 +83,15 @@ def assumptions(program: Program, rollout: Rollout) -> Assumptions:
     chunk = min(
         segmenter.model.config.object_chunk if isinstance(segmenter, Sam2Segmenter) else 1, max(rollout.objects, 1)
     )
+    clips = [batch.clip.shape[1] for batch in program.batches.values() if hasattr(batch, "clip")]
     return Assumptions(
         trips={
             r"sample/.*decode": rollout.completion - 1,
             r"ground/.*decode": rollout.answer - 1,
             r"ground/.*tails": math.ceil(rollout.tail / TAIL_PIECE),
             r"ground/frames": rollout.frames,
+            r"segment/.*objects.*prompted": step.keyframes,
+            r"segment/.*objects.*tracked": max(clips, default=1) - 1,  # an object has at least one prompted frame
             r"segment/.*objects": math.ceil(rollout.objects / chunk),
         },
         shares={

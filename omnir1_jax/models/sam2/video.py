@@ -1,6 +1,5 @@
-"""Tracking through a clip: static shapes, one scan over time, objects in bounded chunks. All of it can be jitted."""
+"""Tracking through a clip: static shapes, one loop over time, objects in bounded chunks. All of it can be jitted."""
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -130,8 +129,14 @@ def track(
     frame_valid: Bool[AnyArray, " t"] | None = None,
     object_valid: Bool[AnyArray, " o"] | None = None,
     start: Int[AnyArray, " o"] | None = None,
+    axis_name: str | None = None,
 ) -> Tracks:
-    """`segment_video` on frames that `encode_frames` has seen."""
+    """`segment_video` on frames that `encode_frames` has seen.
+
+    Args:
+      axis_name: of a `jax.vmap` over clips around this call. They then take as many steps as the busiest of them,
+        instead of keeping a copy of all that each step writes.
+    """
     t, side = features.coarse.shape[0], model.config.mask_side
     if boxes.shape[0] == 0:
         _check(model.config, t, boxes.shape[1])
@@ -139,7 +144,9 @@ def track(
         return Tracks(jnp.zeros((0, t, side, side)), empty, empty, empty.astype(bool))
     boxes, size = jnp.asarray(boxes), jnp.asarray(size)
     params, features, boxes, size = jax.lax.stop_gradient((params, features, boxes, size))
-    track_chunk = lambda prompts, valid: _track_chunk(model, params, features, prompts, valid, every=False)[0]
+    track_chunk = lambda prompts, valid: _track_chunk(
+        model, params, features, prompts, valid, every=False, axis_name=axis_name
+    )[0]
     return _in_chunks(
         model.config, track_chunk, t, boxes, box_frames, box_valid, size, frame_valid, object_valid, start
     )
@@ -251,21 +258,29 @@ def _track_chunk(
     *,
     every: bool,
     remat: bool = False,
+    axis_name: str | None = None,
 ) -> tuple[Tracks, Masks | None]:
-    """Tracks a few objects at once; with `every` also all of the decoder's masks."""
+    """Tracks a few objects at once; with `every` also all of the decoder's masks, and gradients flow."""
     config, o, t = model.config, prompts.frames.shape[0], features.coarse.shape[0]
     apply = lambda method, *args: model.apply({"params": params}, *args, method=method)
     frame = lambda at: jax.tree.map(lambda x: jnp.take(x, at, axis=0, mode="clip"), features)
 
-    def prompted(slot: tuple) -> tuple:
+    def scan(step: Callable, carry: Any, xs: Any, count: Int[Array, ""]) -> tuple[Any, Any]:
+        if every:  # all steps, so that gradients flow
+            return jax.lax.scan(jax.checkpoint(step, prevent_cse=False) if remat else step, carry, xs)
+        return _scan(step, carry, xs, count if axis_name is None else jax.lax.pmax(count, axis_name))
+
+    def prompted(_: tuple, slot: tuple) -> tuple:
         at, boxes = slot
         seen = frame(at)
         found = apply(Sam2.find_box, seen, boxes, every)
-        return found, apply(Sam2.remember, seen.coarse, found, True) if t > 1 else None
+        return (), (found, apply(Sam2.remember, seen.coarse, found, True) if t > 1 else None)
 
-    keep = functools.partial(jax.checkpoint, prevent_cse=False) if remat else lambda f: f
     slots = (prompts.frames.swapaxes(0, 1), prompts.boxes.swapaxes(0, 1))
-    given, given_maps = jax.tree.map(lambda x: x.swapaxes(0, 1), jax.lax.map(keep(prompted), slots))
+    used = jnp.max(jnp.where(prompts.valid, jnp.arange(1, prompts.valid.shape[1] + 1), 0))
+    with jax.named_scope("prompted"):
+        _, (given, given_maps) = scan(prompted, (), slots, used)
+    given, given_maps = jax.tree.map(lambda x: x.swapaxes(0, 1), (given, given_maps))
     if t == 1:
         return _collect(given, None, prompts, None, None)
 
@@ -276,7 +291,8 @@ def _track_chunk(
         jnp.zeros((o, t, given.pointer.shape[-1]), given.pointer.dtype),
         jnp.zeros((o, t), bool),
     )
-    bank, (tracked, done) = jax.lax.scan(keep(step), bank, times)
+    with jax.named_scope("tracked"):
+        _, (tracked, done) = scan(step, bank, times, jnp.max(jnp.sum(times[-1], axis=0)))
     tracked, done = jax.tree.map(lambda x: x.swapaxes(0, 1), (tracked, done))
     return _collect(given, tracked, prompts, place, done)
 
@@ -285,8 +301,8 @@ def _schedule(config: Sam2Config, t: int, frame_valid: Bool[Array, " t"], prompt
     """Which frame each object looks at in each step.
 
     Returns:
-      (frame [s, o], direction of time [s, o], whether anything is done [s, o]), and the step that has the last word
-      on each frame [o, t].
+      (frame [s, o], direction of time [s, o], whether anything is done [s, o]), idle steps last, and the step that
+      has the last word on each frame [o, t].
     """
     start, n = prompts.start, _length(frame_valid)
     frames = jnp.arange(t)
@@ -309,7 +325,27 @@ def _schedule(config: Sam2Config, t: int, frame_valid: Bool[Array, " t"], prompt
     at = jnp.clip(at, 0, t - 1)
     prompted = ((prompts.frames == at[..., None]) & prompts.valid).any(axis=-1)
     active = active & frame_valid[at] & prompts.valid.any(axis=1) & ~prompted
-    return (at, sign, active), jnp.clip(place, 0, None)
+    # Each object's idle steps go last, so that all objects end as soon as the busiest one is done.
+    order = jnp.argsort(~active, axis=0, stable=True)
+    times = tuple(jnp.take_along_axis(x, order, axis=0) for x in (at, sign, active))
+    return times, _rows(jnp.argsort(order, axis=0).T, jnp.clip(place, 0, None))
+
+
+def _scan(step: Callable[[Any, Any], tuple[Any, Any]], carry: Any, xs: Any, count: Int[Array, ""]) -> tuple[Any, Any]:
+    """`jax.lax.scan` that ends after `count` steps; what it stacks is zero beyond them. No gradient flows through."""
+    of = lambda i: jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, i, keepdims=False), xs)
+    _, like = jax.eval_shape(lambda carry: step(carry, of(0)), carry)
+    length = jax.tree.leaves(xs)[0].shape[0]
+    stacked = jax.tree.map(lambda x: jnp.zeros((length, *x.shape), x.dtype), like)
+
+    def body(state: tuple) -> tuple:
+        i, carry, stacked = state
+        carry, y = step(carry, of(i))
+        put = lambda whole, one: jax.lax.dynamic_update_index_in_dim(whole, one, i, 0)
+        return i + 1, carry, jax.tree.map(put, stacked, y)
+
+    start = (jnp.zeros((), count.dtype), carry, stacked)
+    return jax.lax.while_loop(lambda state: state[0] < count, body, start)[1:]
 
 
 def _step(

@@ -85,21 +85,15 @@ def _follow(model, keep: Callable, blank: tuple, chunk: int, params, clip, frame
     def track(features, boxes, at, used, which, frame_valid, original):
         chosen = lambda x: jnp.take(x, which, axis=0, mode="fill", fill_value=0)
         tracks = sam2.track(
-            model,
-            params,
-            features,
-            chosen(boxes),
-            chosen(at),
-            chosen(used),
-            frame_valid=frame_valid,
-            size=original[::-1],
-        )
+            model, params, features, chosen(boxes), chosen(at), chosen(used),
+            frame_valid=frame_valid, size=original[::-1], axis_name="clips",
+        )  # fmt: skip
         return keep(tracks)
 
     def body(state):
         turn, kept = state
         which = jax.lax.dynamic_slice_in_dim(order, turn * chunk, chunk, axis=1)
-        new = jax.vmap(track)(features, boxes, at, used, which, frame_valid, original)
+        new = jax.vmap(track, axis_name="clips")(features, boxes, at, used, which, frame_valid, original)
         put = jax.vmap(lambda old, x, which: old.at[which].set(x, mode="drop"))
         return turn + 1, tuple(put(old, x, which) for old, x in zip(kept, new, strict=True))
 

@@ -12,6 +12,7 @@ from transformers import Sam2VideoModel
 
 from omnir1_jax.models import attention, sam2
 from omnir1_jax.models.attention import splash
+from omnir1_jax.models.sam2 import video
 from omnir1_jax.models.sam2.model import NO_OBJECT
 from omnir1_jax.planning import topology
 from tests.models.sam2 import oracle_sam2 as oracle
@@ -149,3 +150,33 @@ def test_memory_attention_through_the_fused_kernel(monkeypatch):
     np.testing.assert_allclose(recall(), want, atol=0.06)
     keys = 3 * 256 + 4  # the values of the memories are as narrow as the memories are stored
     assert {*calls} == {((2, 256, 1, 128),) * 3, ((2, 256, 1, 128), (2, keys, 1, 128), (2, keys, 1, 32))}
+
+
+@pytest.mark.parametrize("direction", ["forward", "reverse", "from_first_prompt", "both"])
+def test_only_frames_without_a_prompt_are_steps(direction):
+    """Idle steps go last, and the last word on each frame stays where it was: its step looks at that frame."""
+    at, used = jnp.array([[1, 3], [2, 0], [0, 0]]), jnp.array([[True, True], [True, False], [False, False]])
+    first = jnp.array([1, 2, 0])
+    start = {"forward": jnp.zeros(3, int), "reverse": jnp.full(3, 4)}.get(direction, first)
+    prompts = video.Prompts(jnp.zeros((3, 2, 4)), at, used, start)
+    config = sam2.Sam2Config(direction=direction)
+    (frames, _, active), place = video._schedule(config, 5, jnp.ones(5, bool), prompts)
+    counts = active.sum(axis=0).tolist()
+    assert counts == {"from_first_prompt": [2, 2, 0]}.get(direction, [3, 4, 0])
+    for n, count in enumerate(counts):
+        assert active[:count, n].all() and not {*frames[:count, n].tolist()} & {*at[n][used[n]].tolist()}
+        found = {int(frames[place[n, t], n]): t for t in range(5) if active[place[n, t], n]}
+        assert len(found) == count and all(frame == t for frame, t in found.items())
+
+
+def test_a_scan_that_ends_early_takes_no_step_more():
+    taken = []
+
+    def step(total, x):
+        jax.debug.callback(lambda: taken.append(1))
+        return total + x, total * x
+
+    xs = jnp.arange(1.0, 7.0)
+    total, stacked = jax.jit(lambda count: video._scan(step, jnp.ones(()), xs, count))(jnp.asarray(4))
+    jax.effects_barrier()
+    assert len(taken) == 4 and total == 11 and stacked.tolist() == [1, 4, 12, 28, 0, 0]
