@@ -33,6 +33,11 @@ def _open(reader: Reader, position: int) -> ClipRef:
     return ref
 
 
+def rules(reader: Reader) -> str:
+    """Whose table a benchmark has: "revos" where its split has the foreground masks of A and R, else "mevis"."""
+    return "revos" if (reader.name, reader.split) == ("revos", "valid") else "mevis"
+
+
 def score_position(reader: Reader, root: str, mode: revos.Mode, position: int) -> Row:
     """One expression of ReVOS or of a benchmark scored by J and F alone. Raises InputError naming what is wrong."""
     ref = _open(reader, position)
@@ -40,7 +45,7 @@ def score_position(reader: Reader, root: str, mode: revos.Mode, position: int) -
     names = ref.frames.names
     pred = predictions.read(root, ref.extra["video"], ref.extra["exp_id"], names)
     if pred is None:
-        empty = revos.MISSING if reader.name == "revos" else mevis.MISSING
+        empty = revos.MISSING if rules(reader) == "revos" else mevis.MISSING
         return Row(ref.sample_id, type_id, empty._asdict(), True)
     indices = range(len(names))
     try:
@@ -49,7 +54,7 @@ def score_position(reader: Reader, root: str, mode: revos.Mode, position: int) -
             where = predictions.folder(root, ref.extra["video"], ref.extra["exp_id"])
             sizes = ["x".join(map(str, x.shape[-2:])) for x in (pred, objects)]
             raise InputError(f"{where}: masks of {sizes[0]}, the frames are {sizes[1]}; write them at the frames' size")
-        if reader.name != "revos":
+        if rules(reader) != "revos":
             return Row(ref.sample_id, type_id, mevis.score_expression(objects, pred)._asdict(), False)
         foreground = decode_masks(ref.foreground, indices, ref.sample_id)[0].astype(np.uint8)
     except BadSample as error:
@@ -57,10 +62,10 @@ def score_position(reader: Reader, root: str, mode: revos.Mode, position: int) -
     return Row(ref.sample_id, type_id, revos.score_expression(objects, pred, foreground, mode)._asdict(), False)
 
 
-def table(dataset: str, rows: Iterable[Row]) -> dict[str, Any]:
+def table(rules: str, rows: Iterable[Row]) -> dict[str, Any]:
     """The benchmark's table, in percent, and how many expressions had no prediction."""
     rows = list(rows)
-    if dataset == "revos":
+    if rules == "revos":
         out = dict(revos.aggregate((row.type_id, revos.Scores(**row.scores)) for row in rows))
     else:
         out = dict(mevis.aggregate(mevis.Scores(**row.scores) for row in rows))

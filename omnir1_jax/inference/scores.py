@@ -109,12 +109,12 @@ def official(
 
 def two_scorings(reader: Reader) -> bool:
     """Whether the published script of the benchmark counts otherwise than `clean`."""
-    return reader.name == "revos" or reader.name in score_answers.OFFICIAL
+    return score_masks.rules(reader) == "revos" or reader.name in score_answers.OFFICIAL
 
 
 def nothing(reader: Reader) -> dict[str, float]:
     """The scores of an item that has no prediction at all."""
-    return (revos.MISSING if reader.name == "revos" else mevis.MISSING)._asdict()
+    return (revos.MISSING if score_masks.rules(reader) == "revos" else mevis.MISSING)._asdict()
 
 
 def table(
@@ -146,7 +146,7 @@ def table(
         percent = {key: 100 * value for key, value in out.items() if key in ("J", "F")}
         return {**out, **percent, "J&F": (percent["J"] + percent["F"]) / 2} if out else {"unscored": len(lines)}
     rows = [_row(reader, line, root, scoring) for line in known]
-    out = score_masks.table("revos" if reader.name == "revos" else "mevis", rows)
+    out = score_masks.table(score_masks.rules(reader), rows)
     if reader.name == "refdavis" and len(known) == len(reader):
         out["unsupervised"] = _unsupervised(reader, root, dataset_root)
     return out
@@ -154,7 +154,7 @@ def table(
 
 def _row(reader: Reader, line: Line, root: str, scoring: score_answers.Scoring) -> score_masks.Row:
     values = line["scores"]
-    if scoring == "official" and reader.name == "revos" and line["predicted"]:
+    if scoring == "official" and score_masks.rules(reader) == "revos" and line["predicted"]:
         if "official" not in line:  # a line of an older version: once more from its PNGs
             return score_masks.score_position(reader, root, "compat", line["position"])
         values = line["official"]

@@ -45,22 +45,25 @@ def score_rows(reader, root, mode="clean"):
     return [score_masks.score_position(reader, root, mode, position) for position in range(len(reader))]
 
 
-@pytest.mark.parametrize("name, split", [("revos", "valid"), ("mevis", "valid_u")])
+@pytest.mark.parametrize("name, split", [("revos", "valid"), ("revos", "train"), ("mevis", "valid_u")])
 def test_perfect_and_empty_predictions(tree, tmp_path, name, split):
+    """The split of ReVOS without foreground masks has J and F alone."""
     reader = {"revos": revos, "mevis": mevis}[name].open(str(tree / name), split)
+    rules = score_masks.rules(reader)
+    assert rules == ("revos" if split == "valid" else "mevis")
     predict(reader, tmp_path / "perfect")
-    table = score_masks.table(name, score_rows(reader, str(tmp_path / "perfect")))
-    overall = table["overall"] if name == "revos" else table
+    table = score_masks.table(rules, score_rows(reader, str(tmp_path / "perfect")))
+    overall = table["overall"] if rules == "revos" else table
     assert overall["J"] == pytest.approx(100) and overall["J&F"] == pytest.approx(100) and table["missing"] == 0
-    if name == "revos":
+    if rules == "revos":
         assert overall["A"] == pytest.approx(100) and overall["R"] == pytest.approx(100)
-        compat = score_masks.table(name, score_rows(reader, str(tmp_path / "perfect"), "compat"))
+        compat = score_masks.table(rules, score_rows(reader, str(tmp_path / "perfect"), "compat"))
         # As published: every foreground pixel of a 0/255 prediction is a mistake.
         assert compat["overall"]["A"] < 99 and compat["overall"]["J"] == pytest.approx(100)
     (tmp_path / "none").mkdir()
-    nothing = score_masks.table(name, score_rows(reader, str(tmp_path / "none")))
+    nothing = score_masks.table(rules, score_rows(reader, str(tmp_path / "none")))
     assert nothing["missing"] == len(reader)
-    assert (nothing["overall"] if name == "revos" else nothing)["J&F"] == 0
+    assert (nothing["overall"] if rules == "revos" else nothing)["J&F"] == 0
 
 
 def test_rows_are_the_metrics_of_their_arrays(tree, tmp_path):
