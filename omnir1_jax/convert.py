@@ -51,7 +51,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         ("import", "Hugging Face directory -> orbax directory"),
         ("export", "orbax directory, or a run's work directory -> Hugging Face directory"),
     ):
-        command = commands.add_parser(name, help=summary, description=summary)
+        # Where a process has imported another command, that one's flag of the same name gives way.
+        command = commands.add_parser(name, help=summary, description=summary, conflict_handler="resolve")
         command.add_argument("source", help="directory to read")
         command.add_argument("target", help="directory to write; new or empty")
         command.add_argument("--dtype", choices=DTYPES, default="stored", help="of the written parameters")

@@ -23,7 +23,7 @@ def world(monkeypatch):
     """Phases that take no time; counts of their calls, and runs that stop the first time."""
     calls = {"before": 0, "train": [], "after": 0, "stop": set()}
 
-    def train(config, run):
+    def train(config, run, validation):
         calls["train"].append((run.name, config.seed, dict(config.reward.terms)))
         folders.claim(run, "train", "--workdir")
         if run.name in calls["stop"]:

@@ -126,6 +126,11 @@ def _gumbel(keys: Key[Array, "*b"], size: int) -> Float[Array, "*b size"]:
     return jnp.vectorize(lambda key: jax.random.gumbel(key, (size,)), signature="()->(v)")(keys)
 
 
+def _gumbel_of(key: Key[Array, ""], token: Int[Array, ""]) -> Float[Array, ""]:
+    """Noise that belongs to a token, so that rounding that changes the rank of two tokens does not swap theirs."""
+    return jax.random.gumbel(jax.random.fold_in(key, token))
+
+
 def _best(logits: Float[Array, "*b v"], k: int) -> tuple[Float[Array, "*b k"], Int[Array, "*b k"]]:
     """`jax.lax.top_k`. Where the vocabulary is sharded, first each shard's best, so that no logits are gathered."""
     rows, size = logits.shape[:-1], logits.shape[-1]
@@ -155,7 +160,8 @@ def _draw_of_best(keys: Key[Array, "*b"], logits: Float[Array, "*b v"], settings
     # Sums from the least probable up, as in `warp`; top_k gives the order, of equal tokens the first one first.
     running = jnp.cumsum(jax.nn.softmax(values)[..., ::-1], axis=-1)[..., ::-1]
     removed = (running <= 1 - settings.top_p).at[..., 0].set(False)
-    best = jnp.argmax(jnp.where(removed, -jnp.inf, values) + _gumbel(keys, k), axis=-1)
+    noise = jnp.vectorize(_gumbel_of)(keys[..., None], tokens)
+    best = jnp.argmax(jnp.where(removed, -jnp.inf, values) + noise, axis=-1)
     drawn = jnp.take_along_axis(tokens, best[..., None], axis=-1)[..., 0]
     with jax.named_scope("ties"):
         either = lambda: jnp.where(ties, _draw_of_all(keys, logits, settings), drawn)
