@@ -23,6 +23,7 @@ from omnir1_jax.inference.load import Systems, fingerprint, grounded_by
 from omnir1_jax.inference.samples import Batch, Benchmark, Sample
 from omnir1_jax.inference.store import LINES, RESULTS, TIMING, Store
 from omnir1_jax.inference.tasks import Options, positions
+from omnir1_jax.models import narrow
 from omnir1_jax.parallel import batch_sharding, replicate
 
 
@@ -35,7 +36,7 @@ class Answered(NamedTuple):
 
 
 # Compiled once for each shape, whatever the number of evaluations in a process.
-ANSWER = jax.jit(answer, static_argnums=(0, 1, 2))
+ANSWER = narrow.jit(answer, static_argnums=(0, 1, 2))
 SEGMENT = jax.jit(segment.logits, static_argnums=0)
 
 

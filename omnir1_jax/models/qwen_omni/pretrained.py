@@ -14,7 +14,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from omnir1_jax.errors import InputError
-from omnir1_jax.models import hf_checkpoint, safetensors_file
+from omnir1_jax.models import hf_checkpoint, narrow, safetensors_file
 from omnir1_jax.models.qwen_omni import hf_config, store, weights
 from omnir1_jax.models.qwen_omni import speech as speech_files
 from omnir1_jax.models.qwen_omni.config import ThinkerConfig
@@ -146,4 +146,4 @@ def _apply(model: Thinker, params: Any, inputs: ThinkerInputs) -> Array:
     return model.apply({"params": params}, inputs, method="logits")
 
 
-_logits = jax.jit(_apply, static_argnums=0)
+_logits = narrow.jit(_apply, static_argnums=0)
