@@ -49,7 +49,7 @@ def thinker():
     c.name = "toy_thinker"
     c.objective = "sft"
     c.steps = 19_000  # some 40 minutes of two cores
-    c.sft.towers = True
+    c.sft.encoders = True
     c.thinker.path = "runs/toy_thinker_kinds/weights"
 
     c.thinker.dtype = c.thinker.param_dtype = "float32"

@@ -2,8 +2,8 @@
 
 System 1 sees up to 24 frames and plans, System 2 finds boxes in the keyframes, SAM 2.1 follows them through every
 frame. OUT gets `results.jsonl` (a line an item, with its plan and scores), `predictions/` (the benchmark's PNG tree),
-`results.json`, `report.html`, and an archive where the truth is kept by a server. A stopped evaluation goes on where
-it was with the same command. With several keyframe rules or tasks each has its own directory below OUT.
+`results.json`, `report.html`, and an archive where a server keeps the ground truth. If interrupted, rerun the command
+to resume. With several keyframe rules or tasks each has its own directory below OUT.
 """
 
 import math

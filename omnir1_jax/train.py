@@ -1,4 +1,4 @@
-"""`python -m omnir1_jax.train --config configs/toy.py --workdir DIR`: trains, and goes on where it was stopped.
+"""`python -m omnir1_jax.train --config configs/toy.py --workdir DIR`: trains, and resumes where it was stopped.
 
 The work directory gets `config.json`, `metrics.jsonl`, `rollouts.jsonl`, `pictures/`, `tensorboard/`, `checkpoints/`,
 and at the end `weights/` (Hugging Face layout), `summary.json` and `report.html`.

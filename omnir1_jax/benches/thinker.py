@@ -83,7 +83,7 @@ def _best(function: Callable, repeats: int) -> float:
 
 
 def _reference(hidden, ffn, layers, heads, key_heads, vocabulary):
-    """transformers' thinker, the towers as small as they can be; norms and biases random like all else."""
+    """transformers' thinker, the encoders as small as they can be; norms and biases random like all else."""
     import torch
     from transformers import Qwen2_5OmniThinkerConfig, Qwen2_5OmniThinkerForConditionalGeneration
 

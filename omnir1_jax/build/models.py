@@ -241,7 +241,7 @@ def trainable(config: ConfigDict, loaded: Loaded) -> Any:
         if loaded.segmenter_params is None:
             raise InputError("sam2.sizes: objective 'masks' trains a segmenter; name its path or its sizes")
         return master(loaded.segmenter_params)
-    if config.objective == "sft" and config.sft.towers:
+    if config.objective == "sft" and config.sft.encoders:
         return master(loaded.params)
     if config.lora.rank:
         return lora.init(jax.random.key(config.seed), loaded.params["text"], lora_config(config.lora))
@@ -255,7 +255,7 @@ def trained_axes(config: ConfigDict, found: Sizes) -> Any:
             raise InputError("sam2.sizes: objective 'masks' trains a segmenter; name its path or its sizes")
         return sam2.abstract_params(found.sam2)
     boxed = abstract_params(found.thinker)
-    if config.objective == "sft" and config.sft.towers:
+    if config.objective == "sft" and config.sft.encoders:
         return boxed
     if config.lora.rank:
         return jax.eval_shape(lambda: lora.init(jax.random.key(0), boxed["text"], lora_config(config.lora)))
@@ -292,7 +292,7 @@ def frozen(config: ConfigDict, loaded: Loaded, mesh: Mesh | None = None) -> Froz
     tied = isinstance(loaded.models.grounder, ThinkerGrounder) and loaded.grounder_params is None
     own = tables.replace(vocab=None, bpe=None)  # the run's own thinker is not held twice
     return Frozen(
-        towers={"vision": loaded.params["vision"], "audio": loaded.params["audio"]},
+        encoders={"vision": loaded.params["vision"], "audio": loaded.params["audio"]},
         reference=loaded.params["text"],
         segmenter=loaded.segmenter_params,
         vocab=tables.vocab,

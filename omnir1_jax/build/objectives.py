@@ -86,7 +86,7 @@ def _sft_config(
 def _sft_step(
     config: ConfigDict, loaded: Loaded, rule: optax.GradientTransformation, shardings: TrainState | None
 ) -> Callable:
-    choices = text.SftConfig(config.sft.towers, lora_config(config.lora), config.step.score_chunk)
+    choices = text.SftConfig(config.sft.encoders, lora_config(config.lora), config.step.score_chunk)
     return text.make_sft_step(loaded.models, rule, choices, shardings)
 
 

@@ -107,8 +107,8 @@ def _together(settings: Settings) -> Iterator[tuple[str, str]]:
     """What is wrong with settings that are valid by themselves: (setting, fault)."""
     if settings.data and not any(entry.weight for entry in settings.data.values()):
         yield f"data.{next(iter(settings.data))}.weight", "every task has weight 0; give one of them a share of the steps"
-    if settings.objective == "sft" and settings.sft.towers and settings.lora.rank:
-        yield "sft.towers", "trains encoders and decoder themselves, so lora.rank has to be 0"
+    if settings.objective == "sft" and settings.sft.encoders and settings.lora.rank:
+        yield "sft.encoders", "trains encoders and decoder themselves, so lora.rank has to be 0"
     if settings.objective != "grpo":
         return
     if settings.step.group < 2:

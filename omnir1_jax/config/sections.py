@@ -267,7 +267,7 @@ class Sft(Section):
 
     targets: int = setting(1, "target texts per prompt, packed behind it", POSITIVE)
     target_tokens: int = setting(256, "maximum tokens of a target", POSITIVE)
-    towers: bool = setting(False, "train the encoders too")
+    encoders: bool = setting(False, "train the encoders too")
 
 
 @dataclass(frozen=True)

@@ -24,8 +24,8 @@ from omnir1_jax.files import json_file
 
 # Of the names of settings; saved configs without one are of version 1. RENAMED[v - 1]: names of version v, with
 # slashes, that version v + 1 calls otherwise.
-VERSION = 2
-RENAMED: tuple[dict[str, str], ...] = ({},)
+VERSION = 3
+RENAMED: tuple[dict[str, str], ...] = ({}, {"sft/towers": "sft/encoders"})
 
 
 def defaults() -> ConfigDict:

@@ -24,7 +24,7 @@ class Stream:
     """Batches of a pipeline with a JSON-able state.
 
     `counts`: samples tried, bad, dropped, without sound, since the very first batch (also across a resume).
-    `get_state()` belongs to the batch returned last; a stream set to it goes on with the next one.
+    `get_state()` belongs to the batch returned last; a stream set to it resumes with the next one.
     """
 
     def __init__(self, dataset: grain.MapDataset, config: PipelineConfig, identity: Mapping[str, Any]):

@@ -147,10 +147,10 @@ def grounded_by(systems: Systems, system2: str) -> Systems:
 
 
 def fingerprint(systems: Systems) -> str:
-    """Equal for equal weights: an evaluation is not taken up with others."""
+    """Equal for equal weights: an evaluation does not resume with others."""
     grounder = systems.frozen.grounder
     if isinstance(grounder, ThinkerParams):
         grounder = grounder.vision, grounder.text
-    trees = (systems.policy, systems.frozen.towers, systems.frozen.reference, systems.frozen.segmenter, grounder)
+    trees = (systems.policy, systems.frozen.encoders, systems.frozen.reference, systems.frozen.segmenter, grounder)
     sums = np.asarray(checkpointing.word_sums(jax.tree.leaves(trees)))
     return hashlib.blake2b(sums.tobytes(), digest_size=8).hexdigest()

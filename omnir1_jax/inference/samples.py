@@ -1,6 +1,6 @@
 """Host side of an evaluation: every item of a reader as arrays of static shape, in batches that never change.
 
-A batch is the same items whatever was done before, so that an evaluation that was killed and taken up again computes
+A batch is the same items whatever was done before, so that an evaluation that was killed and resumed computes
 the same numbers. Long or short, a batch's clips are padded to one of a few lengths.
 """
 

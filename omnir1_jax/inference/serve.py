@@ -78,7 +78,7 @@ def handler(respond: Callable[[Ask], Result], limits: Limits, folder: pathlib.Pa
             return shown(result, files)
         except InputError as error:
             return Shown(readable(str(error), video, sound))
-        # Whatever a file or a model brings about, the page goes on and the log has it whole.
+        # Whatever a file or a model brings about, the page keeps running and the log has it whole.
         except Exception as error:
             logging.exception("--serve: a request failed")
             return Shown(f"Something went wrong here ({type(error).__name__}); the terminal of the page says more.")

@@ -83,8 +83,8 @@ class Validation:
         config, loaded, frozen = self.run.config, self.run.loaded, self.run.frozen
         params = export.merged(config, loaded, trainable)
         if self._own.system2 == "self":
-            towers = {name: params[name] for name in ("vision", "audio")}
-            frozen = frozen.replace(towers=towers, reference=params["text"])
+            encoders = {name: params[name] for name in ("vision", "audio")}
+            frozen = frozen.replace(encoders=encoders, reference=params["text"])
         return load.systems(config, loaded._replace(params=params), mesh=self.run.mesh, frozen=frozen)
 
     def _metrics(self, tables: Mapping[str, Mapping[str, float]]) -> dict[str, float]:

@@ -83,7 +83,7 @@ def program(config: ConfigDict) -> Program:
     else:
         trainable = jax.eval_shape(lambda: lora.init(jax.random.key(0), boxed["text"], own))
     frozen = Frozen(
-        towers={name: boxed[name] for name in ("vision", "audio")},
+        encoders={name: boxed[name] for name in ("vision", "audio")},
         reference=boxed["text"],
         segmenter=None if segmenter is None else _cast(sam2.abstract_params(segmenter), segmenter.dtype),
         **_tables(config, words),

@@ -189,7 +189,7 @@ def resident(program: Program, task: str, mesh: Mesh) -> dict[str, int]:
     return {
         "weights trained": _bytes(given.state.trainable),
         "optimiser": _bytes(given.state.opt_state),
-        "weights frozen": _bytes((frozen.towers, frozen.reference)),
+        "weights frozen": _bytes((frozen.encoders, frozen.reference)),
         "SAM 2.1 weights": _bytes(frozen.segmenter),
         "batch and tables": _bytes((given.batch, frozen.vocab, frozen.bpe, frozen.grounder)),
     }

@@ -21,7 +21,7 @@ PHASES = (
     "sample",
     "read",
     "ground/frames",
-    "ground/tails",
+    "ground/suffixes",
     "ground/decode",
     "ground",
     "segment/objects",
@@ -34,7 +34,7 @@ PHASES = (
 )
 STAGES = ("encode", "sample", "read", "ground", "segment", "reward", "update", "other")
 
-# TFLOP a prompt at the paper's sizes with `generate` and a vision tower for every rollout, reference and policy on
+# TFLOP a prompt at the paper's sizes with `generate` and a vision encoder for every rollout, reference and policy on
 # group x (prompt + completion) tokens, full rematerialisation, each of group x keyframes requests read by itself.
 USUAL = {"encode": 8.0, "sample": 73.0, "ground": 672.0, "segment": 177.0, "update": 247.0 + 988.0}
 BUDGET = 0.45  # of the usual sum
@@ -88,7 +88,7 @@ def assumptions(program: Program, rollout: Rollout) -> Assumptions:
         trips={
             r"sample/.*decode": rollout.completion - 1,
             r"ground/.*decode": rollout.answer - 1,
-            r"ground/.*tails": math.ceil(rollout.tail / TAIL_PIECE),
+            r"ground/.*suffixes": math.ceil(rollout.tail / TAIL_PIECE),
             r"ground/frames": rollout.frames,
             r"segment/.*objects.*prompted": step.keyframes,
             r"segment/.*objects.*tracked": max(clips, default=1) - 1,  # an object has at least one prompted frame

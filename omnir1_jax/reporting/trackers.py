@@ -87,4 +87,4 @@ class Tracker:
     def _fail(self, why: str) -> None:
         self._failed += 1
         if self._failed == 1:
-            self._say(f"note: tracker {self._name} fails ({why}); the run goes on, further failures are counted")
+            self._say(f"note: tracker {self._name} fails ({why}); the run continues, further failures are counted")

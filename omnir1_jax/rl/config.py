@@ -89,14 +89,14 @@ class Frozen:
     """All arrays that training does not change.
 
     Attributes:
-      towers: {"vision", "audio"} of the thinker, shared by policy and reference.
+      encoders: {"vision", "audio"} of the thinker, shared by policy and reference.
       reference: the decoder before training: KL reference, and with LoRA the base of the policy.
       segmenter: the segmenter's own parameters.
       vocab, bpe: the tokenizer as tables.
       grounder: the grounder's own parameters; where it is the thinker of before training, that is not held twice.
     """
 
-    towers: dict[str, Any]
+    encoders: dict[str, Any]
     reference: dict[str, Any]
     segmenter: Any
     vocab: ByteVocab
@@ -107,7 +107,7 @@ class Frozen:
         """All that the grounder is called with."""
         params = self.grounder
         if isinstance(params, ThinkerParams) and params.text is None:
-            return params.replace(vision=self.towers["vision"], text=self.reference, vocab=self.vocab, bpe=self.bpe)
+            return params.replace(vision=self.encoders["vision"], text=self.reference, vocab=self.vocab, bpe=self.bpe)
         return params
 
 

@@ -61,7 +61,7 @@ def make_stages(task: Task, models: Models, optimizer: optax.GradientTransformat
     """The stages of `make_train_step`, not compiled."""
 
     def encode(frozen, batch):
-        return reasoner.encode(models.thinker, frozen.towers, batch.policy)
+        return reasoner.encode(models.thinker, frozen.encoders, batch.policy)
 
     def sample(state, frozen, batch, media, key):
         variables = learn.policy(state.trainable, frozen, config)

@@ -29,18 +29,18 @@ class SftConfig:
     """Choices of the supervised step.
 
     Attributes:
-      towers: train the whole thinker; otherwise its decoder, or an adapter of it, as in GRPO.
+      encoders: train the whole thinker; otherwise its decoder, or an adapter of it, as in GRPO.
       lora: train an adapter.
       score_chunk: tokens of a row whose logits exist at a time.
     """
 
-    towers: bool
+    encoders: bool
     lora: Lora | None
     score_chunk: int
 
     def __post_init__(self):
-        if self.towers and self.lora is not None:
-            raise InputError("sft.towers: towers are trained whole, so lora.rank has to be 0")
+        if self.encoders and self.lora is not None:
+            raise InputError("sft.encoders: encoders are trained whole, so lora.rank has to be 0")
 
 
 @no_type_check  # also holds shapes and shardings
@@ -83,13 +83,13 @@ def loss(
 def _prompt(
     thinker: Thinker, config: SftConfig, trainable: Any, frozen: Frozen, inputs: ThinkerInputs
 ) -> tuple[Prompt, Mapping[str, Any]]:
-    """The prompts, and the decoder's variables; the towers get a gradient where they are trained."""
-    if config.towers:
+    """The prompts, and the decoder's variables; the encoders get a gradient where they are trained."""
+    if config.encoders:
         return thinker.apply({"params": trainable}, inputs, method="prompt"), {"params": trainable["text"]}
     variables = {"params": trainable}
     if config.lora is not None:
         variables = lora.adapted(frozen.reference, trainable, config.lora)
-    return reasoner.prompt(thinker, variables, inputs, reasoner.encode(thinker, frozen.towers, inputs)), variables
+    return reasoner.prompt(thinker, variables, inputs, reasoner.encode(thinker, frozen.encoders, inputs)), variables
 
 
 def make_sft_step(
@@ -99,7 +99,7 @@ def make_sft_step(
 
     Args:
       optimizer: sees the gradients of `state.trainable`: the decoder's parameters or an adapter as in
-        `rl.step.make_train_step`, so that a run there can go on from the state; with `config.towers` all parameters.
+        `rl.step.make_train_step`, so that a run there can start from the state; with `config.encoders` all parameters.
       shardings: of the state, which it keeps from step to step; default what the compiler chooses.
     """
 

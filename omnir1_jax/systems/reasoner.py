@@ -15,23 +15,24 @@ from omnir1_jax.text.vocab import ByteVocab, Text, detokenise
 
 
 class Media(NamedTuple):
-    """What the frozen towers made of a batch, ready to stand in the prompts of policy and reference alike."""
+    """What the frozen encoders made of a batch, ready to stand in the prompts of policy and reference alike."""
 
     vision: Float[Array, "b n d"] | None
     audio: Float[Array, "b a d"] | None
 
 
-def encode(thinker: Thinker, towers: Mapping[str, Any], inputs: ThinkerInputs) -> Media:
-    """Runs the towers once. No gradient reaches them.
+def encode(thinker: Thinker, encoders: Mapping[str, Any], inputs: ThinkerInputs) -> Media:
+    """Runs the encoders once. No gradient reaches them.
 
     Args:
-      towers: the thinker's parameters {"vision": ..., "audio": ...}; those of a tower without input may be missing.
+      encoders: the thinker's parameters {"vision": ..., "audio": ...}; one without input may be missing.
     """
     vision = audio = None
     if inputs.vision is not None:
-        vision = thinker.apply({"params": {"vision": towers["vision"]}}, inputs.vision, method=lambda m, x: m.vision(x))
+        params = {"params": {"vision": encoders["vision"]}}
+        vision = thinker.apply(params, inputs.vision, method=lambda m, x: m.vision(x))
     if inputs.audio is not None:
-        audio = thinker.apply({"params": {"audio": towers["audio"]}}, inputs.audio, method=lambda m, x: m.audio(x))
+        audio = thinker.apply({"params": {"audio": encoders["audio"]}}, inputs.audio, method=lambda m, x: m.audio(x))
     return jax.lax.stop_gradient(Media(vision, audio))
 
 

@@ -180,7 +180,7 @@ def restore(
 
     step, (run, read) = _newest(folder, steps, lambda path: _read(path, trees, check, same_dtype=True))
     for newer in (s for s in steps if s > step):
-        logging.warning("%s: removed, since the run goes on from step %d", folder / str(newer), step)
+        logging.warning("%s: removed, since the run resumes from step %d", folder / str(newer), step)
         manager.delete(newer)
     return Restored(step, _joined(state, read), run["stream"])
 
@@ -306,7 +306,7 @@ def any_process(flag: bool) -> bool:
 def _record(path: epath.Path) -> dict[str, Any]:
     """This process's record; those of the others are read too, so that all processes judge alike.
 
-    A process more than there were goes on with the first one's: the stream stands at the same batch in all of them.
+    An additional process takes the first one's: the stream stands at the same batch in all of them.
     """
     first = json_file.read(path / "run" / _record_name(0))
     runs = [json_file.read(path / "run" / _record_name(i)) for i in range(first["processes"])]

@@ -18,7 +18,7 @@ from omnir1_jax.models.qwen_omni import hf_adapter, hf_config, hf_processor, pre
 def merged(config: Any, loaded: Loaded, trainable: Any) -> dict[str, Any]:
     """The whole thinker's parameters with what was trained in place, in the dtype of the frozen ones."""
     like = lambda new, old: jax.tree.map(lambda a, b: a.astype(b.dtype), new, old)
-    if config.objective == "sft" and config.sft.towers:
+    if config.objective == "sft" and config.sft.encoders:
         return like(trainable, loaded.params)
     if config.lora.rank:
         return loaded.params | {"text": lora.merge(loaded.params["text"], trainable, lora_config(config.lora))}
@@ -67,7 +67,7 @@ def save_adapter(path: epath.PathLike, config: Any, trainable: Any, flag: str) -
     Raises:
       InputError: the run trained no adapter, or has none any more.
     """
-    if config.objective == "masks" or (config.objective == "sft" and config.sft.towers) or not config.lora.rank:
+    if config.objective == "masks" or (config.objective == "sft" and config.sft.encoders) or not config.lora.rank:
         raise InputError("--layout peft: no LoRA adapter was trained here, or it is merged; export --layout thinker")
     if not config.thinker.path:
         raise InputError(

@@ -117,7 +117,7 @@ def test_the_tight_bucket_is_tight():
 NAMES = {"frame_cells": "cells in one of the frames", "audio_chunks": "audio chunks", "audio_tokens": "audio tokens"}
 
 
-def test_text_alone_needs_no_towers():
+def test_text_alone_needs_no_encoders():
     one = preprocess.prepare([{"role": "user", "content": "Hello?"}], qwen_oracle.tokenizer())
     batch = preprocess.pad_to([one], Bucket(tokens=64))
     assert batch.vision is None and batch.audio is None

@@ -127,7 +127,7 @@ def test_bfloat16():
     np.testing.assert_allclose(out.astype(np.float32), want, atol=0.03)
 
 
-def test_shared_prompt_and_own_tails():
+def test_shared_prompt_and_own_suffixes():
     b, g, n, h, key_heads, d, p, c = 2, 3, 4, 6, 2, 8, 7, 5
     keys = jax.random.split(jax.random.key(7), 5)
     q = jax.random.normal(keys[0], (b, g, n, h, d))

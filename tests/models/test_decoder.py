@@ -71,18 +71,18 @@ def test_prefill_and_extend_equal_whole_sequences(name):
     apply = functools.partial(decoder.apply, {"params": params})
     tokens, positions, mask = random_rows(2, config)
     next_position = positions.max((1, 2)) + 3
-    tails = np.random.default_rng(3).integers(3, config.vocab_size - 10, (3, 2, 6)).astype(np.int32)
+    suffixes = np.random.default_rng(3).integers(3, config.vocab_size - 10, (3, 2, 6)).astype(np.int32)
     real = np.ones((3, 2, 6), bool)
     real[0, 0, :2], real[1, 1, 4:], real[2, 0, 1:4] = False, False, False
 
     @jax.jit
-    def cached(tokens, tails):
+    def cached(tokens, suffixes):
         rows = Prompt(apply(tokens, method="embed"), positions, mask, next_position)
         prompt = apply(rows, method="prefill")
         tail = empty_tail(config, 3, 2, 8, jnp.float32)
         parts = []
         for part in (slice(0, 3), slice(3, 6)):
-            embeddings = apply(tails[:, :, part], method="embed")
+            embeddings = apply(suffixes[:, :, part], method="embed")
             x, tail = apply(embeddings, real[:, :, part], prompt, tail, method="extend")
             parts.append(x)
         return prompt.last, jnp.concatenate(parts, axis=2), tail.used
@@ -91,14 +91,14 @@ def test_prefill_and_extend_equal_whole_sequences(name):
     def whole(tokens, positions, mask):
         return apply(apply(tokens, method="embed"), positions, mask, method="hidden")
 
-    tails, real = jnp.asarray(tails), jnp.asarray(real)
-    last, hidden, used = cached(tokens, tails)
+    suffixes, real = jnp.asarray(suffixes), jnp.asarray(real)
+    last, hidden, used = cached(tokens, suffixes)
     assert used == 6
     index = jnp.cumsum(real, axis=-1) - 1
     for g in range(2):
         tail_positions = jnp.broadcast_to((next_position[:, None] + index[:, g])[:, None], (3, 3, 6))
         want = whole(
-            jnp.concatenate([tokens, tails[:, g]], 1),
+            jnp.concatenate([tokens, suffixes[:, g]], 1),
             jnp.concatenate([positions, tail_positions], 2),
             jnp.concatenate([mask, real[:, g]], 1),
         )

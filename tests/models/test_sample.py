@@ -15,7 +15,7 @@ from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWa
 from omnir1_jax.errors import InputError
 from omnir1_jax.models.qwen_omni.cache import Prompt
 from omnir1_jax.models.qwen_omni.decoder import Decoder
-from omnir1_jax.models.qwen_omni.sample import Sampling, Tails, draw, generate, warp
+from omnir1_jax.models.qwen_omni.sample import Sampling, Suffixes, draw, generate, warp
 from omnir1_jax.models.qwen_omni.score import score
 from tests.models.text_oracle import params_of, reference, text_config, text_positions
 
@@ -49,14 +49,15 @@ def run(
     key,
     settings,
     group=None,
-    tails=None,
+    suffixes=None,
     row_ids=None,
     active=None,
 ):
     variables = {"params": params}
     rows = Prompt(decoder.apply(variables, tokens, method="embed"), positions, mask, next_position)
     prompt = decoder.apply(variables, rows, method="prefill")
-    return generate(decoder, variables, prompt, key, settings, group=group, tails=tails, row_ids=row_ids, active=active)
+    rest = dict(group=group, suffixes=suffixes, row_ids=row_ids, active=active)
+    return generate(decoder, variables, prompt, key, settings, **rest)
 
 
 def run_text(config, params, tokens, mask, settings, key=0, **kwargs):
@@ -217,8 +218,8 @@ def test_draws_do_not_depend_on_the_batch(small):
     np.testing.assert_array_equal(again.tokens, batch.tokens)
 
 
-def test_tails_continue_the_prompt(small):
-    """A shared prompt with three different tails, padded here and there or empty: as if each were a prompt."""
+def test_suffixes_continue_the_prompt(small):
+    """A shared prompt with three different suffixes, padded here and there or empty: as if each were a prompt."""
     config, params = small
     tokens, mask = prompt_rows(config, rows=2)
     rng = np.random.default_rng(8)
@@ -226,7 +227,7 @@ def test_tails_continue_the_prompt(small):
     real = np.ones((2, 3, 5), bool)
     real[0, 0, 2:], real[0, 1, :3], real[1, 2] = False, False, False
     greedy = Sampling(9, (), 0, temperature=0.0)
-    got = run_text(config, params, tokens, mask, greedy, tails=Tails(jnp.asarray(own), jnp.asarray(real)))
+    got = run_text(config, params, tokens, mask, greedy, suffixes=Suffixes(jnp.asarray(own), jnp.asarray(real)))
     whole = np.concatenate([np.repeat(tokens[:, None], 3, 1), own], 2).reshape(6, -1)
     whole_mask = np.concatenate([np.repeat(mask[:, None], 3, 1), real], 2).reshape(6, -1)
     want = run_text(config, params, whole, whole_mask, greedy, group=1)

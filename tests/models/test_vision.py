@@ -1,4 +1,4 @@
-"""The vision tower's pieces: patches from raw pixels, padding that does not matter, gradients, remat."""
+"""The vision encoder's pieces: patches from raw pixels, padding that does not matter, gradients, remat."""
 
 import functools
 
@@ -13,7 +13,7 @@ from omnir1_jax.models import hf_checkpoint
 from omnir1_jax.models.qwen_omni import hf_config, layout, weights
 from omnir1_jax.models.qwen_omni.config import VisionConfig
 from omnir1_jax.models.qwen_omni.inputs import VisionInputs
-from omnir1_jax.models.qwen_omni.vision import VisionTower, patchify
+from omnir1_jax.models.qwen_omni.vision import VisionEncoder, patchify
 from tests.models.thinker_oracle import Sizes, reference, relative
 
 SIZES = Sizes(vision_depth=3, full_blocks=(1,))
@@ -21,8 +21,8 @@ GRIDS = np.array([[1, 10, 6], [2, 4, 12]])
 
 
 @functools.cache
-def towers():
-    """The reference's tower, ours, and its parameters."""
+def encoders():
+    """The reference's encoder, ours, and its parameters."""
     model = reference(SIZES, seed=5)
     config = hf_config.parse(model.config.to_dict())
     state = {"visual." + name: tensor.numpy() for name, tensor in model.model.visual.state_dict().items()}
@@ -30,15 +30,15 @@ def towers():
     for leaf in weights.leaves(config):
         if leaf.path[0] == "vision":
             tree.setdefault(leaf.path[1:], []).append(leaf)
-    tower = VisionTower(config.vision)
-    shapes = jax.eval_shape(lambda: tower.init(jax.random.key(0), inputs(config.vision)))["params"]
+    encoder = VisionEncoder(config.vision)
+    shapes = jax.eval_shape(lambda: encoder.init(jax.random.key(0), inputs(config.vision)))["params"]
     flat = {}
     for path, leaves in tree.items():
         shape = functools.reduce(lambda at, key: at[key], path, shapes).value.shape
         own = shape if leaves[0].layer is None else shape[1:]
         parts = [leaf.layout.to_params(state[leaf.name], own) for leaf in leaves]
         flat[path] = jnp.asarray(parts[0] if leaves[0].layer is None else np.stack(parts))
-    return model.model.visual, tower, hf_checkpoint.unflatten_dict(flat)
+    return model.model.visual, encoder, hf_checkpoint.unflatten_dict(flat)
 
 
 def patches(seed=0):
@@ -67,23 +67,23 @@ def test_patches_are_the_processors(height, width, frames):
 
 
 def test_equal_to_the_reference_and_padding_does_not_matter():
-    theirs, tower, params = towers()
+    theirs, encoder, params = encoders()
     with torch.no_grad():
         flat = torch.from_numpy(patches()).reshape(-1, 1176)
         want = theirs(flat, grid_thw=torch.from_numpy(GRIDS)).pooler_output.numpy()
-    apply = jax.jit(lambda params, x: tower.apply({"params": params}, x))
-    tight = apply(params, inputs(tower.config))[0]
+    apply = jax.jit(lambda params, x: encoder.apply({"params": params}, x))
+    tight = apply(params, inputs(encoder.config))[0]
     assert relative(tight, want) < 1e-5
-    wide = apply(params, inputs(tower.config, cells=45, windows=13, frames=6, frame_size=31))[0]
+    wide = apply(params, inputs(encoder.config, cells=45, windows=13, frames=6, frame_size=31))[0]
     assert wide.shape[0] == 45 and np.isfinite(wide).all()
     assert relative(wide[: len(want)], want) < 1e-5
 
 
 def test_raw_pixels_and_their_patches_are_the_same_input():
-    _, tower, params = towers()
-    given = inputs(tower.config)
+    _, encoder, params = encoders()
+    given = inputs(encoder.config)
     pixels = np.random.default_rng(1).integers(0, 256, (1, given.rows_cols.shape[1], 2, 28, 28, 3), np.uint8)
     raw = given.replace(pixels=jnp.asarray(pixels))
-    ready = given.replace(pixels=patchify(raw.pixels, tower.config))
-    apply = jax.jit(lambda params, x: tower.apply({"params": params}, x))
+    ready = given.replace(pixels=patchify(raw.pixels, encoder.config))
+    apply = jax.jit(lambda params, x: encoder.apply({"params": params}, x))
     assert relative(apply(params, raw), apply(params, ready)) < 1e-5

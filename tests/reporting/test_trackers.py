@@ -64,7 +64,7 @@ def test_a_failing_tracker_is_said_once_and_counted(tmp_path, module, capsys, ba
     run(tmp_path, module)
     said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note:")]
     assert said[0] == (
-        f"note: tracker {module.name} fails (SystemExit: no network); the run goes on, further failures are counted"
+        f"note: tracker {module.name} fails (SystemExit: no network); the run continues, further failures are counted"
     )
     count = {"init": 4, "log": 3, "finish": 1}[bad]
     assert said[1:] == [f"note: tracker {module.name}: {count} failures; metrics.jsonl has everything"]

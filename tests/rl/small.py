@@ -145,7 +145,7 @@ def sam2_params():
 def frozen(params=None) -> Frozen:
     params = thinker_params() if params is None else params
     return Frozen(
-        towers={"vision": params["vision"], "audio": params["audio"]},
+        encoders={"vision": params["vision"], "audio": params["audio"]},
         reference=params["text"],
         segmenter=sam2_params(),
         vocab=byte_vocab(tokenizer()),

@@ -42,7 +42,7 @@ def torch_models(tmp_path_factory):
         patch.setattr(thinker_oracle, "IDS", ids)
         for seed in (0, 1):
             model = thinker_oracle.reference(sizes, seed=seed)
-            if made:  # the towers are shared
+            if made:  # the encoders are shared
                 model.model.visual.load_state_dict(made[0][0].model.visual.state_dict())
                 model.model.audio_tower.load_state_dict(made[0][0].model.audio_tower.state_dict())
             path = tmp_path_factory.mktemp(f"model{seed}")

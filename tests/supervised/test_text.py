@@ -14,7 +14,7 @@ from omnir1_jax.errors import InputError
 from omnir1_jax.models import lora
 from omnir1_jax.models.qwen_omni import pretrained
 from omnir1_jax.models.qwen_omni.inputs import ThinkerInputs
-from omnir1_jax.models.qwen_omni.sample import Sampling, Tails, generate
+from omnir1_jax.models.qwen_omni.sample import Sampling, Suffixes, generate
 from omnir1_jax.rl import learn
 from omnir1_jax.supervised import text
 from omnir1_jax.toy import lessons
@@ -92,11 +92,11 @@ def test_loss_is_plain_cross_entropy_by_weight():
         np.testing.assert_allclose(np.asarray(found), (loss, accuracy), rtol=2e-5)
 
 
-@pytest.mark.parametrize("kind", ["decoder", "towers", "lora"])
+@pytest.mark.parametrize("kind", ["decoder", "encoders", "lora"])
 def test_steps_reduce_the_loss_and_train_what_they_should(kind):
-    config = text.SftConfig(kind == "towers", LORA if kind == "lora" else None, 256)
+    config = text.SftConfig(kind == "encoders", LORA if kind == "lora" else None, 256)
     frozen, params = small.frozen(), small.thinker_params()
-    trainable = {"decoder": params["text"], "towers": params}.get(kind)
+    trainable = {"decoder": params["text"], "encoders": params}.get(kind)
     if kind == "lora":
         trainable = lora.init(jax.random.key(0), params["text"], LORA)
     rule = small.optimizer(3e-3)
@@ -109,7 +109,7 @@ def test_steps_reduce_the_loss_and_train_what_they_should(kind):
     assert metrics["sft/loss/vos"] == metrics["sft/loss"] and metrics["sft/accuracy/vos"] == metrics["sft/accuracy"]
     assert int(state.step) == 8 and float(metrics["learn/skipped"]) == 0 and step._cache_size() == 1
     moved = jax.tree.map(lambda a, b: bool(np.any(np.asarray(a) != b)), state.trainable, before)
-    if kind == "towers":
+    if kind == "encoders":
         assert all(jax.tree.leaves(moved["vision"])) and moved["audio"]["conv1"]["kernel"]
     if kind == "decoder":
         # The same tree as in GRPO: a run there can go on from this state.
@@ -135,13 +135,13 @@ def test_the_toy_s_cold_start_grounds():
     settings = Sampling(16, ids.eos, ids.pad, temperature=0.0)
 
     @jax.jit
-    def answer(policy, tails):
+    def answer(policy, suffixes):
         decoder, variables = model.decoder(), {"params": params["text"]}
         prompt = model.apply({"params": params}, policy, method="prompt")
         cache = decoder.apply(variables, prompt, method="prefill")
-        return generate(decoder, variables, cache, jax.random.key(0), settings, tails=tails)
+        return generate(decoder, variables, cache, jax.random.key(0), settings, suffixes=suffixes)
 
-    said = answer(made.policy, Tails(made.tokens, questions))
+    said = answer(made.policy, Suffixes(made.tokens, questions))
     found = []
     for at in np.ndindex(made.lengths.shape):
         length, own = int(made.lengths[at]), int(questions[at].sum())
@@ -152,6 +152,6 @@ def test_the_toy_s_cold_start_grounds():
     assert len(found) > 60 and np.mean(found) > 0.4, np.mean(found)
 
 
-def test_towers_and_an_adapter_exclude_each_other():
-    with pytest.raises(InputError, match="sft.towers"):
+def test_encoders_and_an_adapter_exclude_each_other():
+    with pytest.raises(InputError, match="sft.encoders"):
         text.SftConfig(True, LORA, 256)

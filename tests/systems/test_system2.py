@@ -28,8 +28,8 @@ def test_each_request_gets_the_answer_of_its_own_prompt():
     valid = np.array([[[1, 1], [1, 0], [1, 1]], [[1, 1], [1, 1], [0, 0]]], bool)
     asked = grounding.Prompts(*map(jnp.asarray, (frame, valid, tokens, mask)))
     ask = jax.jit(grounding.answer, static_argnums=(0, 4))
-    towers = grounding.ThinkerParams(None, params["vision"], params["text"])
-    found = ask(thinker, towers, frames, asked, Sampling(length, (5,), 0, temperature=0.0))
+    encoders = grounding.ThinkerParams(None, params["vision"], params["text"])
+    found = ask(thinker, encoders, frames, asked, Sampling(length, (5,), 0, temperature=0.0))
     np.testing.assert_array_equal(found.frames_read, [3, 2])
     np.testing.assert_array_equal(found.lengths == 0, ~valid)
 

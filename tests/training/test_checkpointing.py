@@ -159,7 +159,7 @@ def test_a_damaged_checkpoint_is_passed_over_by_name(tmp_path, warned, damage):
     assert (found.step, found.stream) == (2, {"next_batch": 2})
     same(found.state, run(make(), 2))
     assert warned[0].startswith(f"{step}: passed over: ") and "\n" not in warned[0]
-    assert warned[1:] == [f"{step}: removed, since the run goes on from step 2"]
+    assert warned[1:] == [f"{step}: removed, since the run resumes from step 2"]
     # The run comes to step 3 again.
     with checkpointing.manager(tmp_path, 5) as manager:
         assert checkpointing.save(manager, 3, advance(found.state), {"next_batch": 3}, SETTINGS, wait=True)

@@ -231,7 +231,7 @@ def test_another_config_is_refused_by_its_setting(done, root):
 
 def test_supervised_training_learns_the_plans(root, tmp_path):
     c = config(root, "vos")
-    c.objective, c.steps, c.sft.target_tokens, c.sft.towers = "sft", 20, 448, True
+    c.objective, c.steps, c.sft.target_tokens, c.sft.encoders = "sft", 20, 448, True
     train(c, tmp_path / "sft", quiet=True)
     rows = list(read((tmp_path / "sft/metrics.jsonl").read_bytes(), "metrics"))
     assert np.mean([row["sft/vos/loss"] for row in rows[-5:]]) < 0.8 * rows[0]["sft/vos/loss"]

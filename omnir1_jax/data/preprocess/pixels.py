@@ -1,4 +1,4 @@
-"""Images and frames to the cells that the vision tower reads: sizes, colours, bicubic resizing, cutting."""
+"""Images and frames to the cells that the vision encoder reads: sizes, colours, bicubic resizing, cutting."""
 
 import math
 from collections.abc import Sequence

@@ -83,7 +83,7 @@ class Block(nn.Module):
         return x + y, None
 
 
-class AudioTower(nn.Module):
+class AudioEncoder(nn.Module):
     """`AudioInputs` to one vector per audio token; padding tokens hold nothing of meaning.
 
     Attributes:

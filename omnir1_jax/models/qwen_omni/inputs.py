@@ -83,5 +83,5 @@ class ThinkerInputs:
     @classmethod
     def of(cls, tree: Mapping[str, Any]) -> "ThinkerInputs":
         """Of dicts by field, as a pipeline's flat arrays unflatten to."""
-        towers = {"vision": VisionInputs, "audio": AudioInputs}
-        return cls(**{name: towers[name](**value) if name in towers else value for name, value in tree.items()})
+        encoders = {"vision": VisionInputs, "audio": AudioInputs}
+        return cls(**{name: encoders[name](**value) if name in encoders else value for name, value in tree.items()})

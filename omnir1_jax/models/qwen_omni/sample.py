@@ -14,7 +14,7 @@ from omnir1_jax.models.qwen_omni.cache import PromptCache, TailCache, empty_tail
 from omnir1_jax.models.qwen_omni.decoder import DECODING, Decoder, last_real
 from omnir1_jax.parallel import constrain, shards
 
-TAIL_PIECE = 32  # tokens of the tails that are read at a time
+TAIL_PIECE = 32  # tokens of the suffixes that are read at a time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Sampling:
             raise InputError(f"sampling.top_p: {self.top_p} is not above 0 and at most 1; 1 means all tokens")
 
 
-class Tails(NamedTuple):
+class Suffixes(NamedTuple):
     """Own beginning of each continuation, after the shared prompt and before what is sampled.
 
     Attributes:
@@ -182,13 +182,13 @@ def draw(
     return tokens, chosen - jax.nn.logsumexp(logits, axis=-1)
 
 
-def _read_tails(
-    apply: Callable, prompt: PromptCache, tails: Tails, tail: TailCache, last: Float[Array, "b g e"]
+def _read_suffixes(
+    apply: Callable, prompt: PromptCache, suffixes: Suffixes, tail: TailCache, last: Float[Array, "b g e"]
 ) -> tuple[TailCache, Float[Array, "b g e"]]:
-    """Extends an empty tail by the tails' tokens, a piece at a time up to the last real one. Also the last hidden
+    """Extends an empty tail by the suffixes' tokens, a piece at a time up to the last real one. Also the last hidden
     state of each."""
-    spare = -tails.tokens.shape[2] % TAIL_PIECE
-    tokens, mask = (jnp.pad(x, ((0, 0), (0, 0), (0, spare))) for x in tails)
+    spare = -suffixes.tokens.shape[2] % TAIL_PIECE
+    tokens, mask = (jnp.pad(x, ((0, 0), (0, 0), (0, spare))) for x in suffixes)
     end = jnp.max(jnp.where(mask, jnp.arange(1, mask.shape[2] + 1), 0))
 
     def read(state):
@@ -198,7 +198,7 @@ def _read_tails(
         hidden, tail = apply(embeddings, real, prompt, tail, method="extend")
         return tail, jnp.where(real.any(-1, keepdims=True), last_real(hidden, real), last)
 
-    with jax.named_scope("tails"):
+    with jax.named_scope("suffixes"):
         return jax.lax.while_loop(lambda state: state[0].used < end, read, (tail, last))
 
 
@@ -210,11 +210,11 @@ def generate(
     settings: Sampling,
     *,
     group: int | None = None,
-    tails: Tails | None = None,
+    suffixes: Suffixes | None = None,
     row_ids: Int[Array, " b"] | None = None,
     active: Bool[Array, "b g"] | None = None,
 ) -> Completions:
-    """Continues each prompt `group` times, or as often as it has `tails`. Stops as soon as all have ended.
+    """Continues each prompt `group` times, or as often as it has `suffixes`. Stops as soon as all have ended.
 
     Args:
       variables: {"params": ...} and, for an adapted model, {"lora": ...}.
@@ -223,20 +223,20 @@ def generate(
         a prompt depends on `key`, its number and the continuation's, not on the rest of the batch.
       active: continuations that are wanted; the others have length 0 and keep nobody waiting.
     """
-    if (group is None) == (tails is None):
-        raise InputError("generate: give either group or tails")
+    if (group is None) == (suffixes is None):
+        raise InputError("generate: give either group or suffixes")
     apply = functools.partial(decoder.apply, variables)
     rows, length = prompt.mask.shape[0], settings.max_tokens
-    group = group if tails is None else tails.tokens.shape[1]
+    group = group if suffixes is None else suffixes.tokens.shape[1]
     row_ids = jnp.arange(rows) if row_ids is None else row_ids
     fold = jnp.vectorize(jax.random.fold_in)
     keys = fold(fold(key, row_ids[:, None]), jnp.arange(group))
 
-    suffix_slots = 0 if tails is None else -(-tails.tokens.shape[2] // TAIL_PIECE) * TAIL_PIECE
+    suffix_slots = 0 if suffixes is None else -(-suffixes.tokens.shape[2] // TAIL_PIECE) * TAIL_PIECE
     tail = empty_tail(decoder.config, rows, group, max(suffix_slots + length - 1, 1), decoder.dtype)
     last = jnp.broadcast_to(prompt.last[:, None], (rows, group, prompt.last.shape[-1]))
-    if tails is not None:
-        tail, last = _read_tails(apply, prompt, tails, tail, last)
+    if suffixes is not None:
+        tail, last = _read_suffixes(apply, prompt, suffixes, tail, last)
 
     def write(i, logits, done, out: Completions) -> tuple[Array, Completions]:
         tokens, logprobs = draw(fold(keys, i), logits, settings)

@@ -5,12 +5,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from omnir1_jax.models.qwen_omni.audio import AudioTower
+from omnir1_jax.models.qwen_omni.audio import AudioEncoder
 from omnir1_jax.models.qwen_omni.cache import Prompt
 from omnir1_jax.models.qwen_omni.config import ThinkerConfig
 from omnir1_jax.models.qwen_omni.decoder import Decoder
 from omnir1_jax.models.qwen_omni.inputs import AudioInputs, ThinkerInputs, VisionInputs
-from omnir1_jax.models.qwen_omni.vision import VisionTower
+from omnir1_jax.models.qwen_omni.vision import VisionEncoder
 
 
 def place(
@@ -33,8 +33,8 @@ class Thinker(nn.Module):
     def setup(self):
         c = self.config
         switches = dict(dtype=c.dtype, remat=c.remat, attention=c.attention)
-        self.vision = VisionTower(c.vision, **switches)
-        self.audio = AudioTower(c.audio, **switches)
+        self.vision = VisionEncoder(c.vision, **switches)
+        self.audio = AudioEncoder(c.audio, **switches)
         self.text = Decoder(c.text, **switches)
 
     def __call__(self, inputs: ThinkerInputs) -> Float[Array, "b s v"]:

@@ -143,7 +143,7 @@ class PatchEmbed(nn.Module):
         return patches.astype(self.dtype) @ kernel.astype(self.dtype)
 
 
-class VisionTower(nn.Module):
+class VisionEncoder(nn.Module):
     """`VisionInputs` to one vector per cell, in the order of the cells; padding cells hold nothing of meaning.
 
     Attributes:

@@ -13,7 +13,7 @@ from omnir1_jax.errors import InputError
 from omnir1_jax.models.qwen_omni.cache import Prompt, PromptCache
 from omnir1_jax.models.qwen_omni.decoding import decoding_copy
 from omnir1_jax.models.qwen_omni.inputs import VisionInputs
-from omnir1_jax.models.qwen_omni.sample import Sampling, Tails, generate
+from omnir1_jax.models.qwen_omni.sample import Sampling, Suffixes, generate
 from omnir1_jax.models.qwen_omni.thinker import Thinker, place
 from omnir1_jax.systems.frames import HighResFrames
 from omnir1_jax.systems.grounders.protocol import GroundedBoxes, Requests
@@ -156,7 +156,7 @@ def answer(
         PromptCache(keys, values, repeat(frames.mask), repeat(frames.next_position), last),
         jax.random.key(0),
         sampling,
-        tails=Tails(requests.tokens.reshape(-1, 1, n), requests.mask.reshape(-1, 1, n)),
+        suffixes=Suffixes(requests.tokens.reshape(-1, 1, n), requests.mask.reshape(-1, 1, n)),
         active=requests.valid.reshape(-1, 1),
     )
     return Answers(generated.tokens.reshape(b, g, k, -1), generated.lengths.reshape(b, g, k), count)
