@@ -65,20 +65,23 @@ def test_fused_equals_staged_and_every_stage_had_something_to_do(scripted):
     assert fused._cache_size() == 1  # the second step did not compile again
 
 
-def test_no_callback_leaves_the_program():
-    batch = small.batches("vos", 2)[0]
+@pytest.fixture(scope="module")
+def lowered():
+    """The fused step with a sampled answer, traced once."""
     train_step = step.make_train_step(vos.TASK, small.models(), small.optimizer(), small.step_config())
-    text = train_step.lower(small.state(), small.frozen(), batch, jax.random.key(0)).as_text()
+    return train_step.lower(small.state(), small.frozen(), small.batches("vos", 2)[0], jax.random.key(0))
+
+
+def test_no_callback_leaves_the_program(lowered):
+    text = lowered.as_text()
     assert len(text) > 1e5
     assert not re.findall(r"callback|infeed|outfeed|host_compute|send|recv", text)
     values = re.sub(r"= dense<[^>]*> : tensor<[^>]*>", "", text)  # attributes, as paddings, are 64 bits wide
     assert not re.findall(r"tensor<(?:\d+x)*(?:i64|f64)>", values)
 
 
-def test_sampled_tokens_have_the_scorer_s_log_probs_and_seeds_decide():
-    batch = small.batches("vos", 2)[0]
-    config = small.step_config()
-    train_step = step.make_train_step(vos.TASK, small.models(), small.optimizer(), config)
+def test_sampled_tokens_have_the_scorer_s_log_probs_and_seeds_decide(lowered):
+    batch, train_step = small.batches("vos", 2)[0], lowered.compile()
     go = lambda seed: train_step(small.state(), small.frozen(), batch, jax.random.key(seed))
     (state, metrics, rollout), (state2, _, rollout2), (_, _, rollout3) = go(0), go(0), go(1)
     assert metrics["learn/sampler_gap"] < 1e-4
