@@ -39,7 +39,7 @@ need_disk() {
 # later runs need no network. An interrupted install has no stamp and is resumed.
 make_environment() {
   local venv=$1 extras=$2 kib=$3 started=$SECONDS wanted
-  wanted="$root$extras $(cat "$root/setup.py" "$root/launch/constraints.txt" | cksum)"
+  wanted="$root$extras $(cat "$root/setup.py" "$root/pyproject.toml" "$root/launch/constraints.txt" | cksum)"
   if [ -x "$venv/bin/python" ] && [ "$(cat "$venv/.installed" 2>/dev/null)" = "$wanted" ]; then return; fi
   find_python
   exec 8<"$root/setup.py"

@@ -61,7 +61,7 @@ if [ ! -x "$venv/bin/python" ] && ! (find_python) 2>/dev/null; then
   fi
   PYTHON=$(python3 -m uv python find 3.12)
 fi
-make_environment "$venv" "[tpu]" 6000000
+make_environment "$venv" "[tpu,train,eval]" 6000000
 [ -z "$install_only" ] || exit 0
 
 if [ -n "$inputs" ] && [ "$(cat .inputs 2>/dev/null)" != "$inputs" ]; then

@@ -2,9 +2,11 @@
 
 import contextlib
 import errno
+import importlib
 import os
 import re
 import shutil
+import types
 import unicodedata
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -24,6 +26,16 @@ class InputError(ValueError):
     def __str__(self) -> str:
         text = printable(super().__str__())
         return text if len(text) <= _MAX_LINE else f"{text[: _MAX_LINE - 500]} ... {text[-480:]}"
+
+
+def optional(module: str, extra: str) -> types.ModuleType:
+    """Imports a module of a package that an extra brings. Raises InputError, naming the extra, where it is missing."""
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name != module.partition(".")[0]:
+            raise
+        raise InputError(f"{error.name} is not installed; pip install 'omnir1_jax[{extra}]'") from None
 
 
 class Interrupted(KeyboardInterrupt):

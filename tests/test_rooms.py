@@ -11,9 +11,9 @@ ROOT = pathlib.Path(__file__).parent.parent
 PACKAGE = ROOT / "omnir1_jax"
 # A room, or a module at the top, imports only from those before it; a command from all.
 ORDER = (
-    "errors", "terminal", "signals", "cli", "files", "parallel", "text", "config", "models", "data", "systems",
-    "rewards", "rl", "tasks", "supervised", "toy", "build", "evaluation", "reporting", "training", "inference",
-    "planning", "benches",
+    "scripts", "errors", "terminal", "signals", "cli", "files", "parallel", "text", "config", "models", "data",
+    "systems", "rewards", "rl", "tasks", "supervised", "toy", "build", "evaluation", "reporting", "training",
+    "inference", "planning", "benches",
 )  # fmt: skip
 COMMANDS = ("bench", "convert", "evaluate", "infer", "plan", "profile", "toy", "train")
 

@@ -15,7 +15,7 @@ from etils import epath
 from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict, config_flags
 
-from omnir1_jax.config import schema
+from omnir1_jax.config import schema, shipped
 from omnir1_jax.config.schema import S
 from omnir1_jax.config.sections import CELL as CELL
 from omnir1_jax.config.sections import Settings, Task
@@ -85,7 +85,7 @@ def define() -> flags.FlagHolder:
 def parse(argv: Sequence[str]) -> Sequence[str]:
     """absl's flags parser; a file, key or value that will not do is one line."""
     try:
-        rest = flags.FLAGS(list(argv))
+        rest = flags.FLAGS(shipped.found(argv))
         if "config" in flags.FLAGS and flags.FLAGS.config is not None:
             flags.FLAGS.config.keys()  # a file that could not be loaded says so only when it is used
         return rest

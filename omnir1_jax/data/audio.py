@@ -1,12 +1,13 @@
 """Decoded sound: 16 kHz mono from a sound file or from a film's own track."""
 
 import io
+import math
 import os
 
 import av
-import librosa
 import numpy as np
 import soundfile
+import soxr
 from jaxtyping import Float
 
 from omnir1_jax.data import media, paths, video_index
@@ -51,8 +52,19 @@ def load_audio(source: AudioSource, *, sample_id: str = "?") -> Float[np.ndarray
     if not np.isfinite(samples).all():
         raise BadSample(sample_id, f"{name} holds samples that are not numbers")
     if rate != SAMPLE_RATE:
-        samples = librosa.resample(samples, orig_sr=rate, target_sr=SAMPLE_RATE, res_type="soxr_hq")
+        samples = _resample(samples, rate)
     return np.ascontiguousarray(samples, np.float32)
+
+
+def _resample(samples: Float[np.ndarray, " n"], rate: int) -> Float[np.ndarray, " m"]:
+    """librosa's resampling with soxr_hq; where librosa is not installed, the same numbers from soxr itself."""
+    try:
+        import librosa
+    except ModuleNotFoundError:
+        length = math.ceil(len(samples) * (SAMPLE_RATE / rate))  # as librosa rounds
+        resampled = soxr.resample(samples, rate, SAMPLE_RATE, quality="soxr_hq")[:length]
+        return np.pad(resampled, (0, length - len(resampled)))
+    return librosa.resample(samples, orig_sr=rate, target_sr=SAMPLE_RATE, res_type="soxr_hq")
 
 
 def _decode_sound_file(path: str, sample_id: str) -> tuple[np.ndarray, int] | None:

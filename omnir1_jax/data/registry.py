@@ -20,11 +20,12 @@ from omnir1_jax.data import (
 )
 from omnir1_jax.data.refs import Reader
 from omnir1_jax.data.synthetic import reader as synthetic
-from omnir1_jax.errors import InputError
+from omnir1_jax.errors import InputError, optional
 
 
 def _open_tfds(root: str, split: str = "train") -> Reader:
-    from omnir1_jax.data.tfds_builders import reader  # half a second, for those who need it
+    optional("tensorflow_datasets", "train")  # half a second, for those who need it
+    from omnir1_jax.data.tfds_builders import reader
 
     return reader.open(root, split)
 

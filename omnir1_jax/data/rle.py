@@ -9,14 +9,15 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Bool
-from pycocotools import mask as coco
+
+from omnir1_jax.errors import optional
 
 MAX_PIXELS = 2**28
 
 
 def encode(mask: Bool[np.ndarray, "height width"]) -> dict[str, Any]:
     """The run lengths of a mask, ready for json."""
-    run_lengths = coco.encode(np.asfortranarray(mask.astype(np.uint8)))
+    run_lengths = optional("pycocotools.mask", "eval").encode(np.asfortranarray(mask.astype(np.uint8)))
     return {"size": [int(n) for n in run_lengths["size"]], "counts": run_lengths["counts"].decode("ascii")}
 
 

@@ -5,7 +5,7 @@ import functools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from omnir1_jax.errors import InputError
+from omnir1_jax.errors import InputError, optional
 from omnir1_jax.text import tags
 
 QUESTION_TYPES = ("multiple choice", "numerical", "OCR", "free-form", "regression")
@@ -43,9 +43,8 @@ def word_error_rate(reference: str, hypothesis: str) -> float:
 
 @functools.cache
 def _scorer():
-    from rouge_score import rouge_scorer  # here, because it imports NLTK, which takes a second
-
-    return rouge_scorer.RougeScorer(["rouge1", "rouge2", "rougeL"], use_stemmer=True)
+    # Here, because it imports NLTK, which takes a second.
+    return optional("rouge_score.rouge_scorer", "eval").RougeScorer(["rouge1", "rouge2", "rougeL"], use_stemmer=True)
 
 
 def rouge(reference: str, hypothesis: str) -> tuple[float, float, float]:

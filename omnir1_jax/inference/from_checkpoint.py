@@ -6,7 +6,6 @@ A checkpoint is one of
     "toy": the models of configs/toy.py
 """
 
-import pathlib
 import runpy
 from typing import Any, NamedTuple
 
@@ -17,7 +16,7 @@ from ml_collections import ConfigDict
 
 from omnir1_jax.build import models, valid
 from omnir1_jax.build.models import Loaded
-from omnir1_jax.config import settings
+from omnir1_jax.config import settings, shipped
 from omnir1_jax.errors import InputError
 from omnir1_jax.training import checkpointing, export
 
@@ -156,7 +155,6 @@ def _mixed(run_config: ConfigDict, chosen: ConfigDict | None) -> ConfigDict:
 
 
 def _toy() -> ConfigDict:
-    file = pathlib.Path(__file__).parents[2] / "configs" / "toy.py"
-    if not file.is_file():
-        raise InputError(f"--checkpoint {TOY}: {file} is not there; run from a checkout")
-    return runpy.run_path(str(file))["get_config"]()
+    if shipped.FOLDER is None:
+        raise InputError(f"--checkpoint {TOY}: the folder configs is neither in the package nor beside it")
+    return runpy.run_path(str(shipped.FOLDER / "toy.py"))["get_config"]()

@@ -2,6 +2,7 @@
 
 import io
 import os
+import sys
 
 import av
 import cv2
@@ -195,6 +196,14 @@ def test_wav_is_librosas(folder):
         np.testing.assert_allclose(ours, theirs, atol=1e-6)
         np.testing.assert_array_equal(audio.load_audio(AudioBytes((folder / name).read_bytes())), ours)
     assert ours.dtype == np.float32 and len(ours) == 16000
+
+
+@pytest.mark.parametrize("rate", [8000, 22050, 44100, 48000])
+def test_sound_is_resampled_alike_without_librosa(rate, monkeypatch):
+    samples = np.random.default_rng(rate).normal(size=rate // 2 + 7).astype(np.float32)
+    theirs = audio._resample(samples, rate)
+    monkeypatch.setitem(sys.modules, "librosa", None)
+    np.testing.assert_array_equal(audio._resample(samples, rate), theirs)
 
 
 def test_track_of_a_video(folder):

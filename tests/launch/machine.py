@@ -22,7 +22,8 @@ class Machine:
         for made in (self.checkout, self.fake, self.bin, self.home):
             made.mkdir()
         shutil.copytree(ROOT / "launch", self.checkout / "launch")
-        shutil.copy(ROOT / "setup.py", self.checkout)
+        for name in ("setup.py", "pyproject.toml"):
+            shutil.copy(ROOT / name, self.checkout)
         self.says("version", "3.12")
         for name in INTERPRETERS:
             self.program(name, FAKE_PYTHON.read_text())

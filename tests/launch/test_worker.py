@@ -22,7 +22,7 @@ def test_it_installs_joins_and_trains(machine):
     status, out, said = machine.run("worker.sh", *TRAINING)
     assert status == 0 and "summary.json" in out, said
     made, install, train = machine.calls
-    assert made.endswith(".venv-tpu") and install.endswith(f"--editable {machine.checkout}[tpu]")
+    assert made.endswith(".venv-tpu") and install.endswith(f"--editable {machine.checkout}[tpu,train,eval]")
     assert train == "-m omnir1_jax.train --coordinator=auto " + " ".join(TRAINING)
     assert machine.run("worker.sh", *TRAINING)[0] == 0
     assert machine.calls[3:] == [train]

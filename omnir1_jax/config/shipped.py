@@ -1,0 +1,25 @@
+"""The configs that come with the package: `configs/` of a checkout, `omnir1_jax/configs/` of an installed one."""
+
+import pathlib
+import re
+from collections.abc import Sequence
+
+_PACKAGE = pathlib.Path(__file__).parents[1]
+_PLACES = (_PACKAGE / "configs", _PACKAGE.parent / "configs")
+FOLDER = next((path for path in _PLACES if (path / "toy.py").is_file()), None)
+_FLAG = re.compile(r"(--?config=)?configs/(\w+\.py)((?::.*)?)", re.DOTALL)
+
+
+def found(argv: Sequence[str]) -> list[str]:
+    """Arguments of a command; where `configs/NAME.py` is no file from here on, it is the shipped one."""
+    return [_found(argument) for argument in argv]
+
+
+def _found(argument: str) -> str:
+    named = _FLAG.fullmatch(argument)
+    if FOLDER is None or named is None:
+        return argument
+    flag, name, rest = named.groups("")
+    ours = FOLDER / name
+    here = pathlib.Path("configs", name)
+    return f"{flag}{ours}{rest}" if ours.is_file() and not here.exists() else argument
