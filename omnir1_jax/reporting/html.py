@@ -1,6 +1,7 @@
-"""Pages that stand alone: no script, no request, and every text escaped unless it is `Html` already."""
+"""Pages that stand alone: no request, no script but their own, every text escaped unless it is `Html` already."""
 
 import base64
+import hashlib
 import html
 import re
 from collections.abc import Iterable, Sequence
@@ -9,8 +10,6 @@ from etils import epath
 
 from omnir1_jax.cli import atomic_path
 
-# What the page itself may do: show pictures that it holds and follow its own style. Nothing leaves it.
-POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 _UNPRINTABLE = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]")
 
 STYLE = """
@@ -50,6 +49,34 @@ pre { margin: 6px 0 12px; padding: 10px 12px; background: var(--tint); border-ra
   white-space: pre-wrap; overflow-wrap: anywhere; max-height: 340px; overflow-y: auto; }
 details { margin: 0 0 10px; }
 summary { cursor: pointer; overflow-wrap: anywhere; }
+h4 { font-size: 14px; margin: 0 0 6px; }
+.bad { color: var(--mark); }
+.filter { display: flex; flex-wrap: wrap; gap: 10px 16px; align-items: end; margin: 0 0 14px; }
+.filter label { display: grid; gap: 3px; color: var(--soft); font-size: 12px; }
+.filter select, .filter input, .filter button { font: inherit; font-size: 14px; color: var(--ink); min-height: 34px;
+  background: var(--paper); border: 1px solid var(--line); border-radius: 6px; padding: 4px 8px; max-width: 220px; }
+.filter input { width: 78px; }
+.filter span { display: flex; gap: 4px; }
+.group { border: 1px solid var(--line); border-radius: 8px; padding: 10px 14px; }
+.group[open] > summary { margin-bottom: 12px; }
+.group > summary > span { display: block; margin-top: 3px; }
+.group > summary > .chips { display: flex; flex-wrap: wrap; gap: 4px; }
+.chip { background: var(--tint); border-radius: 4px; padding: 0 7px; font-size: 12px; line-height: 20px;
+  font-variant-numeric: tabular-nums; }
+.cards { display: grid; grid-auto-flow: column; grid-auto-columns: minmax(min(330px, 82vw), 1fr); gap: 14px;
+  overflow-x: auto; scroll-snap-type: x proximity; padding-bottom: 8px; }
+.card { border: 1px solid var(--line); border-radius: 6px; padding: 10px 12px; scroll-snap-align: start; min-width: 0; }
+.card td, .card th { padding-right: 10px; font-size: 13px; overflow-wrap: break-word; }
+.terms td:first-child { white-space: nowrap; }
+.terms tr:nth-child(2) td { font-weight: 600; }
+.tiles { display: grid; grid-template-columns: repeat(auto-fill, minmax(158px, 1fr)); gap: 10px; margin: 14px 0 0; }
+.tiles div { background: var(--tint); border-radius: 8px; padding: 9px 12px; overflow-wrap: anywhere; }
+.tiles dt { color: var(--soft); font-size: 12px; }
+.tiles dd { margin: 1px 0 0; font-size: 15px; font-variant-numeric: tabular-nums; }
+.other { opacity: .45; }
+.pages a { color: var(--curve); margin-right: 14px; }
+@media (max-width: 600px) { body { padding: 16px 12px 40px; } .grid { grid-template-columns: 1fr; }
+  .group { padding: 8px 10px; } nav a { display: inline-block; padding: 4px 0; } }
 """
 
 
@@ -76,10 +103,15 @@ def join(parts: Iterable[object], by: str = "\n") -> Html:
     return Html(by.join(text(part) for part in parts))
 
 
-def tag(name: str, *content: object, **attributes: object) -> Html:
+def tag(name: str, /, *content: object, **attributes: object) -> Html:
     """An element. `class_` is the attribute `class`."""
     listed = "".join(f' {key.rstrip("_")}="{text(value)}"' for key, value in attributes.items())
     return Html(f"<{name}{listed}>{join(content, '')}</{name}>")
+
+
+def empty(name: str, /, **attributes: object) -> Html:
+    """An element without content, as `tag`."""
+    return Html(tag(name, **attributes).removesuffix(f"</{name}>"))
 
 
 def table(header: Sequence[object], rows: Sequence[Sequence[object]], caption: str = "") -> Html:
@@ -93,6 +125,11 @@ def table(header: Sequence[object], rows: Sequence[Sequence[object]], caption: s
     body = [tag("tr", *(cell(first if not i else "td", value, i) for i, value in enumerate(row))) for row in rows]
     words = [tag("caption", caption)] if caption else []
     return tag("div", tag("table", *words, *head, *body), class_="scroll")
+
+
+def tiles(values: Sequence[tuple[str, object]]) -> Html:
+    """A few facts by name, at a glance."""
+    return tag("dl", *(tag("div", tag("dt", name), tag("dd", value)) for name, value in values), class_="tiles")
 
 
 def picture(data: bytes, alt: str, caption: object = "") -> Html:
@@ -123,15 +160,35 @@ def clipped(value: str, limit: int) -> str:
     return value if len(value) <= limit else f"{value[:limit]}\n… {len(value) - limit} more characters"
 
 
-def page(title: str, *content: object) -> str:
-    """The whole document; the first part stands above the list of sections."""
+def policy(script: str = "", live: bool = False) -> str:
+    """What a page may do: show pictures that it holds, follow its own style and script. Nothing leaves it.
+
+    Args:
+      live: the page may also ask the server that it is from.
+    """
+    own = "'self'" if live else "'none'"
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    scripts = f"'sha256-{digest}'" if script else "'none'"
+    return (
+        f"default-src 'none'; img-src data:{' ' + own if live else ''}; style-src 'unsafe-inline'; "
+        f"script-src {scripts}; connect-src {own}; base-uri 'none'; form-action {own}"
+    )
+
+
+def page(title: str, *content: object, script: str = "", live: bool = False) -> str:
+    """The whole document; the first part stands above the list of sections.
+
+    Args:
+      script: written here, never data; it comes last.
+      live: as of `policy`.
+    """
     titles = re.findall(r'<h2 id="[^"]*">([^<]*)</h2>', join(content))
     links = [tag("a", Html(title), href=f"#{_anchor(html.unescape(title))}") for title in titles]
     listed = [tag("nav", *links)] if links else []
-    content = (*content[:1], *listed, *content[1:])
+    content = (*content[:1], *listed, *content[1:], *([Html(f"<script>{script}</script>")] if script else []))
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy(script, live)}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<meta name="referrer" content="no-referrer">\n<link rel="icon" href="data:,">\n'
         f"<title>{text(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n{join(content)}\n</body>\n</html>\n"

@@ -67,13 +67,13 @@ def sync(file: BinaryIO) -> None:
     os.fsync(file.fileno())
 
 
-def read_metrics(data: bytes, name: str) -> Iterator[dict[str, Any]]:
+def read_metrics(data: bytes, name: str, first: int = 1) -> Iterator[dict[str, Any]]:
     """`read` of a log of metrics: a step, and numbers by name (null where one was not finite), or a task's name.
 
     Raises:
       InputError: also where a value is none of these.
     """
-    for row in read(data, name):
+    for row in read(data, name, first):
         for key, value in row.items():
             good = value is None or type(value) in (int, float) or (isinstance(value, str) and "/" not in key)
             if key in ("step", "seconds"):
@@ -84,13 +84,16 @@ def read_metrics(data: bytes, name: str) -> Iterator[dict[str, Any]]:
         yield row
 
 
-def read(data: bytes, name: str) -> Iterator[dict[str, Any]]:
+def read(data: bytes, name: str, first: int = 1) -> Iterator[dict[str, Any]]:
     """The objects of a file; a last line without its end is left out.
+
+    Args:
+      first: the number that its first line has in messages.
 
     Raises:
       InputError: another line is not a JSON object.
     """
-    for number, row in enumerate(data.split(b"\n")[:-1], 1):
+    for number, row in enumerate(data.split(b"\n")[:-1], first):
         try:
             value = json_file.parse_object(row, f"{name} line {number}")
         except InputError as error:

@@ -181,8 +181,13 @@ class RunLog:
 
     def rollouts(self, step: int, examples: Sequence[Example]) -> None:
         """One line for each prompt and completion."""
+        number = 0
         for example in examples:
-            lines.append(self._rollouts, line(step, example))
+            row = line(step, example)
+            if example.clip is not None:
+                row["picture"] = picture_name(number, example.sample_id)
+                number += 1
+            lines.append(self._rollouts, row)
 
     def pictures(self, step: int, examples: Sequence[Example]) -> None:
         """One PNG for each example that has a clip, in `pictures/<step>` and among TensorBoard's images."""
@@ -193,7 +198,7 @@ class RunLog:
             for number, example in enumerate(seen):
                 drawn = pictures.draw(example)
                 encoded = pictures.png(drawn)
-                (folder / f"{number:02d}_{file_name(example.sample_id)}.png").write_bytes(encoded)
+                (folder / picture_name(number, example.sample_id)).write_bytes(encoded)
                 if self._events:
                     self._event(step, _image(f"clips/{number}", drawn.shape, encoded))
 
@@ -283,6 +288,11 @@ def clock(seconds: Number) -> str:
 def file_name(text: str) -> str:
     """A short name for a file, safe everywhere."""
     return re.sub(r"[^A-Za-z0-9._-]+", "_", text).strip("._")[:80] or "clip"
+
+
+def picture_name(number: int, sample_id: str) -> str:
+    """The file of a step's picture: its place among those of the step, and the clip."""
+    return f"{number:02d}_{file_name(sample_id)}.png"
 
 
 def check_pictures(workdir: epath.PathLike, owner: str) -> None:

@@ -11,6 +11,29 @@ import pathlib
 from etils import epath
 
 
+class Copy:
+    """A local copy of a file on a bucket, or of a growing one with its parts, to which `update` adds what is new."""
+
+    def __init__(self, local: pathlib.Path, remote: epath.Path, folder: epath.Path | None = None):
+        self._local, self._remote, self._folder = local, remote, folder
+        self._whole, self._added = None, set()
+
+    def update(self) -> None:
+        """Where the remote file was replaced, or a part has gone that was added, the copy is made anew."""
+        if not self._remote.exists():
+            return
+        stat, parts = self._remote.stat(), _parts(self._folder)
+        whole = stat.length, stat.mtime
+        if whole != self._whole or not self._added <= {part.name for part in parts}:
+            self._local.write_bytes(self._remote.read_bytes())
+            self._whole, self._added = whole, set()
+        for part in parts:
+            if int(part.name) == self._local.stat().st_size:
+                with self._local.open("ab") as file:
+                    file.write(part.read_bytes())
+                self._added.add(part.name)
+
+
 class Parts:
     """Copies a local file that is appended to. `open` and `close` copy all of it once, `send` what is new."""
 
@@ -19,12 +42,7 @@ class Parts:
 
     def fetch(self) -> None:
         """Puts the remote content into the local file."""
-        data = self._remote.read_bytes() if self._remote.exists() else b""
-        for part in self._parts():
-            if int(part.name) == len(data):
-                data += part.read_bytes()
-        if data:
-            self._local.write_bytes(data)
+        Copy(self._local, self._remote, self._folder).update()
 
     def open(self) -> None:
         """The local file, which may have been truncated, takes the place of the remote one and its parts."""
@@ -32,7 +50,7 @@ class Parts:
         if not self._remote.exists() or self._remote.read_bytes() != data:
             self._remote.parent.mkdir(parents=True, exist_ok=True)
             self._remote.write_bytes(data)  # first, since a part that is left over is stale
-        for part in self._parts():
+        for part in _parts(self._folder):
             part.unlink()
         self._sent = len(data)
 
@@ -46,6 +64,7 @@ class Parts:
             (self._folder / f"{self._sent:012d}").write_bytes(data)
             self._sent += len(data)
 
-    def _parts(self) -> list[epath.Path]:
-        found = [path for path in self._folder.iterdir() if path.name.isdecimal()] if self._folder.exists() else []
-        return sorted(found, key=lambda path: int(path.name))
+
+def _parts(folder: epath.Path | None) -> list[epath.Path]:
+    found = [p for p in folder.iterdir() if p.name.isdecimal()] if folder is not None and folder.exists() else []
+    return sorted(found, key=lambda path: int(path.name))

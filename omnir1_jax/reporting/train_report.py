@@ -1,7 +1,7 @@
-"""`report.html` of a training run: made from the files of its work directory, at any time of the run."""
+"""The page of a training run, made from the files of its work directory: `report.html`, and what `serve` shows."""
 
+import itertools
 import json
-import math
 import statistics
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -12,19 +12,22 @@ import numpy as np
 from etils import epath
 
 from omnir1_jax.errors import InputError
-from omnir1_jax.files import json_file, regular_file
-from omnir1_jax.reporting import charts, html, lines
+from omnir1_jax.files import regular_file
+from omnir1_jax.reporting import charts, html, rollouts_html
 from omnir1_jax.reporting import names as metric_names
 from omnir1_jax.reporting.html import Html, tag
-from omnir1_jax.reporting.log import METRICS, PICTURES, ROLLOUTS, clock
+from omnir1_jax.reporting.log import METRICS, PICTURES, clock
+from omnir1_jax.reporting.rollouts_html import Query
+from omnir1_jax.reporting.run_files import Group, RunFiles
 
 REPORT = "report.html"
-TAIL_BYTES = 4 << 20  # of the rollouts, enough for the last steps
 IMAGE_BYTES = 3_300_000  # of all pictures together, in base64
-COMPLETIONS, CHARACTERS, CONFIG_CHARACTERS = 12, 4000, 40_000
-PICTURES_SHOWN = 8
-# The order in which groups of curves are shown; others follow by name.
+ROLLOUT_BYTES = 1_200_000  # of the rollouts in a report
+CONFIG_CHARACTERS = 40_000
+PROMPTS, PICTURED_PROMPTS = 24, 6  # in a report, and how many of them for their pictures
+# The order in which groups of curves are shown, these open; others follow by name.
 GROUPS = ("validate", "reward", "learn", "completion")
+RATE = "learning_rate"
 
 
 def write_report(workdir: epath.PathLike) -> epath.Path:
@@ -35,35 +38,84 @@ def write_report(workdir: epath.PathLike) -> epath.Path:
     Raises:
       InputError: no step has been logged, or a file is not what the log writes.
     """
-    folder = epath.Path(workdir)
-    if not (folder / METRICS).exists():
-        raise InputError(f"{folder / METRICS} is missing: no step of a run has been logged in this folder")
-    steps = list(lines.read_metrics(regular_file.read_bytes(folder / METRICS), str(folder / METRICS)))
-    if not steps:
-        raise InputError(f"{folder / METRICS} is empty: no step of the run has been logged yet")
-    config, summary = _json(folder / "config.json"), _json(folder / "summary.json")
-    name = str(config.get("name") or folder.name or "run")
-    sections = [
-        tag("h1", name),
-        tag("p", f"Training report: {len(steps)} step{'s' * (len(steps) > 1)} logged.", class_="soft"),
-        html.table((), _headline(steps, config)),
-        *_summary(summary),
-        *_curves(steps),
-        *_clips(folder / PICTURES),
-        *_failures(steps),
-        *_completions(_tail(folder / ROLLOUTS)),
-    ]
-    if config:
-        shown = html.clipped(json.dumps(config, indent=2, ensure_ascii=False), CONFIG_CHARACTERS)
-        sections += [html.heading("Configuration"), html.details("Every setting of the run", tag("pre", shown))]
-    html.write(folder / REPORT, html.page(f"{name} training report", *sections))
-    return folder / REPORT
+    run = RunFiles(workdir)
+    metrics = run.folder / METRICS
+    if not metrics.exists():
+        raise InputError(f"{metrics} is missing: no step of a run has been logged in this folder")
+    run.refresh()
+    if not run.steps:
+        raise InputError(f"{metrics} is empty: no step of the run has been logged yet")
+    rollouts = _rollouts(run)
+    script = rollouts_html.FILTER if rollouts else ""
+    html.write(run.folder / REPORT, html.page(f"{title(run)} training report", *parts(run, rollouts), script=script))
+    return run.folder / REPORT
 
 
-def _json(path: epath.Path) -> dict[str, Any]:
-    if not path.exists():
-        return {}
-    return json_file.read_object(path)
+def title(run: RunFiles) -> str:
+    """The run's name."""
+    return str(run.config.get("name") or run.folder.name or "run")
+
+
+def parts(run: RunFiles, rollouts: Sequence[Html]) -> list[Html]:
+    """Everything that the page shows of a run with at least one step, each part with an id.
+
+    Args:
+      rollouts: what stands under their heading; none where there are none.
+    """
+    count = sum("seconds" in row for row in run.steps)
+    said = f"Training report: {count} step{'s' * (count != 1)} logged."
+    found = {
+        "status": [tag("p", said, class_="soft"), html.tiles(_headline(run.steps, run.config))],
+        "summary": _summary(run.summary),
+        "curves": _curves(run.steps),
+        "rollouts": [html.heading("Rollouts"), *rollouts] if rollouts else [],
+        "failures": _failures(run.steps),
+    }
+    if run.config:
+        shown = html.clipped(json.dumps(run.config, indent=2, ensure_ascii=False), CONFIG_CHARACTERS)
+        settings = html.details("Every setting of the run", tag("pre", shown))
+        found["configuration"] = [html.heading("Configuration"), settings]
+    sections = [tag("section", html.join(content), id=f"part-{name}") for name, content in found.items() if content]
+    return [tag("h1", title(run)), *sections]
+
+
+def _rollouts(run: RunFiles) -> list[Html]:
+    """A choice of prompts over the whole run that keeps the report small."""
+    room = IMAGE_BYTES
+
+    def picture(step: int, name: str, caption: str) -> Html | None:
+        nonlocal room
+        path = run.folder / PICTURES / str(step) / name
+        small = shrink(regular_file.read_bytes(path), str(path))
+        if (size := len(small) * 4 // 3) > room:
+            return None
+        room -= size
+        return html.picture(small, caption, caption)
+
+    shown, size = [], 0
+    for group in choose(run):
+        drawn = rollouts_html.group(run, group, Query(), picture)
+        size += len(drawn.encode())
+        if shown and size > ROLLOUT_BYTES + IMAGE_BYTES - room:
+            break
+        shown.append((group, drawn))
+    shown.sort(key=lambda pair: -pair[0].step)
+    groups = [group for group, _ in shown]
+    total = sum(len(group.rewards) for group in run.groups)
+    said = (
+        f"{len(groups)} of the {len(run.groups)} prompts, {sum(len(g.rewards) for g in groups)} of the {total} rollouts"
+    )
+    left = " The others are left out here; python -m omnir1_jax.serve --run DIRECTORY shows all of them."
+    note = tag("p", f"{said}.{left * (len(groups) < len(run.groups))}", class_="soft")
+    return [note, rollouts_html.form(Query(), groups), tag("div", *(drawn for _, drawn in shown))] if shown else []
+
+
+def choose(run: RunFiles) -> list[Group]:
+    """The prompts of a report, the most important first: the last with pictures, the last, some of the whole run."""
+    pictured = itertools.islice((group for group in reversed(run.groups) if run.pictures(group)), PICTURED_PROMPTS)
+    even = np.linspace(len(run.groups) - 1, 0, PROMPTS).round().astype(int) if run.groups else ()
+    chosen = [*pictured, *(run.groups[at] for at in even)]
+    return list({id(group): group for group in chosen}.values())[:PROMPTS]
 
 
 def _headline(steps: Sequence[Mapping[str, Any]], config: Mapping[str, Any]) -> list[tuple[str, object]]:
@@ -74,9 +126,14 @@ def _headline(steps: Sequence[Mapping[str, Any]], config: Mapping[str, Any]) -> 
         rows.append(("objective", str(config["objective"])))
     asked = config.get("steps")
     rows.append(("steps", f"{steps[-1]['step']} of {asked}" if isinstance(asked, int) else str(steps[-1]["step"])))
-    if rate := _learning_rate(config):
-        rows.append(("learning rate", rate))
+    if schedule := _learning_rate(config):
+        rows.append(("learning rate", schedule))
+    rates = [row[name] for row in steps for name in (RATE, f"learn/{RATE}") if row.get(name) is not None]
+    if rates:
+        rows.append(("learning rate, at the last step", f"{rates[-1]:.3g}"))
     if seconds:
+        left = (asked - steps[-1]["step"]) * statistics.median(seconds) if isinstance(asked, int) else 0
+        rows += [("time left", clock(left))] if left > 0 else []
         rows.append(("time in steps", clock(sum(seconds))))
         rows.append(("seconds a step, median", f"{statistics.median(seconds):.3g}"))
     for metric, said in (("reward/total", "reward"), ("learn/loss", "loss"), ("loss", "loss")):
@@ -153,34 +210,14 @@ def _curves(steps: Sequence[Mapping[str, Any]]) -> list[Html]:
                 series[key][1].append(value)
     groups: dict[str, list[str]] = defaultdict(list)
     for key in series:
-        groups[key.split("/")[0] if "/" in key else "run"].append(key)
+        groups[key.split("/")[0] if "/" in key else "learn" if key == RATE else "run"].append(key)
     order = [name for name in GROUPS if name in groups] + sorted(groups.keys() - set(GROUPS))
     out = [html.heading("Curves"), tag("p", "Over steps. Pale: each step; strong: the moving mean.", class_="soft")]
     for group in order:
         names = sorted(groups[group], key=lambda key: not key.endswith("/total"))  # what matters most comes first
         drawn = [charts.curve(key, *series[key]) for key in names]
-        out += [tag("h3", group), tag("div", *drawn, class_="grid")]
+        out.append(html.details(tag("b", group), tag("div", *drawn, class_="grid"), shown=group in GROUPS))
     return out
-
-
-def _clips(folder: epath.Path) -> list[Html]:
-    """The last pictures that were made, as many as the page has room for."""
-    if not folder.exists():
-        return []
-    made = sorted((entry for entry in folder.iterdir() if entry.name.isdecimal()), key=lambda e: -int(e.name))
-    shown, room = [], IMAGE_BYTES
-    for step in made:
-        for path in sorted(step.glob("*.png")):
-            small = shrink(regular_file.read_bytes(path), str(path))
-            room -= len(small) * 4 // 3
-            if room < 0 or len(shown) == PICTURES_SHOWN:
-                return _with_title(shown)
-            shown.append(html.picture(small, f"Clip of step {step.name}", f"step {step.name}, {path.stem}"))
-    return _with_title(shown)
-
-
-def _with_title(shown: list[Html]) -> list[Html]:
-    return [html.heading("Clips"), *shown] if shown else []
 
 
 def shrink(data: bytes, name: str) -> bytes:
@@ -219,70 +256,3 @@ def _failures(steps: Sequence[Mapping[str, Any]]) -> list[Html]:
     if never:
         out.append(tag("p", f"Never: {', '.join(never)}.", class_="soft"))
     return out
-
-
-def _tail(path: epath.Path) -> list[dict[str, Any]]:
-    """The last lines of a file of any size."""
-    if not path.exists():
-        return []
-    with regular_file.require(path).open("rb") as file:
-        size = file.seek(0, 2)
-        file.seek(max(0, size - TAIL_BYTES))
-        data = file.read()
-    if size > TAIL_BYTES:
-        data = data[data.find(b"\n") + 1 :]
-    rows = list(lines.read(data, str(path)))
-    for row in rows:
-        keyframes, failures, rewards = (row.get(key) or kind() for key, kind in _ROLLOUT.items())
-        good = isinstance(keyframes, list) and all(isinstance(keyframe, dict) for keyframe in keyframes)
-        good = good and isinstance(failures, list) and isinstance(rewards, dict)
-        if not good or not all(value is None or type(value) in (int, float) for value in rewards.values()):
-            step = json_file.describe(row["step"])
-            raise InputError(f"{path}: a rollout of step {step} has no lists of keyframes and failures, or no rewards")
-    return rows
-
-
-_ROLLOUT = {"keyframes": list, "failures": list, "rewards": dict}
-
-
-def _completions(rollouts: Sequence[Mapping[str, Any]]) -> list[Html]:
-    """Of the last step: best to worst, evenly chosen."""
-    if not rollouts:
-        return []
-    last = [row for row in rollouts if row.get("step") == rollouts[-1].get("step")]
-    value = lambda row: row.get("reward") if isinstance(row.get("reward"), (int, float)) else -math.inf
-    ranked = sorted(last, key=value, reverse=True)
-    chosen = ranked
-    if len(ranked) > COMPLETIONS:
-        chosen = [ranked[i] for i in np.linspace(0, len(ranked) - 1, COMPLETIONS).round().astype(int)]
-    said = f"{len(chosen)} of the {len(ranked)} of step {last[-1].get('step')}, best first."
-    return [
-        html.heading("Completions"),
-        tag("p", said, class_="soft"),
-        *(completion(row, i < 2) for i, row in enumerate(chosen)),
-    ]
-
-
-def completion(row: Mapping[str, Any], shown: bool = False) -> Html:
-    """One line of `rollouts.jsonl` to read."""
-    reward = row.get("reward")
-    head = tag("b", html.clipped(str(row.get("query", "")), 200) or "(no query)")
-    facts = [str(row.get("sample_id", ""))]
-    facts += [f"reward {reward:.4g}"] if isinstance(reward, (int, float)) else []
-    facts += [str(kind) for kind in row.get("failures") or ()]
-    parts = [tag("pre", html.clipped(str(row.get("completion", "")), CHARACTERS))]
-    if row.get("answer") is not None:
-        parts.append(tag("p", f"Read as: {html.clipped(str(row['answer']), 400)}"))
-    if row.get("gold") is not None:
-        parts.append(tag("p", f"Right: {html.clipped(str(row['gold']), 400)}"))
-    looked = [
-        (k.get("frame"), html.clipped(str(k.get("description", "")), 300), html.clipped(str(k.get("answer", "")), 600))
-        for k in row.get("keyframes") or ()
-    ]
-    if looked:
-        parts.append(html.table(("frame", "description", "System 2's answer"), looked))
-    terms = row.get("rewards") or {}
-    if terms:
-        listed = ", ".join(f"{name} {value:.3g}" if value is not None else name for name, value in terms.items())
-        parts.append(tag("p", listed, class_="soft"))
-    return html.details(html.join([head, tag("span", " · ".join(facts), class_="soft")], " "), *parts, shown=shown)

@@ -1,5 +1,7 @@
 """Pages: everything in them, nothing but data in what came from data, nothing that leaves them."""
 
+import base64
+import hashlib
 import itertools
 import json
 import math
@@ -11,7 +13,7 @@ import numpy as np
 import pytest
 
 from omnir1_jax.errors import InputError
-from omnir1_jax.reporting import charts, eval_report, html, pictures, train_report
+from omnir1_jax.reporting import charts, eval_report, html, pictures, rollouts_html, train_report
 from omnir1_jax.reporting.eval_report import Row, write_eval_report
 from omnir1_jax.reporting.example import Example
 from omnir1_jax.reporting.log import RunLog
@@ -21,7 +23,7 @@ from omnir1_jax.tasks.description import Clip, Keyframe
 HOSTILE = (
     "</pre></td></title></style><script>alert(1)</script><img src=http://evil.example/x onerror=alert(1)>\"'&\x07\u202e"
 )
-VOID = {"meta", "link", "img"}
+VOID = {"meta", "link", "img", "input"}
 SVG = {"svg", "line", "path", "circle", "rect", "text", "title"}
 
 
@@ -38,10 +40,11 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag, attributes):
         self.tags.append(tag)
-        assert tag not in {"script", "iframe", "object", "embed", "form", "base", "video", "audio"}
+        assert tag not in {"iframe", "object", "embed", "base", "video", "audio"}
         for name, value in attributes:
             assert not name.startswith("on")
-            assert name not in {"srcset", "xlink:href", "action", "background"}
+            assert name not in {"srcset", "xlink:href", "formaction", "background"}
+            assert name != "action" or value == "#rollouts"
             if name == "src":
                 assert re.fullmatch(r"data:image/(png|jpeg);base64,[A-Za-z0-9+/=]+", value)
                 self.images += 1
@@ -70,7 +73,13 @@ def checked(path) -> Page:
     document = pathlib.Path(path).read_text()
     assert len(document) < 5_000_000
     policy = re.search(r'<meta http-equiv="Content-Security-Policy" content="([^"]*)">', document)[1]
-    assert policy.startswith("default-src 'none'; img-src data:; style-src 'unsafe-inline'")
+    scripts = re.findall(r"<script>(.*?)</script>", document, re.DOTALL)
+    assert document.count("<script") == len(scripts) <= 1 and scripts in ([], [rollouts_html.FILTER])
+    assert policy == html.policy(*scripts) and "img-src data:; " in policy and "connect-src 'none'" in policy
+    assert policy.startswith("default-src 'none'; ") and "form-action 'none'" in policy
+    if scripts:
+        digest = base64.b64encode(hashlib.sha256(scripts[0].encode()).digest()).decode()
+        assert f"script-src 'sha256-{digest}'; " in policy
     style = re.search(r"<style>(.*?)</style>", document, re.DOTALL)[1]
     assert "url(" not in style and "@import" not in style
     assert document.index("Content-Security-Policy") < document.index("<style>")
@@ -91,12 +100,14 @@ def a_run(folder, steps: int, hostile: str = "plain") -> None:
             bad = math.nan if n % 7 == 0 else 0.1 * n
             log.step(n, {"reward/total": n / steps, "learn/kl": bad, f"x/{hostile}": 1.0, "failure/a/b": n % 2}, 1.0)
         said = [
-            example(reward=float(k), query=hostile, completion=hostile * 9, failures=(hostile,), rewards={hostile: 1.0})
+            example(
+                sample_id=hostile, query=hostile, completion=hostile * 9, failures=(hostile,), rewards={hostile: 1.0}
+            )._replace(reward=float(k), clip=example().clip if k in (3, 7) else None)
             for k in range(15)
         ]
         said[3] = said[3]._replace(keyframes=(Keyframe(0, hostile, hostile),), answer=hostile, gold=hostile)
         log.rollouts(steps, said)
-        log.pictures(steps, [example(query=hostile, sample_id=hostile), example()])
+        log.pictures(steps, said)
     (folder / "config.json").write_text(json.dumps({"name": hostile, "steps": steps, "objective": hostile}))
     (folder / "summary.json").write_text(
         json.dumps({"before": {"J&F": 40.0, "r": None}, "after": {"J&F": 50.5}, hostile: hostile, "n": [1, [2]]})
@@ -108,11 +119,12 @@ def test_a_training_report_has_it_all(tmp_path):
     page = checked(write_report(tmp_path))
     for words in (
         "40 of 40", "0:00:40", "0.0375 → 0.9875", "reward/total: last 1", "learn/kl: last 4", "5 not finite", "a/b",
-        "12 of the 15 of step 40, best first.", "the disc", "reward 14", "reward 0", "Every setting of the run", "50.5",
+        "1 of the 1 prompts, 15 of the 15 rollouts.", "the disc", "reward 14", "reward 0 to 14", "0:00:40",
+        "Every setting of the run", "50.5", "step 40, completion 4, reward 3",
     ):  # fmt: skip
         assert words in page.text, words
     assert page.images == 2 and page.tags.count("svg") == 4
-    assert [w for w in page.tags if w == "h2"] == ["h2"] * 6
+    assert [w for w in page.tags if w == "h2"] == ["h2"] * 5
 
 
 def test_whatever_the_data_says_it_stays_data(tmp_path):
@@ -139,11 +151,12 @@ def test_ten_thousand_steps_and_large_pictures_stay_small(tmp_path):
     with RunLog(tmp_path, 10_000, 10_000, quiet=True, tensorboard=False) as log:
         for step in (9_000, 10_000):
             log.pictures(step, [example(noise=True)] * 8)
-    long = json.dumps({"step": 10_000, "query": "q", "completion": "w" * 100_000})
-    (tmp_path / "rollouts.jsonl").write_text(f"{long}\n" * 60)
+    said = {"sample_id": "clip", "query": "q", "completion": "w" * 100_000}
+    short, long = (json.dumps({"step": step} | said) + "\n" for step in (9_000, 10_000))
+    (tmp_path / "rollouts.jsonl").write_text(short + long * 60)
     path = write_report(tmp_path)
     page = checked(path)
-    assert 4 <= page.images <= 8 and page.tags.count("svg") == 41
+    assert page.images >= 4 and page.tags.count("svg") == 41
     assert "96000 more characters" in page.text
 
 
@@ -160,8 +173,9 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path):
     (tmp_path / "summary.json").unlink()
     write_report(tmp_path)
     (tmp_path / "pictures" / "1").mkdir(parents=True)
-    (tmp_path / "pictures" / "1" / "a.png").write_bytes(b"\x89PNG" + b"x" * 70_000)
-    with pytest.raises(InputError, match=r"a\.png is not a picture"):
+    (tmp_path / "pictures" / "1" / "00_a.png").write_bytes(b"\x89PNG" + b"x" * 70_000)
+    (tmp_path / "rollouts.jsonl").write_text('{"step": 1, "sample_id": "a"}\n')
+    with pytest.raises(InputError, match=r"00_a\.png is not a picture"):
         write_report(tmp_path)
     assert not [p for p in tmp_path.iterdir() if p.name.endswith(".part")]
 

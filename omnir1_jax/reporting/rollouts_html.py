@@ -1,0 +1,234 @@
+"""Rollouts to browse: which are asked for, and the completions of a prompt side by side."""
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+from urllib.parse import urlencode
+
+from omnir1_jax.reporting import html
+from omnir1_jax.reporting.html import Html, tag
+from omnir1_jax.reporting.run_files import Group, RunFiles
+from omnir1_jax.tasks.description import Number
+
+CHARACTERS = 4000  # of a completion
+ANY, NONE = "*", "-"  # failures
+ORDERS = {
+    "newest": lambda group: -group.step,
+    "oldest": lambda group: group.step,
+    "best reward": lambda group: -max(group.known(), default=-math.inf),
+    "worst reward": lambda group: min(group.known(), default=math.inf),
+    "widest spread": lambda group: -group.spread(),
+}
+
+# `Query` in a report, which has no server: shows and orders the prompts that are in it.
+FILTER = """
+const form = document.querySelector("form.filter");
+const groups = [...document.querySelectorAll(".group")];
+function show() {
+  const asked = Object.fromEntries(new FormData(form));
+  const within = (value, name) => (asked[name + "_from"] === "" || value >= +asked[name + "_from"])
+    && (asked[name + "_to"] === "" || value <= +asked[name + "_to"]);
+  const rewards = new Map();
+  for (const group of groups) {
+    const there = (!asked.task || asked.task === group.dataset.task) && within(+group.dataset.step, "step");
+    let shown = false;
+    const known = [];
+    for (const card of group.querySelectorAll(".card")) {
+      const failures = JSON.parse(card.dataset.failures), reward = parseFloat(card.dataset.reward);
+      const any = failures.length ? "*" : "-", kind = ["", any, ...failures].includes(asked.failure);
+      const good = there && kind && within(reward, "reward");
+      card.classList.toggle("other", !good);
+      shown = shown || good;
+      if (!isNaN(reward)) known.push(reward);
+    }
+    group.hidden = !shown;
+    const low = Math.min(...known), high = Math.max(...known);
+    rewards.set(group, [low, high, known.length ? high - low : 0]);
+  }
+  const key = {
+    "newest": group => -group.dataset.step, "oldest": group => +group.dataset.step,
+    "best reward": group => -rewards.get(group)[1], "worst reward": group => rewards.get(group)[0],
+    "widest spread": group => -rewards.get(group)[2],
+  }[asked.order];
+  const parent = groups[0].parentNode;
+  for (const group of [...groups].sort((a, b) => key(a) - key(b))) parent.append(group);
+}
+form.addEventListener("submit", event => { event.preventDefault(); show(); });
+form.addEventListener("change", show);
+"""
+
+# The picture of a step by its name, with a caption; None where there is no room for it.
+Picture = Callable[[int, str, str], Html | None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Query:
+    """What rollouts are asked for. An empty task or failure, and a None, ask for everything.
+
+    Attributes:
+      failure: a kind, ANY or NONE.
+    """
+
+    task: str = ""
+    failure: str = ""
+    step_from: Number | None = None
+    step_to: Number | None = None
+    reward_from: Number | None = None
+    reward_to: Number | None = None
+    order: str = "newest"
+
+    @classmethod
+    def parse(cls, values: Mapping[str, str]) -> "Query":
+        """From an address; what is not a value of a field leaves the field as it is."""
+        found: dict[str, Any] = {}
+        for field in dataclasses.fields(cls):
+            value = values.get(field.name, "")
+            if field.default is None:
+                try:
+                    number = float(value)
+                except ValueError:
+                    continue
+                found |= {field.name: number} if math.isfinite(number) else {}
+            elif value and (field.name != "order" or value in ORDERS):
+                found[field.name] = value
+        return cls(**found)
+
+    def matches(self, group: Group) -> list[bool]:
+        """For each completion."""
+        low, high = self.reward_from, self.reward_to
+        if self.task not in ("", group.task) or not _within(group.step, self.step_from, self.step_to):
+            return [False] * len(group.rewards)
+        return [
+            (_within(reward, low, high) if reward is not None else low is high is None)
+            and (not self.failure or self.failure in failures or self.failure == (ANY if failures else NONE))
+            for reward, failures in zip(group.rewards, group.failures)
+        ]
+
+    def select(self, groups: Sequence[Group]) -> list[Group]:
+        """Those with a completion that is asked for, in order."""
+        return sorted((group for group in groups if any(self.matches(group))), key=ORDERS[self.order])
+
+    def link(self, **more: object) -> str:
+        """The address of the page that shows it."""
+        changed = {k: v for k, v in dataclasses.asdict(self).items() if v not in ("", None)} | more
+        return f"?{urlencode(changed)}#rollouts"
+
+
+def _within(value: Number, low: Number | None, high: Number | None) -> bool:
+    return (low is None or value >= low) and (high is None or value <= high)
+
+
+def form(query: Query, groups: Sequence[Group]) -> Html:
+    """The filter, with the tasks and failures that there are."""
+    tasks = sorted({group.task for group in groups})
+    kinds = sorted({kind for group in groups for failures in group.failures for kind in failures})
+    both = lambda names: [(name, name) for name in names]
+    return tag(
+        "form",
+        _choice("Task", "task", query.task, [("", "all"), *both(tasks)]),
+        _range("Step", "step", query),
+        _range("Reward", "reward", query),
+        _choice("Failure", "failure", query.failure, [("", "all"), (ANY, "any"), (NONE, "none"), *both(kinds)]),
+        _choice("Order", "order", query.order, both(ORDERS)),
+        tag("button", "Show"),
+        class_="filter",
+        action="#rollouts",
+    )
+
+
+def _choice(label: str, name: str, value: str, options: Sequence[tuple[str, str]]) -> Html:
+    listed = [tag("option", said, value=key, **({"selected": ""} if key == value else {})) for key, said in options]
+    return tag("label", label, tag("select", *listed, name=name))
+
+
+def _range(label: str, name: str, query: Query) -> Html:
+    fields = []
+    for end in ("from", "to"):
+        value = getattr(query, f"{name}_{end}")
+        own = {"value": f"{value:.12g}"} if value is not None else {}
+        fields.append(html.empty("input", type="number", step="any", name=f"{name}_{end}", placeholder=end, **own))
+    return tag("label", label, tag("span", *fields))
+
+
+def group(run: RunFiles, chosen: Group, query: Query, picture: Picture) -> Html:
+    """A prompt with its completions side by side; those that are not asked for are pale."""
+    rows, good = run.rollouts(chosen), query.matches(chosen)
+    names = {row.get("picture"): place for place, row in enumerate(rows)}
+    shown = []
+    for name in run.pictures(chosen):
+        place = names.get(name)
+        said = f"completion {place + 1}, reward {html.text(rows[place].get('reward'))}" if place is not None else name
+        shown.append(picture(chosen.step, name, f"step {chosen.step}, {said}"))
+    known = chosen.known()
+    facts = [f"step {chosen.step}", chosen.task, chosen.sample_id]
+    facts += [f"reward {min(known):.3g} to {max(known):.3g}"] if known else []
+    facts += ["pictures"] if shown else []
+    head = [
+        tag("b", html.clipped(str(rows[0].get("query", "")), 600) or "(no query)"),
+        tag("span", " · ".join(fact for fact in facts if fact), class_="soft"),
+        tag("span", *map(_chip, chosen.rewards, chosen.failures), class_="chips"),
+    ]
+    cards = [_card(place, row, asked) for place, (row, asked) in enumerate(zip(rows, good), 1)]
+    content = [*filter(None, shown), _terms(rows), tag("div", *cards, class_="cards")]
+    data = {"data-step": chosen.step, "data-task": chosen.task}
+    return tag("details", tag("summary", *head), *content, class_="group", **data)
+
+
+def _chip(reward: Number | None, failures: Sequence[str]) -> Html:
+    said = html.text(reward) if reward is None else f"{reward:.3g}"
+    return tag("span", said, class_="chip bad" if failures else "chip", title=", ".join(failures) or "no failure")
+
+
+def _terms(rows: Sequence[Mapping[str, Any]]) -> Html:
+    """Reward, advantage and every reward term, a column for each completion."""
+    names = list(dict.fromkeys(name for row in rows for name in row.get("rewards") or {}))
+    values = [(name, [row.get(name) for row in rows]) for name in ("reward", "advantage")]
+    values += [(name, [(row.get("rewards") or {}).get(name) for row in rows]) for name in names]
+    cells = [(name, *(None if value is None else float(value) for value in listed)) for name, listed in values]
+    return tag("div", html.table(("", *(f"#{place}" for place in range(1, len(rows) + 1))), cells), class_="terms")
+
+
+def _card(place: int, row: Mapping[str, Any], asked: bool) -> Html:
+    """One completion: what it says, how it was read, what System 2 found."""
+    reward, failures = row.get("reward"), [str(kind) for kind in row.get("failures") or ()]
+    head = [f"#{place}"] + ([f"reward {reward:.4g}"] if reward is not None else [])
+    text = lambda value, limit: html.clipped(str(value), limit)
+    parts = [tag("h4", " · ".join(head))]
+    parts += [tag("p", ", ".join(failures), class_="bad")] if failures else []
+    parts.append(tag("pre", text(row.get("completion", ""), CHARACTERS)))
+    parts += [tag("p", f"Read as: {text(row['answer'], 400)}")] if row.get("answer") is not None else []
+    parts += [tag("p", f"Right: {text(row['gold'], 400)}")] if row.get("gold") is not None else []
+    if plan := row.get("plan"):
+        pieces = [(_span(p), _frames(p.get("frames")), _fault(p.get("description"), p.get("failure"))) for p in plan]
+        parts.append(html.table(("seconds", "frames", "description"), pieces, "Plan"))
+    if keyframes := row.get("keyframes"):
+        looked = [(k.get("frame"), text(k.get("description", ""), 300), _found(k)) for k in keyframes]
+        parts.append(html.table(("frame", "description", "System 2's boxes"), looked, "Keyframes"))
+    data = {"data-reward": "" if reward is None else repr(float(reward)), "data-failures": json.dumps(failures)}
+    return tag("article", *parts, class_="card" if asked else "card other", **data)
+
+
+def _span(piece: Mapping[str, Any]) -> str:
+    return f"{html.clipped(str(piece.get('start')), 20)} to {html.clipped(str(piece.get('end')), 20)}"
+
+
+def _frames(frames: Any) -> str | None:
+    return html.clipped("–".join(dict.fromkeys(map(str, frames))), 40) if isinstance(frames, list) else None
+
+
+def _fault(said: Any, failure: Any) -> Html:
+    """A text with what is wrong with it."""
+    words = [html.clipped(str(said or ""), 300), tag("span", html.clipped(str(failure or ""), 300), class_="bad")]
+    return html.join(words, " ")
+
+
+def _found(keyframe: Mapping[str, Any]) -> Html:
+    """Corners in pixels of the clip, or the answer in which there was no box."""
+    number = lambda value: f"{value:.0f}" if isinstance(value, float) else str(value)
+    boxes = keyframe.get("boxes")
+    listed = [",".join(map(number, box)) for box in boxes if isinstance(box, list)] if isinstance(boxes, list) else []
+    if listed:
+        return html.text(html.clipped("; ".join(listed), 400))
+    return _fault("", f"no box in: {keyframe.get('answer', '')}")

@@ -1,0 +1,206 @@
+"""The files of a run's work directory, read again and again while the run appends to them."""
+
+import dataclasses
+import math
+import pathlib
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from etils import epath
+
+from omnir1_jax.errors import InputError
+from omnir1_jax.files import json_file, regular_file
+from omnir1_jax.reporting import lines
+from omnir1_jax.reporting.log import METRICS, PICTURES, ROLLOUT_PARTS, ROLLOUTS, file_name
+from omnir1_jax.reporting.parts import Copy
+from omnir1_jax.tasks.description import Number
+
+BLOCK = 1 << 20  # bytes of a file that are parsed at a time
+TAIL = 256  # bytes by which a file that was truncated and appended to again is told from one that grew
+QUERY_CHARACTERS = 200  # of a query that the index of rollouts keeps
+LOCAL_SECONDS, REMOTE_SECONDS = 1.0, 20.0  # from one look at the files to the next
+
+
+class GrowingFile:
+    """A file to which another process appends lines, and which it truncates when it resumes."""
+
+    def __init__(self, path: pathlib.Path):
+        self._path, self._offset, self._lines, self._tail = path, 0, 0, None
+
+    def blocks(self) -> Iterator[tuple[int, int, bytes]]:
+        """What is new: offset, number of lines before it, and whole lines. Offset 0: what was read before is void."""
+        if not self._path.exists():
+            return
+        with regular_file.require(self._path).open("rb") as file:
+            if self._tail is not None:
+                file.seek(self._offset - len(self._tail))
+            if self._tail is None or file.read(len(self._tail)) != self._tail:
+                self._offset, self._lines, self._tail = 0, 0, b""
+                file.seek(0)
+                yield 0, 0, b""
+            rest = b""
+            while block := file.read(BLOCK):
+                block = rest + block
+                end = block.rfind(b"\n") + 1
+                whole, rest = block[:end], block[end:]
+                if whole:
+                    yield self._offset, self._lines, whole
+                    self._offset += end
+                    self._lines += whole.count(b"\n")
+                    self._tail = (self._tail + whole)[-TAIL:]
+
+
+@dataclasses.dataclass
+class Group:
+    """The completions of one prompt in one step: lines of `rollouts.jsonl` behind each other.
+
+    Attributes:
+      query: its beginning.
+      offset, size: bytes of the lines in the file.
+      rewards, failures: of each completion; a reward is None where it was not finite.
+    """
+
+    step: int
+    task: str
+    sample_id: str
+    query: str
+    offset: int
+    size: int = 0
+    rewards: list[Number | None] = dataclasses.field(default_factory=list)
+    failures: list[tuple[str, ...]] = dataclasses.field(default_factory=list)
+
+    def known(self) -> list[Number]:
+        """Rewards that are finite."""
+        return [reward for reward in self.rewards if reward is not None]
+
+    def spread(self) -> Number:
+        """From the least reward to the greatest."""
+        return max(self.known(), default=0.0) - min(self.known(), default=0.0)
+
+
+class RunFiles:
+    """A run's settings, steps and rollouts, as they are at the last `refresh`.
+
+    Attributes:
+      steps: the rows of `metrics.jsonl`. groups: an index of `rollouts.jsonl`. config, summary: empty if missing.
+      pictured: steps that have pictures. version: another one whenever a file has changed.
+    """
+
+    def __init__(self, workdir: epath.PathLike):
+        """A work directory, which may be on `gs://`: what is appended to is then copied to this machine."""
+        self.folder = epath.Path(workdir)
+        self.steps: list[dict[str, Any]] = []
+        self.groups: list[Group] = []
+        self.config: dict[str, Any] = {}
+        self.summary: dict[str, Any] = {}
+        self.pictured: set[int] = set()
+        self.version, self.logged_at = 0, 0.0
+        self._read_at = -math.inf
+        self._scratch, self._copies, local = None, [], pathlib.Path(self.folder)
+        if "://" in str(self.folder):
+            self._scratch = tempfile.TemporaryDirectory(prefix="omnir1_jax_run_")
+            local = pathlib.Path(self._scratch.name)
+            parts = {METRICS: None, ROLLOUTS: self.folder / ROLLOUT_PARTS}
+            self._copies = [Copy(local / name, self.folder / name, folder) for name, folder in parts.items()]
+        self._rollouts = local / ROLLOUTS
+        self._files = GrowingFile(local / METRICS), GrowingFile(self._rollouts)
+
+    def refresh(self) -> None:
+        """Reads what is new, unless it has just been done.
+
+        Raises:
+          InputError: a file is not what the log writes.
+        """
+        if time.monotonic() - self._read_at < (REMOTE_SECONDS if self._copies else LOCAL_SECONDS):
+            return
+        for copy in self._copies:
+            copy.update()
+        changed = self._read_steps() | self._read_rollouts()
+        found = _json(self.folder / "config.json"), _json(self.folder / "summary.json"), self._pictured()
+        changed |= found != (self.config, self.summary, self.pictured)
+        self.config, self.summary, self.pictured = found
+        self.version += changed
+        self._read_at = time.monotonic()
+
+    def _read_steps(self) -> bool:
+        changed = False
+        for offset, before, block in self._files[0].blocks():
+            changed = True
+            if not offset:
+                self.steps.clear()
+            self.steps += lines.read_metrics(block, str(self.folder / METRICS), before + 1)
+        if changed:
+            self.logged_at = (self.folder / METRICS).stat().mtime
+        return changed
+
+    def _read_rollouts(self) -> bool:
+        changed, name = False, str(self.folder / ROLLOUTS)
+        for offset, before, block in self._files[1].blocks():
+            changed = True
+            if not offset:
+                self.groups.clear()
+            sizes = [len(row) + 1 for row in block.split(b"\n")[:-1]]
+            rows = [_checked(row, name) for row in lines.read(block, name, before + 1)]
+            for row, size in zip(rows, sizes):
+                self._add(row, offset, size)
+                offset += size
+        return changed
+
+    def _add(self, row: Mapping[str, Any], offset: int, size: int) -> None:
+        task, sample_id = str(row.get("family", "")), str(row.get("sample_id", ""))
+        query = str(row.get("query", ""))[:QUERY_CHARACTERS]
+        key, last = (row["step"], task, sample_id, query), self.groups[-1] if self.groups else None
+        if last is None or key != (last.step, last.task, last.sample_id, last.query):
+            last = Group(*key, offset)
+            self.groups.append(last)
+        last.size += size
+        last.rewards.append(row.get("reward"))
+        last.failures.append(tuple(map(str, row.get("failures") or ())))
+
+    def rollouts(self, group: Group) -> list[dict[str, Any]]:
+        """The lines of a group, whole."""
+        with self._rollouts.open("rb") as file:
+            file.seek(group.offset)
+            return [
+                _checked(row, str(self._rollouts)) for row in lines.read(file.read(group.size), str(self._rollouts))
+            ]
+
+    def _pictured(self) -> set[int]:
+        folder = self.folder / PICTURES
+        names = [entry.name for entry in folder.iterdir()] if folder.exists() else []
+        return {int(name) for name in names if name.isdecimal()}
+
+    def pictures(self, group: Group) -> list[str]:
+        """Names of the pictures of a group, in the folder of its step."""
+        if group.step not in self.pictured:
+            return []
+        names = [path.name for path in (self.folder / PICTURES / str(group.step)).iterdir()]
+        split = {name: name.partition("_") for name in names}
+        ending = f"{file_name(group.sample_id)}.png"
+        return sorted(name for name, (number, _, rest) in split.items() if number.isdecimal() and rest == ending)
+
+
+def _json(path: epath.Path) -> dict[str, Any]:
+    return json_file.read_object(path) if path.exists() else {}
+
+
+_KINDS = {"plan": list, "keyframes": list, "failures": list, "rewards": dict}
+
+
+def _checked(row: dict[str, Any], name: str) -> dict[str, Any]:
+    """A rollout with what the page computes with: numbers that are numbers, and finite, lists that are lists.
+
+    Raises:
+      InputError: it has not.
+    """
+    step = row["step"]
+    plan, keyframes, failures, rewards = (row.get(key) or kind() for key, kind in _KINDS.items())
+    good = type(step) is int and 0 <= step < 10**15 and isinstance(failures, list) and isinstance(rewards, dict)
+    good = good and all(isinstance(part, list) and all(isinstance(x, dict) for x in part) for part in (plan, keyframes))
+    numbers = [row.get("reward"), row.get("advantage"), *(rewards.values() if good else ())]
+    if not good or not all(x is None or (type(x) in (int, float) and abs(x) < 1e300) for x in numbers):
+        what = "has no lists of keyframes and failures, or no rewards"
+        raise InputError(f"{name}: a rollout of step {json_file.describe(step)} {what}")
+    return row
