@@ -22,10 +22,11 @@ _PORT = cli.flag.integer("port", 7861, "Of the page; 0 takes a free one.", lower
 
 def main(_: list[str]) -> None:
     cli.need(run=_RUN)
-    run, host = RunFiles(_RUN.value), _HOST.value
+    run = RunFiles(_RUN.value)
     if not run.folder.is_dir():
         raise InputError(f"--run: {run.folder} is missing, or not a folder; name the --workdir of a run")
     run.refresh()
+    host = _HOST.value
     if host not in serve_guard.LOOPBACK:
         logging.warning("--host %s: whoever reaches this address can see the run; there is no password", host)
     names = serve_guard.Names(host)
