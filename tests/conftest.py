@@ -41,7 +41,7 @@ LONGEST = (
     "training/test_train.py",
     "rl/test_step.py",
     "supervised/test_masks.py",
-    "test_readme.py",
+    "test_docs.py",
     "training/test_two_runs.py",
     "parallel/test_meshes.py",
     "toy/test_pretrain.py",

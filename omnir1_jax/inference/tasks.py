@@ -160,7 +160,7 @@ def _held_out(systems: Systems, options: Options) -> Iterator[Benchmark]:
 
 def _held_out_dataset(entry: ConfigDict) -> str | None:
     """Its first dataset that is made as it is read, or of the user's own."""
-    held_out = lambda dataset: dataset.name == SYNTHETIC or lookup.is_path(dataset.name)
+    held_out = lambda dataset: dataset.name in (SYNTHETIC, "folder") or lookup.is_path(dataset.name)
     return next((label for label, dataset in entry.datasets.items() if held_out(dataset)), None)
 
 

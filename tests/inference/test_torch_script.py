@@ -1,4 +1,4 @@
-"""The README's script in PyTorch says of an exported checkpoint what the JAX models say."""
+"""The script in PyTorch of docs/infer.md says of an exported checkpoint what the JAX models say."""
 
 import pathlib
 import re
@@ -20,8 +20,8 @@ ROOT = pathlib.Path(__file__).parent.parent.parent
 SCRIPT = pathlib.Path(__file__).parent / "torch_script.py"
 
 
-def test_the_readme_shows_this_script():
-    (shown,) = re.findall(r"<!-- torch-script -->\n```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+def test_the_page_shows_this_script():
+    (shown,) = re.findall(r"<!-- torch-script -->\n```python\n(.*?)```", (ROOT / "docs/infer.md").read_text(), re.S)
     assert shown == SCRIPT.read_text()
 
 

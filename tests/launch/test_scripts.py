@@ -1,4 +1,4 @@
-"""What holds of every launch script, and the README's lines with them."""
+"""What holds of every launch script, and the lines of the pages with them."""
 
 import os
 import pathlib
@@ -12,8 +12,8 @@ from tests.launch.machine import ROOT, Machine
 
 SCRIPTS = sorted(path.name for path in (ROOT / "launch").glob("*.sh"))
 SOURCED = {"environment.sh", "cloud.sh"}
-README = (ROOT / "README.md").read_text().replace("\\\n", "")
-LINES = re.findall(r"^launch/(?:tpu_vm|xpk)\.sh .*$", README, re.M)
+PAGES = "".join(path.read_text() for path in sorted((ROOT / "docs").glob("*.md"))).replace("\\\n", "")
+LINES = re.findall(r"^launch/(?:tpu_vm|xpk)\.sh .*$", PAGES, re.M)
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
@@ -24,7 +24,8 @@ def test_it_can_be_read_and_called(name):
     assert (path.read_text().splitlines()[0] == "#!/usr/bin/env bash") == (name not in SOURCED)
 
 
-def test_the_cloud_commands_of_the_readme_are_taken(tmp_path):
+def test_the_cloud_commands_of_the_pages_are_taken(tmp_path):
+    assert LINES
     machine = Machine(tmp_path)
     for line in LINES:
         script, command, *options = shlex.split(line)

@@ -1,0 +1,278 @@
+"""What README and docs say is so: every block runs or is read by what it is for, every link leads somewhere.
+
+`sh` blocks run, in one folder, in the order of PAGES. `bash` blocks are expensive or need a machine: their flags,
+configs and files are read as the command would read them. `python` blocks run, with stand-ins for real weights.
+"""
+
+import ast
+import importlib
+import io
+import json
+import pathlib
+import re
+import shlex
+import sys
+import types
+
+import numpy as np
+import pytest
+from absl import flags
+
+from omnir1_jax.config import settings
+from omnir1_jax.inference import tasks
+from tests.commands import Commands
+from tests.data import qwen_oracle
+from tests.models import thinker_oracle
+from tests.runs import ROOT, SMALL_TOY
+from tests.test_flags import COMMANDS, in_a_process
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+SHORTER = {
+    "omnir1_jax.train": ["--config.steps=1", *SMALL_TOY],
+    "omnir1_jax.evaluate": ["--limit=2"],
+}
+MADE = ("RUN", "RESULTS", "HF_DIRECTORY", "ORBAX_DIRECTORY", "NEW_HF_DIRECTORY", "clips", "FIGURES")
+
+
+def text(path: pathlib.Path) -> str:
+    """A page, its comments left out."""
+    return re.sub(r"<!--.*?-->\n?", "", path.read_text(), flags=re.S)
+
+
+def blocks(language: str) -> list[tuple[str, str]]:
+    """Name of the page and text of each block of a language."""
+    return [
+        (path.name, block)
+        for path in PAGES
+        for block in re.findall(rf"^```{language}\n(.*?)^```", text(path), re.S | re.M)
+    ]
+
+
+def commands(language: str) -> list[tuple[str, str]]:
+    """Name of the page and each command."""
+    return [
+        (page, line) for page, block in blocks(language) for line in block.replace("\\\n", "").splitlines() if line
+    ]
+
+
+def test_every_block_is_of_a_language_that_is_tested():
+    known = {"sh", "bash", "python", "json", "text"}
+    said = {kind for path in PAGES for kind in re.findall(r"^```(.*)\n(?:.*\n)*?```$", text(path), re.M)}
+    assert said <= known
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> pathlib.Path:
+    """Where the commands of all pages have run."""
+    path = tmp_path_factory.mktemp("pages")
+    thinker_oracle.reference(thinker_oracle.Sizes()).save_pretrained(path / "HF_DIRECTORY")
+    qwen_oracle.save_tokenizer(path / "HF_DIRECTORY")
+    server = Commands()
+    for page, command in commands("sh"):
+        program, option, module, *arguments = shlex.split(command)
+        assert (program, option) == ("python", "-m"), command
+        arguments = [str(path / word) if word in MADE else word for word in arguments]
+        name = module if importlib.util.find_spec(module).origin.endswith(f"/{module.split('.')[-1]}.py") else ""
+        arguments += SHORTER.get(module, [])
+        log = path / "log.txt"
+        status = server.wait(server.start(log, name or f"{module}.__main__", *arguments))
+        assert status == 0, f"{page}: {command}\n{log.read_text()}"
+    server.close()
+    return path
+
+
+def test_the_commands_run(folder):
+    assert set(MADE) <= {path.name for path in folder.iterdir()}
+
+
+# Commands that are read, not run.
+
+
+def parse(module: str, arguments: list[str]) -> str:
+    """What a command says against its arguments, in a process whose flags are its own."""
+    for name in list(flags.FLAGS):
+        delattr(flags.FLAGS, name)
+    for name in [name for name in sys.modules if name.removeprefix("omnir1_jax.") in COMMANDS]:
+        del sys.modules[name]
+    sys.argv = [module, *arguments]  # which configs are read from
+    sys.stdout = sys.stderr = said = io.StringIO()
+    try:
+        command = importlib.import_module(module)
+        flags_parser = getattr(command, "parse", settings.parse if hasattr(command, "_CONFIG") else flags.FLAGS)
+        flags_parser(sys.argv)
+    except SystemExit as end:
+        return said.getvalue() if end.code else ""
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
+def extras() -> set[str]:
+    """Names of the extras in setup.py."""
+    nodes = ast.walk(ast.parse((ROOT / "setup.py").read_text()))
+    (extra,) = [node for node in nodes if getattr(node, "arg", "") == "extras_require"]
+    return {key.value for key in extra.value.keys if key is not None}
+
+
+def check_install(words: list[str]) -> None:
+    for word in words:
+        named = re.search(r"\[(.*?)\]", word)
+        assert named is None or set(named[1].split(",")) <= extras(), word
+    assert "-c" not in words or (ROOT / words[words.index("-c") + 1]).exists()
+
+
+# By the first word: what else a page may ask a shell for.
+OTHERS = {
+    "git": lambda words: None,
+    "cd": lambda words: None,
+    "python3": lambda words: None,
+    ".": lambda words: None,
+    "pip": check_install,
+    "mkdocs": lambda words: (ROOT / words[words.index("-f") + 1]).stat(),
+    "launch/quickstart.sh": lambda words: (ROOT / words[0]).stat(),
+    "launch/test.sh": lambda words: (ROOT / words[0]).stat(),
+    "launch/tpu_vm.sh": lambda words: None,  # tests/launch/test_scripts.py
+    "launch/xpk.sh": lambda words: None,
+}
+
+
+@pytest.mark.parametrize(("page", "line"), dict.fromkeys(commands("bash")))
+def test_a_command_is_one_that_there_is(page, line, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    for words in (shlex.split(part, comments=True) for part in line.split(" && ")):
+        if words[:2] == ["python", "-c"]:
+            ast.parse(words[2])
+        elif words[:2] != ["python", "-m"]:
+            OTHERS[words[0]](words)
+        else:
+            module = words[2]
+            package = importlib.util.find_spec(module).submodule_search_locations is not None
+            assert in_a_process(parse, f"{module}.__main__" if package else module, words[3:]) == ""
+
+
+def test_the_tests_of_a_change_are_those_of_the_readme():
+    assert "\nlaunch/test.sh\n" in (ROOT / ".ci/run").read_text()
+
+
+# Python.
+
+
+class Model:
+    """Stands for Sa2VA."""
+
+    def __call__(self, *args, **kwargs):
+        return self
+
+    __getattr__ = __call__
+
+    def predict_forward(self, image, text, **_):
+        assert image.size == (96, 64) and text.startswith("<image>Please segment ")
+        mask = np.zeros((1, 64, 96), bool)
+        mask[:, 8:16, 4:12] = True
+        return {"prediction_masks": [mask]}
+
+
+def stand_ins(folder: pathlib.Path) -> dict[str, object]:
+    """Names that the blocks take from elsewhere."""
+    toy = ROOT / "configs/toy_weights"
+    for name, weights in {"SAM2_DIRECTORY": toy / "sam2", "configs": ROOT / "configs", "docs": ROOT / "docs"}.items():
+        if not (folder / name).exists():
+            (folder / name).symlink_to(weights)
+    rng = np.random.default_rng(0)
+    ids = rng.integers(0, 100, (1, 8))
+    return {
+        "c": settings.defaults(),
+        "datasets": settings.datasets,
+        "hf_inputs": {"input_ids": ids, "attention_mask": np.ones_like(ids)},
+        "frames": rng.integers(0, 255, (2, 64, 96, 3)).astype(np.uint8),
+        "boxes": np.array([[[4.0, 8.0, 12.0, 16.0]]], np.float32),
+        "box_frames": np.array([[0]], np.int32),
+        "height": 64,
+        "width": 96,
+        "frame_of": lambda sample_id, frame: io.BytesIO(IMAGE),
+    }
+
+
+def image() -> bytes:
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.new("RGB", (96, 64)).save(file, "PNG")
+    return file.getvalue()
+
+
+IMAGE = image()
+
+
+# The script with sys.argv: tests/inference/test_torch_script.py.
+@pytest.mark.parametrize(("page", "code"), [(page, code) for page, code in blocks("python") if "sys.argv" not in code])
+def test_a_python_block_runs(page, code, folder, monkeypatch, capsys):
+    if "trust_remote_code" in code:
+        (folder / "RESULTS/results.jsonl").symlink_to("vos/results.jsonl")
+        transformers = types.SimpleNamespace(AutoModel=Model(), AutoTokenizer=Model())
+        monkeypatch.setitem(sys.modules, "transformers", transformers)
+    names = stand_ins(folder)
+    monkeypatch.chdir(folder)
+    exec(compile(code, page, "exec"), names)
+    if page == "your_own_videos.md" and "c.data" in code:
+        assert tasks._held_out_dataset(names["c"].data.vos) == "folder"  # what its evaluation takes
+    if page == "README.md":  # the toy sees the cyan triangle, and its masks cover some of it in every frame
+        said = capsys.readouterr().out
+        assert "cyan" in said and " at ((" in said
+        assert (names["result"].masks.mean(axis=(1, 2)) > 0.01).all() and (folder / "ANSWER/overlay.mp4").exists()
+
+
+# Links.
+
+
+def slugs(path: pathlib.Path) -> set[str]:
+    """Anchors of a page's headings, as GitHub and mkdocs make them."""
+    headings = re.findall(r"^#+ (.*)$", re.sub(r"^```.*?^```", "", path.read_text(), flags=re.S | re.M), re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_links_lead_somewhere(path):
+    prose = re.sub(r"^```.*?^```", "", path.read_text(), flags=re.S | re.M)
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose):
+        if target.startswith("https://"):
+            continue
+        file, _, anchor = target.partition("#")
+        goal = path.parent / file if file else path
+        assert goal.exists(), f"{path.name}: {target}"
+        assert not anchor or anchor in slugs(goal), f"{path.name}: {target}"
+
+
+def test_every_page_is_in_the_site_and_in_the_index():
+    site = (ROOT / "docs/site/mkdocs.yml").read_text()
+    listed = set(re.findall(r": (\w+\.md)$", site, re.M))
+    pages = {path.name for path in PAGES[1:]}
+    assert listed == pages
+    linked = set(re.findall(r"\]\((\w+\.md)", (ROOT / "docs/index.md").read_text()))
+    assert linked | {"index.md"} == pages
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_files_that_a_page_names_exist(path):
+    for name in re.findall(r"`((?:omnir1_jax|configs|launch|docs)/[\w./]+)`", text(path)):
+        assert (ROOT / name).exists(), f"{path.name}: {name}"
+
+
+def test_messages_and_metrics_of_the_pages_are_those_of_the_package(folder):
+    source = "\n".join(path.read_text() for path in (ROOT / "omnir1_jax").rglob("*.py"))
+    messages = re.findall(r"^- `(.*?)`:", (ROOT / "docs/troubleshooting.md").read_text(), re.M)
+    foreign = {"no space left on device", "RESOURCE_EXHAUSTED", "Falling back to cpu"}
+    assert messages and [message for message in messages if message not in source and message not in foreign] == []
+    metrics = (ROOT / "docs/metrics.md").read_text()
+    rows = [json.loads(line) for line in (folder / "RUN/metrics.jsonl").read_text().splitlines()]
+    names = {name.rpartition("/")[2] for row in rows for name in row if "/" in name}
+    assert len(names) > 20 and [name for name in names if f"{name}`" not in metrics] == []
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_settings_that_a_page_names_exist(path):
+    known = set(re.findall(r"^\| `([\w.<>]+)`", (ROOT / "docs/settings.md").read_text(), re.M))
+    sections = {name.partition(".")[0] for name in known if "." in name}
+    said = re.findall(r"`(?:--config\.)?(\w+(?:\.\w+)+)(?:=[^`\n]*)?`", text(path))
+    named = {name for name in said if name.partition(".")[0] in sections and not name.endswith((".py", ".md"))}
+    assert named <= known
