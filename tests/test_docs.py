@@ -12,6 +12,7 @@ import pathlib
 import re
 import shlex
 import sys
+import tomllib
 import types
 
 import numpy as np
@@ -107,17 +108,13 @@ def parse(module: str, arguments: list[str]) -> str:
     return ""
 
 
-def extras() -> set[str]:
-    """Names of the extras in setup.py."""
-    nodes = ast.walk(ast.parse((ROOT / "setup.py").read_text()))
-    (extra,) = [node for node in nodes if getattr(node, "arg", "") == "extras_require"]
-    return {key.value for key in extra.value.keys if key is not None}
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
 def check_install(words: list[str]) -> None:
     for word in words:
         named = re.search(r"\[(.*?)\]", word)
-        assert named is None or set(named[1].split(",")) <= extras(), word
+        assert named is None or set(named[1].split(",")) <= PROJECT["optional-dependencies"].keys(), word
     assert "-c" not in words or (ROOT / words[words.index("-c") + 1]).exists()
 
 
@@ -140,6 +137,8 @@ OTHERS = {
 def test_a_command_is_one_that_there_is(page, line, monkeypatch):
     monkeypatch.chdir(ROOT)
     for words in (shlex.split(part, comments=True) for part in line.split(" && ")):
+        if words[0] in PROJECT["scripts"]:
+            words = ["python", "-m", f"omnir1_jax.{words[0].removeprefix('omnir1-')}", *words[1:]]
         if words[:2] == ["python", "-c"]:
             ast.parse(words[2])
         elif words[:2] != ["python", "-m"]:
