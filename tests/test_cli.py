@@ -45,3 +45,12 @@ def test_films_decode_like_opencvs_reader():
 
     figures = data.run(quick=True)
     assert figures["film_all_times_faster"] > 0
+
+
+def test_the_usual_step_computes_the_same():
+    from omnir1_jax.benches import step
+
+    figures = step.run(quick=True)
+    assert figures["equal_answers"] == 1 and figures["mask_iou"] > 0.99
+    assert figures["logprob_gap"] < 1e-4 and figures["loss_gap"] < 1e-4 and figures["gradient_difference"] < 1e-3
+    assert figures["step_cpu_times_faster"] > 0

@@ -7,12 +7,12 @@ are padded on the left, answers read on the host.
 import json
 import pathlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Num, UInt8
 from safetensors.torch import load_file
 from transformers import (
     PreTrainedTokenizerBase,
@@ -33,6 +33,7 @@ from omnir1_jax.models.sam2.pixels import MEAN as SAM_MEAN
 from omnir1_jax.models.sam2.pixels import STD as SAM_STD
 from omnir1_jax.rl.config import StepConfig
 from omnir1_jax.systems import prompts
+from omnir1_jax.tasks.examples import ExampleConfig
 
 TIED = {"prompt_encoder.shared_embedding.positional_embedding"}
 
@@ -60,8 +61,18 @@ def load(
     thinker: str, sam2: str, words: PreTrainedTokenizerBase, task: Benchmark, step: StepConfig, grounding: Sampling
 ) -> Usual:
     """Both models in float32 from directories in Hugging Face layout."""
-    omni = Qwen2_5OmniThinkerForConditionalGeneration.from_pretrained(pathlib.Path(thinker), dtype=torch.float32)
-    return Usual(omni.eval(), _sam2(pathlib.Path(sam2)).eval(), words, task, step, grounding)
+    return Usual(load_thinker(thinker), load_sam2(sam2), words, task, step, grounding)
+
+
+def load_thinker(folder: str) -> Qwen2_5OmniThinkerForConditionalGeneration:
+    """In float32."""
+    omni = Qwen2_5OmniThinkerForConditionalGeneration.from_pretrained(pathlib.Path(folder), dtype=torch.float32)
+    return omni.eval()
+
+
+def load_sam2(folder: str) -> Sam2VideoModel:
+    """In float32."""
+    return _sam2(pathlib.Path(folder)).eval()
 
 
 def _sam2(folder: pathlib.Path) -> Sam2VideoModel:
@@ -90,17 +101,14 @@ def answer(usual: Usual, positions: Sequence[int]) -> list[Answered]:
     """One batch of the task's items."""
     task, own = usual.task, usual.task.example
     clips = [decode(task.reader[p], task.decode, frame_sampling.generator(task.seed, 0, p)) for p in positions]
-    heard = [_system1(usual, clip) for clip in clips]
+    heard = [system1(own, clip) for clip in clips]
     completions = _say(usual, [text for text, _ in heard], [grid for _, grid in heard], "video", usual.step.sampling)
-    chosen = [_keyframes(text, len(clip.frames), usual.step) for text, clip in zip(completions, clips)]
+    chosen = [keyframes(text, len(clip.frames), usual.step) for text, clip in zip(completions, clips)]
     asked, images = [], []
     for clip, found in zip(clips, chosen):
         for frame, description in found.items():
-            image = _sized(
-                clip.frames[frame : frame + 1], own.sharp_budget.image_min, own.sharp_budget.image_max, usual
-            )
-            words = own.grounding.replace("{description}", description.strip().lower())
-            asked.append(words.replace("<|IMAGE|>", "<|IMAGE|>" * _cells(image, usual)))
+            words, image = system2(own, clip.frames[frame : frame + 1], description)
+            asked.append(words)
             images.append(image)
     said = iter(_say(usual, asked, images, "image", usual.grounding) if asked else ())
     out, drawn = [], iter(images)
@@ -132,7 +140,7 @@ def _box(group: Mapping[str, Any]) -> list[float] | None:
     return box if good else None
 
 
-def _keyframes(text: str, frames: int, step: StepConfig) -> dict[int, str]:
+def keyframes(text: str, frames: int, step: StepConfig) -> dict[int, str]:
     """The first frames that a plan covers, each with the first description for it."""
     covered: dict[int, str] = {}
     answer = re.search(r"<answer>(.*?)</answer>", text, re.DOTALL)
@@ -147,29 +155,39 @@ def _keyframes(text: str, frames: int, step: StepConfig) -> dict[int, str]:
     return {frame: covered[frame] for frame in sorted(covered)[: step.keyframes]}
 
 
-def _system1(usual: Usual, clip: DecodedClip) -> tuple[str, UInt8[np.ndarray, "t h w 3"]]:
-    own = usual.task.example
-    frames = _sized(clip.frames, own.policy_budget.video_min, own.policy_budget.video_max, usual)
+def system1(own: ExampleConfig, clip: DecodedClip) -> tuple[str, UInt8[np.ndarray, "t h w 3"]]:
+    """System 1's prompt and its frames."""
+    frames = sized(clip.frames, own.policy_budget.video_min, own.policy_budget.video_max, own)
     words = prompts.render(own.template, query=clip.ref.query)
     content = [{"type": "video", "video": None}, {"type": "text", "text": words}]
     messages = [{"role": "system", "content": own.system}, {"role": "user", "content": content}]
-    return tokens.chat_text(messages).replace("<|VIDEO|>", "<|VIDEO|>" * _cells(frames, usual)), frames
+    return tokens.chat_text(messages).replace("<|VIDEO|>", "<|VIDEO|>" * _cells(frames, own)), frames
 
 
-def _sized(frames: UInt8[np.ndarray, "t h w 3"], low: int, high: int, usual: Usual) -> UInt8[np.ndarray, "t y x 3"]:
-    factor = usual.task.example.sizes.cell_pixels
+def system2(
+    own: ExampleConfig, frame: UInt8[np.ndarray, "1 h w 3"], description: str
+) -> tuple[str, UInt8[np.ndarray, "1 y x 3"]]:
+    """System 2's prompt and its frame."""
+    image = sized(frame, own.sharp_budget.image_min, own.sharp_budget.image_max, own)
+    words = own.grounding.replace("{description}", description.strip().lower())
+    return words.replace("<|IMAGE|>", "<|IMAGE|>" * _cells(image, own)), image
+
+
+def sized(
+    frames: UInt8[np.ndarray, "t h w 3"], low: int, high: int, own: ExampleConfig
+) -> UInt8[np.ndarray, "t y x 3"]:
+    """Frames as the processor resizes them, within `low` to `high` pixels."""
+    factor = own.sizes.cell_pixels
     height, width = pixels.smart_resize(*frames.shape[1:3], min_pixels=low, max_pixels=high, factor=factor)
     return np.stack([pixels.resize(frame, height, width) for frame in frames])
 
 
-def _cells(frames: UInt8[np.ndarray, "t y x 3"], usual: Usual) -> int:
-    factor = usual.task.example.sizes.cell_pixels
+def _cells(frames: UInt8[np.ndarray, "t y x 3"], own: ExampleConfig) -> int:
+    factor = own.sizes.cell_pixels
     return -(-len(frames) // 2) * (frames.shape[1] // factor) * (frames.shape[2] // factor)
 
 
-def _patches(
-    frames: UInt8[np.ndarray, "t y x 3"], patch: int, merge: int
-) -> tuple[Float[np.ndarray, "n d"], list[int]]:
+def patches(frames: UInt8[np.ndarray, "t y x 3"], patch: int, merge: int) -> tuple[Float[np.ndarray, "n d"], list[int]]:
     """Patches in the order of transformers' processor, and their grid."""
     clip = (np.concatenate([frames, frames[-1:]]) if len(frames) % 2 else frames).astype(np.float32)
     clip = (clip / 255 - np.array(MEAN, np.float32)) / np.array(STD, np.float32)
@@ -183,7 +201,7 @@ def _patches(
 def _say(usual: Usual, texts: Sequence[str], media_of: Sequence[np.ndarray], kind: str, how: Any) -> list[str]:
     """Greedy answers, all prompts in one batch."""
     sizes = usual.task.example.sizes
-    cut = [_patches(frames, sizes.cell_pixels // sizes.merge, sizes.merge) for frames in media_of]
+    cut = [patches(frames, sizes.cell_pixels // sizes.merge, sizes.merge) for frames in media_of]
     values = torch.from_numpy(np.concatenate([values for values, _ in cut]))
     grids = torch.tensor([grid for _, grid in cut])
     inputs = usual.words(list(texts), padding=True, padding_side="left", return_tensors="pt", add_special_tokens=False)
@@ -214,12 +232,28 @@ def _masks(
     objects = max((len(found) for found in boxes.values()), default=0)
     if not any(box is not None for found in boxes.values() for box in found):
         return out
-    frames = media.load_frames(source, range(count), size=(side, side)).astype(np.float32)
-    video = torch.from_numpy((frames / 255 - np.array(SAM_MEAN, np.float32)) / np.array(SAM_STD, np.float32))
-    video, scale = video.permute(0, 3, 1, 2), np.array([side / clip.size[1], side / clip.size[0]] * 2)
-    cache = None
-    for n in range(objects):
-        own = {frame: found[n] for frame, found in boxes.items() if n < len(found) and found[n] is not None}
+    frames = media.load_frames(source, range(count), size=(side, side))
+    scale = np.array([side / clip.size[1], side / clip.size[0]] * 2)
+    scaled = {frame: [box and np.asarray(box) * scale for box in found] for frame, found in boxes.items()}
+    own = [
+        {frame: found[n] for frame, found in scaled.items() if n < len(found) and found[n] is not None}
+        for n in range(objects)
+    ]
+    for _, frame, logits in follow(usual.sam2, frames, own):
+        raised = torch.nn.functional.interpolate(logits, clip.size, mode="bilinear")
+        out[frame] |= (raised[0, 0] > 0).numpy()
+    return out
+
+
+def follow(
+    sam2: Sam2VideoModel, frames: Num[np.ndarray, "t side side 3"], objects: Sequence[Mapping[int, Any]]
+) -> Iterator[tuple[int, int, Float[torch.Tensor, "1 1 y x"]]]:
+    """Mask logits as (object, frame, logits) of objects that are boxed on some frames, in pixels of the input; objects
+    share the frames' features. One without a box is left out."""
+    count, side = frames.shape[:2]
+    video = (frames.astype(np.float32) / 255 - np.array(SAM_MEAN, np.float32)) / np.array(SAM_STD, np.float32)
+    video, cache = torch.from_numpy(video).permute(0, 3, 1, 2), None
+    for n, own in enumerate(objects):
         if not own:
             continue
         session = Sam2VideoInferenceSession(
@@ -227,12 +261,10 @@ def _masks(
         )
         cache = session.cache = cache or session.cache
         for frame, box in own.items():
-            corners = torch.tensor(np.asarray(box) * scale, dtype=torch.float32).reshape(1, 1, 2, 2)
+            corners = torch.tensor(box, dtype=torch.float32).reshape(1, 1, 2, 2)
             labels = torch.tensor([[[2, 3]]], dtype=torch.int32)
             session.add_point_inputs(session.obj_id_to_idx(0), frame, dict(point_coords=corners, point_labels=labels))
             session.obj_with_new_inputs = [0]
-            usual.sam2(session, frame_idx=frame)
-        for found in usual.sam2.propagate_in_video_iterator(session, start_frame_idx=0):
-            raised = torch.nn.functional.interpolate(found.pred_masks.float(), clip.size, mode="bilinear")
-            out[found.frame_idx] |= (raised[0, 0] > 0).numpy()
-    return out
+            sam2(session, frame_idx=frame)
+        for found in sam2.propagate_in_video_iterator(session, start_frame_idx=0):
+            yield n, found.frame_idx, found.pred_masks.float()
