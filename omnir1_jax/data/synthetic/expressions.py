@@ -5,7 +5,7 @@ the noun phrase fits; the clause must be certain, yes or no, for every shape of 
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -24,6 +24,7 @@ class Expression:
     type_id: int  # REFERRING, REASONING or NOTHING, as ReVOS counts
     needs: str  # what it takes to understand it: "image", "video" or "sound"
     topic: str  # what it speaks of: "look", "grows", "enters_last", ...
+    among: tuple[int, ...] = field(default=(), repr=False)  # shapes that its noun fits, of which the rest picks
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,13 @@ class _Clause:
     type_id: int = REASONING
 
 
-def describe(facts: Sequence[ShapeFacts], rng: np.random.Generator) -> tuple[Expression, ...]:
-    """Every kind of true sentence about the scene, one wording of each, and one that fits nothing."""
+def describe(
+    facts: Sequence[ShapeFacts], rng: np.random.Generator, relations: bool = False
+) -> tuple[Expression, ...]:
+    """Every kind of true sentence about the scene, one wording of each, and one that fits nothing.
+
+    `relations`: also order and sound by way of another shape.
+    """
     expressions: list[Expression] = []
     nouns = list(_nouns(facts))
     for noun in nouns:
@@ -63,6 +69,8 @@ def describe(facts: Sequence[ShapeFacts], rng: np.random.Generator) -> tuple[Exp
             if targets and (len(targets) < len(noun.domain) or len(facts) == 1):
                 expressions += _say(noun, clause, targets, rng)
     expressions += _relations(facts, nouns)
+    if relations:
+        expressions += _in_time(facts, nouns)
     expressions += _nothing(facts, rng)
     unique: dict[str, Expression] = {}
     for expression in expressions:
@@ -100,7 +108,7 @@ def _say(
     if clause is None:
         if targets and not (noun.one == "shape" and single):
             text = f"the {noun.one}" if single else f"all the {noun.many}"
-            yield Expression(text, targets, REFERRING, "image", "look")
+            yield Expression(text, targets, REFERRING, "image", "look", noun.domain)
         return
     wordings = clause.one if single else clause.many
     if wordings:
@@ -108,7 +116,7 @@ def _say(
         word = noun.one if single else noun.many
         if word in ("shape", "shapes") and rng.random() < 0.4:
             word = {"shape": "one", "shapes": "ones"}[word]
-        yield Expression(f"the {word} {wording}", targets, clause.type_id, clause.needs, clause.topic)
+        yield Expression(f"the {word} {wording}", targets, clause.type_id, clause.needs, clause.topic, noun.domain)
 
 
 def _nouns(facts: Sequence[ShapeFacts]) -> Iterator[_Noun]:
@@ -260,31 +268,74 @@ def _separate(ranges: dict[int, tuple[Number, Number]], largest: bool) -> dict[i
     return dict.fromkeys(ranges)
 
 
-def _relations(facts: Sequence[ShapeFacts], nouns: Sequence[_Noun]) -> Iterator[Expression]:
-    """Sentences about one shape by way of another, and about several at once."""
-    everything = tuple(range(len(facts)))
-    names = {}  # the shortest sure name of a shape, if it has one
+def _names(nouns: Sequence[_Noun]) -> dict[int, str]:
+    """The shortest sure name of each shape that has one."""
+    names: dict[int, str] = {}
     for noun in sorted(nouns, key=lambda noun: len(noun.one)):
         if noun.sure and len(noun.domain) == 1 and noun.one != "shape":
             names.setdefault(noun.domain[0], noun.one)
+    return names
+
+
+def _in_time(facts: Sequence[ShapeFacts], nouns: Sequence[_Noun]) -> Iterator[Expression]:
+    """Sentences about the one shape that comes after another, is gone before it, or is heard as it comes or goes."""
+    for other, name in _names(nouns).items():
+        rest = tuple(n for n in range(len(facts)) if n != other)
+        mark = facts[other]
+        came = {n: facts[n].first - mark.first for n in rest if facts[n].enters}
+        left = {n: mark.last - facts[n].last for n in rest if facts[n].leaves}
+        there = lambda moment: tuple(n for n in rest if facts[n].seen[moment])
+        found = []
+        if mark.enters:
+            found += [("comes_after", "video", f"that comes in right after the {name}", _next(came), rest)]
+            clause, who = f"that is heard while the {name} comes in", _heard(facts, mark.first)
+            found += [("heard_at", "sound", clause, who, there(mark.first))]
+        if mark.leaves:
+            found += [("goes_before", "video", f"that leaves right before the {name}", _next(left), rest)]
+            clause, who = f"that is heard while the {name} leaves", _heard(facts, mark.last)
+            found += [("heard_at", "sound", clause, who, there(mark.last))]
+        for topic, needs, clause, target, among in found:
+            if target is not None and target in among and len(among) > 1:
+                yield Expression(f"the shape {clause}", (target,), REASONING, needs, topic, among)
+
+
+def _next(gaps: dict[int, int]) -> int | None:
+    """The one with the smallest gap above 0, by 2 frames away from 0 and from the next; None if not for sure."""
+    ahead = sorted((gap, n) for n, gap in gaps.items() if gap > -2)
+    if not ahead or ahead[0][0] < 2 or (len(ahead) > 1 and ahead[1][0] < ahead[0][0] + 2):
+        return None
+    return ahead[0][1]
+
+
+def _heard(facts: Sequence[ShapeFacts], moment: int) -> int | None:
+    """The shape that sounds through a moment and the frames around it."""
+    spans = {n: f.shape.sounds for n, f in enumerate(facts) if f.shape.sounds}
+    around = (max(0, moment - 1), min(len(facts[0].clear), moment + 2))
+    return next((n for n, (start, end) in spans.items() if start <= around[0] and around[1] <= end), None)
+
+
+def _relations(facts: Sequence[ShapeFacts], nouns: Sequence[_Noun]) -> Iterator[Expression]:
+    """Sentences about one shape by way of another, and about several at once."""
+    everything = tuple(range(len(facts)))
+    names = _names(nouns)
     for other, name in names.items():
         truths = {n: facts[n].behind.get(other, False) for n in everything if n != other}
         targets = tuple(n for n in truths if truths[n])
         if len(targets) == 1 and None not in truths.values():
             does, needs = ("passes", "video") if len(facts[0].clear) > 1 else ("is", "image")
-            yield Expression(f"the shape that {does} behind the {name}", targets, REASONING, needs, "behind")
+            yield Expression(f"the shape that {does} behind the {name}", targets, REASONING, needs, "behind", everything)
         colour, kind = facts[other].shape.colour, facts[other].shape.kind
         targets = tuple(n for n in everything if n != other and facts[n].shape.colour == colour)
         if len(targets) == 1 and colour not in name:
             text = f"the shape that has the same colour as the {name}"
-            yield Expression(text, targets, REASONING, "image", "same_colour")
+            yield Expression(text, targets, REASONING, "image", "same_colour", everything)
         rest = tuple(n for n in everything if n != other)
         if len(rest) >= 2:
             yield Expression(f"every shape except the {name}", rest, REASONING, "image", "except")
         alike = {facts[n].shape.kind for n in rest}
         if len(rest) >= 2 and len(alike) == 1 and kind not in alike:
             text = f"the only shape that is not a {alike.pop()}"
-            yield Expression(text, (other,), REASONING, "image", "odd_one")
+            yield Expression(text, (other,), REASONING, "image", "odd_one", everything)
     pairs = [(a, b) for a in names for b in names if a < b]
     for a, b in pairs:
         yield Expression(f"the {names[a]} and the {names[b]}", (a, b), REFERRING, "image", "pair")

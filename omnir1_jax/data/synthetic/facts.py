@@ -26,7 +26,8 @@ DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 class ShapeFacts:
     shape: Shape
     extent: tuple[int, int]  # width and height of the frame
-    clear: tuple[bool, ...]  # a frame: enough of it is seen to recognise it
+    seen: tuple[bool, ...]  # a frame: enough of it is seen to follow it
+    clear: tuple[bool, ...]  # and it is lit, so that it can be recognised
     places: tuple[tuple[float, float], ...]  # centre in every frame it is present
     radii: tuple[float, ...]  # likewise
     striped: Truth
@@ -67,16 +68,19 @@ def _observe_shape(scene: Scene, n: int, seen_area: np.ndarray, covered: np.ndar
     config, shape = scene.config, scene.shapes[n]
     at = [shape.at(t) for t in range(*shape.present)]
     places, radii = tuple((x, y) for x, y, _ in at), tuple(r for _, _, r in at)
-    clear = []
+    seen = []
     for t in range(config.frames):
         full = _full_area(shape.kind, shape.at(t)[2])
-        clear.append(bool(seen_area[t] >= max(CLEAR_AREA, CLEAR_SHARE * full)))
+        seen.append(bool(seen_area[t] >= max(CLEAR_AREA, CLEAR_SHARE * full)))
+    dark = range(*shape.shadow)
+    clear = [yes and t not in dark for t, yes in enumerate(seen)]
     ratio = radii[-1] / radii[0]
     moved = sum(math.dist(a, b) for a, b in pairwise(places))
     behind = {m: _behind(covered[m], clear) for m in range(n + 1, len(scene.shapes))}
     return ShapeFacts(
         shape=shape,
         extent=(config.width, config.height),
+        seen=tuple(seen),
         clear=tuple(clear),
         places=places,
         radii=radii,
@@ -138,14 +142,15 @@ def all_seen(facts: Sequence[ShapeFacts]) -> bool:
     """Whether every shape can be recognised in a sixth of the frames, at its coming and going, and while it sounds."""
     for fact in facts:
         first, end = fact.shape.present
+        first += fact.shape.speck
         soon = max(2, len(fact.clear) // 6)
         if sum(fact.clear) < max(1, len(fact.clear) // 6):
             return False
-        if fact.enters and not any(fact.clear[first : first + soon]):
+        if fact.enters and not any(fact.seen[first : first + soon]):
             return False
-        if fact.leaves and not any(fact.clear[max(0, end - 1 - soon) : end]):
+        if fact.leaves and not any(fact.seen[max(0, end - 1 - soon) : end]):
             return False
         sounds = fact.shape.sounds
-        if sounds is not None and 2 * sum(fact.clear[slice(*sounds)]) < sounds[1] - sounds[0]:
+        if sounds is not None and 2 * sum(fact.seen[slice(*sounds)]) < sounds[1] - sounds[0]:
             return False
     return True

@@ -11,7 +11,7 @@ from omnir1_jax.data.refs import FAMILIES, AudioBytes, ClipRef, ImageBytes, RleM
 from omnir1_jax.data.synthetic import encode, sound, writers
 from omnir1_jax.data.synthetic.expressions import Expression
 from omnir1_jax.data.synthetic.scenes import Clip, make_clip
-from omnir1_jax.data.synthetic.world import PRESETS, WorldConfig
+from omnir1_jax.data.synthetic.world import PRESETS, VOICES, WorldConfig
 from omnir1_jax.errors import InputError
 
 
@@ -26,12 +26,14 @@ def open(
     lessons: bool = False,
     plain: bool = False,
     heard: bool = False,
+    mixed: bool = False,
 ) -> TableReader:
     """A reader of `clips` clips with `per_clip` items each, of one family. `root` is not used. Raises `InputError`.
 
     vos: sentences about one or more shapes, to be seen. refavs: about one shape or, one in eight, about nothing, with
     sound. refcocog: still images. qa: which shape it is that does something, with sound.
     plain (vos): only sentences about one shape that any of its frames explains, such as "the red shape".
+    mixed (vos): sentences about one shape, in turn by sound, by behaviour and by looks; clips have their sound.
     heard (refavs): only sentences about a shape of the first frame that take the sound to understand.
     lessons (vos and refavs): one item a clip instead, with masks of every shape and no query; what there is to teach
     about it is in `extra`: looks ("red circle") and sounds of the shapes, and all true sentences.
@@ -47,8 +49,7 @@ def open(
     if clips < 1 or per_clip < 1:
         raise InputError(f"synthetic: at least one clip and one item a clip, not {clips} and {per_clip}")
     if family == "refavs":
-        frames, fps = config.recording
-        config = replace(config, frames=frames, fps=fps)
+        config = config.recorded()
     if family == "refcocog":
         config = writers.refcocog_config(config)
     if family == "qa":
@@ -65,9 +66,9 @@ def open(
         for j in range(per_clip)
     )
     make = functools.partial(_MAKERS[family], config)
-    for name, wanted, chosen in (("plain", "vos", plain), ("heard", "refavs", heard)):
-        if chosen and family != wanted:
-            raise InputError(f"synthetic.{name}: a choice of {wanted} alone, not of '{family}'")
+    for name, wanted, chosen in (("plain", "vos", plain), ("mixed", "vos", mixed), ("heard", "refavs", heard)):
+        if chosen and (family != wanted or (plain and mixed)):
+            raise InputError(f"synthetic.{name}: a choice of {wanted} alone, not of '{family}', and one or none of them")
         if chosen:
             make = functools.partial(make, **{name: True})
     return make_reader("synthetic", split, items, make, "synthetic")
@@ -103,22 +104,28 @@ def _nth(chosen: tuple[Any, ...], number: int, sample_id: str) -> Any:
     return chosen[number % len(chosen)]
 
 
-def _vos(config: WorldConfig, sample_id: str, row: tuple[int, int], plain: bool = False) -> ClipRef:
+def _vos(
+    config: WorldConfig, sample_id: str, row: tuple[int, int], plain: bool = False, mixed: bool = False
+) -> ClipRef:
     clip = _clip(config, row[0])
     count = 1 + row[1]
-    chosen = writers.single(clip, count, ("image",)) if plain else writers.pick(clip, count, writers.SEEN)
+    if mixed:
+        chosen = writers.mixed(clip, count)
+    else:
+        chosen = writers.single(clip, count, ("image",)) if plain else writers.pick(clip, count, writers.SEEN)
     e: Expression = _nth(chosen, row[1], sample_id)
+    audio = AudioBytes(sound.to_wav(clip.sound)) if mixed else None
     extra = {"type_id": e.type_id, "obj_id": list(e.targets), "topic": e.topic}
     size = (config.height, config.width)
     masks = _masks(clip, e.targets)
-    return ClipRef("synthetic", sample_id, "vos", e.text, _frames(clip), None, masks, None, size, extra)
+    return ClipRef("synthetic", sample_id, "vos", e.text, _frames(clip), audio, masks, None, size, extra)
 
 
 def _refavs(config: WorldConfig, sample_id: str, row: tuple[int, int], heard: bool = False) -> ClipRef:
     clip = _clip(config, row[0])
     null = not heard and (row[0] + row[1]) % 8 == 7
     if heard:
-        clip, chosen = _heard(config, *row)
+        clip, chosen = heard_in(config, *row)
     elif null:
         chosen = tuple(e for e in clip.expressions if not e.targets)
     else:
@@ -139,14 +146,22 @@ def _refavs(config: WorldConfig, sample_id: str, row: tuple[int, int], heard: bo
     )
 
 
-def _heard(config: WorldConfig, seed: int, number: int) -> tuple[Clip, tuple[Expression, ...]]:
+def heard_in(config: WorldConfig, seed: int, number: int) -> tuple[Clip, tuple[Expression, ...]]:
     """A clip with sentences that take the sound, about what the start shows."""
 
     def said(clip: Clip) -> tuple[Expression, ...]:
         chosen = writers.single(clip, 1 + number, ("sound",))
-        return tuple(e for e in chosen if clip.masks[e.targets[0], 0].any())
+        chosen = tuple(e for e in chosen if clip.masks[e.targets[0], 0].any())
+        return chosen if config.rims else tuple(e for e in chosen if _told_by_voice(clip, e))
 
     return _first_with(said, config, seed)
+
+
+def _told_by_voice(clip: Clip, e: Expression) -> bool:
+    """Whether the first frame and the sound tell which shape is meant: no other there, or heard, has its voice."""
+    (target,), shapes = e.targets, clip.scene.shapes
+    alike = [n for n, s in enumerate(shapes) if n != target and VOICES[s.colour] == VOICES[shapes[target].colour]]
+    return e.topic != "heard_at" and not any(clip.masks[n, 0].any() or shapes[n].tone for n in alike)
 
 
 def _lesson(family: str, config: WorldConfig, sample_id: str, seed: int) -> ClipRef:
@@ -158,7 +173,7 @@ def _lesson(family: str, config: WorldConfig, sample_id: str, seed: int) -> Clip
         "sounds": [None if s.sounds is None else [t / config.fps for t in s.sounds] for s in shapes],
         "sentences": [{"text": e.text, "obj_id": list(e.targets), "needs": e.needs} for e in clip.expressions],
     }
-    audio = AudioBytes(sound.to_wav(clip.sound)) if family == "refavs" else None
+    audio = AudioBytes(sound.to_wav(clip.sound)) if family == "refavs" or not config.rims else None
     masks, size = _masks(clip, tuple(range(len(shapes)))), (config.height, config.width)
     return ClipRef("synthetic", sample_id, family, "", _frames(clip), audio, masks, None, size, extra)
 

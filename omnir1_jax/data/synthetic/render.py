@@ -13,6 +13,7 @@ from jaxtyping import Bool, UInt8
 from omnir1_jax.data.synthetic.world import COLOURS, Scene, Shape
 
 EDGE = 0.84  # beyond this share of its size a shape's rim begins
+SHADOW = (42, 42, 48)  # what is left of any colour
 LOUD_EDGE = 0.66  # of a shape that sounds: its rim is broad and white
 LOUD_RING_EDGE = 0.82  # a ring has to keep some of its colour
 
@@ -107,17 +108,18 @@ def frames(scene: Scene) -> UInt8[np.ndarray, "time height width 3"]:
                 continue
             where, u, v = window
             mask = covers(shape.kind, u, v)
-            out[t][where][mask] = _paint(shape, t, u, v)[mask]
+            out[t][where][mask] = _paint(shape, t, u, v, config.rims)[mask]
     return out
 
 
-def _paint(shape: Shape, frame: int, u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """The shape's own look: its colour, stripes if it has them, a dark rim; a broad white rim while it sounds."""
-    colour = np.asarray(COLOURS[shape.colour], np.int32)
+def _paint(shape: Shape, frame: int, u: np.ndarray, v: np.ndarray, rims: bool) -> np.ndarray:
+    """The shape's own look: its colour, stripes if it has them, a dark rim; with `rims` a broad white one for sound."""
+    dark = shape.shadow[0] <= frame < shape.shadow[1]
+    colour = np.asarray(SHADOW if dark else COLOURS[shape.colour], np.int32)
     percent = np.full(np.broadcast(u, v).shape, 100, np.int32)
     if shape.striped:
         percent[np.broadcast_to(np.floor((u + v) * 3) % 2 == 1, percent.shape)] = 62
-    loud = shape.sounds is not None and shape.sounds[0] <= frame < shape.sounds[1]
+    loud = rims and shape.sounds is not None and shape.sounds[0] <= frame < shape.sounds[1]
     edge = EDGE if not loud else LOUD_RING_EDGE if shape.kind == "ring" else LOUD_EDGE
     rim = ~covers(shape.kind, u / edge, v / edge)
     percent[rim] = 55

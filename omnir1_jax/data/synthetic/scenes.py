@@ -39,5 +39,5 @@ def make_clip(config: WorldConfig, seed: int) -> Clip:
     scene = make_scene(config, seed)
     whole = render.whole_masks(scene)
     rng = np.random.Generator(np.random.PCG64([seed, WORDING]))
-    sentences = expressions.describe(facts.observe(scene, whole), rng)
+    sentences = expressions.describe(facts.observe(scene, whole), rng, config.relations)
     return Clip(scene, render.frames(scene), render.visible_masks(whole), sound.track(scene), sentences)

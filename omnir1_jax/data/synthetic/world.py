@@ -23,6 +23,7 @@ COLOURS = {
 }
 TONES = {"low": 220.0, "middle": 550.0, "high": 1320.0}  # Hz
 VOICES = {colour: list(TONES)[n % len(TONES)] for n, colour in enumerate(COLOURS)}  # where tones go by looks
+SPECK = 1.5  # radius in pixels of a shape that is still a speck
 GRID = 64  # positions and radii are multiples of 1/64 pixel
 
 
@@ -45,26 +46,45 @@ class WorldConfig:
     sounding: tuple[int, int] = (1, 2)  # how many shapes sound, at most 3
     recording: tuple[int, float] = (10, 1.0)  # frames and frames a second where there is sound; files have ten of both
     voices: bool = False  # whether each colour has a tone of its own, so that one can hear which shape sounds
+    rims: bool = True  # whether a shape has a white rim while it sounds, so that one can see which shape sounds
+    stay: tuple[float, float] = (1.0, 1.0)  # share of the clip for which a shape is there; `presence` if that is 1
+    specks: float = 0.0  # how often a shape grows out of a speck instead of sliding in; with `stay`
+    shadow: float = 0.0  # how often a shape is without its colour for half of the time that it is there
+    relations: bool = False  # whether sentences name order and sound by way of another shape
 
     def __post_init__(self):
         for name, least in (("height", 32), ("width", 32), ("frames", 1)):
             if getattr(self, name) < least:
                 raise InputError(f"synthetic.{name} is at least {least}, not {getattr(self, name)}")
-        for name in ("objects", "distractors", "radius", "sounding"):
+        for name in ("objects", "distractors", "radius", "sounding", "stay"):
             low, high = getattr(self, name)
             if not 0 <= low <= high:
                 raise InputError(f"synthetic.{name} is (least, most), not {(low, high)}")
-        for name in ("twins", "occlusion", "motion", "growth", "presence"):
+        for name in ("twins", "occlusion", "motion", "growth", "presence", "specks", "shadow"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"synthetic.{name} is a share from 0 to 1, not {getattr(self, name)}")
         if self.objects[0] < 1 or self.objects[1] > len(COLOURS) or self.sounding[1] > len(TONES):
             raise InputError(f"synthetic: 1 to {len(COLOURS)} objects, at most {len(TONES)} of them sounding")
         if not self.fps > 0:
             raise InputError(f"synthetic.fps is positive, not {self.fps}")
+        if not (self.rims or self.voices):
+            raise InputError("synthetic.rims: without them shapes need voices, or nothing tells which one sounds")
+        if self.stay[1] > 1:
+            raise InputError(f"synthetic.stay is a share of the clip, not {self.stay}")
 
     @property
     def seconds(self) -> float:
         return self.frames / self.fps
+
+    @property
+    def brief(self) -> bool:
+        """Whether shapes are there for a part of the clip only."""
+        return self.stay != (1.0, 1.0)
+
+    def recorded(self) -> "WorldConfig":
+        """The world of a recording, of which one sees the first frame: its shapes are there from the start, and lit."""
+        frames, fps = self.recording
+        return replace(self, frames=frames, fps=fps, stay=(1.0, 1.0), specks=0.0, shadow=0.0)
 
 
 PRESETS = {
@@ -85,6 +105,27 @@ PRESETS = {
         recording=(8, 2.0),
         voices=True,
     ),
+    # No frame shows everything: shapes come and go among others like them, and which is meant is seen or heard in time.
+    "fleeting": WorldConfig(
+        height=64,
+        width=96,
+        frames=16,
+        objects=(4, 5),
+        distractors=(2, 3),
+        twins=0.25,
+        occlusion=0.3,
+        radius=(0.13, 0.2),
+        growth=0.2,
+        presence=0.5,
+        sounding=(2, 3),
+        recording=(8, 2.0),
+        voices=True,
+        rims=False,
+        stay=(0.35, 0.65),
+        specks=0.4,
+        shadow=0.25,
+        relations=True,
+    ),
 }
 
 
@@ -100,12 +141,16 @@ class Shape:
     radius: tuple[float, float]  # at the first and at the last frame it is present
     tone: str | None = None
     sounds: tuple[int, int] | None = None  # frames during which the tone is on
+    speck: int = 0  # frames after its coming in which it is a speck
+    shadow: tuple[int, int] = (0, 0)  # frames in which it has no colour
 
     def at(self, frame: int) -> tuple[float, float, float]:
         """(x, y, radius) at a frame, on the grid."""
         times, xs, ys = zip(*self.way)
         first, last = self.present[0], max(self.present[0] + 1, self.present[1] - 1)
         size = np.interp(frame, (first, last), self.radius)
+        if self.speck:
+            size = np.interp(frame, (first + self.speck - 1, first + self.speck + 1), (SPECK, size))
         return tuple(
             round(float(v) * GRID) / GRID for v in (np.interp(frame, times, xs), np.interp(frame, times, ys), size)
         )
@@ -158,15 +203,23 @@ def _draw_shapes(config: WorldConfig, rng: np.random.Generator) -> tuple[Shape, 
         low, high = (share * min(config.height, config.width) for share in config.radius)
         size = low + (high - low) * rng.random()
         radius = (size, size)
-        if config.frames > 3 and _chance(rng, config.growth):
+        present = _stay(config, rng) if config.brief else None
+        speck = present is not None and present[0] > 0 and _chance(rng, config.specks)
+        speck = min(3, (present[1] - present[0]) // 2) if speck else 0
+        if config.frames > 3 and _chance(rng, config.growth) and not speck:
             radius = (0.7 * size, 1.4 * size) if _chance(rng, 0.5) else (1.4 * size, 0.7 * size)
         striped = _chance(rng, 0.3)
-        present = _presence(config, rng)
+        present = present or _presence(config, rng)
+        shadow = (0, 0)
+        if config.shadow and _chance(rng, config.shadow):
+            half = (present[1] - present[0]) // 2
+            start = present[0] + int(rng.integers(half + 1))
+            shadow = (start, start + half)
         cross = bool(shapes) and _chance(rng, config.occlusion)
         candidates = []
         for _ in range(12):
-            way = _draw_way(config, rng, present, max(radius))
-            shape = Shape(kind, colour, striped, present, way, radius)
+            way = _draw_way(config, rng, present, max(radius), bool(speck))
+            shape = Shape(kind, colour, striped, present, way, radius, speck=speck, shadow=shadow)
             candidates.append((_crossing(shape, shapes, cross), len(candidates), shape))
         shapes.append(min(candidates)[2])
     return tuple(shapes)
@@ -180,17 +233,39 @@ def _presence(config: WorldConfig, rng: np.random.Generator) -> tuple[int, int]:
     return (moment, total) if _chance(rng, 0.6) else (0, moment)
 
 
-def _draw_way(config: WorldConfig, rng: np.random.Generator, present: tuple[int, int], radius: float):
-    """A way within the frame, with a slide in from outside where it enters, and out where it leaves."""
+def _stay(config: WorldConfig, rng: np.random.Generator) -> tuple[int, int]:
+    """A part of the clip, one in two at its start or its end."""
+    low, high = (max(3, round(share * config.frames)) for share in config.stay)
+    length = min(int(rng.integers(low, high + 1)), config.frames)
+    first = int(rng.integers(config.frames - length + 1))
+    if _chance(rng, 0.5):
+        first = _pick(rng, (0, config.frames - length))
+    return first, first + length
+
+
+def _draw_way(
+    config: WorldConfig, rng: np.random.Generator, present: tuple[int, int], radius: float, grown: bool = False
+):
+    """A way within the frame, with a slide in from outside where it enters, and out where it leaves.
+
+    `grown`: a shape that enters as a speck, in its place.
+    """
     first, last = present
-    slide = max(1, config.frames // 8)
+    slide = 1 if config.brief else max(1, config.frames // 8)
     start = end = _spot(config, rng, radius)
     if last - first > 2 * slide and _chance(rng, config.motion):
         for _ in range(8):
             end = _spot(config, rng, radius)
             if math.dist(start, end) >= 0.35 * config.width:
                 break
-    if first > 0:
+    if config.brief:
+        way = [(first, *start)]
+        if first > 0 and not grown:
+            way = [(first - 1, *_outside(config, start, radius)), (first + slide, *start)]
+        way += [(last - 1, *end)]
+        if last < config.frames:
+            way[-1:] = [(last - 1 - slide, *end), (last, *_outside(config, end, radius))]
+    elif first > 0:
         way = [(first - 1, *_outside(config, start, radius)), (first + slide, *start), (last - 1, *end)]
     elif last < config.frames:
         way = [(first, *start), (last - 1 - slide, *end), (last, *_outside(config, end, radius))]
@@ -248,8 +323,18 @@ def _give_tones(scene: Scene, rng: np.random.Generator) -> Scene | None:
         fits = [
             (t, t + length) for t in range(first, last - length + 1) if all(t + length <= a or b <= t for a, b in taken)
         ]
-        if not fits:
+        if not config.rims:
+            fits = [span for span in fits if _plain_who(shapes, index, tone, span)]
+        if not fits and config.rims:
             return None
+        if not fits:
+            continue  # it stays silent: with its voice one could not hear who sounds
         taken.append(_pick(rng, fits))
         shapes[index] = replace(shapes[index], tone=tone, sounds=taken[-1])
-    return replace(scene, shapes=tuple(shapes))
+    return replace(scene, shapes=tuple(shapes)) if taken else None
+
+
+def _plain_who(shapes: list[Shape], index: int, tone: str, span: tuple[int, int]) -> bool:
+    """Whether ears tell who sounds: no other shape has this voice and is there then, or sounds with it ever."""
+    others = [shape for n, shape in enumerate(shapes) if n != index and VOICES[shape.colour] == tone]
+    return all(s.tone is None and (s.present[1] <= span[0] or span[1] <= s.present[0]) for s in others)

@@ -24,6 +24,8 @@ from omnir1_jax.data.synthetic.world import WorldConfig
 
 SPLITS = ("train", "valid", "valid_u", "val", "test", "test_s", "test_u", "test_n")
 SEEN, SEEN_HEARD = ("image", "video"), ("image", "video", "sound")
+OPEN = 3
+IN_TURN = ("sound", "video", "image", "video")  # what a clip's mixed sentences need, one after another
 
 
 def clip_seed(seed: int, split: str, number: int) -> int:
@@ -43,6 +45,22 @@ def single(clip: Clip, count: int, needs: tuple[str, ...]) -> tuple[Expression, 
     """Sentences about one shape each."""
     alone = [e for e in clip.expressions if len(e.targets) == 1]
     return expressions.choose(alone, clip_rng(clip.scene.seed), count, needs)
+
+
+def mixed(clip: Clip, count: int) -> tuple[Expression, ...]:
+    """Sentences about one shape each, in turn by sound, by behaviour and by looks, as far as there are such.
+
+    The noun of a sentence by sound or behaviour fits at least `OPEN` shapes, so that it is not a description by itself.
+    """
+    alone = [e for e in clip.expressions if len(e.targets) == 1]
+    alone = [e for e in alone if e.needs == "image" or len(e.among) >= OPEN]
+    left = {n: list(expressions.choose(alone, clip_rng(clip.scene.seed), count, (n,))) for n in SEEN_HEARD}
+    chosen = []
+    for number in range(count):
+        needs = (IN_TURN[number % len(IN_TURN)], *SEEN_HEARD)
+        pool = next((left[need] for need in needs if left[need]), [])
+        chosen += [pool.pop(0)] if pool else []
+    return tuple(chosen)
 
 
 def write_json(path: epath.Path, value: Any) -> None:

@@ -1,0 +1,1 @@
+"""What a synthetic world rewards, measured with oracles: `python -m omnir1_jax.toy.headroom`."""
