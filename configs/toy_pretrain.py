@@ -1,5 +1,7 @@
 """The toy's weights from nothing but the synthetic world, on two CPU cores.
 
+`system2` teaches the grounding of these weights on in a harder world, where shapes share colours and kinds.
+
 `thinker_kinds`, then `thinker` make a cold start: it sees, hears and grounds well and answers in System 1's format, but
 does not know yet what to choose. `sam2_images`, then `sam2` make the segmenter. What lies in configs/toy_weights/ came
 of them, as it says there.
@@ -14,7 +16,7 @@ CELL = 16 * 16  # pixels of a visual token
 
 
 def get_config(part="thinker"):
-    return {f.__name__: f for f in (thinker_kinds, thinker, sam2_images, sam2)}[part]()
+    return {f.__name__: f for f in (thinker_kinds, thinker, system2, sam2_images, sam2)}[part]()
 
 
 def thinker_kinds():
@@ -79,6 +81,22 @@ def thinker():
     c.optimizer.clip_norm = 1.0
     c.checkpoint.every = 500
     c.log.tensorboard = False
+    return c
+
+
+def system2():
+    """Grounding alone, on from the weights that ship: whatever names one shape of a frame, among others like it."""
+    c = thinker()
+    c.name = "toy_system2"
+    c.steps = 6000
+    c.thinker.path = str(WEIGHTS / "thinker")
+    world = dict(family="vos", config="fleeting", clips=100_000, lessons=True)
+    c.data = dict(
+        grounding=task(
+            datasets=datasets(synthetic=world), family="vos", frames=16, objects=8, example="lessons_named",
+            batch_size=2, targets=4, target_tokens=26,
+        ),
+    )  # fmt: skip
     return c
 
 

@@ -26,6 +26,7 @@ CLEAR = 24  # pixels, the least of a shape that is asked for
 TURN = "<|im_end|>\n<|im_start|>assistant\n"
 KIND = "{kind}"
 FORMS = ("{colour} {kind}", KIND, KIND, KIND, "{colour} shape")
+EVENLY = ("{colour} {kind}", KIND, "{colour} shape")
 TOLD = 1 / 3  # of System 1's answers name what is asked for, the others any shape
 IMAGES = 4  # frames of a clip that become prompts of a grounding example
 
@@ -86,37 +87,30 @@ def grounding(clip: DecodedClip, config: TargetConfig) -> Arrays:
 
     Arrays have a leading axis of IMAGES prompts.
     """
-    return _grounding(clip, config, FORMS)
+    return _grounding(clip, config, _ask_plainly(clip, config, FORMS))
 
 
 @examples.named
 def kinds(clip: DecodedClip, config: TargetConfig) -> Arrays:
     """As `grounding`, where shapes are asked for by their kinds alone: colours first, and kinds are never learnt."""
-    return _grounding(clip, config, (KIND,))
+    return _grounding(clip, config, _ask_plainly(clip, config, (KIND,)))
 
 
-def _grounding(clip: DecodedClip, config: TargetConfig, forms: Sequence[str]) -> Arrays:
+@examples.named
+def named(clip: DecodedClip, config: TargetConfig) -> Arrays:
+    """As `grounding`, among shapes that share colours and kinds: by whatever names one of them alone in its frame."""
+    return _grounding(clip, config, _ask_among_others(clip, config))
+
+
+def _grounding(clip: DecodedClip, config: TargetConfig, ask: Callable[[int, np.ndarray], list[Target]]) -> Arrays:
+    """`ask`: targets about a frame, with its shapes' boxes (n, 4) in pixels as System 2 sees it."""
     rng = clip.rng
     frames = rng.permutation(len(clip.frames))[:IMAGES]
     sharp = examples.sharp_arrays(clip.frames[frames], clip.size, config)
     sharp = {key.removeprefix("sharp/"): value for key, value in sharp.items()}
     scale = np.tile(sharp["resized"] / sharp["original"], 2)
-    boxes, clear, there = canvas.boxes(clip.masks), seen(clip), clip.masks.any(axis=(2, 3))
-    names = clip.ref.extra["looks"]
-    head, tail = _around_description(config)
-    targets = []
-    for t in frames:
-        found = [
-            asked_for(wording(names[n], rng, forms), head, tail, [boxes[n, t] * scale])
-            for n in rng.permutation(np.flatnonzero(clear[:, t]))
-        ]
-        found = found[: config.targets - 1]
-        found.append(asked("What:", looks(clip, np.flatnonzero(there[:, t])) or "nothing"))
-        absent = [names[n] for n in np.flatnonzero(~there[:, t])]
-        while len(found) < config.targets:
-            other = draw(rng, absent) if absent and rng.random() < 0.7 else draw(rng, _strangers(names))
-            found.append(asked_for(other, head, tail, []))
-        targets.append(pack(found, config))
+    boxes = canvas.boxes(clip.masks)
+    targets = [pack(ask(int(t), boxes[:, t] * scale), config) for t in frames]
     count = len(frames)
     every = lambda value: np.repeat(np.asarray(value)[None], count, axis=0)
     shared = ("tokens", "mask", "positions", "next_position", "vision_index")
@@ -127,6 +121,71 @@ def _grounding(clip: DecodedClip, config: TargetConfig, forms: Sequence[str]) ->
         **{f"policy/vision/{name}": every(sharp[name]) for name in ("rows_cols", "windows", "frames")},
         **{key: np.stack([one[key] for one in targets]) for key in targets[0]},
     }
+
+
+def _ask_plainly(
+    clip: DecodedClip, config: TargetConfig, forms: Sequence[str]
+) -> Callable[[int, np.ndarray], list[Target]]:
+    rng, clear, there = clip.rng, seen(clip), clip.masks.any(axis=(2, 3))
+    names = clip.ref.extra["looks"]
+    head, tail = _around_description(config)
+
+    def ask(t: int, boxes: np.ndarray) -> list[Target]:
+        found = [
+            asked_for(wording(names[n], rng, forms), head, tail, [boxes[n]])
+            for n in rng.permutation(np.flatnonzero(clear[:, t]))
+        ]
+        found = found[: config.targets - 1]
+        found.append(asked("What:", looks(clip, np.flatnonzero(there[:, t])) or "nothing"))
+        absent = [names[n] for n in np.flatnonzero(~there[:, t])]
+        while len(found) < config.targets:
+            other = draw(rng, absent) if absent and rng.random() < 0.7 else draw(rng, _strangers(names))
+            found.append(asked_for(other, head, tail, []))
+        return found
+
+    return ask
+
+
+def lit(clip: DecodedClip) -> Bool[np.ndarray, "n t"]:
+    """Which shapes have their colours in which frames."""
+    shadows = np.array(clip.ref.extra["shadows"])
+    t = clip.frame_indices
+    return ~((shadows[:, :1] <= t) & (t < shadows[:, 1:]))
+
+
+def fitting(form: str, n: int, names: Sequence[str], there: np.ndarray, light: np.ndarray) -> list[int]:
+    """The shapes of a frame that a form of the n-th shape's look fits; colours are seen in light only."""
+    match = lambda m: [a == b for a, b in zip(names[m].split(), names[n].split())]
+    fits = lambda colour, kind, m: (colour and light[m] or "{colour}" not in form) and (kind or KIND not in form)
+    return [int(m) for m in np.flatnonzero(there) if fits(*match(m), m)]
+
+
+def names_alone(n: int, names: Sequence[str], there: np.ndarray, light: np.ndarray) -> list[str]:
+    """The forms that name the n-th shape alone in a frame."""
+    return [form for form in EVENLY if fitting(form, n, names, there, light) == [n]]
+
+
+def _ask_among_others(clip: DecodedClip, config: TargetConfig) -> Callable[[int, np.ndarray], list[Target]]:
+    rng, clear, light, there = clip.rng, seen(clip), lit(clip), clip.masks.any(axis=(2, 3))
+    names = clip.ref.extra["looks"]
+    head, tail = _around_description(config)
+
+    def ask(t: int, boxes: np.ndarray) -> list[Target]:
+        found = []
+        for n in rng.permutation(np.flatnonzero(clear[:, t])):
+            if forms := names_alone(n, names, there[:, t], light[:, t]):
+                found.append(asked_for(wording(names[n], rng, forms), head, tail, [boxes[n]]))
+        found = found[: config.targets - 1]
+        shown = [names[n] for n in np.flatnonzero(there[:, t] & light[:, t])]
+        kinds_there = {names[n].split()[1] for n in np.flatnonzero(there[:, t])}
+        strangers = [f"{c} {k}" for c in COLOURS for k in KINDS if f"{c} {k}" not in shown]
+        near = [name for name in strangers if name.split()[1] in kinds_there or name in names]
+        while len(found) < config.targets:
+            other = draw(rng, near) if near and rng.random() < 0.7 else draw(rng, strangers)
+            found.append(asked_for(other, head, tail, []))
+        return found
+
+    return ask
 
 
 def _strangers(names: Sequence[str]) -> list[str]:
@@ -232,6 +291,7 @@ def sounds(clip: DecodedClip, config: TargetConfig) -> Arrays:
 EXAMPLES: dict[str, Callable[[DecodedClip, TargetConfig], Arrays]] = {
     "lessons_grounding": grounding,
     "lessons_kinds": kinds,
+    "lessons_named": named,
     "lessons_questions": questions,
     "lessons_plans": plans,
     "lessons_sounds": sounds,

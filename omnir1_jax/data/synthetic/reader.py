@@ -170,6 +170,7 @@ def _lesson(family: str, config: WorldConfig, sample_id: str, seed: int) -> Clip
     extra = {
         "looks": [f"{s.colour} {s.kind}" for s in shapes],
         "tones": [s.tone for s in shapes],
+        "shadows": [list(s.shadow) for s in shapes],
         "sounds": [None if s.sounds is None else [t / config.fps for t in s.sounds] for s in shapes],
         "sentences": [{"text": e.text, "obj_id": list(e.targets), "needs": e.needs} for e in clip.expressions],
     }
