@@ -3,6 +3,7 @@
 Sentences are judged here anew, from the pixels and the samples a viewer gets, not from what the world knows.
 """
 
+import functools
 import hashlib
 import pickle
 import subprocess
@@ -16,7 +17,7 @@ from omnir1_jax.data import audio, media, registry
 from omnir1_jax.data.masks import decode_masks
 from omnir1_jax.data.synthetic import encode, expressions, facts, render, scenes, sound, writers
 from omnir1_jax.data.synthetic import reader as synthetic
-from omnir1_jax.data.synthetic.world import COLOURS, KINDS, PRESETS, TONES, WorldConfig
+from omnir1_jax.data.synthetic.world import COLOURS, KINDS, PRESETS, TONES, VOICES, WorldConfig
 from omnir1_jax.errors import InputError
 from tests.data import trees
 
@@ -24,6 +25,7 @@ SEEDS = range(36)
 CONFIGS = {
     "default": replace(PRESETS["default"], presence=0.7, twins=0.4),
     "hard": replace(PRESETS["hard"], height=64, width=96, frames=16),
+    "fleeting": PRESETS["fleeting"],
 }
 
 
@@ -43,6 +45,7 @@ def digest(clip) -> str:
 
 
 GOLDEN = {("easy", 1): "3a21a83d1982cec2", ("default", 2): "f1eb9cf1f2eb7de8", ("hard", 3): "fd95c587d97e99fa"}
+GOLDEN |= {("toy", 4): "071783db97e87abf", ("fleeting", 5): "ed190a745dedf70d"}
 
 
 @pytest.mark.parametrize("preset, seed", GOLDEN)
@@ -141,12 +144,32 @@ class Watched:
             self.x, self.y = (self.whole * columns).sum((2, 3)) / self.area, (self.whole * rows).sum((2, 3)) / self.area
         white = (clip.frames == 255).all(-1)
         samples = round(sound.RATE / config.fps)
+        self.heard = [_pitch(clip.sound[t * samples : (t + 1) * samples]) for t in range(self.total)]
         self.pitch = []
-        for n in self.count:
+        if not config.rims:
+            self.pitch = [self._by_voice(clip, there, n) for n in self.count]
+        for n in self.count if config.rims else ():
             glows = np.flatnonzero((white & clip.masks[n]).any((1, 2)))
             heard = np.concatenate([clip.sound[t * samples : (t + 1) * samples] for t in glows] or [[]])
             at = np.abs(np.fft.rfft(heard)).argmax() if len(heard) else None
             self.pitch.append(None if at is None else at * sound.RATE / len(heard))
+
+
+    def _by_voice(self, clip, there: np.ndarray, n: int) -> float | None:
+        """The pitch that is heard while the shape of that voice is there; no other of that voice is there then."""
+        voice = [VOICES[shape.colour] for shape in clip.scene.shapes]
+        on = np.array([p is not None and abs(p - TONES[voice[n]]) < 4 for p in self.heard])
+        if not (on & there[n]).any():
+            return None
+        if clip.scene.shapes[n].tone is not None:
+            assert not any((on & there[m]).any() for m in self.count if m != n and voice[m] == voice[n])
+            return TONES[voice[n]]
+        return None
+
+
+def _pitch(samples: np.ndarray) -> float | None:
+    spectrum = np.abs(np.fft.rfft(samples.astype(float)))
+    return np.fft.rfftfreq(len(samples), 1 / sound.RATE)[spectrum.argmax()] if samples.any() else None
 
 
 def judge(w: Watched, topic: str, text: str, among: list[int]) -> list[bool] | None:
@@ -172,7 +195,10 @@ def judge(w: Watched, topic: str, text: str, among: list[int]) -> list[bool] | N
         case "still":
             ways = [[track[n, w.first[n] : w.last[n] + 1] for track in (w.x, w.y)] for n in w.count]
             # Whoever comes or goes moves; what is cut by an edge seems to move a little.
-            return [not (came[n] or gone[n]) and sum(map(np.ptp, ways[n])) < 8 for n in w.count]
+            ended = [came[n] and w.area[n, w.first[n]] > 12 or gone[n] for n in w.count]  # a speck comes in its place
+            return [not ended[n] and sum(map(np.ptp, ways[n])) < 8 for n in w.count]
+        case "heard_at" | "comes_after" | "goes_before":
+            return _in_time(w, topic, text)
         case "sounds":
             return [p is not None for p in w.pitch]
         case "silent":
@@ -180,6 +206,17 @@ def judge(w: Watched, topic: str, text: str, among: list[int]) -> list[bool] | N
         case "behind" if "shape" in text and "behind the" not in text:
             return [bool((w.seen[n] < 0.8 * w.area[n]).any()) for n in w.count]
     return None
+
+
+def _in_time(w: Watched, topic: str, text: str) -> list[bool]:
+    """By way of the shape that the sentence names, whose number stands in `w.named`."""
+    (other,) = w.named(text.split(" the ")[-1].removesuffix(" comes in").removesuffix(" leaves"))
+    if topic == "heard_at":
+        moment = w.first[other] if text.endswith("comes in") else w.last[other]
+        return [p is not None and abs(w.heard[moment] - p) < 4 for p in w.pitch]
+    if topic == "comes_after":
+        return [w.first[n] == min(t for t in w.first if t > w.first[other]) for n in w.count]
+    return [w.last[n] == max(t for t in w.last if t < w.last[other]) for n in w.count]
 
 
 def _growth(whole: np.ndarray, area: np.ndarray, first: int, last: int) -> float | None:
@@ -209,6 +246,7 @@ def test_sentences_pick_out_exactly_their_targets(clips):
     for name in CONFIGS:
         for clip in clips[name]:
             watched = Watched(clip)
+            watched.named = functools.partial(domain, clip)
             for e in clip.expressions:
                 if e.topic in ("look", "nothing"):
                     assert tuple(domain(clip, e.text)) == e.targets, e
@@ -221,6 +259,7 @@ def test_sentences_pick_out_exactly_their_targets(clips):
                 judged[e.topic] = judged.get(e.topic, 0) + 1
     wanted = {"look", "nothing", "enters", "leaves", "stays", "grows", "shrinks", "enters_last", "leaves_first"}
     wanted |= {"goes_left", "goes_down", "still", "sounds", "silent", "behind", "high", "low"}
+    wanted |= {"heard_at", "comes_after", "goes_before"}
     assert wanted <= set(judged) and min(judged.values()) >= 5, judged
 
 

@@ -57,7 +57,7 @@ def item(clip: Clip, e: Expression, recording: bool) -> Item:
     seen, clear = (np.array([getattr(fact, name) for fact in found]) for name in ("seen", "clear"))
     (target,), shapes = e.targets, clip.scene.shapes
     deaf = [n for n in e.among if not recording or clip.masks[n, 0].any()]
-    if clip.scene.config.rims:
+    if clip.scene.config.rims and not recording:
         deaf = [n for n in deaf if (shapes[n].tone is None) == (shapes[target].tone is None)]
     if clip.scene.config.voices and e.topic in ("high", "low"):
         deaf = [n for n in deaf if VOICES[shapes[n].colour] == VOICES[shapes[target].colour]]
