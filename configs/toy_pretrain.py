@@ -1,10 +1,10 @@
 """The toy's weights from nothing but the synthetic world, on two CPU cores.
 
-`system2` teaches the grounding of these weights on in a harder world, where shapes share colours and kinds.
-
 `thinker_kinds`, then `thinker` make a cold start: it sees, hears and grounds well and answers in System 1's format, but
 does not know yet what to choose. `sam2_images`, then `sam2` make the segmenter. What lies in configs/toy_weights/ came
 of them, as it says there.
+
+`system2` and `sam2_fleeting` teach them the fleeting world (docs/toy_world.md); nothing of that ships yet.
 """
 
 import pathlib
@@ -16,7 +16,7 @@ CELL = 16 * 16  # pixels of a visual token
 
 
 def get_config(part="thinker"):
-    return {f.__name__: f for f in (thinker_kinds, thinker, system2, sam2_images, sam2)}[part]()
+    return {f.__name__: f for f in (thinker_kinds, thinker, system2, sam2_images, sam2, sam2_fleeting)}[part]()
 
 
 def thinker_kinds():
@@ -159,4 +159,15 @@ def sam2():
     c.masks.piece = 0
     c.sam2.path = "runs/toy_sam2_images/weights"
     c.optimizer.learning_rate = 5e-4
+    return c
+
+
+def sam2_fleeting():
+    """On from the segmenter that ships: shapes that are there for a part of the clip only."""
+    c = sam2()
+    c.name = "toy_sam2_fleeting"
+    c.steps = 2000
+    c.sam2.path = str(WEIGHTS / "sam2")
+    shapes = dict(name="synthetic", family="vos", config="fleeting", clips=100_000, lessons=True)
+    c.data = dict(vos=task(datasets=datasets(fleeting=shapes), frames=16, objects=3, batch_size=2, target="some_frame"))
     return c

@@ -154,7 +154,6 @@ class Watched:
             at = np.abs(np.fft.rfft(heard)).argmax() if len(heard) else None
             self.pitch.append(None if at is None else at * sound.RATE / len(heard))
 
-
     def _by_voice(self, clip, there: np.ndarray, n: int) -> float | None:
         """The pitch that is heard while the shape of that voice is there; no other of that voice is there then."""
         voice = [VOICES[shape.colour] for shape in clip.scene.shapes]
@@ -195,7 +194,7 @@ def judge(w: Watched, topic: str, text: str, among: list[int]) -> list[bool] | N
         case "still":
             ways = [[track[n, w.first[n] : w.last[n] + 1] for track in (w.x, w.y)] for n in w.count]
             # Whoever comes or goes moves; what is cut by an edge seems to move a little.
-            ended = [came[n] and w.area[n, w.first[n]] > 12 or gone[n] for n in w.count]  # a speck comes in its place
+            ended = [(came[n] and w.area[n, w.first[n]] > 12) or gone[n] for n in w.count]  # a speck comes in its place
             return [not ended[n] and sum(map(np.ptp, ways[n])) < 8 for n in w.count]
         case "heard_at" | "comes_after" | "goes_before":
             return _in_time(w, topic, text)

@@ -45,9 +45,7 @@ class _Clause:
     type_id: int = REASONING
 
 
-def describe(
-    facts: Sequence[ShapeFacts], rng: np.random.Generator, relations: bool = False
-) -> tuple[Expression, ...]:
+def describe(facts: Sequence[ShapeFacts], rng: np.random.Generator, relations: bool = False) -> tuple[Expression, ...]:
     """Every kind of true sentence about the scene, one wording of each, and one that fits nothing.
 
     `relations`: also order and sound by way of another shape.
@@ -280,20 +278,19 @@ def _names(nouns: Sequence[_Noun]) -> dict[int, str]:
 def _in_time(facts: Sequence[ShapeFacts], nouns: Sequence[_Noun]) -> Iterator[Expression]:
     """Sentences about the one shape that comes after another, is gone before it, or is heard as it comes or goes."""
     for other, name in _names(nouns).items():
-        rest = tuple(n for n in range(len(facts)) if n != other)
-        mark = facts[other]
+        rest, mark = tuple(n for n in range(len(facts)) if n != other), facts[other]
+        first, last = (tuple(n for n in rest if facts[n].seen[t]) for t in (mark.first, mark.last))  # there at its time
         came = {n: facts[n].first - mark.first for n in rest if facts[n].enters}
         left = {n: mark.last - facts[n].last for n in rest if facts[n].leaves}
-        there = lambda moment: tuple(n for n in rest if facts[n].seen[moment])
         found = []
         if mark.enters:
             found += [("comes_after", "video", f"that comes in right after the {name}", _next(came), rest)]
             clause, who = f"that is heard while the {name} comes in", _heard(facts, mark.first)
-            found += [("heard_at", "sound", clause, who, there(mark.first))]
+            found += [("heard_at", "sound", clause, who, first)]
         if mark.leaves:
             found += [("goes_before", "video", f"that leaves right before the {name}", _next(left), rest)]
             clause, who = f"that is heard while the {name} leaves", _heard(facts, mark.last)
-            found += [("heard_at", "sound", clause, who, there(mark.last))]
+            found += [("heard_at", "sound", clause, who, last)]
         for topic, needs, clause, target, among in found:
             if target is not None and target in among and len(among) > 1:
                 yield Expression(f"the shape {clause}", (target,), REASONING, needs, topic, among)
@@ -323,7 +320,9 @@ def _relations(facts: Sequence[ShapeFacts], nouns: Sequence[_Noun]) -> Iterator[
         targets = tuple(n for n in truths if truths[n])
         if len(targets) == 1 and None not in truths.values():
             does, needs = ("passes", "video") if len(facts[0].clear) > 1 else ("is", "image")
-            yield Expression(f"the shape that {does} behind the {name}", targets, REASONING, needs, "behind", everything)
+            yield Expression(
+                f"the shape that {does} behind the {name}", targets, REASONING, needs, "behind", everything
+            )
         colour, kind = facts[other].shape.colour, facts[other].shape.kind
         targets = tuple(n for n in everything if n != other and facts[n].shape.colour == colour)
         if len(targets) == 1 and colour not in name:

@@ -68,7 +68,7 @@ def open(
     make = functools.partial(_MAKERS[family], config)
     for name, wanted, chosen in (("plain", "vos", plain), ("mixed", "vos", mixed), ("heard", "refavs", heard)):
         if chosen and (family != wanted or (plain and mixed)):
-            raise InputError(f"synthetic.{name}: a choice of {wanted} alone, not of '{family}', and one or none of them")
+            raise InputError(f"synthetic.{name}: of {wanted} alone, not '{family}'; plain or mixed, not both")
         if chosen:
             make = functools.partial(make, **{name: True})
     return make_reader("synthetic", split, items, make, "synthetic")

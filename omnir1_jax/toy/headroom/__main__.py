@@ -87,7 +87,7 @@ def alike(one: Item, named: int) -> list[int]:
 
 
 def frames(one: Item, rule: str, budget: int, named: int, rng: np.random.Generator) -> list[int]:
-    """At most `budget` frames. "best": where the named shape is recognised and no other has its look, and is largest."""
+    """At most `budget` frames. "best": where the named shape is recognised, is the only one of its look, is largest."""
     total = one.seen.shape[1]
     if rule == "first":
         return [0]

@@ -1,0 +1,27 @@
+"""The toy in the fleeting world (docs/toy_world.md): one frame of 16 is shown to System 2, queries go by sound too.
+
+The weights that ship were not trained in it.
+"""
+
+import pathlib
+import runpy
+
+from omnir1_jax.config.settings import datasets, task
+
+
+def get_config():
+    c = runpy.run_path(str(pathlib.Path(__file__).parent / "toy.py"))["get_config"]()
+    c.name = "toy_fleeting"
+    world = dict(config="fleeting", clips=2000)
+    c.data = dict(
+        vos=task(
+            datasets=datasets(synthetic=world | dict(family="vos", mixed=True)), batch_size=8, weight=0.5,
+            frames=16, sound="required", audio_seconds=8.0, target="some_frame",
+        ),
+        refavs=task(
+            datasets=datasets(synthetic=world | dict(family="refavs", heard=True)), batch_size=16, weight=0.5,
+            frames=1, sampling="first", sound="required", audio_seconds=4.0, target="first_frame",
+        ),
+    )  # fmt: skip
+    c.step.keyframes = 1
+    return c
