@@ -11,7 +11,7 @@ from omnir1_jax import tasks
 from omnir1_jax.data.masks import decode_masks
 from omnir1_jax.data.refs import BadSample, ClipRef, Reader
 from omnir1_jax.errors import InputError
-from omnir1_jax.evaluation import mevis, predictions, revos, score_answers, score_masks
+from omnir1_jax.evaluation import mevis, predictions, refavs, refdavis, revos, score_answers, score_masks
 
 Line = Mapping[str, Any]
 _MASKS = {name: (name,) for name in ("J&F", "J", "F")}
@@ -150,6 +150,28 @@ def table(
     if reader.name == "refdavis" and len(known) == len(reader):
         out["unsupervised"] = _unsupervised(reader, root, dataset_root)
     return out
+
+
+def blank(reader: Reader, task: tasks.Task, positions: Iterable[int], dataset_root: str) -> dict[str, Any]:
+    """The table of items without any prediction: its entries are those that answers will have."""
+    lines = []
+    for position in positions:
+        line = {"position": position, "predicted": False, "scores": nothing(reader), "type_id": None, "completion": ""}
+        try:
+            ref = reader[position]
+            line |= {"sample_id": ref.sample_id, "type_id": ref.extra.get("type_id")}
+            line |= {} if ref.masks is not None or not task.grounds else {"scores": None}
+        except BadSample as error:
+            line["sample_id"] = error.sample_id
+        lines.append(line)
+    if task.mask_rules == "refavs" and any(line["scores"] is not None for line in lines):
+        found = {**refavs.aggregate(()), "davis": mevis.aggregate([mevis.MISSING])}
+        return found | dict.fromkeys(("J", "F", "S", "J&F"), 0.0)
+    found = table(reader, task, lines, "", dataset_root)
+    if "unsupervised" in found:
+        one = np.zeros((1, 1))
+        found["unsupervised"] = refdavis.aggregate_unsupervised([[(one, one)]])
+    return found
 
 
 def _row(reader: Reader, line: Line, root: str, scoring: score_answers.Scoring) -> score_masks.Row:

@@ -14,7 +14,7 @@ from omnir1_jax.build.run import Run
 from omnir1_jax.config.sections import Validate
 from omnir1_jax.config.settings import section
 from omnir1_jax.errors import InputError
-from omnir1_jax.inference import identity, load, run, tasks
+from omnir1_jax.inference import identity, load, run, scores, tasks
 from omnir1_jax.inference.load import Systems
 from omnir1_jax.inference.samples import Benchmark
 from omnir1_jax.inference.tasks import Options
@@ -36,7 +36,7 @@ class Validation:
         """Opens the benchmark. Nothing is compiled.
 
         Raises:
-          InputError: a benchmark, task or objective that cannot be validated; names the setting.
+          InputError: a benchmark, task, objective or metric that cannot be validated; names the setting.
         """
         own = self._own = section(Validate, made.config.validate)
         if made.frozen is None:
@@ -52,16 +52,28 @@ class Validation:
             self._benchmarks = list(tasks.benchmarks(systems, self._options))
         except InputError as error:
             raise InputError(f"validate: {str(error).removeprefix('--')}") from error
-        names = [benchmark.name for benchmark in self._benchmarks]
-        if own.metric and own.metric.partition("/")[0] not in names:
-            raise InputError(f"validate.metric: {own.metric!r} does not begin with a task, {' or '.join(names)}")
+        self._chosen = {benchmark.name: self._entries(benchmark) for benchmark in self._benchmarks}
+        if own.metric and own.metric.partition("/")[0] not in self._chosen:
+            names = " or ".join(self._chosen)
+            raise InputError(f"validate.metric: {own.metric!r} does not begin with a task, {names}")
+
+    def _entries(self, benchmark: Benchmark) -> list[str]:
+        """Those of `validate.metrics` that a benchmark's table has. InputError: none of them, or no `validate.metric`."""
+        chosen = tasks.positions(benchmark, self._options)
+        known = flat(scores.blank(benchmark.reader, benchmark.task, chosen, benchmark.root))
+        found = [name for name in self._own.metrics if name in known]
+        task, _, name = self._own.metric.partition("/")
+        listed = (
+            ", ".join(known) if set(known) > {"unscored"} else "nothing, since its ground truth is kept by a server"
+        )
+        if not found:
+            raise InputError(f"validate.metrics: the table of {benchmark.name} has none of these, but {listed}")
+        if task == benchmark.name and name not in known:
+            raise InputError(f"validate.metric: the table of {task} has no {name!r}, but {listed}")
+        return found
 
     def __call__(self, trainable: Any) -> Validated:
-        """Metrics of the trained parameters in the first process, and the score in all.
-
-        Raises:
-          InputError: no metric of that name; names the setting.
-        """
+        """Metrics of the trained parameters in the first process, and the score in all."""
         systems, tables = self.systems(trainable), {}
         for benchmark in self._benchmarks:
             if jax.process_index() == 0:
@@ -91,23 +103,16 @@ class Validation:
         return {
             f"{PREFIX}/{task}/{name}": table[name]
             for task, table in tables.items()
-            for name in self._chosen(task, table)
+            for name in self._chosen[task]
+            if name in table
         }
 
-    def _chosen(self, task: str, table: Mapping[str, float]) -> list[str]:
-        chosen = [name for name in self._own.metrics if name in table]
-        if not chosen:
-            known = ", ".join(table) or "nothing, since its ground truth is kept by a server"
-            raise InputError(f"validate.metrics: the table of {task} has none of these, but {known}")
-        return chosen
-
     def _value(self, tables: Mapping[str, Mapping[str, float]]) -> float:
+        """NaN where nothing could be scored."""
         if not self._own.metric:
-            return statistics.fmean(table[self._chosen(task, table)[0]] for task, table in tables.items())
+            return statistics.fmean(table.get(self._chosen[task][0], math.nan) for task, table in tables.items())
         task, _, name = self._own.metric.partition("/")
-        if name not in tables[task]:
-            raise InputError(f"validate.metric: the table of {task} has no {name!r}, but {', '.join(tables[task])}")
-        return tables[task][name]
+        return tables[task].get(name, math.nan)
 
 
 def _compute(systems: Systems, benchmark: Benchmark, options: Options) -> None:

@@ -20,9 +20,10 @@ from omnir1_jax.data.synthetic import writers
 from omnir1_jax.data.synthetic.world import PRESETS
 from omnir1_jax.errors import InputError
 from omnir1_jax.evaluation import score_masks
-from omnir1_jax.inference import benchmark, run, tasks
+from omnir1_jax.inference import benchmark, run, scores, tasks
 from omnir1_jax.inference.store import Store
 from omnir1_jax.inference.tasks import Options
+from omnir1_jax.inference.validation import flat
 from omnir1_jax.parallel import make_mesh
 from tests.data import trees as own_trees
 from tests.inference import scoring, scripted, small
@@ -47,6 +48,10 @@ def evaluated(made, out, root, **changes):
     options = Options(**{"batch_size": 6, "root": str(root), **changes})
     (results,) = benchmark.evaluate(made, options, out, quiet=True).values()
     assert json.loads((out / "results.json").read_text()) == results
+    if options.scoring == "clean":  # what a validation expects before anything is answered
+        (asked,) = tasks.benchmarks(made, options)
+        blank = scores.blank(asked.reader, asked.task, tasks.positions(asked, options), asked.root)
+        assert flat(blank).keys() == flat(results["table"]).keys()
     return results
 
 

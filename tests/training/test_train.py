@@ -102,6 +102,12 @@ def config(root, *tasks: str) -> ConfigDict:
     return c
 
 
+def changed(c, **validate):
+    c = c.copy_and_resolve_references()
+    c.validate.update(validate)
+    return c
+
+
 @pytest.fixture(scope="module", autouse=True)
 def one_device():
     """These runs are of one device, whatever the suite has."""
@@ -173,6 +179,10 @@ def test_validation_is_the_evaluation_of_that_step_and_the_best_is_kept(done, ro
     c = config(root, "vos", "refavs")
     c.validate.update(every=1, benchmark="mevis", root=str(root / "MeViS"))
     validation = Validation(setup.build(c))
+    with pytest.raises(InputError, match="validate.metrics: the table of mevis has none of these, but J, F, J&F"):
+        Validation(validation.run._replace(config=changed(c, metrics=("j&f",))))
+    with pytest.raises(InputError, match="validate.metric: the table of mevis has no 'S', but J, F"):
+        Validation(validation.run._replace(config=changed(c, metric="mevis/S")))
     for name, step in (("", 2), ("best", best)):
         systems = load.load_systems(str(done), step=name)
         options = Options("mevis", root=str(root / "MeViS"), limit=2, batch_size=2)
