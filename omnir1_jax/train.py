@@ -15,8 +15,10 @@ from omnir1_jax.config import settings
 from omnir1_jax.errors import AGAIN
 from omnir1_jax.inference.validation import Validation
 from omnir1_jax.parallel import start
+from omnir1_jax.planning import rates
 from omnir1_jax.training.loop import train
 
+COUNTER = rates.counter
 _CONFIG = settings.define()
 _WORKDIR = cli.flag.string("workdir", None, "Directory of the run; an earlier run there is resumed.")
 _COORDINATOR = cli.flag.string(
@@ -35,7 +37,7 @@ def main(_) -> None:
     start.start(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
     with start.ends_together():
         start.check()
-        finished = train(_CONFIG.value, _WORKDIR.value, validation=Validation) is not None
+        finished = train(_CONFIG.value, _WORKDIR.value, validation=Validation, rates=COUNTER) is not None
     if not finished:
         sys.exit(AGAIN)
 

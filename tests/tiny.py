@@ -112,6 +112,7 @@ def run(flags: list[str], version: str = "", file_bytes: int = 0, crash: int = 0
     # Imported here: a command that reads this file as its config keeps flags of its own.
     from omnir1_jax import train
 
+    train.COUNTER = None  # takes longer than the run
     sys.argv = ["train", *flags]
     cli.run(train.main, settings.parse)
 

@@ -58,7 +58,7 @@ class Validation:
             raise InputError(f"validate.metric: {own.metric!r} does not begin with a task, {names}")
 
     def _entries(self, benchmark: Benchmark) -> list[str]:
-        """Those of `validate.metrics` that a benchmark's table has. InputError: none of them, or no `validate.metric`."""
+        """Those of `validate.metrics` that the benchmark's table has. InputError: none, or no `validate.metric`."""
         chosen = tasks.positions(benchmark, self._options)
         known = flat(scores.blank(benchmark.reader, benchmark.task, chosen, benchmark.root))
         found = [name for name in self._own.metrics if name in known]

@@ -34,8 +34,8 @@ class Expected:
     answer: int | None = None
     frames: int | None = None
 
-    def rollout(self, program: Program) -> Rollout:
-        limits = step.longest(program)
+    def rollout(self, program: Program, task: str) -> Rollout:
+        limits = step.longest(program, task)
         own = {name: value for name, value in dataclasses.asdict(self).items() if value}
         return limits._replace(**{name: min(value, getattr(limits, name)) for name, value in own.items()})
 
@@ -95,7 +95,7 @@ def plan(
     check(config, task, mesh)
     program = abstract.program(config)
     capacity = int(hbm * GIB) if hbm else chip.memory
-    rollout, start = expected.rollout(program), time.monotonic()
+    rollout, start = expected.rollout(program, task), time.monotonic()
     parts = resident(program, task, mesh)
     found = {
         "topology": topology,

@@ -12,6 +12,7 @@ from omnir1_jax.planning import operations
 from omnir1_jax.planning.abstract import Program
 from omnir1_jax.planning.hlo import Module
 from omnir1_jax.planning.operations import Assumptions
+from omnir1_jax.systems.grounders.thinker import ThinkerGrounder
 from omnir1_jax.systems.segmenters.sam2 import Sam2Segmenter
 
 # Stages of the step, the finer ones first: an operation counts for the first whose scopes it lies in.
@@ -57,16 +58,17 @@ class Rollout(NamedTuple):
     objects: int
 
 
-def longest(program: Program) -> Rollout:
-    """Every loop to its limit."""
-    step, grounder, name = program.step, program.models.grounder, next(iter(program.batches))
+def longest(program: Program, name: str) -> Rollout:
+    """Every loop of a task's step to its limit."""
+    step, grounder = program.step, program.models.grounder
     task, batch = program.tasks[name], program.batches[name]
     frames = batch.sharp.cells.shape[1] if task.grounds else 0
     objects = batch.boxes.shape[1] if task.segments else 0
+    thinking = task.grounds and isinstance(grounder, ThinkerGrounder)
     return Rollout(
         step.sampling.max_tokens,
-        grounder.sampling.max_tokens,
-        grounder.description_tokens + program.frozen.grounder.prompt.suffix.shape[0],
+        grounder.sampling.max_tokens if thinking else 1,
+        grounder.description_tokens + program.frozen.grounder.prompt.suffix.shape[0] if thinking else 0,
         min(frames, step.group * step.keyframes),
         step.group * objects,
     )

@@ -33,6 +33,23 @@ CHIPS = {
 }
 
 
+# What JAX calls their devices.
+DEVICE_KINDS = {
+    "TPU v4": "v4",
+    "TPU v5 lite": "v5e",
+    "TPU v5e": "v5e",
+    "TPU v5": "v5p",
+    "TPU v5p": "v5p",
+    "TPU v6 lite": "v6e",
+    "TPU v6e": "v6e",
+}
+
+
+def chip_here() -> Chip | None:
+    """The chip that this process computes on, if its rates are known."""
+    return CHIPS.get(DEVICE_KINDS.get(jax.devices()[0].device_kind, ""))
+
+
 def chip_of(topology: str) -> Chip:
     """Rates of a topology's chips, such as "v5p:2x2x1"."""
     kind = topology.split(":")[0]

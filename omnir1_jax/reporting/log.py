@@ -96,6 +96,8 @@ class RunLog:
         name, known = str(config.get("name", "")), owner or str(workdir)
         self._trackers = [Tracker(tracker, name, known, config, self.say) for tracker in trackers]
         self._durations = collections.deque(maxlen=50)
+        self._rewards: dict[str, float] = {}  # the last one of each task
+        self._validated = ""
         self._bar = tqdm(
             total=total_steps, initial=resume_step, unit="step", dynamic_ncols=True, disable=True if quiet else None
         )
@@ -112,7 +114,9 @@ class RunLog:
         self._track(0, validated)
         if self._events:
             self._event(0, _scalars(validated))
-        self.say(f"step 0/{self._total}  {describe_validation(validated)}")
+        found = describe_validation(validated)
+        self.say(f"step 0/{self._total}  {found}")
+        self._validated = f"{found.split('  ')[0]} at 0" if found else ""
 
     def step(
         self,
@@ -136,7 +140,10 @@ class RunLog:
         if own := {"step", "seconds", names.TASK} & metrics.keys():
             raise ValueError(f"a metric may not be named {min(own)!r}")
         values = {name: float(np.asarray(value)) for name, value in metrics.items()}
-        text, named = describe(step, self._total, values, seconds, [*self._durations, seconds], task), values
+        if task and HEADLINE[0] in values:
+            self._rewards[task] = values[HEADLINE[0]]
+        others = {name: value for name, value in self._rewards.items() if name != task}
+        text, named = describe(step, self._total, values, seconds, [*self._durations, seconds], task, others), values
         head: dict[str, Any] = {"step": step}
         if task:
             head, named = head | {names.TASK: task}, names.with_task(task, values)
@@ -150,7 +157,10 @@ class RunLog:
         self._durations.append(seconds)
         self._bar.update(step - self._last)
         self._last = step
-        self.say(f"{text}  {describe_validation(validated)}" if validated else text)
+        found = describe_validation(validated)
+        self.say(f"{text}  {found or self._validated}".rstrip())
+        if found:
+            self._validated = f"{found.split('  ')[0]} at {step}"
         if self._remote and time.monotonic() - self._copied_at > UPLOAD_SECONDS:
             self._copied_at = time.monotonic()
             self.later(self._flush)
@@ -258,17 +268,30 @@ class RunLog:
 
 
 def describe(
-    step: int, total: int, metrics: Mapping[str, Number], seconds: Number, durations: Sequence[Number], task: str = ""
+    step: int,
+    total: int,
+    metrics: Mapping[str, Number],
+    seconds: Number,
+    durations: Sequence[Number],
+    task: str = "",
+    others: Mapping[str, Number] = MappingProxyType({}),
 ) -> str:
-    """A step in one line."""
+    """A step in one line; `others`: the last reward of each other task."""
     shown = [name for name in HEADLINE if name in metrics][:2]
     parts = [f"{name.split('/')[-1].replace('total', 'reward')} {metrics[name]:.4g}" for name in shown]
+    if others and parts:
+        parts[0] += f" ({', '.join(f'{name} {value:.4g}' for name, value in others.items())})"
     if metrics.get("learn/skipped"):
         parts.append(f"skipped {metrics['learn/skipped']:.0f}")
+    rate = ""
+    if "time/mfu" in metrics:
+        rate = f"  MFU {metrics['time/mfu']:.1%}"
+    elif "time/tflops_per_second" in metrics:
+        rate = f"  {metrics['time/tflops_per_second']:.3g} TFLOP/s"
     # The median: the first step compiles. It is also the only one known then, so nothing is foretold from it.
     left = clock(statistics.median(durations) * max(total - step, 0)) if len(durations) > 1 else "?"
     return "  ".join(
-        [f"step {step}/{total}", *([task] if task else []), *parts, f"{seconds:.2f} s/step", f"left {left}"]
+        [f"step {step}/{total}", *([task] if task else []), *parts, f"{seconds:.2f} s/step{rate}", f"left {left}"]
     )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 TASK = "task"
-OF_TASK = ("reward", "failure", "completion", "sft")  # groups of metrics that are about what a task asks for
+OF_TASK = ("reward", "failure", "completion", "ground", "sft")  # groups of metrics that are about what a task asks for
 
 
 def with_task(task: str, metrics: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,11 +11,13 @@ from jaxtyping import Array, Key
 
 from omnir1_jax.errors import InputError
 from omnir1_jax.models.qwen_omni.sample import Completions
+from omnir1_jax.models.sam2.model import NO_OBJECT
 from omnir1_jax.parallel import constrain_rows
 from omnir1_jax.rl import learn, terms
 from omnir1_jax.rl.config import Frozen, Models, Rewards, StepConfig
 from omnir1_jax.rl.learn import Learned, TrainState
 from omnir1_jax.systems import reasoner
+from omnir1_jax.systems.grounders.protocol import GroundedBoxes
 
 MODES = ("fused", "staged")
 
@@ -150,8 +152,24 @@ def _awaited(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _logged(rollout: Rollout, learned: Learned, state: TrainState) -> tuple[dict[str, Array], Rollout]:
-    metrics = summary(rollout.completions, rollout.rewards, learned, state)
+    metrics = summary(rollout.completions, rollout.rewards, learned, state) | loops(rollout)
     return constrain_rows((metrics, rollout), rollout.rewards.total.shape[0])
+
+
+def loops(rollout: Rollout) -> dict[str, Array]:
+    """How far the loops went that end by the data, and the tokens that System 2 decoded."""
+    found = {"completion/longest": jnp.max(rollout.completions.lengths)}
+    boxes, scores = getattr(rollout.found, "boxes", None), getattr(rollout.masks, "scores", None)
+    if isinstance(boxes, GroundedBoxes):
+        found["ground/frames"] = jnp.max(boxes.frames_read)
+        if boxes.answer_tokens is not None:
+            found["ground/longest_request"] = jnp.max(boxes.request_tokens)
+            found["ground/longest_answer"] = jnp.max(boxes.answer_tokens)
+            found["ground/answer_tokens"] = jnp.sum(boxes.answer_tokens)
+    if scores is not None:
+        tracked = jnp.any(scores != NO_OBJECT, axis=-1)
+        found["ground/objects"] = jnp.max(jnp.sum(tracked, axis=(1, 2)))
+    return {name: value.astype(jnp.float32) for name, value in found.items()}
 
 
 def summary(completions: Completions, rewards: Rewards, learned: Learned, state: TrainState) -> dict[str, Array]:

@@ -29,7 +29,7 @@ from omnir1_jax.reporting import lines, names, trackers
 from omnir1_jax.reporting.log import METRICS, RunLog
 from omnir1_jax.reporting.train_report import write_report
 from omnir1_jax.rl.learn import TrainState
-from omnir1_jax.training import attempts, checkpoint_steps, checkpointing, export, rollout_log, workdir
+from omnir1_jax.training import attempts, checkpoint_steps, checkpointing, export, measure, rollout_log, workdir
 from omnir1_jax.training.attempts import Progress
 from omnir1_jax.training.trace import Tracer
 from omnir1_jax.training.watch import Watch
@@ -50,16 +50,25 @@ class Validated(NamedTuple):
 
 # From a run to a function of the trained parameters. `inference.validation.Validation`, which is of a later room.
 MakeValidation = Callable[[Run], Callable[[Any], Validated]]
+# From a run to a function of a task, a batch and its lowered step, which gives one of a step's metrics and seconds to
+# further metrics: `planning.rates.counter`, which is of a later room.
+MakeRates = Callable[[Run], Callable[[str, Any, jax.stages.Lowered], Callable[[Mapping, float], dict[str, float]]]]
 
 
 def train(
-    config: ConfigDict, path: epath.PathLike, *, quiet: bool = False, validation: MakeValidation | None = None
+    config: ConfigDict,
+    path: epath.PathLike,
+    *,
+    quiet: bool = False,
+    validation: MakeValidation | None = None,
+    rates: MakeRates | None = None,
 ) -> TrainState | None:
     """Runs `config.steps` steps, from the newest good checkpoint of the work directory `path` if there is one.
 
     Args:
       quiet: nothing on the terminal.
       validation: what `config.validate` is done by.
+      rates: what counts a step's operations.
 
     Returns:
       the state after the last step; None where a signal ended the run before, its state saved.
@@ -76,7 +85,7 @@ def train(
     if config.validate.every and validation is None:
         raise InputError("validate.every: this caller of training.loop.train gives no validation; set it to 0")
     with workdir.hold(folder, config) as mark, attempts.attempt(folder, peers) as progress:
-        return _train(config, folder, mark, progress, quiet, validation)
+        return _train(config, folder, mark, progress, quiet, validation, rates)
 
 
 def _train(
@@ -86,6 +95,7 @@ def _train(
     progress: Progress,
     quiet: bool,
     validation: MakeValidation | None,
+    rates: MakeRates | None,
 ) -> TrainState | None:
     """`train` in a work directory that is held; `mark` is its mark in the first process, None in the others."""
     plain = settings.saved_form(config)
@@ -115,6 +125,7 @@ def _train(
             log.say(f"note: {note}")
         step, saved, key = done, done, step_key(config, run.mesh)
         tracer, compiled, saving = Tracer(folder, section(Profile, config.profile)), set(), 0.0
+        rate, counting, counted = measure.learning_rate(config), rates(run) if rates and log is not None else None, {}
         watch = Watch(config.step.updates if config.objective == "grpo" else 1, int(jax.device_get(state.skipped)))
         if validate is not None and config.validate.at_start and not done:
             validated, _ = timed(validate, state.trainable)
@@ -130,10 +141,16 @@ def _train(
                 state, metrics, rollout = program(state, run.frozen, made, key)
                 metrics = jax.device_get(metrics)
             seconds = time.perf_counter() - started
-            metrics |= data_metrics(stream, waited) | speed(config, made, metrics, seconds)
+            metrics |= data_metrics(stream, waited) | measure.speed(config, made, metrics, seconds)
+            metrics |= {"learn/learning_rate": rate(step, watch.skipped)}
             metrics |= {"time/save": saving} if saving else {}
-            metrics |= {} if batch.family in compiled else {"time/compile": seconds - waited}
-            compiled.add(batch.family)
+            if batch.family not in compiled:
+                compiled.add(batch.family)
+                metrics["time/compile"] = seconds - waited
+                if counting is not None and hasattr(program, "lower"):
+                    counted[batch.family] = count(counting, log, batch.family, made, program, state, run.frozen, key)
+            elif batch.family in counted:
+                metrics |= counted[batch.family](metrics, seconds)
             watch.step(int(jax.device_get(state.skipped)), metrics.get("learn/flat_groups"))
             validated, score, saving = {}, None, 0.0
             stopped = stop(step)  # asked once per step, so that no stop goes unsaved
@@ -256,29 +273,20 @@ def data_metrics(stream: Prefetch, waited: float) -> dict[str, float]:
     return {f"data/{name}": float(value) for name, value in counts.items()} | {"time/data": waited}
 
 
-def speed(config: ConfigDict, batch: Any, metrics: Mapping[str, Any], seconds: float) -> dict[str, float]:
-    """Prompts per second of a step, and sampled tokens per second where it samples."""
-    prompts = max((len(leaf) for leaf in jax.tree.leaves(batch)[:1]), default=0)  # every array has a row of each
-    found = {"time/prompts_per_second": prompts / seconds}
-    if (length := metrics.get("completion/length")) is not None:
-        found["time/tokens_per_second"] = prompts * config.step.group * float(length) / seconds
-    return found
+def count(
+    counting: Callable[..., Any], log: RunLog, task: str, batch: Any, program: Callable[..., Any], *rest: Any
+) -> Callable[[Mapping, float], dict[str, float]]:
+    """What counts the operations of a task's steps; nothing where they cannot be counted, which is noted.
 
-
-def goodput(rows: list[Mapping[str, Any]]) -> dict[str, float]:
-    """Seconds of a run by what they went to, those of all its starts together, and the share of stepping.
-
-    The last checkpoint, and what a killed start did beyond its last one, are in none of them.
+    Args:
+      program: the step, which has been traced. rest: its state, frozen arrays and key.
     """
-    total = lambda name: sum(row.get(name) or 0.0 for row in rows)
-    parts = {
-        "waiting": total("time/data"),
-        "compiling": total("time/compile"),  # the first step of each task in each start
-        "saving": total("time/save"),
-        "validating": total("time/validate"),
-    }
-    parts["stepping"] = total("seconds") - parts["waiting"] - parts["compiling"]
-    return parts | {"share": parts["stepping"] / max(sum(parts.values()), 1e-9)}
+    state, frozen, key = rest
+    try:
+        return counting(task, batch, program.lower(state, frozen, batch, key))
+    except InputError as error:
+        log.say(f"note: no operations per second are told: {error}")
+        return lambda metrics, seconds: {}
 
 
 def tell(log: RunLog, run: Run, step: int, batch: Batch, made: Any, rollout: Any) -> None:
@@ -344,5 +352,5 @@ def summary(config: ConfigDict, rows: list[Mapping[str, Any]]) -> dict[str, Any]
         "seconds": sum(row.get("seconds") or 0.0 for row in rows),
         "first": {name: mean(series[name][: ends[name]]) for name in sorted(series)},
         "last": {name: mean(series[name][-ends[name] :]) for name in sorted(series)},
-        "goodput": goodput(rows),
+        "goodput": measure.goodput(rows),
     }

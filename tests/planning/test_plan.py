@@ -24,6 +24,7 @@ from omnir1_jax.planning import (
     lowering,
     memory,
     operations,
+    rates,
     report,
     scaling,
     search,
@@ -305,7 +306,7 @@ def test_operations_of_a_released_model_by_formula():
     """3B on short prompts: passes over the decoder's weights, phase by phase, within 3 percent."""
     program = abstract.program(tiny(**{"thinker.attention": "xla"}))
     module = hlo.parse(lowering.lower(program, "qa").as_text("hlo", debug_info=True))
-    rollout = step.longest(program)
+    rollout = step.longest(program, "qa")
     found = step.by_phase(module, step.assumptions(program, rollout))
     text = program.models.thinker.config.text
     linear = 36 * (2 * 2048 * 2048 + 2 * 2048 * 256 + 3 * 2048 * 11008)
@@ -315,7 +316,13 @@ def test_operations_of_a_released_model_by_formula():
     assert found["sample/decode"] == pytest.approx(2 * 4 * 2 * 31 * (linear + head), rel=0.03)
     assert found["update/reference"] == pytest.approx(2 * (tokens * linear + 4 * 64 * head), rel=0.03)
     assert found["update"] == pytest.approx(2 * (tokens * linear + 4 * 64 * head), rel=0.03)  # and a small adapter
-    assert found["other"] == 0 and operations.total(module, step.assumptions(program, rollout)) > 0
+    total = operations.total(module, step.assumptions(program, rollout))
+    assert found["other"] == 0 and total > 0
+    # What a run counts of its steps: each decoded token is a pass over the weights for each of 4 x 2 completions.
+    count = rates.counted(program, "qa", module)
+    assert count({}) == count({"completion/longest": 32}) == pytest.approx(total)
+    ten = count({"completion/longest": 22}) - count({"completion/longest": 12})
+    assert ten == pytest.approx(2 * 4 * 2 * 10 * (linear + head), rel=0.03)
 
 
 def test_the_command_refuses_in_one_line():

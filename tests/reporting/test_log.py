@@ -204,6 +204,20 @@ def test_a_line_a_step_on_the_terminal(tmp_path, monkeypatch):
         "step 3/4  reward 1.5  loss 0.3333  10.00 s/step  left 0:00:20",
     ]
     assert err.getvalue() == ""  # no bar where no terminal is
+    out.truncate(0), out.seek(0)
+    with RunLog(tmp_path / "two", 9) as opened:
+        opened.start({"validate/vos/J&F": 40.0, "validate/vos/J": 41.0, "time/validate": 1.0})
+        opened.step(1, metrics_of(1), 2.0, "vos")
+        opened.step(2, metrics_of(2) | {"time/tflops_per_second": 0.25}, 2.0, "refavs")
+        opened.step(3, metrics_of(3) | {"time/mfu": 0.4}, 2.0, "vos", {"validate/vos/J&F": 42.5})
+        opened.step(4, metrics_of(4), 2.0, "vos")
+    assert out.getvalue().splitlines() == [
+        "step 0/9  vos/J&F 40  vos/J 41",
+        "step 1/9  vos  reward 0.5  loss 1  2.00 s/step  left ?  vos/J&F 40 at 0",
+        "step 2/9  refavs  reward 1 (vos 0.5)  loss 0.5  2.00 s/step  0.25 TFLOP/s  left 0:00:14  vos/J&F 40 at 0",
+        "step 3/9  vos  reward 1.5 (refavs 1)  loss 0.3333  2.00 s/step  MFU 40.0%  left 0:00:12  vos/J&F 42.5",
+        "step 4/9  vos  reward 2 (refavs 1)  loss 0.25  2.00 s/step  left 0:00:10  vos/J&F 42.5 at 3",
+    ]
 
 
 def test_a_remote_work_directory_gets_the_same_files(tmp_path, monkeypatch):

@@ -54,6 +54,7 @@ def train(monkeypatch, tmp_path):
             number = int(state.step) + 1
             skipped = state.skipped + (number in bad)
             metrics = {"learn/skipped": skipped, "learn/flat_groups": jnp.float32(number in flat)}
+            metrics["completion/longest"] = jnp.float32(number)
             return state.replace(step=state.step + 1, skipped=skipped), metrics, None
 
         zero = jnp.zeros((), jnp.int32)
@@ -67,7 +68,10 @@ def train(monkeypatch, tmp_path):
         made_of = iter(scores or ())
         validated = lambda value: loop.Validated({"validate/vos/J&F": value}, checkpointing.Score("these", value))
         validation = lambda run: lambda trainable: validated(next(made_of))
-        assert loop.train(config, tmp_path / "run", validation=validation) is not None
+        step.lower = lambda state, frozen, batch, key: "lowered"
+        of_step = lambda metrics, seconds: {"time/mfu": float(metrics["completion/longest"])}
+        rates = lambda run: lambda task, batch, lowered: of_step
+        assert loop.train(config, tmp_path / "run", validation=validation, rates=rates) is not None
         return kept(tmp_path)
 
     return run
@@ -109,6 +113,15 @@ def test_the_best_validated_checkpoint_stays_beside_the_newest(train, tmp_path, 
     assert checkpointing.named_step(tmp_path / "run", "best") == 15
     with pytest.raises(InputError, match="--step=best: no checkpoint in .* was validated"):
         checkpointing.named_step(tmp_path, "best")
+
+
+def test_a_step_has_its_learning_rate_and_what_it_computed_per_second(train, tmp_path):
+    schedule = {"optimizer.warmup_steps": 4, "optimizer.learning_rate": 8.0, "optimizer.accumulate": 2}
+    train(bad=(3,), steps=8, **schedule)
+    rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    # The skipped update of step 3 moves nothing on.
+    assert [row["learn/learning_rate"] for row in rows] == [0, 0, 2, 2, 2, 4, 4, 6]
+    assert [row.get("time/mfu") for row in rows] == [None, *range(2, 9)]  # not of the step that compiled
 
 
 def test_validation_needs_a_caller_that_brings_it(tmp_path):

@@ -37,6 +37,8 @@ class GroundedBoxes(NamedTuple):
       answer: the grounder's own words for the log, UTF-8; empty where it gives none.
       scale: width and height of the frame as it was given over those of the clip.
       frames_read: distinct frames that were looked at for each prompt.
+      request_tokens, answer_tokens: of a grounder that is a language model, for each request: tokens of its prompt
+        beside the frame, and tokens that it decoded.
     """
 
     box: Float[Array, "b g k n 4"]
@@ -46,6 +48,8 @@ class GroundedBoxes(NamedTuple):
     answer: Buffer  # [b g k m]
     scale: Float[Array, "b 2"]
     frames_read: Int[Array, " b"]
+    request_tokens: Int[Array, "b g k"] | None = None
+    answer_tokens: Int[Array, "b g k"] | None = None
 
     @property
     def used(self) -> Bool[Array, "b g k n"]:

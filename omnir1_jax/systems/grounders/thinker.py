@@ -99,7 +99,15 @@ class ThinkerGrounder:
         grouped = lambda tree: jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), tree)
         boxes = grouped(read_boxes(text, slots))
         return GroundedBoxes(
-            boxes.box, boxes.count, boxes.failure, asked, Buffer(*grouped(text)), frames.scale, answers.frames_read
+            boxes.box,
+            boxes.count,
+            boxes.failure,
+            asked,
+            Buffer(*grouped(text)),
+            frames.scale,
+            answers.frames_read,
+            lengths,
+            answers.lengths,
         )
 
 
