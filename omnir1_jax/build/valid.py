@@ -117,6 +117,10 @@ def _together(settings: Settings) -> Iterator[tuple[str, str]]:
         yield "step.temperature", "0 gives all completions of a group one text, only the KL term would train"
     if settings.grpo.overlong > settings.step.max_tokens:
         yield "grpo.overlong", f"{settings.grpo.overlong} tokens are more than step.max_tokens, {settings.step.max_tokens}"
+    for task, entry in settings.data.items():
+        kept = entry.batch_size * settings.grpo.keep
+        if abs(kept - round(kept)) > 1e-6 or not round(kept):
+            yield "grpo.keep", f"{settings.grpo.keep:g} of data.{task}.batch_size, {entry.batch_size}, is no whole number"
     for term in terms.load(settings.reward.extra):
         if term.host and settings.step.mode != "staged":
             yield "step.mode", f"{settings.step.mode!r} cannot hold {term.name} of reward.extra, which runs on the host"

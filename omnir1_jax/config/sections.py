@@ -203,6 +203,12 @@ class Grpo(Section):
     skip_flat_groups: bool = setting(
         False, "leave groups whose rewards are all equal out of the loss (they hold no preference, only KL)"
     )
+    keep: float = setting(
+        1.0,
+        "share of a step's prompts that is learned from, those whose rewards spread most; `batch_size` times it has to "
+        "be whole. 1: all",
+        Number(0, 1, above=True),
+    )
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ A variant is a few values of the section `grpo`:
   Omni-R1: the defaults. Dr.GRPO (arXiv 2503.20783): advantage="centred", reduce="constant".
   DAPO's clip-higher (2503.14476): clip_high=0.28, reduce="token". GSPO (2507.18071): ratio="sequence",
   clip_low=3e-4, clip_high=4e-4. RLOO (2402.14740): advantage="leave_one_out".
+  DAPO's dynamic sampling, of static size: keep=0.5 with a `batch_size` of twice as many prompts.
   DAPO's soft overlong punishment: overlong=4096 of 20480 tokens. GDPO (2601.05242): advantage="per_term".
 
 Others are functions of the user's own with the signatures of `centred` and `clipped`, as `module:object` or
@@ -42,6 +43,11 @@ class GrpoMetrics(NamedTuple):
 def flat_groups(rewards: Float[Array, "b g"]) -> Bool[Array, " b"]:
     """Groups whose rewards are all equal; every group of one."""
     return jnp.all(rewards == rewards[:, :1], axis=1)
+
+
+def spread(rewards: Float[Array, "b g"]) -> Float[Array, " b"]:
+    """Standard deviation of each group; 0 in a flat one."""
+    return jnp.where(flat_groups(rewards), 0.0, jnp.std(rewards, axis=1))
 
 
 def centred(rewards: Float[Array, "b g"]) -> Float[Array, "b g"]:

@@ -16,9 +16,9 @@ from omnir1_jax.models.qwen_omni.inputs import ThinkerInputs
 from omnir1_jax.models.qwen_omni.sample import Completions
 from omnir1_jax.models.qwen_omni.score import score
 from omnir1_jax.models.qwen_omni.thinker import Thinker
-from omnir1_jax.parallel import replicated, state_shardings, tree_shardings
+from omnir1_jax.parallel import constrain_rows, replicated, state_shardings, tree_shardings
 from omnir1_jax.rl import grpo
-from omnir1_jax.rl.config import Frozen, StepConfig
+from omnir1_jax.rl.config import Frozen, Rewards, StepConfig
 from omnir1_jax.systems import reasoner
 from omnir1_jax.systems.reasoner import Media
 
@@ -87,6 +87,20 @@ def apply_if_finite(
         skipped=state.skipped + ~good,
     )
     return state, norm
+
+
+def widest(config: StepConfig, rewards: Rewards, *trees: Any) -> tuple[Any, ...]:
+    """Rewards and other trees of a batch with the prompts that `grpo.keep` leaves, those whose rewards spread most.
+
+    They stay in the batch's order; of equal ones the first stay. Over a mesh they are spread anew.
+    """
+    b = rewards.total.shape[0]
+    size = round(b * config.grpo.keep)
+    if size == b:
+        return rewards, *trees
+    order = jnp.argsort(-grpo.spread(rewards.total), stable=True)
+    rows = jnp.sort(order[:size])
+    return constrain_rows(jax.tree.map(lambda x: jnp.take(x, rows, axis=0), (rewards, *trees)), size)
 
 
 def learn(

@@ -13,7 +13,7 @@ from omnir1_jax.errors import InputError
 from omnir1_jax.models.qwen_omni.sample import Completions
 from omnir1_jax.models.sam2.model import NO_OBJECT
 from omnir1_jax.parallel import constrain_rows
-from omnir1_jax.rl import learn, terms
+from omnir1_jax.rl import grpo, learn, terms
 from omnir1_jax.rl.config import Frozen, Models, Rewards, StepConfig
 from omnir1_jax.rl.learn import Learned, TrainState
 from omnir1_jax.systems import reasoner
@@ -84,8 +84,11 @@ def make_stages(task: Task, models: Models, optimizer: optax.GradientTransformat
         return terms.add(rewards, [term for term in config.extra if not term.host], *outputs)
 
     def update(state, frozen, batch, media, completions, rewards):
+        # Pixels and sound are in `media` already, so that only what is read again is gathered.
+        inputs = batch.policy.replace(vision=None, audio=None)
+        rewards, *kept = learn.widest(config, rewards, inputs, media, completions)
         score = terms.score(rewards, config)
-        return learn.learn(models.thinker, optimizer, config, state, frozen, batch.policy, media, completions, score)
+        return learn.learn(models.thinker, optimizer, config, state, frozen, *kept, score)
 
     # Named so that profiles and counts can tell the stages apart.
     named = (jax.named_scope(f.__name__)(f) for f in (encode, sample, read, ground, segment, reward, update))
@@ -186,4 +189,5 @@ def summary(completions: Completions, rewards: Rewards, learned: Learned, state:
         "learn/sampler_gap": learned.sampler_gap,
         "learn/skipped": state.skipped.astype(jnp.float32),
         **{f"learn/{name}": value for name, value in learned.grpo._asdict().items()},
+        "reward/flat_groups": jnp.mean(grpo.flat_groups(rewards.total).astype(jnp.float32)),
     }

@@ -11,10 +11,12 @@ import pytest
 
 from omnir1_jax.config.sections import Grpo
 from omnir1_jax.errors import InputError
-from omnir1_jax.models.qwen_omni.sample import Sampling
-from omnir1_jax.rl import step
+from omnir1_jax.models.qwen_omni.sample import Completions, Sampling
+from omnir1_jax.parallel import batch_sharding, make_mesh
+from omnir1_jax.rl import learn, step
+from omnir1_jax.rl.config import Rewards
 from omnir1_jax.systems import reasoner
-from omnir1_jax.tasks import vos
+from omnir1_jax.tasks import qa, vos
 from tests.rl import small
 
 PLANS = [
@@ -123,3 +125,38 @@ def test_several_updates_move_the_ratio_away_from_one(scripted):
     config = dataclasses.replace(scripted, updates=2, grpo=Grpo(beta=0.0))
     _, _, seen = run(config, "staged", small.batches("vos", 2)[0], steps=1)
     assert seen[0][0]["learn/ratio"] != 1
+
+
+def test_only_the_prompts_with_most_spread_are_learned_from():
+    """Of four prompts, one flat: an update on the two that are kept is the one of a batch of those two."""
+    batch, g, c = small.batches("qa", 4)[0], small.GROUP, 24
+    rng = np.random.default_rng(0)
+    total = jnp.asarray([[1.0] * g, [0.0, 3.0] * (g // 2), [0.4, 0.5] * (g // 2), [0.0, 1.0] * (g // 2)])
+    rewards = Rewards(total, {"accuracy": total}, {})
+    tokens = jnp.asarray(rng.integers(0, 90, (4, g, c)), jnp.int32)
+    completions = Completions(tokens, jnp.full((4, g), c), jnp.zeros((4, g, c)))
+    frozen = small.frozen()
+    media = jax.jit(functools.partial(reasoner.encode, small.models().thinker))(frozen.towers, batch.policy)
+    updated = []
+    for keep, rows in ((0.5, slice(None)), (1.0, jnp.asarray([1, 3]))):
+        config = small.step_config(grpo=Grpo(keep=keep))
+        update = step.make_stages(qa.TASK, small.models(), small.optimizer(eps=1e-4), config).update
+        chosen = jax.tree.map(lambda x, rows=rows: x[rows], (batch, media, completions, rewards))
+        updated.append(jax.jit(update)(small.state(), frozen, *chosen))
+    (state, learned), (other, wanted) = updated
+    assert learned.grpo.flat_groups == 0 and wanted.grad_norm > 0
+    np.testing.assert_allclose(learned.loss, wanted.loss, rtol=1e-6)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=5e-6), state.trainable, other.trainable)
+
+
+def test_what_is_kept_lies_over_a_mesh_as_a_batch_does():
+    mesh = make_mesh({"data": 2, "fsdp": 4})
+    total = jnp.asarray(np.random.default_rng(1).permutation(64).reshape(16, 4) ** 2, jnp.float32)
+    placed = jax.device_put(Rewards(total, {}, {}), batch_sharding(mesh))
+    with jax.set_mesh(mesh):
+        kept, rows = jax.jit(functools.partial(learn.widest, small.step_config(grpo=Grpo(keep=0.5))))(
+            placed, jax.device_put(jnp.arange(16), batch_sharding(mesh))
+        )
+    assert rows.tolist() == sorted(np.argsort(-np.std(total, axis=1))[:8].tolist())
+    np.testing.assert_array_equal(kept.total, total[rows])
+    assert kept.total.sharding.is_equivalent_to(batch_sharding(mesh), 2)
