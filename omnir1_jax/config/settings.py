@@ -20,7 +20,7 @@ from omnir1_jax.config.schema import S
 from omnir1_jax.config.sections import CELL as CELL
 from omnir1_jax.config.sections import Settings, Task
 from omnir1_jax.errors import InputError
-from omnir1_jax.files import json_file
+from omnir1_jax.files import hub, json_file
 
 # Of the names of settings; saved configs without one are of version 1. RENAMED[v - 1]: names of version v, with
 # slashes, that version v + 1 calls otherwise.
@@ -87,7 +87,7 @@ def parse(argv: Sequence[str]) -> Sequence[str]:
     try:
         rest = flags.FLAGS(shipped.found(argv))
         if "config" in flags.FLAGS and flags.FLAGS.config is not None:
-            flags.FLAGS.config.keys()  # a file that could not be loaded says so only when it is used
+            _find_models(flags.FLAGS.config)  # a file that could not be loaded says so only when it is used
         return rest
     except flags.UnrecognizedFlagError as error:
         if error.flagname.startswith("config.") and "config" in flags.FLAGS:
@@ -97,6 +97,14 @@ def parse(argv: Sequence[str]) -> Sequence[str]:
         raise InputError(_line(error)) from error
     except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
         raise InputError(f"--config: {_line(error)}") from error
+
+
+def _find_models(config: ConfigDict) -> None:
+    """Puts the folder in the hub's cache in place of each `org/name` that stands for a directory of weights."""
+    for name in ("thinker", "grounder", "sam2"):
+        for key in ("path", "tokenizer"):
+            if name in config and isinstance(config[name], ConfigDict) and isinstance(config[name].get(key), str):
+                config[name][key] = hub.located(config[name][key], f"{name}.{key}")
 
 
 def _line(error: Exception) -> str:

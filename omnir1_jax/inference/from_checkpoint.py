@@ -3,6 +3,7 @@
 A checkpoint is one of
     a work directory of a run: its config, and the newest good state of `checkpoints/` (or, without these, `weights/`)
     a directory of weights: Hugging Face layout, or what `convert import` made of one
+    org/name: a model of the Hugging Face hub that `python -m omnir1_jax.fetch` has put into its cache
     "toy": the models of configs/toy.py
 """
 
@@ -18,6 +19,7 @@ from omnir1_jax.build import models, valid
 from omnir1_jax.build.models import Loaded
 from omnir1_jax.config import settings, shipped
 from omnir1_jax.errors import InputError
+from omnir1_jax.files import hub
 from omnir1_jax.training import checkpointing, export
 
 TOY = "toy"
@@ -56,7 +58,7 @@ def config_of(checkpoint: str, config: ConfigDict | None = None) -> ConfigDict:
     Raises:
       InputError: no such checkpoint, weights that no config goes with, or a setting that is invalid.
     """
-    chosen = _config_of(checkpoint, config)
+    chosen = _config_of(hub.located(checkpoint, "--checkpoint"), config)
     valid.check(chosen, training=False)
     return chosen
 
@@ -87,7 +89,7 @@ def inputs(checkpoint: str, config: ConfigDict | None = None) -> dict[str, str]:
     """
     chosen = config_of(checkpoint, config)
     named = {f"{name}.path": chosen[name].path for name in ("thinker", "sam2")}
-    named["--checkpoint"] = "" if checkpoint == TOY else checkpoint
+    named["--checkpoint"] = "" if checkpoint == TOY else hub.located(checkpoint, "--checkpoint")
     return named | {"thinker.tokenizer": chosen.thinker.tokenizer}
 
 
@@ -104,7 +106,7 @@ def load(
     Raises:
       InputError: names the setting or file that will not do.
     """
-    path = epath.Path(checkpoint)
+    path = epath.Path(hub.located(checkpoint, "--checkpoint"))
     state = is_run(path) and (path / checkpointing.FOLDER).is_dir()
     if step and not state:
         raise InputError(f"--step: {checkpoint} is no work directory with checkpoints, so that there is no {step!r}")

@@ -139,19 +139,28 @@ def plan(
 
 def compiled(lowered: jax.stages.Lowered, effort: float = 0.0) -> Seen:
     """What the compiler makes of a program, also where it then finds the memory too small."""
-    before = jax.config.jax_exec_time_optimization_effort
+    name, value = _effort_setting(effort)
+    before = getattr(jax.config, name)
     with tempfile.TemporaryDirectory() as scratch:
         folder, program = pathlib.Path(scratch), None
         try:
-            jax.config.update("jax_exec_time_optimization_effort", effort)
+            jax.config.update(name, value)
             program = lowered.compile(compiler_options=memory.options(folder))
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
         finally:
-            jax.config.update("jax_exec_time_optimization_effort", before)
+            jax.config.update(name, before)
         code = 0 if program is None else program.memory_analysis().generated_code_size_in_bytes
         return Seen(program is not None, code, memory.read(folder))
+
+
+def _effort_setting(effort: float) -> tuple[str, float | str]:
+    """JAX's setting for how much the compiler optimises, and its value; newer versions have levels."""
+    old = "jax_exec_time_optimization_effort"
+    if hasattr(jax.config, old):
+        return old, effort
+    return "jax_optimization_level", "O1" if effort < 0 else "O3" if effort > 0 else "UNKNOWN"
 
 
 def added(costs: Iterable[dict[str, Any]]) -> dict[str, Any]:

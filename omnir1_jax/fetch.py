@@ -1,0 +1,90 @@
+"""`python -m omnir1_jax.fetch model|dataset NAME [--out DIRECTORY]`: gets weights and data from the Hugging Face hub.
+
+NAME is one of the list that `python -m omnir1_jax.fetch` prints, or any `org/name`. Models go into the hub's cache,
+where `--checkpoint org/name` and the settings `thinker.path` and `sam2.path` find them; datasets go into `data/NAME`,
+and their archives are unpacked there. If interrupted, rerun the command to resume. Sizes are compared with the hub's.
+"""
+
+import pathlib
+import tarfile
+import zipfile
+
+from absl import logging
+
+from omnir1_jax import cli
+from omnir1_jax.errors import InputError, printable
+from omnir1_jax.files import hub
+from omnir1_jax.files.sources import DATASETS, MODELS, Source
+
+_OUT = cli.flag.string("out", "", "Directory to write; of models the hub's cache if empty, of datasets data/NAME.")
+_UNPACK = cli.flag.bool("unpack", True, "Unpack a dataset's archives; they stay, and may be deleted then.")
+
+TABLES = {"model": MODELS, "dataset": DATASETS}
+STAMP = ".unpacked"
+OPENERS = {".zip": zipfile.ZipFile, ".tar": tarfile.open, ".tgz": tarfile.open, ".gz": tarfile.open}
+
+
+def listed() -> str:
+    """What can be fetched by name, a line each."""
+    lines = []
+    for kind, table in TABLES.items():
+        lines += [f"{kind} {name:22} {one.repo or 'by hand':36} {one.licence}" for name, one in table.items()]
+    return "\n".join(lines)
+
+
+def chosen(kind: str, name: str) -> Source:
+    """Of the table, or a repository by its id. Raises `InputError`."""
+    if kind not in TABLES:
+        raise InputError(f"fetch: {kind!r} is neither model nor dataset; see python -m omnir1_jax.fetch")
+    table = TABLES[kind]
+    known = {one.repo.lower(): one for one in table.values() if kind == "model"}
+    if found := table.get(name.lower()) or known.get(name.lower()):
+        return found
+    if name.count("/") == 1:
+        return Source(name, "see its page", hub.MODEL_FILES if kind == "model" else None)
+    raise InputError(f"fetch {kind}: {name!r} is none of {', '.join(table)}, and no id such as org/name")
+
+
+def unpack(folder: pathlib.Path) -> list[str]:
+    """Unpacks the archives in `folder`, each once, beside themselves; returns the names of those unpacked now."""
+    done = []
+    for path in sorted(folder.rglob("*")):
+        opener = OPENERS.get(path.suffix)
+        stamp = path.with_name(path.name + STAMP)
+        if opener is None or not path.is_file() or stamp.exists():
+            continue
+        try:
+            with opener(path) as archive:
+                # tarfile's filter keeps members inside the folder, as zipfile does of itself
+                archive.extractall(path.parent, **({} if opener is zipfile.ZipFile else {"filter": "data"}))
+        except (zipfile.BadZipFile, tarfile.TarError) as error:
+            raise InputError(f"{path}: not a readable archive ({error}); delete it and rerun") from error
+        stamp.touch()
+        done.append(path.name)
+    return done
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) == 1:
+        print(listed())
+        return
+    if len(argv) != 3:
+        raise InputError("fetch: say model or dataset, then a name; without either it lists what there is")
+    logging.set_verbosity(logging.ERROR)
+    kind, name = argv[1:]
+    source = chosen(kind, name)
+    print(printable(f"{name}: licence: {source.licence}"))
+    if not source.repo:
+        raise InputError(f"{name}: is not on the hub; get it by hand: {source.by_hand}")
+    out = _OUT.value or (str(pathlib.Path("data", name.rpartition("/")[2])) if kind == "dataset" else None)
+    folder, size = hub.fetch(source.repo, kind, source.files, out)
+    unpacked = unpack(pathlib.Path(folder)) if kind == "dataset" and _UNPACK.value else []
+    for archive in unpacked:
+        print(printable(f"unpacked {archive}"))
+    print(printable(f"{folder}: {size / 1e9:.2f} GB, sizes as on the hub"))
+    if kind == "model" and out is None:
+        print(printable(f"use it as --checkpoint={source.repo} or --config.thinker.path={source.repo} (or sam2.path)"))
+
+
+if __name__ == "__main__":
+    cli.run(main)
