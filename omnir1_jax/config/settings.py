@@ -87,7 +87,8 @@ def parse(argv: Sequence[str]) -> Sequence[str]:
     try:
         rest = flags.FLAGS(shipped.found(argv))
         if "config" in flags.FLAGS and flags.FLAGS.config is not None:
-            _find_models(flags.FLAGS.config)  # a file that could not be loaded says so only when it is used
+            flags.FLAGS.config.keys()  # a file that could not be loaded says so only when it is used
+            _find_models(flags.FLAGS.config)
         return rest
     except flags.UnrecognizedFlagError as error:
         if error.flagname.startswith("config.") and "config" in flags.FLAGS:

@@ -40,7 +40,8 @@ def cached(repo: str) -> str | None:
     from huggingface_hub import errors
 
     try:
-        folder = pathlib.Path(huggingface_hub.snapshot_download(repo, local_files_only=True, allow_patterns=list(MODEL_FILES)))
+        wanted = dict(local_files_only=True, allow_patterns=list(MODEL_FILES))
+        folder = pathlib.Path(huggingface_hub.snapshot_download(repo, **wanted))
     except (errors.LocalEntryNotFoundError, errors.HFValidationError):
         return None
     return str(folder) if (folder / "config.json").is_file() else None
