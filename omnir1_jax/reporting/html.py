@@ -21,8 +21,9 @@ STYLE = """
 body { margin: 0 auto; max-width: 1180px; padding: 28px 24px 64px; background: var(--paper); color: var(--ink);
   font: 15px/1.5 system-ui, -apple-system, "Segoe UI", "DejaVu Sans", sans-serif; }
 h1 { font-size: 26px; line-height: 1.25; margin: 0 0 4px; overflow-wrap: anywhere; }
-h2 { font-size: 19px; margin: 40px 0 12px; padding-top: 12px; border-top: 1px solid var(--line); }
-nav { margin: 6px 0 18px; }
+h2 { font-size: 19px; margin: 40px 0 12px; padding-top: 12px; scroll-margin-top: 36px;
+  border-top: 1px solid var(--line); }
+nav { position: sticky; top: 0; z-index: 1; background: var(--paper); padding: 6px 0 8px; margin: 0 0 10px; }
 nav a { color: var(--curve); margin-right: 18px; font-size: 14px; text-decoration: none; }
 nav a:hover { text-decoration: underline; }
 h3 { font-size: 15px; margin: 24px 0 8px; overflow-wrap: anywhere; }
@@ -73,7 +74,7 @@ h4 { font-size: 14px; margin: 0 0 6px; }
 .tiles div { background: var(--tint); border-radius: 8px; padding: 9px 12px; overflow-wrap: anywhere; }
 .tiles dt { color: var(--soft); font-size: 12px; }
 .tiles dd { margin: 1px 0 0; font-size: 15px; font-variant-numeric: tabular-nums; }
-.other { opacity: .45; }
+.other { opacity: .45; order: 1; }
 .pages a { color: var(--curve); margin-right: 14px; }
 @media (max-width: 600px) { body { padding: 16px 12px 40px; } .grid { grid-template-columns: 1fr; }
   .group { padding: 8px 10px; } nav a { display: inline-block; padding: 4px 0; } }

@@ -75,7 +75,8 @@ def read_metrics(data: bytes, name: str, first: int = 1) -> Iterator[dict[str, A
     """
     for row in read(data, name, first):
         for key, value in row.items():
-            good = value is None or type(value) in (int, float) or (isinstance(value, str) and "/" not in key)
+            number = type(value) is float or (type(value) is int and abs(value) < 10**300)  # a larger one is no float
+            good = value is None or number or (isinstance(value, str) and "/" not in key)
             if key in ("step", "seconds"):
                 good = type(value) in (int, float) and 0 <= value < 1e15
             if not good:

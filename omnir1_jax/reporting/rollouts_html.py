@@ -182,11 +182,11 @@ def _chip(reward: Number | None, failures: Sequence[str]) -> Html:
 
 
 def _terms(rows: Sequence[Mapping[str, Any]]) -> Html:
-    """Reward, advantage and every reward term, a column for each completion."""
+    """Reward, advantage and every reward term, a column for each completion; adding 0.0 turns -0.0 into 0."""
     names = list(dict.fromkeys(name for row in rows for name in row.get("rewards") or {}))
     values = [(name, [row.get(name) for row in rows]) for name in ("reward", "advantage")]
     values += [(name, [(row.get("rewards") or {}).get(name) for row in rows]) for name in names]
-    cells = [(name, *(None if value is None else float(value) for value in listed)) for name, listed in values]
+    cells = [(name, *(None if value is None else value + 0.0 for value in listed)) for name, listed in values]
     return tag("div", html.table(("", *(f"#{place}" for place in range(1, len(rows) + 1))), cells), class_="terms")
 
 

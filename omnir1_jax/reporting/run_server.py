@@ -124,7 +124,7 @@ class Page:
         pages = max(-(-len(found) // PROMPTS), 1)
         number = min(number, pages)
         shown = found[(number - 1) * PROMPTS : number * PROMPTS]
-        links = [("← back", number - 1)] * (number > 1) + [("on →", number + 1)] * (number < pages)
+        links = [("← previous", number - 1)] * (number > 1) + [("next →", number + 1)] * (number < pages)
         listed = [tag("a", said, href=query.link(page=at)) for said, at in links]
         said = f"{len(found)} of the {len(run.groups)} prompts, page {number} of {pages}."
         return [

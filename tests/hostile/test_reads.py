@@ -54,7 +54,16 @@ def test_a_config_of_a_run_of_another_shape_is_one_line(text, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "row", ["[]", "{}", '{"step": "1"}', '{"step": -1}', '{"step": 1, "failure/x": "a"}', '{"step": 1, "x": [1]}']
+    "row",
+    [
+        "[]",
+        "{}",
+        '{"step": "1"}',
+        '{"step": -1}',
+        '{"step": 1, "failure/x": "a"}',
+        '{"step": 1, "x": [1]}',
+        '{"step": 1, "x": 1' + "0" * 400 + "}",
+    ],
 )
 def test_metrics_of_another_shape_are_one_line(row, tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "seconds": 1.5, "task": "vos", "loss": null}\n')
