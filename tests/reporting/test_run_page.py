@@ -185,6 +185,12 @@ def test_a_copy_of_a_growing_file_on_a_bucket(tmp_path):
         local.write_bytes(start)
         parts.open()
         assert read() == start
+        folder.mkdir(exist_ok=True)
+        stale = folder / f"{len(start):012d}"  # seen before the resume removes it
+        stale.write_bytes(b"9\n")
+        assert read() == start + b"9\n"
+        stale.unlink()
+        assert read() == start
         for line in (b"3\n", b"44\n"):
             with local.open("ab") as file:
                 file.write(line)
