@@ -27,7 +27,7 @@ CONFIG_CHARACTERS = 40_000
 PROMPTS, PICTURED_PROMPTS = 24, 6  # in a report, and how many of them for their pictures
 # The order in which groups of curves are shown, these open; others follow by name.
 GROUPS = ("validate", "reward", "learn", "completion")
-RATE = "learning_rate"
+RATE = "learn/learning_rate"
 
 
 def write_report(workdir: epath.PathLike) -> epath.Path:
@@ -128,7 +128,7 @@ def _headline(steps: Sequence[Mapping[str, Any]], config: Mapping[str, Any]) -> 
     rows.append(("steps", f"{steps[-1]['step']} of {asked}" if isinstance(asked, int) else str(steps[-1]["step"])))
     if schedule := _learning_rate(config):
         rows.append(("learning rate", schedule))
-    rates = [row[name] for row in steps for name in (RATE, f"learn/{RATE}") if row.get(name) is not None]
+    rates = [row[RATE] for row in steps if row.get(RATE) is not None]
     if rates:
         rows.append(("learning rate, at the last step", f"{rates[-1]:.3g}"))
     if seconds:
@@ -210,7 +210,7 @@ def _curves(steps: Sequence[Mapping[str, Any]]) -> list[Html]:
                 series[key][1].append(value)
     groups: dict[str, list[str]] = defaultdict(list)
     for key in series:
-        groups[key.split("/")[0] if "/" in key else "learn" if key == RATE else "run"].append(key)
+        groups[key.split("/")[0] if "/" in key else "run"].append(key)
     order = [name for name in GROUPS if name in groups] + sorted(groups.keys() - set(GROUPS))
     out = [html.heading("Curves"), tag("p", "Over steps. Pale: each step; strong: the moving mean.", class_="soft")]
     for group in order:

@@ -149,11 +149,11 @@ def test_the_page_shows_the_run_and_lets_nothing_in(served):
     assert f'data-version="{version}"' in page and now == "The run has ended."
     (folder / "summary.json").unlink()
     with (folder / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 4, "seconds": 1.0, "learning_rate": 0.00025}\n{"step": 5')
+        file.write('{"step": 4, "seconds": 1.0, "learn/learning_rate": 0.00025}\n{"step": 5')
     later, now = json.loads(ask("/version")[2])
     assert later > version and re.fullmatch(r"Last step 0:00:0\d ago\. This page follows the run\.", now)
     page = ask("/")[2]
-    assert "4 of 3" in page and "0.00025" in page and "learning_rate: last 0.00025" in page
+    assert "4 of 3" in page and "0.00025" in page and "learn/learning_rate: last 0.00025" in page
 
 
 def test_nothing_but_the_page_is_served(served):
