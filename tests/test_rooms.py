@@ -15,7 +15,7 @@ ORDER = (
     "systems", "rewards", "rl", "tasks", "supervised", "toy", "build", "evaluation", "reporting", "training",
     "inference", "planning", "benches",
 )  # fmt: skip
-COMMANDS = ("bench", "convert", "evaluate", "fetch", "infer", "plan", "profile", "serve", "toy", "train")
+COMMANDS = ("bench", "convert", "difficulty", "evaluate", "fetch", "infer", "plan", "profile", "serve", "toy", "train")
 
 
 def imports(path: pathlib.Path) -> set[str]:

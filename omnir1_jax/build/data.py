@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from omnir1_jax.config import lookup
 from omnir1_jax.config.sections import Loader, Task
 from omnir1_jax.config.settings import section
+from omnir1_jax.data import difficulty
 from omnir1_jax.data.pipeline import ANY, Family, PipelineConfig
 from omnir1_jax.data.preprocess.settings import PixelBudget, Sizes
 from omnir1_jax.data.registry import open_dataset
@@ -82,6 +83,12 @@ def readers(config: ConfigDict, name: str) -> tuple[Reader, ...]:
             raise InputError(f"data.{name}.datasets.{label}: {error}") from error
     if not found:
         raise InputError(f"data.{name}.datasets: names no dataset")
+    if entry := config.data[name].difficulty:
+        spreads = difficulty.read(entry, f"data.{name}.difficulty")
+        found = [difficulty.kept(reader, spreads, config.data[name].least_spread) for reader in found]
+        if not any(map(len, found)):
+            least = config.data[name].least_spread
+            raise InputError(f"data.{name}.least_spread: no prompt of {entry} spreads by {least:g} or more")
     return tuple(found)
 
 

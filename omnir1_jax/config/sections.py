@@ -125,6 +125,10 @@ class Task(DecodeConfig):
     batch_size: int = setting(1, "prompts per step, over all devices", POSITIVE)
     weight: float = setting(1.0, "share of the steps; 0 leaves the task out", Number())
     audio_seconds: float = setting(0.0, "maximum seconds of sound in a prompt", Number())
+    difficulty: str = setting("", "list of `python -m omnir1_jax.difficulty`, of which `least_spread` takes prompts")
+    least_spread: float = setting(
+        0.0, "standard deviation of rewards below which a prompt of the `difficulty` list is left out", Number()
+    )
     one_per_clip: bool = setting(True, "one expression per clip and epoch, drawn at random; otherwise all of them")
     targets: int = setting(0, "as `sft.targets`; 0: that one", COUNT)
     target_tokens: int = setting(0, "as `sft.target_tokens`; 0: that one", COUNT)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from omnir1_jax.data.refs import BadSample, ClipRef
+from omnir1_jax.data.refs import BadSample, ClipRef, Reader
 from omnir1_jax.errors import InputError
 
 
@@ -38,6 +38,33 @@ class TableReader:
         for position, key in enumerate(self.clip_of):
             groups.setdefault(key, []).append(position)
         return tuple(tuple(group) for group in groups.values())
+
+
+@dataclass(frozen=True)
+class Subset:
+    """Some items of a reader, as a reader."""
+
+    base: Reader = field(repr=False)
+    positions: tuple[int, ...] = field(repr=False)
+
+    @property
+    def name(self) -> str:
+        return self.base.name
+
+    @property
+    def split(self) -> str:
+        return self.base.split
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def __getitem__(self, position: int) -> ClipRef:
+        return self.base[self.positions[position]]
+
+    def clips(self) -> Sequence[Sequence[int]]:
+        place = {position: i for i, position in enumerate(self.positions)}
+        groups = (tuple(place[p] for p in group if p in place) for group in self.base.clips())
+        return tuple(group for group in groups if group)
 
 
 def make_reader(

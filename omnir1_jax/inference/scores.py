@@ -1,7 +1,6 @@
 """Where an item's prediction lies, its scores, and the benchmark's table."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -9,6 +8,7 @@ from jaxtyping import Bool
 
 from omnir1_jax import tasks
 from omnir1_jax.data.masks import decode_masks
+from omnir1_jax.data.reader import Subset
 from omnir1_jax.data.refs import BadSample, ClipRef, Reader
 from omnir1_jax.errors import InputError
 from omnir1_jax.evaluation import mevis, predictions, refavs, refdavis, revos, score_answers, score_masks
@@ -24,33 +24,6 @@ PAPER: dict[str, dict[str, tuple[str, ...]]] = {
     "mvbench": {"average": ("accuracy",)},
     "avhbench": {"judge": ("all", "accuracy")},
 }
-
-
-@dataclass(frozen=True)
-class Subset:
-    """Some items of a reader, as a reader."""
-
-    base: Reader = field(repr=False)
-    positions: tuple[int, ...] = field(repr=False)
-
-    @property
-    def name(self) -> str:
-        return self.base.name
-
-    @property
-    def split(self) -> str:
-        return self.base.split
-
-    def __len__(self) -> int:
-        return len(self.positions)
-
-    def __getitem__(self, position: int) -> ClipRef:
-        return self.base[self.positions[position]]
-
-    def clips(self) -> Sequence[Sequence[int]]:
-        place = {position: i for i, position in enumerate(self.positions)}
-        groups = (tuple(place[p] for p in group if p in place) for group in self.base.clips())
-        return tuple(group for group in groups if group)
 
 
 def place(ref: ClipRef) -> tuple[str, str]:

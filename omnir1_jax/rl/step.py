@@ -1,13 +1,13 @@
 """One GRPO step: sample a group, let System 2 judge it, learn. One compiled program, no callback to the host."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol, no_type_check, runtime_checkable
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Key
+from jaxtyping import Array, Float, Key
 
 from omnir1_jax.errors import InputError
 from omnir1_jax.models.qwen_omni.sample import Completions
@@ -131,22 +131,46 @@ def make_train_step(
         log = _awaited(jax.jit(_logged))
 
     def train_step(state: TrainState, frozen: Frozen, batch: Any, key: Key[Array, ""]):
-        media = stage.encode(frozen, batch)
-        completions = stage.sample(state, frozen, batch, media, jax.random.fold_in(key, state.step))
-        reading = stage.read(frozen, batch, completions)
-        found = stage.ground(frozen, batch, reading)
-        masks = stage.segment(frozen, batch, reading, found)
-        rewards = stage.reward(batch, completions, reading, found, masks)
-        if host:
-            rewards = terms.add(rewards, host, *jax.device_get((batch, completions, reading, found, masks)))
-        state, learned = stage.update(state, frozen, batch, media, completions, rewards)
-        return state, *log(Rollout(completions, reading, found, masks, rewards), learned, state)
+        media, rollout = roll(stage, host, state, frozen, batch, jax.random.fold_in(key, state.step))
+        state, learned = stage.update(state, frozen, batch, media, rollout.completions, rollout.rewards)
+        return state, *log(rollout, learned, state)
 
     if mode == "staged":
         return train_step
     out = None if shardings is None else (shardings, None, None)
     # What the step has no use for lies in the device's memory all the same, so that a plan has to see it.
     return jax.jit(train_step, donate_argnums=0, out_shardings=out, keep_unused=True)
+
+
+def roll(
+    stage: Stages, host: Sequence[terms.Extra], state: TrainState, frozen: Frozen, batch: Any, key: Key[Array, ""]
+) -> tuple[Any, Rollout]:
+    """What a step does before it learns: the encoders' output, and everything that was sampled, found and earned."""
+    media = stage.encode(frozen, batch)
+    completions = stage.sample(state, frozen, batch, media, key)
+    reading = stage.read(frozen, batch, completions)
+    found = stage.ground(frozen, batch, reading)
+    masks = stage.segment(frozen, batch, reading, found)
+    rewards = stage.reward(batch, completions, reading, found, masks)
+    if host:
+        rewards = terms.add(rewards, host, *jax.device_get((batch, completions, reading, found, masks)))
+    return media, Rollout(completions, reading, found, masks, rewards)
+
+
+def make_reward(
+    task: Task, models: Models, config: StepConfig, mode: str = "fused"
+) -> Callable[[TrainState, Frozen, Any, Key[Array, ""]], Float[Array, "b g"]]:
+    """`(state, frozen, batch, key) -> rewards [b g]`: a step that learns nothing. Modes as of `make_train_step`."""
+    stage, host = make_stages(task, models, optax.identity(), config), [term for term in config.extra if term.host]
+    if mode == "staged":
+        ground = stage.ground
+        stage = Stages(*map(_awaited, map(jax.jit, stage)))
+        stage = stage._replace(ground=_awaited(ground)) if models.on_host else stage
+
+    def reward(state: TrainState, frozen: Frozen, batch: Any, key: Key[Array, ""]) -> Float[Array, "b g"]:
+        return roll(stage, host, state, frozen, batch, key)[1].rewards.total
+
+    return reward if mode == "staged" else jax.jit(reward)
 
 
 def _awaited(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,0 +1,47 @@
+"""What is sampled of a policy at each prompt, and what the loader takes of the list."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from omnir1_jax import tasks
+from omnir1_jax.build import data
+from omnir1_jax.build import run as setup
+from omnir1_jax.data.pipeline import items
+from omnir1_jax.errors import InputError
+from omnir1_jax.tasks import qa
+from omnir1_jax.training import difficulty
+from tests import tiny
+from tests.data import qwen_oracle
+
+
+def test_every_prompt_is_measured_once_and_the_loader_takes_those_that_spread(tmp_path, monkeypatch):
+    qwen_oracle.save_tokenizer(tmp_path / "tokenizer")
+    monkeypatch.setattr(setup, "mesh_of", lambda config: None)
+    monkeypatch.setitem(tasks.TASKS, "qa", dataclasses.replace(qa.TASK, reward=tiny.varied(qa.TASK.reward)))
+    c = tiny.get_config(str(tmp_path / "tokenizer"))
+    c.data.qa.batch_size = 3
+    made = difficulty.build(c)
+    lines = list(difficulty.measured(made))
+    reader = made.families[0].readers[0]
+    assert sorted(line["sample_id"] for line in lines) == sorted(reader[i].sample_id for i in range(len(reader)))
+    for line in lines:
+        assert len(line["rewards"]) == c.step.group and line["mean"] == pytest.approx(
+            np.mean(line["rewards"]), abs=1e-5
+        )
+        assert line["spread"] == pytest.approx(np.std(line["rewards"]), abs=1e-5)
+    spreads = sorted(line["spread"] for line in lines)
+    assert spreads[-1] > 0.1
+
+    (tmp_path / "list.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines[1:]))
+    c.data.qa.difficulty, c.data.qa.least_spread = str(tmp_path / "list.jsonl"), spreads[-1]
+    (chosen,) = data.readers(c, "qa")
+    kept = {chosen[i].sample_id for i in range(len(chosen))}
+    # The first is in no list, so that nothing speaks against it.
+    assert kept == {line["sample_id"] for line in lines[1:] if line["spread"] == spreads[-1]} | {lines[0]["sample_id"]}
+    assert len(items(dataclasses.replace(made.families[0], readers=(chosen,)))) <= len(kept)
+    (tmp_path / "list.jsonl").write_text(json.dumps(lines[0]) + "\n{}\n")
+    with pytest.raises(InputError, match="data.qa.difficulty: .*list.jsonl, line 2 has no sample_id"):
+        data.readers(c, "qa")
