@@ -98,8 +98,8 @@ class RunFiles:
         self.pictured: set[int] = set()
         self.version, self.logged_at = 0, 0.0
         self._read_at = -math.inf
-        self._scratch, self._copies, local = None, [], pathlib.Path(self.folder)
-        if "://" in str(self.folder):
+        self._copies, local = [], pathlib.Path(self.folder)
+        if "://" in str(workdir):
             self._scratch = tempfile.TemporaryDirectory(prefix="omnir1_jax_run_")
             local = pathlib.Path(self._scratch.name)
             parts = {METRICS: None, ROLLOUTS: self.folder / ROLLOUT_PARTS}
@@ -160,12 +160,18 @@ class RunFiles:
         last.failures.append(tuple(map(str, row.get("failures") or ())))
 
     def rollouts(self, group: Group) -> list[dict[str, Any]]:
-        """The lines of a group, whole."""
+        """The lines of a group, whole.
+
+        Raises:
+          InputError: the file was truncated since `refresh`.
+        """
+        name = str(self.folder / ROLLOUTS)
         with self._rollouts.open("rb") as file:
             file.seek(group.offset)
-            return [
-                _checked(row, str(self._rollouts)) for row in lines.read(file.read(group.size), str(self._rollouts))
-            ]
+            rows = [_checked(row, name) for row in lines.read(file.read(group.size), name)]
+        if len(rows) != len(group.rewards):
+            raise InputError(f"{name} was truncated while it was read, by a run that resumes; try again")
+        return rows
 
     def _pictured(self) -> set[int]:
         folder = self.folder / PICTURES

@@ -70,7 +70,7 @@ class Page:
     """Answers the requests about one run; threads may ask at once."""
 
     def __init__(self, run: RunFiles):
-        self._run, self._lock, self._drawn, self._drawn_of = run, threading.Lock(), [], -1
+        self._run, self._lock = run, threading.Lock()
 
     def answer(self, target: str) -> Answer:
         """What is at a path with its query.
@@ -114,7 +114,7 @@ class Page:
 
     def _now(self) -> str:
         run = self._run
-        if run.summary:
+        if run.summary and run.steps and run.steps[-1]["step"] == run.config.get("steps"):
             return "The run has ended."
         since = f"Last step {clock(time.time() - run.logged_at)} ago. " if run.steps else ""
         return f"{since}This page follows the run."
@@ -166,7 +166,7 @@ def opened(
             else:
                 try:
                     answer = page.answer(self.path)
-                except InputError as error:
+                except (InputError, OSError) as error:  # OSError: removed meanwhile, by a run that resumes
                     answer = text(500, f"error: {error}")
             self.send_response(answer.status)
             headers = {

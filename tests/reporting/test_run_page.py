@@ -59,6 +59,9 @@ def test_what_is_new_is_read_once_and_what_was_cut_off_is_forgotten(tmp_path):
     # A resume truncates the file, and is further than it was before anybody looks again.
     path.write_bytes(row(1) + row(1, reward=2.0) + row(2, reward=7.0) + row(3, "u") * 20)
     assert known(run) == [(1, "s", [1.0, 2.0]), (2, "s", [7.0]), (3, "u", [1.0] * 20)]
+    path.write_bytes(row(1))
+    with pytest.raises(InputError, match="was truncated while it was read"):
+        run.rollouts(run.groups[-1])
     path.write_bytes(b"")
     assert known(run) == []
     path.write_bytes(row(1) + b"[]\n")
@@ -200,10 +203,27 @@ def test_a_copy_of_a_growing_file_on_a_bucket(tmp_path):
     assert read() == b"1\n2\n3\n44\n" and not list(folder.iterdir())
 
 
+def test_a_run_on_a_bucket_is_followed(tmp_path, monkeypatch):
+    real = epath.Path
+    monkeypatch.setattr(epath, "Path", lambda path: real(str(path).replace("gs://b", str(tmp_path))))
+    monkeypatch.setattr(run_files, "REMOTE_SECONDS", 0)
+    run = RunFiles("gs://b/run")
+    with RunLog("gs://b/run", 9, quiet=True, tensorboard=False) as opened:
+        for step in (1, 2, 3):
+            opened.step(step, {"reward/total": 1.0}, 1.0)
+            opened.rollouts(step, [example()])
+            opened.flush()
+            run.refresh()
+            assert [row["step"] for row in run.steps] == list(range(1, step + 1))
+            assert known(run) == [(n, "clip", [0.5]) for n in range(1, step + 1)]
+    page = run_server.Page(run).answer("/").body.decode()
+    assert "3 of the 3 prompts" in page
+
+
 def test_the_command_serves_until_it_is_stopped_and_leaves_the_devices_to_the_run(tmp_path):
-    with RunLog(tmp_path, 3, quiet=True, tensorboard=False) as log:
-        log.step(1, {"reward/total": 0.5}, 1.0)
-        log.rollouts(1, [example()])
+    with RunLog(tmp_path, 3, quiet=True, tensorboard=False) as opened:
+        opened.step(1, {"reward/total": 0.5}, 1.0)
+        opened.rollouts(1, [example()])
     command = [sys.executable, "-m", "omnir1_jax.serve", "--run", str(tmp_path), "--port=0"]
     missing = {"JAX_PLATFORMS": "none"}  # a device that is asked for is an error
     with subprocess.Popen(command, env=environment() | missing, stdout=subprocess.PIPE, text=True) as process:
