@@ -101,12 +101,12 @@ class Module:
 
 def parse(text: str) -> Module:
     """Reads a whole module. InputError names the line that is not understood."""
-    computations, entry, name, lines = {}, None, None, {}
+    computations, entry, name, lines, types = {}, None, None, {}, {}
     for number, line in _whole_lines(text):
         if name is None:
             header = _HEADER.match(line)
             if header:
-                name, lines = header[2], {}
+                name, lines, types = header[2], {}, {}
                 entry = name if header[1] else entry
         elif line.startswith("}"):
             computations[name], name = Computation(name, lines), None
@@ -114,7 +114,11 @@ def parse(text: str) -> Module:
             found = _LINE.match(line)
             if not found:
                 raise InputError(f"HLO text, line {number}: not an instruction: {line.strip()[:80]}")
-            lines[found[2]] = _instruction(found[2], found[3], bool(found[1]), number)
+            one = _instruction(found[2], found[3], bool(found[1]), number)
+            for operand in one.operands:
+                if "#" in operand and operand not in lines:
+                    _add_element(operand, lines, types)
+            lines[one.name], types[one.name] = one, found[3]
     if entry is None:
         raise InputError("HLO text: there is no ENTRY computation")
     return Module(computations, entry)
@@ -145,12 +149,31 @@ def _instruction(name: str, text: str, root: bool, number: int) -> Instruction:
     end = _closing(rest)
     operands, attributes = rest[:end], rest[end + 1 :]
     found = _OP_NAME.search(attributes)
-    shapes = tuple(Shape(dtype, _dims(dims)) for dtype, dims in _TYPE.findall(kind))
+    shapes = _shapes(kind)
     if opcode in ("parameter", "constant", "iota"):
         names, attributes = (), f"value={operands}{attributes}"
     else:
         names = tuple(part.split()[-1].lstrip("%") for part in _commas(operands) if part.strip())
     return Instruction(name, opcode.strip(), shapes, names, attributes, found[1] if found else "", root)
+
+
+def _add_element(name: str, lines: dict[str, Instruction], types: dict[str, str]) -> None:
+    """The instruction that newer compilers leave out: `x#2` as an operand is element 2 of the tuple `x`."""
+    source, _, index = name.rpartition("#")
+    if source not in lines and "#" in source:
+        _add_element(source, lines, types)
+    if source not in lines or not index.isdecimal():
+        raise InputError(f"HLO text: there is nothing that the operand {name[:80]} could be an element of")
+    kinds = _commas(_split_type(types[source])[0][1:-1])
+    if int(index) >= len(kinds):
+        raise InputError(f"HLO text: {source} has no element {index}")
+    kind = types[name] = kinds[int(index)].strip()
+    path = lines[source].path
+    lines[name] = Instruction(name, "get-tuple-element", _shapes(kind), (source,), f"index={index}", path, False)
+
+
+def _shapes(kind: str) -> tuple[Shape, ...]:
+    return tuple(Shape(dtype, _dims(dims)) for dtype, dims in _TYPE.findall(kind))
 
 
 def _dims(text: str) -> tuple[int, ...]:

@@ -14,7 +14,7 @@ from omnir1_jax.planning import hlo
 from omnir1_jax.planning.operations import phase_of
 
 SMALLEST = 2**20  # bytes; temporaries below it are left out
-_ALLOCATION = re.compile(r"^allocation \d+: size (\d+), (.*):$")
+_ALLOCATION = re.compile(r"^allocation \d+: size (\d+), (?:page \d+, )?(.*):$")
 _VALUE = re.compile(r"^ value: <\d+ (\S+?)(\{[\d,]*\})? @\d+> \(size=(\d+),offset=(\d+)\): (\S+)")
 
 

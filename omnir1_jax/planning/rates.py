@@ -18,7 +18,7 @@ from omnir1_jax.planning.step import Rollout
 # From a step's metrics and its seconds to further metrics.
 Rates = Callable[[Mapping[str, Any], float], dict[str, float]]
 # Loops that end by the data, as `step.assumptions` names them; none is within another.
-LOOPS = (r"sample/.*decode", r"ground/.*decode", r"ground/.*tails", r"ground/frames", r"segment/.*objects")
+LOOPS = (r"sample/.*decode", r"ground/.*decode", r"ground/.*suffixes", r"ground/frames", r"segment/.*objects")
 
 
 def counter(run: Run) -> Callable[[str, Any, jax.stages.Lowered], Rates]:

@@ -110,3 +110,18 @@ ENTRY %main (p: (bf16[2,3], pred[4])) -> s4[8] {
     assert p.bytes == 12 + 4 + 5 and x.bytes == 4 and x.operands == ("p",) and x.path == "a (b) c"
     with pytest.raises(InputError, match="line 3"):
         hlo.parse(text.replace("%p = ", ""))
+
+
+def test_an_element_of_a_tuple_may_be_named_where_it_is_used():
+    """As compilers write it since 2026: `p#1` for `get-tuple-element(p), index=1`, also of tuples within tuples."""
+    module = hlo.parse(
+        "ENTRY %main (p: (s32[], (f32[3,5], f32[5,7]))) -> f32[3,7] {\n"
+        "  %p = (s32[]{:T(128)}, (f32[3,5]{1,0:T(8,128)}, f32[5,7]{1,0})) parameter(0)\n"
+        "  ROOT %dot = f32[3,7]{1,0} dot(%p#1#0, %p#1#1), lhs_contracting_dims={1}, rhs_contracting_dims={0}\n"
+        "}\n"
+    )
+    assert operations.total(module, Assumptions()) == 2 * 3 * 5 * 7
+    one = module.computations["main"].instructions["p#1#0"]
+    assert one.opcode == "get-tuple-element" and one.shape.dims == (3, 5) and one.integers("index") == (0,)
+    with pytest.raises(InputError, match="p has no element 2"):
+        hlo.parse("ENTRY %m () -> f32[] {\n  %p = (f32[], f32[]) parameter(0)\n  ROOT %c = f32[] copy(%p#2)\n}\n")
