@@ -18,6 +18,7 @@ import types
 import numpy as np
 import pytest
 from absl import flags
+from absl.testing import flagsaver
 
 from omnir1_jax.config import settings
 from omnir1_jax.inference import tasks
@@ -89,23 +90,26 @@ def test_the_commands_run(folder):
 # Commands that are read, not run.
 
 
-def parse(module: str, arguments: list[str]) -> str:
-    """What a command says against its arguments, in a process whose flags are its own."""
+def refused(module: str, lines: list[str]) -> dict[str, str]:
+    """What a command says against its arguments, by line, in a process whose flags are its own."""
     for name in list(flags.FLAGS):
         delattr(flags.FLAGS, name)
-    for name in [name for name in sys.modules if name.removeprefix("omnir1_jax.") in COMMANDS]:
+    for name in {module, *(f"omnir1_jax.{command}" for command in COMMANDS)} & sys.modules.keys():
         del sys.modules[name]
-    sys.argv = [module, *arguments]  # which configs are read from
-    sys.stdout = sys.stderr = said = io.StringIO()
-    try:
-        command = importlib.import_module(module)
-        flags_parser = getattr(command, "parse", settings.parse if hasattr(command, "_CONFIG") else flags.FLAGS)
-        flags_parser(sys.argv)
-    except SystemExit as end:
-        return said.getvalue() if end.code else ""
-    except Exception as error:
-        return f"{type(error).__name__}: {error}"
-    return ""
+    found = {}
+    for line in lines:
+        sys.argv = [module, *shlex.split(line)[3:]]  # which configs are read from too
+        sys.stdout = sys.stderr = said = io.StringIO()
+        try:
+            command = importlib.import_module(module)
+            parse = getattr(command, "parse", settings.parse if hasattr(command, "_CONFIG") else flags.FLAGS)
+            with flagsaver.flagsaver():
+                parse(sys.argv)
+        except SystemExit as end:
+            found |= {line: said.getvalue()} if end.code else {}
+        except Exception as error:
+            found[line] = f"{type(error).__name__}: {error}"
+    return found
 
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -133,20 +137,33 @@ OTHERS = {
 }
 
 
-@pytest.mark.parametrize(("page", "line"), dict.fromkeys(commands("bash")))
-def test_a_command_is_one_that_there_is(page, line, monkeypatch):
-    monkeypatch.chdir(ROOT)
-    for words in (shlex.split(part, comments=True) for part in line.split(" && ")):
-        if words[0] in PROJECT["scripts"]:
-            words = ["python", "-m", f"omnir1_jax.{words[0].removeprefix('omnir1-')}", *words[1:]]
-        if words[:2] == ["python", "-c"]:
-            ast.parse(words[2])
-        elif words[:2] != ["python", "-m"]:
-            OTHERS[words[0]](words)
-        else:
-            module = words[2]
+def programs() -> dict[str, list[str]]:
+    """The pages' commands of this package that are only read, by module."""
+    found = {}
+    for _, line in commands("bash"):
+        if (program := line.split()[0]) in PROJECT["scripts"]:
+            line = line.replace(program, f"python -m omnir1_jax.{program.removeprefix('omnir1-')}", 1)
+        if line.startswith("python -m "):
+            module = line.split()[2]
             package = importlib.util.find_spec(module).submodule_search_locations is not None
-            assert in_a_process(parse, f"{module}.__main__" if package else module, words[3:]) == ""
+            found.setdefault(f"{module}.__main__" if package else module, []).append(line)
+    return found
+
+
+@pytest.mark.parametrize("module", programs())
+def test_flags_and_configs_of_a_command_exist(module, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    importlib.import_module(module)  # here, so that the forked process has little to import
+    assert in_a_process(refused, module, programs()[module]) == {}
+
+
+def test_other_commands_are_known():
+    for _, line in commands("bash"):
+        for words in (shlex.split(part, comments=True) for part in line.split(" && ")):
+            if words[:2] == ["python", "-c"]:
+                ast.parse(words[2])
+            elif words[:2] != ["python", "-m"] and words[0] not in PROJECT["scripts"]:
+                OTHERS[words[0]](words)
 
 
 def test_the_tests_of_a_change_are_those_of_the_readme():
