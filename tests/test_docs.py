@@ -21,6 +21,7 @@ from absl import flags
 from absl.testing import flagsaver
 
 from omnir1_jax.config import settings
+from omnir1_jax.files import hub
 from omnir1_jax.inference import tasks
 from tests.commands import Commands
 from tests.data import qwen_oracle
@@ -96,6 +97,7 @@ def refused(module: str, lines: list[str]) -> dict[str, str]:
         delattr(flags.FLAGS, name)
     for name in {module, *(f"omnir1_jax.{command}" for command in COMMANDS)} & sys.modules.keys():
         del sys.modules[name]
+    hub.cached = lambda repo: repo  # as if it were fetched
     found = {}
     for line in lines:
         sys.argv = [module, *shlex.split(line)[3:]]  # which configs are read from too
