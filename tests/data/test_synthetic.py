@@ -311,6 +311,8 @@ def test_difficulty_is_a_setting():
         {"objects": (0, 1)},
         {"sounding": (0, 9)},
         {"fps": 0.0},
+        {"rims": False},
+        {"stay": (0.5, 1.5)},
     ):
         with pytest.raises(InputError, match="synthetic"):
             WorldConfig(**bad)
@@ -347,6 +349,32 @@ def test_world_without_a_disk(family):
     assert len({reader[i].query for i in range(24)}) > 12
     with pytest.raises(InputError, match="family"):
         synthetic.open(family="nope")
+
+
+def test_mixed_queries_take_sound_time_and_looks_in_turn():
+    source = synthetic.open(family="vos", clips=8, config="fleeting", mixed=True)
+    needs = []
+    for k in range(8):
+        refs = [source[4 * k + j] for j in range(4)]
+        clip = scenes.make_clip(PRESETS["fleeting"], writers.clip_seed(0, "train", k))
+        said = {e.text: e for e in clip.expressions}
+        assert all(len(said[ref.query].targets) == 1 and ref.audio is not None for ref in refs)
+        assert all(said[r.query].needs == "image" or len(said[r.query].among) >= writers.OPEN for r in refs)
+        assert len({ref.query for ref in refs}) == 4
+        needs.append(tuple(said[ref.query].needs for ref in refs))
+    assert needs.count(writers.IN_TURN) >= 6, needs  # a clip may have no such sentence by sound
+    with pytest.raises(InputError, match="plain or mixed"):
+        synthetic.open(family="vos", config="fleeting", plain=True, mixed=True)
+
+
+def test_a_recording_is_told_by_its_first_frame_and_voices():
+    source = synthetic.open(family="refavs", clips=6, config="fleeting", heard=True, per_clip=1)
+    for k in range(6):
+        clip, chosen = synthetic.heard_in(PRESETS["fleeting"].recorded(), writers.clip_seed(0, "train", k), 0)
+        (target,), shapes = chosen[0].targets, clip.scene.shapes
+        assert source[k].query == chosen[0].text and chosen[0].needs == "sound"
+        voices = [VOICES[shape.colour] for n, shape in enumerate(shapes) if clip.masks[n, 0].any()]
+        assert clip.masks[target, 0].any() and voices.count(VOICES[shapes[target].colour]) == 1
 
 
 def tree_bytes(root) -> dict[str, bytes]:
