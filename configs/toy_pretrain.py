@@ -4,7 +4,7 @@
 does not know yet what to choose. `sam2_images`, then `sam2` make the segmenter. What lies in configs/toy_weights/ came
 of them, as it says there.
 
-`system2` and `sam2_fleeting` teach them the fleeting world (docs/toy_world.md); nothing of that ships yet.
+`system2`, `cold_start` and `sam2_fleeting` teach them the fleeting world (docs/toy_world.md); none of that ships yet.
 """
 
 import pathlib
@@ -16,7 +16,8 @@ CELL = 16 * 16  # pixels of a visual token
 
 
 def get_config(part="thinker"):
-    return {f.__name__: f for f in (thinker_kinds, thinker, system2, sam2_images, sam2, sam2_fleeting)}[part]()
+    parts = (thinker_kinds, thinker, sam2_images, sam2, system2, cold_start, sam2_fleeting)
+    return {f.__name__: f for f in parts}[part]()
 
 
 def thinker_kinds():
@@ -97,6 +98,31 @@ def system2():
             batch_size=2, targets=4, target_tokens=26,
         ),
     )  # fmt: skip
+    return c
+
+
+def cold_start():
+    """All lessons in that world, clips with their sound. `thinker.path` is what `system2` left in WORKDIR/weights."""
+    c = system2()
+    c.name = "toy_cold_start"
+    c.steps = 20_000
+    c.thinker.path = "runs/toy_system2/weights"
+    world = dict(config="fleeting", clips=100_000, lessons=True)
+    video = dict(
+        datasets=datasets(synthetic=world | dict(family="vos")), family="vos", frames=16, objects=8, sound="required",
+        audio_seconds=8.0,
+    )  # fmt: skip
+    c.data.grounding.weight = 0.4
+    for name, own in dict(
+        questions=task(example="lessons_questions", batch_size=4, weight=0.2, targets=6, target_tokens=40, **video),
+        plans=task(example="lessons_plans", batch_size=4, weight=0.15, targets=2, target_tokens=80, **video),
+        sounds=task(
+            datasets=datasets(synthetic=world | dict(family="refavs")), family="refavs", example="lessons_sounds",
+            batch_size=4, weight=0.25, targets=6, target_tokens=40, objects=8,
+            frames=1, sampling="first", sound="required", audio_seconds=4.0,
+        ),
+    ).items():
+        c.data[name] = own
     return c
 
 

@@ -160,9 +160,11 @@ def fitting(form: str, n: int, names: Sequence[str], there: np.ndarray, light: n
     return [int(m) for m in np.flatnonzero(there) if fits(*match(m), m)]
 
 
-def names_alone(n: int, names: Sequence[str], there: np.ndarray, light: np.ndarray) -> list[str]:
+def names_alone(
+    n: int, names: Sequence[str], there: np.ndarray, light: np.ndarray, forms: Sequence[str] = EVENLY
+) -> list[str]:
     """The forms that name the n-th shape alone in a frame."""
-    return [form for form in EVENLY if fitting(form, n, names, there, light) == [n]]
+    return [form for form in forms if fitting(form, n, names, there, light) == [n]]
 
 
 def _ask_among_others(clip: DecodedClip, config: TargetConfig) -> Callable[[int, np.ndarray], list[Target]]:
@@ -173,7 +175,7 @@ def _ask_among_others(clip: DecodedClip, config: TargetConfig) -> Callable[[int,
     def ask(t: int, boxes: np.ndarray) -> list[Target]:
         found = []
         for n in rng.permutation(np.flatnonzero(clear[:, t])):
-            if forms := names_alone(n, names, there[:, t], light[:, t]):
+            if forms := names_alone(int(n), names, there[:, t], light[:, t]):
                 found.append(asked_for(wording(names[n], rng, forms), head, tail, [boxes[n]]))
         found = found[: config.targets - 1]
         shown = [names[n] for n in np.flatnonzero(there[:, t] & light[:, t])]
@@ -207,8 +209,26 @@ def asked_for(description: str, head: str, tail: str, boxes: Sequence[np.ndarray
 
 
 def _video(clip: DecodedClip, config: TargetConfig) -> Arrays:
-    content = [{"type": "video", "video": clip.frames, "fps": SAMPLED_FPS}]
-    return media_prompt(content, config, video_frames=[config.frames])
+    sound = examples.waveform(clip, config)
+    content = [{"type": "video", "video": clip.frames, "fps": SAMPLED_FPS, **(sound or {})}]
+    heard = [] if sound is None else [config.audio_seconds]
+    return media_prompt(content, config, video_frames=[config.frames], audio_seconds=heard)
+
+
+def _heard(clip: DecodedClip, config: TargetConfig, there: Sequence[int] | np.ndarray) -> Target:
+    """The tones in their order, with the looks of the shapes of `there`."""
+    extra = clip.ref.extra
+    heard = sorted(
+        (span[0], f"{tone} {look}" if n in there else tone)
+        for n, (span, tone, look) in enumerate(zip(extra["sounds"], extra["tones"], extra["looks"]))
+        if span and span[0] < config.audio_seconds
+    )
+    return asked("Hear:", ", ".join(who for _, who in heard) or "nothing")
+
+
+def _needs(config: TargetConfig) -> tuple[str, ...]:
+    """What it may take to understand a sentence that no frame explains."""
+    return ("video", "sound") if config.audio_seconds else ("video",)
 
 
 def _about(clip: DecodedClip, needs: tuple[str, ...], most: int) -> list[dict[str, Any]]:
@@ -219,15 +239,18 @@ def _about(clip: DecodedClip, needs: tuple[str, ...], most: int) -> list[dict[st
 
 @examples.named
 def questions(clip: DecodedClip, config: TargetConfig) -> Arrays:
-    """A clip: what is in it, when it can be seen, and which shape a sentence means."""
-    rng, clear = clip.rng, seen(clip)
+    """A clip: what is in it and heard, when it can be recognised, and which shape a sentence means."""
+    rng, clear, names = clip.rng, seen(clip) & lit(clip), clip.ref.extra["looks"]
     found = [asked("What:", looks(clip, range(len(clear))))]
+    if config.audio_seconds:
+        found.append(_heard(clip, config, range(len(clear))))
+    every = np.ones(len(clear), bool)
     for n in rng.permutation(len(clear))[: config.targets // 3]:
         times = np.flatnonzero(clear[n])
-        if len(times):
-            name = clip.ref.extra["looks"][n]
-            found.append(asked(f"When: {wording(name, rng)}", piece(int(times[0]), int(times[-1]), name)))
-    for sentence in _about(clip, ("image", "video"), 2)[: config.targets - len(found)]:
+        if len(times) and (forms := names_alone(int(n), names, every, every, FORMS)):
+            when = piece(int(times[0]), int(times[-1]), names[n])
+            found.append(asked(f"When: {wording(names[n], rng, forms)}", when))
+    for sentence in _about(clip, ("image", *_needs(config)), 2)[: config.targets - len(found)]:
         found.append(asked(f"Which: {sentence['text']}", looks(clip, sentence["obj_id"])))
     return {**_video(clip, config), **pack(found, config)}
 
@@ -244,7 +267,7 @@ def plans(clip: DecodedClip, config: TargetConfig) -> Arrays:
     rng, count = clip.rng, len(clip.frames)
     found = []
     plain = _about(clip, ("image",), 1)[: config.targets // 2]
-    for sentence in (plain + _about(clip, ("video",), 3))[: config.targets]:
+    for sentence in (plain + _about(clip, _needs(config), 3))[: config.targets]:
         name = _meant(sentence["text"], clip.ref.extra["looks"], rng)
         spans = [np.sort(rng.integers(0, count, 2)) if rng.random() < 0.5 else [rng.integers(0, count)] * 2]
         for _ in range(int(rng.integers(0, 3))):
@@ -267,15 +290,7 @@ def sounds(clip: DecodedClip, config: TargetConfig) -> Arrays:
     if sound is None or not len(there):
         raise InputError("nothing to see or hear in the first frame")
     content = [{"type": "image", "image": clip.frames[0]}, {"type": "audio", **sound}]
-    heard = sorted(
-        (span[0], f"{tone} {look}" if n in there else tone)
-        for n, (span, tone, look) in enumerate(zip(extra["sounds"], extra["tones"], extra["looks"]))
-        if span and span[0] < config.audio_seconds
-    )
-    found = [
-        asked("What:", looks(clip, there)),
-        asked("Hear:", ", ".join(who for _, who in heard) or "nothing"),
-    ]
+    found = [asked("What:", looks(clip, there)), _heard(clip, config, there)]
     known = [s for s in _about(clip, ("image", "sound"), 1) if s["obj_id"][0] in there]
     known.sort(key=lambda sentence: sentence["needs"] != "sound")
     found += [asked(f"Which: {s['text']}", looks(clip, s["obj_id"])) for s in known[: config.targets - 3]]

@@ -1,0 +1,47 @@
+"""Lessons of the fleeting world: they fit their shapes, and say what is seen and heard in clips with their sound."""
+
+import importlib.util
+
+import numpy as np
+import pytest
+
+from omnir1_jax.build import data, models, objectives
+from omnir1_jax.config import sections, settings
+from omnir1_jax.data.clips import decode
+from omnir1_jax.toy import lessons
+from tests.runs import ROOT
+
+
+@pytest.fixture(scope="module")
+def config():
+    given = importlib.util.spec_from_file_location("toy_pretrain", ROOT / "configs/toy_pretrain.py")
+    module = importlib.util.module_from_spec(given)
+    given.loader.exec_module(module)
+    config = module.get_config("cold_start")
+    config.thinker.path = str(ROOT / "configs/toy_weights/thinker")
+    return config
+
+
+@pytest.mark.parametrize("name", ["grounding", "questions", "plans", "sounds"])
+def test_lessons_of_the_fleeting_world(config, name):
+    words, thinker = models.tokenizer(config), models.sizes(config).thinker
+    own = objectives._sft_config(config, name, words, thinker)
+    (reader,) = data.readers(config, name)
+    said, made = [], 0
+    for k in range(8):
+        clip = decode(reader[k], settings.section(sections.Task, config.data[name]), np.random.default_rng(k))
+        if name == "sounds" and not lessons.seen(clip)[:, 0].any():
+            continue
+        arrays = lessons.EXAMPLES[config.data[name].example](clip, own)
+        made += 1
+        ids, lengths = arrays["target/tokens"], arrays["target/lengths"]
+        rows = zip(ids.reshape(-1, ids.shape[-1]), lengths.reshape(-1))
+        said += [words.decode(row[:length]) for row, length in rows if length]
+        if name in ("questions", "plans", "sounds"):
+            assert (arrays["policy/audio_index"] >= 0).sum() == {"sounds": 100}.get(name, 200)  # 25 a second
+    assert made >= 6
+    if name == "questions":
+        assert any(text.startswith("Hear:") and "nothing" not in text for text in said)
+        assert any(("Which:" in text and "heard" in text) or "sound" in text for text in said)
+    if name == "grounding":
+        assert any(" shape" in text for text in said) and any("[]" in text for text in said)
