@@ -1,5 +1,8 @@
 """ReVOS on 8 chips of 16 GiB: Qwen2.5-Omni-7B with an adapter, otherwise the paper's sizes, SAM 2.1 large in the loop.
 
+Planned: 8 chips of v5e at 10.3 GiB each, 35.0 s per step, 3.2 hours for the epoch. To expect: nothing is published
+with an adapter; the full decoder's row is in revos.py.
+
 Put the weights and the dataset where the paths below say, or name yours with --config.thinker.path=DIRECTORY,
 --config.sam2.path=DIRECTORY and --config.data_root=DIRECTORY.
 """

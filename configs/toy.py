@@ -1,4 +1,7 @@
-"""Everything at the size of two CPU cores: the synthetic world, small models of the same code, both video families."""
+"""Everything at the size of two CPU cores: the synthetic world, small models of the same code, both video families.
+
+Two CPU cores; some 15 minutes with install and evaluations. To expect: docs/quickstart.md.
+"""
 
 import pathlib
 

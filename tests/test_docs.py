@@ -53,9 +53,8 @@ def blocks(language: str) -> list[tuple[str, str]]:
 
 def commands(language: str) -> list[tuple[str, str]]:
     """Name of the page and each command."""
-    return [
-        (page, line) for page, block in blocks(language) for line in block.replace("\\\n", "").splitlines() if line
-    ]
+    lines = [(page, line) for page, block in blocks(language) for line in block.replace("\\\n", "").splitlines()]
+    return [(page, line) for page, line in lines if line and not line.startswith("#")]
 
 
 def test_every_block_is_of_a_language_that_is_tested():
