@@ -110,6 +110,8 @@ def _together(settings: Settings) -> Iterator[tuple[str, str]]:
     if settings.objective == "sft" and settings.sft.encoders and settings.lora.rank:
         yield "sft.encoders", "trains encoders and decoder themselves, so lora.rank has to be 0"
     if settings.objective != "grpo":
+        if settings.loader.rest_after:
+            yield "loader.rest_after", f"objective {settings.objective!r} has no groups of completions; set it to 0"
         return
     if settings.step.group < 2:
         yield "step.group", "1 completion has none to be compared with, only the KL term would train; give 2 or more"

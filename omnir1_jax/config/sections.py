@@ -141,6 +141,12 @@ class Loader(Section):
     threads: int = setting(4, "threads that decode clips; 0: one clip at a time", COUNT)
     workers: int = setting(0, "processes in place of threads", COUNT)
     prefetch: int = setting(2, "batches ready on the device; 0: each is made when it is asked for", COUNT)
+    rest_after: int = setting(
+        0,
+        "groups in a row whose rewards are all equal, after which a clip (without `one_per_clip`: a prompt) sits out "
+        "an epoch, and one more for each further such group; others take its place. 0: never",
+        COUNT,
+    )
     max_bad_share: float = setting(0.05, "share of bad samples above which the run ends", SHARE)
 
 

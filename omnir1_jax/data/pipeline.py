@@ -9,6 +9,7 @@ import functools
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import cv2
@@ -75,18 +76,26 @@ class PipelineConfig(Loader):
     parts: tuple[int, ...] | None = None
 
 
-def training_dataset(families: Sequence[Family], config: PipelineConfig) -> grain.MapDataset:
+def training_dataset(
+    families: Sequence[Family],
+    config: PipelineConfig,
+    resting: Mapping[str, Mapping[int, tuple[int, ...]]] = MappingProxyType({}),
+) -> grain.MapDataset:
     """The endless mixture of batches of this host, random access by number.
 
     An epoch of a family goes once through all its items in a new order. A batch is cut into parts, of which every host
     loads its own: put together they are the batch that a single host would load. Families alternate by weight in the
     same order on every host.
+
+    Args:
+      resting: items of a family that sit out an epoch; others take their places, each once before any twice.
     """
     _check(families, config)
     mixture = []
     for family in families:
         load = _Loader(family, items(family), config.seed, config.max_attempts)
-        draw = functools.partial(_draw, (config.seed, zlib.crc32(family.name.encode())), len(load.items))
+        rests = dict(resting.get(family.name, {}))
+        draw = functools.partial(_draw, (config.seed, zlib.crc32(family.name.encode())), len(load.items), rests)
         place = functools.partial(_place, *_parts(config), family.batch_size)
         loaded = grain.MapDataset.range(_ENDLESS).map(place).map(draw).map(load)
         mixture.append(loaded.batch(family.batch_size, batch_fn=functools.partial(batching.collate, family.name)))
@@ -143,14 +152,30 @@ def _check(families: Sequence[Family], config: PipelineConfig) -> None:
             raise InputError(f"data: family {family.name}: {family.batch_size} rows are not parts {parts} of {count}")
 
 
-def _draw(seed: tuple[int, ...], n: int, index: int) -> Draw:
+def _draw(seed: tuple[int, ...], n: int, resting: Mapping[int, tuple[int, ...]], index: int) -> Draw:
     epoch, place = divmod(int(index), n)
-    return Draw(epoch, place, int(_order(seed, n, epoch)[place]))
+    return Draw(epoch, place, int(_order(seed, n, epoch, resting.get(epoch, ()))[place]))
 
 
 @functools.lru_cache(maxsize=16)
-def _order(seed: tuple[int, ...], n: int, epoch: int) -> np.ndarray:
-    return np.random.default_rng((*seed, epoch)).permutation(n)
+def _order(seed: tuple[int, ...], n: int, epoch: int, resting: tuple[int, ...]) -> np.ndarray:
+    rng = np.random.default_rng((*seed, epoch))
+    order = rng.permutation(n)
+    out = np.isin(order, resting)
+    if out.any() and not out.all():
+        order[out] = np.resize(rng.permutation(order[~out]), np.count_nonzero(out))
+    return order
+
+
+def reach(families: Mapping[str, Sequence[Any]], batch: Batch) -> range:
+    """Epochs that the rows of a batch are of, those of all hosts.
+
+    Args:
+      families: of `fingerprint`.
+    """
+    count, rows = families[batch.family][:2]
+    first = min(draw.epoch * count + draw.index for draw in batch.draws) // rows * rows
+    return range(first // count, (first + rows - 1) // count + 1)
 
 
 def _number(index: int, batch: Batch) -> Batch:

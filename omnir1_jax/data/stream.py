@@ -1,5 +1,6 @@
 """Iterating a pipeline: exact state, the count of bad samples and when to stop for them, prefetch to the device."""
 
+import functools
 import queue
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -7,11 +8,14 @@ from typing import Any, Protocol, runtime_checkable
 
 import grain
 import jax
+import numpy as np
 from absl import logging
+from jax.experimental import multihost_utils
 
 from omnir1_jax.data import pipeline
 from omnir1_jax.data.batching import Batch, Fault
 from omnir1_jax.data.pipeline import Family, PipelineConfig
+from omnir1_jax.data.resting import Resting, Visit
 from omnir1_jax.errors import InputError, printable
 
 _VERSION = 1
@@ -27,8 +31,15 @@ class Stream:
     `get_state()` belongs to the batch returned last; a stream set to it resumes with the next one.
     """
 
-    def __init__(self, dataset: grain.MapDataset, config: PipelineConfig, identity: Mapping[str, Any]):
+    def __init__(
+        self,
+        dataset: Callable[[Mapping[str, Any]], grain.MapDataset],
+        config: PipelineConfig,
+        identity: Mapping[str, Any],
+    ):
+        """Args: dataset: from what rests, see `pipeline.training_dataset`."""
         self._dataset, self._config, self._identity = dataset, config, dict(identity)
+        self.resting = Resting(config.rest_after) if config.rest_after else None
         self._iterator: grain.DatasetIterator | None = None
         self._next = 0
         self.counts = dict.fromkeys(_COUNTS, 0)
@@ -38,10 +49,21 @@ class Stream:
         return self
 
     def __next__(self) -> Batch:
+        batch = self._make()
+        while self._rests_anew(batch):
+            self._end()  # what was made ahead draws what rests from here on
+            batch = self._make()
+        batch = batch._replace(step=self._next)
+        self._next += 1
+        self._count(batch)
+        return batch
+
+    def _make(self) -> Batch:
         if self._iterator is None:
-            self._iterator = pipeline.iterate(self._dataset, self._next, self._config)
+            sets = {} if self.resting is None else self.resting.sets
+            self._iterator = pipeline.iterate(self._dataset(sets), self._next, self._config)
         try:
-            batch = next(self._iterator)
+            return next(self._iterator)
         except RuntimeError as error:
             if "terminated unexpectedly" not in str(error):
                 raise
@@ -49,10 +71,25 @@ class Stream:
                 f"{error} Exit code -9 is the system short of memory, -7 /dev/shm full: use fewer workers or smaller "
                 "batches, or give the container more shared memory (--shm-size)."
             ) from error
-        batch = batch._replace(step=self._next)
-        self._next += 1
-        self._count(batch)
-        return batch
+
+    def _rests_anew(self, batch: Batch) -> bool:
+        """Whether the next batch is the first of an epoch in which something rests."""
+        if self.resting is None:
+            return False
+        epochs = pipeline.reach(self._identity["families"], batch)
+        return any([self.resting.decide(batch.family, epoch, self._next) for epoch in epochs])
+
+    def report(self, batch: Batch, flat: Sequence[bool]) -> None:
+        """What became of a batch, of all of them in order, where `config.rest_after` asks for it.
+
+        Args:
+          flat: of each row of this host, whether all its completions earned the same.
+        """
+        rows = np.array([(draw.clip, draw.epoch, bad) for draw, bad in zip(batch.draws, flat, strict=True)], np.int32)
+        if jax.process_count() > 1:
+            rows = multihost_utils.process_allgather(rows, tiled=True)
+        visits = [Visit(int(item), int(epoch), bool(bad)) for item, epoch, bad in np.unique(rows, axis=0)]
+        self.resting.report(batch.step, batch.family, visits)
 
     def _count(self, batch: Batch) -> None:
         bad = [f for f in batch.faults if f.kind == "bad"]
@@ -78,7 +115,7 @@ class Stream:
             "counts": dict(self.counts),
             "last_bad": [list(f) for f in self._last_bad],
             "stream": self._identity,
-        }
+        } | ({} if self.resting is None else {"resting": self.resting.state()})
 
     def set_state(self, state: Mapping[str, Any]) -> None:
         """Raises InputError where the state was saved by another stream, naming what differs."""
@@ -91,9 +128,15 @@ class Stream:
         self._next = int(state["next_batch"])
         self.counts = {key: int(state["counts"][key]) for key in _COUNTS}
         self._last_bad = [Fault(*f) for f in state["last_bad"]]
+        if self.resting is not None:
+            # A run that begins to rest counts from here on.
+            self.resting.set_state(state.get("resting", {"counted": self._next}))
 
     def close(self) -> None:
         """Ends workers and threads. Iterating again starts them anew, at the next batch."""
+        self._end()
+
+    def _end(self) -> None:
         if self._iterator is not None:
             self._iterator.close()
             self._iterator = None
@@ -101,7 +144,8 @@ class Stream:
 
 def training_stream(families: Sequence[Family], config: PipelineConfig) -> Stream:
     """The endless mixture (see pipeline.training_dataset)."""
-    dataset = pipeline.training_dataset(families, config)
+    pipeline.training_dataset(families, config)  # what is wrong with them shows now
+    dataset = functools.partial(pipeline.training_dataset, families, config)
     return Stream(dataset, config, pipeline.fingerprint(families, config))
 
 
@@ -191,8 +235,13 @@ class Prefetch:
         self._state = state
         return batch
 
+    def report(self, batch: Batch, flat: Sequence[bool]) -> None:
+        """As of the stream."""
+        self._stream.report(batch, flat)
+
     def get_state(self) -> dict[str, Any]:
-        return self._state
+        resting = getattr(self._stream, "resting", None)  # which goes by what was reported, not by what is made
+        return self._state if resting is None else self._state | {"resting": resting.state()}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
         self._halt()
@@ -207,7 +256,12 @@ class Prefetch:
         if self._thread is None:
             return
         self._stop.set()
+        resting = getattr(self._stream, "resting", None)
+        if resting is not None:
+            resting.close()
         self._thread.join(_HALT_S)
+        if resting is not None:
+            resting.open()
         if self._thread.is_alive():
             # A daemon: it cannot keep the program from ending, and its queue is no longer read.
             logging.warning("data: the prefetch thread did not end within %g s; left behind", _HALT_S)

@@ -28,6 +28,7 @@ from omnir1_jax.parallel import agree
 from omnir1_jax.reporting import lines, names, trackers
 from omnir1_jax.reporting.log import METRICS, RunLog
 from omnir1_jax.reporting.train_report import write_report
+from omnir1_jax.rl import grpo
 from omnir1_jax.rl.learn import TrainState
 from omnir1_jax.training import attempts, checkpoint_steps, checkpointing, export, measure, rollout_log, workdir
 from omnir1_jax.training.attempts import Progress
@@ -151,6 +152,8 @@ def _train(
                     counted[batch.family] = count(counting, log, batch.family, made, program, state, run.frozen, key)
             elif batch.family in counted:
                 metrics |= counted[batch.family](metrics, seconds)
+            if config.loader.rest_after:
+                stream.report(batch, grpo.flat_groups(rollout_log.fetch(rollout.rewards.total)).tolist())
             watch.step(int(jax.device_get(state.skipped)), metrics.get("learn/flat_groups"))
             validated, score, saving = {}, None, 0.0
             stopped = stop(step)  # asked once per step, so that no stop goes unsaved

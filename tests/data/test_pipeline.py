@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from omnir1_jax.data import batching, canvas, clips, pipeline, rle, stream
+from omnir1_jax.data import batching, canvas, clips, pipeline, resting, rle, stream
 from omnir1_jax.data.frame_sampling import Draw
 from omnir1_jax.data.reader import make_reader
 from omnir1_jax.data.refs import BadSample, ClipRef, ImageBytes, RleMasks
@@ -100,6 +100,42 @@ def test_the_shards_of_an_epoch_are_the_epoch(count, hosts, batch):
     # Put together, the hosts' rows are the batches of one host.
     alone = pipeline.training_dataset([family(count=count, batch=hosts * batch)], config())
     assert batches == [list(alone[k].draws) for k in range(steps)]
+
+
+FLAT = {2, 5}  # clips whose completions always earn the same
+
+
+def reported(source, steps):
+    """Draws of each batch, reported as they are taken; the state after each."""
+    seen = []
+    for _ in range(steps):
+        batch = next(source)
+        source.report(batch, [draw.clip in FLAT for draw in batch.draws])
+        seen.append((batch.draws, json.dumps(source.get_state())))
+    source.close()
+    return seen
+
+
+def test_clips_that_teach_nothing_rest(monkeypatch):
+    """The same however far ahead batches are made, and from any state on."""
+    monkeypatch.setattr(resting, "LAG", 3)
+    make = lambda **changes: stream.training_stream([family(count=7, batch=2)], config(rest_after=2, **changes))
+    whole = reported(make(), 70)
+    draws = [draw for batch, _ in whole for draw in batch]
+    epochs = [[draw.clip for draw in draws if draw.epoch == epoch] for epoch in range(20)]
+    assert all(sorted(epoch) == list(range(7)) for epoch in epochs[:2])  # nothing is twice flat before
+    missing = [{*range(7)} - {*epoch} for epoch in epochs]
+    assert all(clips <= FLAT for clips in missing) and all(len(epoch) == 7 for epoch in epochs)
+    turns = [epoch for epoch, clips in enumerate(missing) if 2 not in clips]
+    assert turns[:2] == [0, 1] and np.diff(turns).max() >= 4 and len(turns) < 10  # ever longer rests
+
+    ahead = reported(stream.Prefetch(make(threads=2), depth=2), 70)
+    assert [batch for batch, _ in ahead] == [batch for batch, _ in whole]
+    for cut in (5, 41):
+        for made in (make(), stream.Prefetch(make(threads=1), depth=3)):
+            made.set_state(json.loads(ahead[cut - 1][1]))
+            rest = reported(made, 70 - cut)
+            assert [batch for batch, _ in rest] == [batch for batch, _ in whole[cut:]]
 
 
 def test_a_host_loads_the_parts_of_a_batch_that_its_devices_hold():
