@@ -34,6 +34,13 @@ class Resting:
         """What became of the batch of this number; of every batch, in order."""
         with self._changed:
             self._waiting.append((number, family, tuple(visits)))
+            while self._waiting[0][0] <= number - 2 * LAG:  # no batch is decided any more that this comes too late for
+                _, before, visits = self._waiting.pop(0)
+                count(self._streaks.setdefault(before, {}), visits)
+                oldest, sets = min((visit.epoch for visit in visits), default=0), self._sets.get(before, {})
+                for epoch in [epoch for epoch in sets if epoch < oldest]:
+                    del sets[epoch]
+            self._reported = number + 1
             self._changed.notify_all()
 
     def decide(self, family: str, epoch: int, number: int) -> bool:
@@ -42,37 +49,25 @@ class Resting:
         Waits for the reports that count; RuntimeError where `close` is called meanwhile.
         """
         with self._changed:
-            sets = self.sets.setdefault(family, {})
+            sets = self._sets.setdefault(family, {})
             if epoch in sets or epoch == 0:
                 return False
             last = number - LAG
-            self._changed.wait_for(lambda: self._closed or last < self._reported())
+            self._changed.wait_for(lambda: self._closed or last < self._reported)
             if self._closed:
                 raise RuntimeError("data: the stream was closed while it waited for a report")
-            self._count(last)
-            streaks = self._streaks.get(family, {})
+            streaks = dict(self._streaks.get(family, {}))
+            for before, own, visits in self._waiting:
+                if before <= last and own == family:
+                    count(streaks, visits)
             rests = lambda streak, seen: streak >= self._after and epoch - seen <= streak - self._after + 1
-            sets[epoch] = tuple(sorted(item for item, own in streaks.items() if rests(*own)))
-            return bool(sets[epoch])
+            sets[epoch] = (number, tuple(sorted(item for item, own in streaks.items() if rests(*own))))
+            return bool(sets[epoch][1])
 
-    def _reported(self) -> int:
-        """Batches of which there is a report."""
-        return self._waiting[-1][0] + 1 if self._waiting else self._counted
-
-    def _count(self, last: int) -> None:
-        """Takes reports up to batch `last` into account."""
-        while self._waiting and self._waiting[0][0] <= last:
-            number, family, visits = self._waiting.pop(0)
-            self._counted, streaks = number + 1, self._streaks.setdefault(family, {})
-            for item, epoch, flat in visits:
-                if flat:
-                    streaks[item] = (streaks.get(item, (0, 0))[0] + 1, epoch)
-                else:
-                    streaks.pop(item, None)
-            # No later batch reaches back before this one.
-            oldest, sets = min((visit.epoch for visit in visits), default=0), self.sets.get(family, {})
-            for epoch in [epoch for epoch in sets if epoch < oldest]:
-                del sets[epoch]
+    def sets(self) -> dict[str, dict[int, tuple[int, ...]]]:
+        """Items that rest, by family and epoch."""
+        with self._changed:
+            return {family: {epoch: items for epoch, (_, items) in sets.items()} for family, sets in self._sets.items()}
 
     def close(self) -> None:
         """Ends a wait."""
@@ -85,18 +80,28 @@ class Resting:
             self._closed = False
 
     def state(self) -> dict[str, Any]:
-        """JSON-able; holds after the last report, whatever was decided ahead."""
+        """JSON-able; of the batches that were reported, whatever was decided ahead."""
+        decided = lambda sets: [[e, n, list(items)] for e, (n, items) in sets.items() if n < self._reported]
         with self._changed:
             return {
-                "counted": self._counted,
+                "reported": self._reported,
                 "waiting": [[number, family, [list(v) for v in visits]] for number, family, visits in self._waiting],
-                "streaks": {f: [[i, *own] for i, own in streaks.items()] for f, streaks in self._streaks.items()},
-                "sets": {f: [[e, list(items)] for e, items in sets.items()] for f, sets in self.sets.items()},
+                "streaks": {f: [[i, *own] for i, own in sorted(found.items())] for f, found in self._streaks.items()},
+                "sets": {f: found for f, sets in self._sets.items() if (found := decided(sets))},
             }
 
     def set_state(self, state: Mapping[str, Any]) -> None:
         with self._changed:
-            self._counted = int(state.get("counted", 0))
+            self._reported = int(state.get("reported", 0))
             self._waiting = [(n, f, tuple(Visit(*v) for v in visits)) for n, f, visits in state.get("waiting", ())]
             self._streaks = {f: {i: (n, e) for i, n, e in own} for f, own in state.get("streaks", {}).items()}
-            self.sets = {f: {e: tuple(items) for e, items in own} for f, own in state.get("sets", {}).items()}
+            self._sets = {f: {e: (n, tuple(own)) for e, n, own in sets} for f, sets in state.get("sets", {}).items()}
+
+
+def count(streaks: dict[int, tuple[int, int]], visits: Iterable[Visit]) -> None:
+    """Takes visits into account: of items whose last ones were flat, how many and the epoch of the last."""
+    for item, epoch, flat in visits:
+        if flat:
+            streaks[item] = (streaks.get(item, (0, 0))[0] + 1, epoch)
+        else:
+            streaks.pop(item, None)

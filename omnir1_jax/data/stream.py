@@ -60,7 +60,7 @@ class Stream:
 
     def _make(self) -> Batch:
         if self._iterator is None:
-            sets = {} if self.resting is None else self.resting.sets
+            sets = {} if self.resting is None else self.resting.sets()
             self._iterator = pipeline.iterate(self._dataset(sets), self._next, self._config)
         try:
             return next(self._iterator)
@@ -130,7 +130,7 @@ class Stream:
         self._last_bad = [Fault(*f) for f in state["last_bad"]]
         if self.resting is not None:
             # A run that begins to rest counts from here on.
-            self.resting.set_state(state.get("resting", {"counted": self._next}))
+            self.resting.set_state(state.get("resting", {"reported": self._next}))
 
     def close(self) -> None:
         """Ends workers and threads. Iterating again starts them anew, at the next batch."""

@@ -136,6 +136,7 @@ def test_clips_that_teach_nothing_rest(monkeypatch):
             made.set_state(json.loads(ahead[cut - 1][1]))
             rest = reported(made, 70 - cut)
             assert [batch for batch, _ in rest] == [batch for batch, _ in whole[cut:]]
+            assert rest[-1] == ahead[-1] == whole[-1]
 
 
 def test_a_host_loads_the_parts_of_a_batch_that_its_devices_hold():

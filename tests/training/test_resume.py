@@ -14,7 +14,12 @@ from tests.data import qwen_oracle
 from tests.runs import Runs, done, printed, rows, until
 
 STEPS = 40
-VALIDATE = ("--config.validate.every=10", "--config.validate.limit=2", "--config.validate.batch_size=2")
+FLAGS = (
+    "--config.validate.every=10",
+    "--config.validate.limit=2",
+    "--config.validate.batch_size=2",
+    "--config.loader.rest_after=1",
+)
 
 
 @pytest.fixture(scope="module")
@@ -33,11 +38,11 @@ def whole(runs, tmp_path_factory) -> pathlib.Path:
 
 
 def start(runs: Runs, workdir: pathlib.Path, steps: int) -> int:
-    return runs.start(workdir, f"--config.steps={steps}", *VALIDATE)
+    return runs.start(workdir, f"--config.steps={steps}", *FLAGS)
 
 
 def finish(runs: Runs, workdir: pathlib.Path, steps: int, log: str = "") -> None:
-    assert runs.wait(runs.start(workdir, f"--config.steps={steps}", *VALIDATE, log=log)) == 0, log or printed(workdir)
+    assert runs.wait(runs.start(workdir, f"--config.steps={steps}", *FLAGS, log=log)) == 0, log or printed(workdir)
 
 
 def result(workdir: pathlib.Path, steps: int):
