@@ -275,8 +275,13 @@ def test_files_that_a_page_names_exist(path):
         assert (ROOT / name).exists(), f"{path.name}: {name}"
 
 
-def test_messages_and_metrics_of_the_pages_are_those_of_the_package(folder):
+def test_messages_flags_and_metrics_of_the_pages_are_those_of_the_package(folder):
     source = "\n".join(path.read_text() for path in (ROOT / "omnir1_jax").rglob("*.py"))
+    scripts = "\n".join(path.read_text() for path in (ROOT / "launch").glob("*.sh"))
+    spans = [span for path in PAGES for span in re.findall(r"`([^`\n]+)`", text(path)) if "tensorboard" not in span]
+    said = {flag for span in spans for flag in re.findall(r"(?<![\w-])--(\w[\w-]*)", span)}
+    known = lambda flag: f'"{flag}"' in source or f'"--{flag}"' in source or f"--{flag}" in scripts
+    assert [flag for flag in said - {"config", "help"} if not known(flag)] == []
     messages = re.findall(r"^- `(.*?)`:", (ROOT / "docs/troubleshooting.md").read_text(), re.M)
     foreign = {"no space left on device", "RESOURCE_EXHAUSTED", "Falling back to cpu"}
     assert messages and [message for message in messages if message not in source and message not in foreign] == []
