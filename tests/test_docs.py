@@ -233,6 +233,8 @@ def test_a_python_block_runs(page, code, folder, monkeypatch, capsys):
     exec(compile(code, page, "exec"), names)
     if page == "your_own_videos.md" and "c.data" in code:
         assert tasks._held_out_dataset(names["c"].data.vos) == "folder"  # what its evaluation takes
+    if page == "data.md":  # of a folder that has questions too
+        assert {names["reader"][i].family for i in range(len(names["reader"]))} == {"vos"}
     if page == "README.md":  # the toy sees the cyan triangle, and its masks cover some of it in every frame
         said = capsys.readouterr().out
         assert "cyan" in said and " at ((" in said

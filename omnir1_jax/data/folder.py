@@ -25,8 +25,14 @@ from omnir1_jax.errors import InputError
 KEYS = ("video", "question", "expression", "options", "answer", "id", "audio", "masks", "start", "end")
 
 
-def open(root: str, split: str = "train") -> TableReader:
-    """`extra` of a question: options, answer, answer_index; of all: start, end. Raises `InputError`."""
+def open(root: str, split: str = "train", family: str = "") -> TableReader:
+    """`extra` of a question: options, answer, answer_index; of all: start, end. Raises `InputError`.
+
+    Args:
+      family: "vos" takes the lines with an expression, "qa" those with a question; by default all.
+    """
+    if family not in ("", "vos", "qa"):
+        raise InputError(f"folder: family is vos or qa, not {family!r}")
     metadata.require_root(root)
     path = _table(root, split)
     rows = []
@@ -36,7 +42,8 @@ def open(root: str, split: str = "train") -> TableReader:
         if record["id"] in ids:
             raise InputError(f"{path} item {number}: the id {record['id']!r} is used twice")
         ids.add(record["id"])
-        rows.append((record["id"], record))
+        if family in ("", record["family"]):
+            rows.append((record["id"], record))
     return qa.reader("folder", split, path, rows, functools.partial(_media, root), functools.partial(_clip, root))
 
 
