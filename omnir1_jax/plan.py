@@ -14,7 +14,7 @@ from omnir1_jax import cli
 from omnir1_jax.config import settings
 from omnir1_jax.errors import InputError
 from omnir1_jax.files import json_file, output_file
-from omnir1_jax.planning import report, scaling, search, table
+from omnir1_jax.planning import report, scaling, search, table, validation
 
 _CONFIG = settings.define()
 _TOPOLOGY = cli.flag.string(
@@ -25,7 +25,11 @@ _TOPOLOGY = cli.flag.string(
 _HBM = cli.flag.float("hbm", None, "GiB of memory of a chip, in place of the chip's own.", lower_bound=0.1)
 _SEARCH = cli.flag.bool("search", False, "Try meshes, rematerialisation and chunks; the cheapest that fits.")
 _TRIES = cli.flag.integer("tries", 12, "Plans that --search compiles at most.", lower_bound=1)
-_STAGES = cli.flag.list("stages", [], "Only these stages of the step, each compiled by itself, as sample,update.")
+_STAGES = cli.flag.list(
+    "stages",
+    [],
+    "Only these stages of the step, each compiled by itself, as sample,update; validate: the validation's programs.",
+)
 _EFFORT = cli.flag.float(
     "effort",
     0.0,
@@ -52,6 +56,8 @@ def main(_: Any) -> int:
         raise InputError("--completion: must be at least 1")
     how = dict(hbm=_HBM.value, expected=expected, stages=_STAGES.value, effort=_EFFORT.value)
     config, topologies, log = _CONFIG.value, _TOPOLOGY.value.split(","), lambda line: print(line, flush=True)
+    if validation.STAGE in _STAGES.value and (_SEARCH.value or len(topologies) > 1):
+        raise InputError("--stages: validate takes one --topology, and no --search")
     if len(topologies) > 1:
         if _SEARCH.value:
             raise InputError("--search: takes one --topology")

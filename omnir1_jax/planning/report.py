@@ -18,7 +18,7 @@ from omnir1_jax.build import valid
 from omnir1_jax.build.data import task_of
 from omnir1_jax.errors import InputError
 from omnir1_jax.parallel import batch_parts, make_mesh
-from omnir1_jax.planning import abstract, hlo, lowering, memory, operations, step, traffic
+from omnir1_jax.planning import abstract, hlo, lowering, memory, operations, step, traffic, validation
 from omnir1_jax.planning.abstract import Program
 from omnir1_jax.planning.step import Rollout
 from omnir1_jax.planning.topology import GIB, Chip, chip_of, devices_of
@@ -69,7 +69,8 @@ def plan(
     Args:
       hbm: GiB of memory of a chip, where it is not the chip's own.
       stages: some of the step's stages, compiled one by one, in place of the whole; memory is that of the largest,
-        with the arguments of the whole step.
+        with the arguments of the whole step. "validate" stands for the programs of a validation, of which only the
+        memory is told.
       effort: of the compiler, -1 to 1; at -1 it takes a fraction of the time, and what it makes may be slower and
         take more memory.
 
@@ -109,11 +110,17 @@ def plan(
         "effort": effort,
     }
     if stages:
-        programs = lowering.lower_stages(program, task, mesh, stages)
+        programs = lowering.lower_stages(program, task, mesh, [name for name in stages if name != validation.STAGE])
     else:
         programs = [("step", lowering.lower(program, task, mesh))]
-    seen = [compiled(lowered, effort) for _, lowered in programs]
-    held = sum(parts.values())
+    steps = [compiled(lowered, effort) for _, lowered in programs]
+    held, seen = sum(parts.values()), list(steps)
+    if validation.STAGE in stages:
+        # Beside all that the step holds, the trained decoder once more as it is evaluated.
+        beside = held + _bytes(lowering.arguments(program, task, mesh).frozen.reference)
+        for lowered in validation.lower(program, config, task, mesh):
+            one = compiled(lowered, effort)
+            seen.append(one._replace(notes=one.notes._replace(arguments=beside)))
     largest = max(seen, key=lambda one: one.total(held))
     peaks = {name: size for one in seen for name, size in memory.peaks(one.notes, MEMORY_PHASES).items()}
     total = {
@@ -133,7 +140,9 @@ def plan(
     if not found["fits"]:
         busiest = max(peaks, key=lambda name: peaks[name], default=None)
         found |= {"shrink": shrink(config, task, mesh, parts, capacity, busiest)}
-    found |= {"rollout": rollout._asdict()} | added(cost(one.notes.module, program, rollout, chip) for one in seen)
+    if steps:
+        costs = (cost(one.notes.module, program, rollout, chip) for one in steps)
+        found |= {"rollout": rollout._asdict()} | added(costs)
     return found | {"compile_seconds": round(time.monotonic() - start, 1)}
 
 

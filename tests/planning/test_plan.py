@@ -31,6 +31,7 @@ from omnir1_jax.planning import (
     step,
     topology,
     traffic,
+    validation,
 )
 from omnir1_jax.planning import table as table_module
 from omnir1_jax.planning.operations import Assumptions
@@ -325,6 +326,13 @@ def test_operations_of_a_released_model_by_formula():
     assert ten == pytest.approx(2 * 4 * 2 * 10 * (linear + head), rel=0.03)
 
 
+def test_a_validation_is_lowered_for_the_mesh_of_the_run():
+    """Three questions at a time over eight devices are eight rows of one answer each, as long as the policy's."""
+    config = tiny(**{"validate.batch_size": 3, "thinker.attention": "xla"})
+    (lowered,) = validation.lower(abstract.program(config), config, "qa", make_mesh({"data": 2, "fsdp": 4}))
+    assert lowered.out_info.completions.tokens.shape == (8, 1, 32)
+
+
 def test_the_command_refuses_in_one_line():
     words = [sys.executable, "-m", "omnir1_jax.plan", "--config", "configs/revos.py", "--topology", "v7:2x2"]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
@@ -364,6 +372,16 @@ def test_the_one_chip_config_fits_its_chip():
     by_stage = step.by_stage({name: size for name, size in found["operations"].items() if name != "total"})
     assert all(by_stage[name] > 1e12 for name in stages) and by_stage["other"] == 0
     assert found["collective_bytes"]["total"] == 0
+
+
+@pytest.mark.slow
+def test_a_validation_needs_room_beside_the_training_state():
+    with jax.default_matmul_precision("default"):
+        found = report.plan(tiny(), "v5e:1x1", stages=["validate"], effort=-1.0)
+    memory_ = found["hbm_bytes_per_chip"]
+    held = sum(size for name, size in memory_.items() if "weights" in name or name in ("optimiser", "batch and tables"))
+    assert memory_["total"] > held + 2 * 3e9 and "operations" not in found  # the policy's decoder in bfloat16
+    assert table(found).endswith("fits")
 
 
 @pytest.mark.slow

@@ -136,7 +136,7 @@ def test_only_the_prompts_with_most_spread_are_learned_from():
     tokens = jnp.asarray(rng.integers(0, 90, (4, g, c)), jnp.int32)
     completions = Completions(tokens, jnp.full((4, g), c), jnp.zeros((4, g, c)))
     frozen = small.frozen()
-    media = jax.jit(functools.partial(reasoner.encode, small.models().thinker))(frozen.towers, batch.policy)
+    media = jax.jit(functools.partial(reasoner.encode, small.models().thinker))(frozen.encoders, batch.policy)
     updated = []
     for keep, rows in ((0.5, slice(None)), (1.0, jnp.asarray([1, 3]))):
         config = small.step_config(grpo=Grpo(keep=keep))
