@@ -6,10 +6,12 @@ from collections.abc import Callable
 from omnir1_jax.config import lookup
 from omnir1_jax.data import (
     avhbench,
+    dailyomni,
     folder,
     mevis,
     mvbench,
     omnibench,
+    reasonvos,
     refavs,
     refcocog,
     refdavis,
@@ -37,7 +39,9 @@ DATASETS: dict[str, Callable[..., Reader]] = {
     "refytvos": refytvos.open,
     "refdavis": refdavis.open,
     "refcocog": refcocog.open,
+    "reasonvos": reasonvos.open,
     "omnibench": omnibench.open,
+    "dailyomni": dailyomni.open,
     "videomme": videomme.open,
     "mvbench": mvbench.open,
     "avhbench": avhbench.open,

@@ -1,4 +1,4 @@
-"""How the published scripts of three benchmarks read an answer, oddities included, for comparison with their numbers.
+"""How the published scripts of four benchmarks read an answer, oddities included, for comparison with their numbers.
 
 Each takes the text of the answer (`qa.answer_text`). A completion whose thinking never ended has none and
 counts as unanswered in every script.
@@ -62,3 +62,12 @@ def mvbench(q: Choice) -> bool | None:
     first = text.split("\n")[0].lower().split(" ")[0]
     gold = f"({LETTERS[q.gold].lower()})"
     return first.replace(".", "") in gold or gold in first
+
+
+def daily_omni(q: Choice) -> bool | None:
+    """The letter at the start, in either case, also of a word ("Because ..." is B); any other answer is wrong."""
+    text = qa.answer_text(q.completion)
+    if text is None:
+        return None
+    match = re.match(r"\s*([A-D])", text, re.IGNORECASE)
+    return match is not None and match[1].upper() == LETTERS[q.gold]

@@ -46,9 +46,11 @@ def _videor1(answered: Answered) -> Mapping[str, Any]:
 
 
 _OMNIBENCH = ("audio_type", "task_type")
+_DAILY_OMNI = ("task_type", "video_category", "duration")
 _VIDEO_MME = ("duration", "domain", "sub_category", "task_type")
 TABLES: Mapping[str, Table] = {
     "omnibench": _choices(*_OMNIBENCH, judge=qa.by_option),
+    "dailyomni": _choices(*_DAILY_OMNI, judge=qa.by_option),
     "videomme": _choices(*_VIDEO_MME, judge=qa.by_first_letter),
     "mvbench": _choices("task", judge=qa.by_option),
     "avhbench": _avhbench,
@@ -58,6 +60,7 @@ TABLES: Mapping[str, Table] = {
 # Tables by the rules of the published scripts, where these differ.
 OFFICIAL: Mapping[str, Table] = {
     "omnibench": _choices(*_OMNIBENCH, judge=qa_official.omnibench),
+    "dailyomni": _choices(*_DAILY_OMNI, judge=qa_official.daily_omni),
     "videomme": _choices(*_VIDEO_MME, judge=qa_official.video_mme, of_answered=True),
     "mvbench": _choices("task", judge=qa_official.mvbench),
 }

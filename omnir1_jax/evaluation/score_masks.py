@@ -1,6 +1,6 @@
 """Scores a tree of predicted masks against a dataset's reader: the benchmark's table."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -38,6 +38,13 @@ def rules(reader: Reader) -> str:
     return "revos" if (reader.name, reader.split) == ("revos", "valid") else "mevis"
 
 
+def annotated(ref: ClipRef, predicted: np.ndarray) -> tuple[Sequence[int], np.ndarray]:
+    """The frames that are scored, and the masks there: all of them, but of ReasonVOS those with an annotation."""
+    if (chosen := ref.extra.get("annotated")) is None:
+        return range(len(predicted)), predicted
+    return chosen, predicted[list(chosen)]
+
+
 def score_position(reader: Reader, root: str, mode: revos.Mode, position: int) -> Row:
     """One expression of ReVOS or of a benchmark scored by J and F alone. Raises InputError naming what is wrong."""
     ref = _open(reader, position)
@@ -47,7 +54,7 @@ def score_position(reader: Reader, root: str, mode: revos.Mode, position: int) -
     if pred is None:
         empty = revos.MISSING if rules(reader) == "revos" else mevis.MISSING
         return Row(ref.sample_id, type_id, empty._asdict(), True)
-    indices = range(len(names))
+    indices, pred = annotated(ref, pred)
     try:
         objects = decode_masks(ref.masks, indices, ref.sample_id).astype(np.uint8)
         if objects.shape[-2:] != pred.shape[-2:]:

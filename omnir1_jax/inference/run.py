@@ -22,7 +22,7 @@ from omnir1_jax.inference.answer import Found, How, answer, to_asked
 from omnir1_jax.inference.load import Systems, fingerprint, grounded_by
 from omnir1_jax.inference.samples import Batch, Benchmark, Sample
 from omnir1_jax.inference.store import LINES, RESULTS, TIMING, Store
-from omnir1_jax.inference.tasks import Options, positions
+from omnir1_jax.inference.tasks import Options, count_note, positions
 from omnir1_jax.models import narrow
 from omnir1_jax.parallel import batch_sharding, replicate
 
@@ -156,6 +156,8 @@ def evaluate(
     groups = batched(chosen, batch_size)
     if values is None:
         values = identity.identity(systems, benchmark, options, fingerprint(systems))
+    for note in () if quiet else count_note(benchmark):
+        print(f"note: {note}", file=sys.stderr)
     how_of(systems, benchmark, options)  # what is wrong with it shows before anything is written
     started, threads = time.perf_counter(), max(systems.config.loader.threads, 1)
     with Store(out, values, owner) as store, futures.ThreadPoolExecutor(threads, "write") as pool:
@@ -238,7 +240,7 @@ def summary(
         "system2": options.system2,
         "sound": options.sound,
         "items": len(lines),
-        "notes": list(getattr(benchmark.reader, "notes", ())),
+        "notes": [*count_note(benchmark), *getattr(benchmark.reader, "notes", ())],
         **scored(options.scoring),
         "failures": dict(sorted(failures.items())),
         "bad": bad,

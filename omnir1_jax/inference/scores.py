@@ -18,8 +18,9 @@ _MASKS = {name: (name,) for name in ("J&F", "J", "F")}
 # The columns of the paper's tables, by where they stand in a benchmark's own.
 PAPER: dict[str, dict[str, tuple[str, ...]]] = {
     "revos": {f"{kind} {name}": (kind, name) for kind in ("referring", "reasoning", "overall") for name in _MASKS},
-    **dict.fromkeys(("mevis", "refavs", "refytvos", "refdavis"), _MASKS),
+    **dict.fromkeys(("mevis", "refavs", "refytvos", "refdavis", "reasonvos"), _MASKS),
     "omnibench": {"average": ("accuracy",)},
+    "dailyomni": {"average": ("accuracy",)},
     "videomme": {"general": ("accuracy",), "short": ("duration", "short", "accuracy")},
     "mvbench": {"average": ("accuracy",)},
     "avhbench": {"judge": ("all", "accuracy")},
@@ -60,7 +61,8 @@ def score(ref: ClipRef, predicted: Bool[np.ndarray, "t h w"]) -> dict[str, float
     if ref.masks is None:
         return None
     try:
-        objects = decode_masks(ref.masks, range(len(predicted)), ref.sample_id).astype(np.uint8)
+        frames, predicted = score_masks.annotated(ref, predicted)
+        objects = decode_masks(ref.masks, frames, ref.sample_id).astype(np.uint8)
         if ref.dataset != "revos" or ref.foreground is None:
             return mevis.score_expression(objects, predicted)._asdict()
         foreground = decode_masks(ref.foreground, range(len(predicted)), ref.sample_id)[0].astype(np.uint8)

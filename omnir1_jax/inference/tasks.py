@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from etils import epath
@@ -27,6 +28,7 @@ class Published(NamedTuple):
       audio_seconds: of sound that is heard; None for the config's own.
       templates: in place of the task's, by the names of --prompt.
       letters: options are listed behind letters.
+      items: how many there are in a split, where the benchmark's authors or the paper say so.
     """
 
     task: tasks.Task
@@ -34,22 +36,29 @@ class Published(NamedTuple):
     audio_seconds: float | None = None
     templates: Mapping[str, str] | None = None
     letters: bool = True
+    items: Mapping[str, int] = MappingProxyType({})
 
 
 _VOS, _QA = tasks.TASKS["vos"], tasks.TASKS["qa"]
 BENCHMARKS: dict[str, Published] = {
     "revos": Published(_VOS, "valid"),
-    "mevis": Published(_VOS, "valid_u"),
+    "mevis": Published(_VOS, "valid_u", items={"train": 23051, "valid_u": 793, "valid": 2236}),
     "refytvos": Published(_VOS, "valid"),
     "refdavis": Published(_VOS, "valid"),
-    "refavs": Published(tasks.TASKS["refavs"], "test_s"),
-    "omnibench": Published(_QA, "test", 30.0),
-    "videomme": Published(_QA, "test", 0.0),
-    "mvbench": Published(_QA, "test", 0.0),
-    "avhbench": Published(
-        _QA, "test", 10.0, templates={"direct": "yes_no", "thinking": "yes_no_thinking"}, letters=False
+    "reasonvos": Published(_VOS, "test"),
+    "refavs": Published(
+        tasks.TASKS["refavs"], "test_s",
+        items={"train": 14113, "val": 1349, "test_s": 2288, "test_u": 1656, "test_n": 1028},
     ),
-}
+    "omnibench": Published(_QA, "test", 30.0, items={"test": 1142}),
+    "dailyomni": Published(_QA, "test", 60.0, items={"test": 1197}),
+    "videomme": Published(_QA, "test", 0.0, items={"test": 2700}),
+    "mvbench": Published(_QA, "test", 0.0, items={"test": 4000}),
+    "avhbench": Published(
+        _QA, "test", 10.0, templates={"direct": "yes_no", "thinking": "yes_no_thinking"}, letters=False,
+        items={"test": 5302},  # of the judged tasks, as the paper counts
+    ),
+}  # fmt: skip
 SYNTHETIC = "synthetic"
 FRAMES = 24
 HELD_OUT_CLIPS = 64
@@ -134,6 +143,16 @@ def positions(benchmark: Benchmark, options: Options) -> list[int]:
     else:
         chosen = list(range(len(benchmark.reader)))
     return chosen[: options.limit] if options.limit else chosen
+
+
+def count_note(benchmark: Benchmark) -> tuple[str, ...]:
+    """A line where a dataset on disk has other items than were published: a score of a part is no score of it."""
+    published = BENCHMARKS.get(benchmark.reader.name)
+    expected = published.items.get(benchmark.reader.split) if published else None
+    there = len(benchmark.reader)
+    if expected is None or there == expected:
+        return ()
+    return (f"{benchmark.name}/{benchmark.reader.split}: {there} items are there, {expected} were published",)
 
 
 def _held_out(systems: Systems, options: Options) -> Iterator[Benchmark]:

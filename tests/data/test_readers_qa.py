@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
-from omnir1_jax.data import audio, avhbench, folder, media, mvbench, omnibench, registry, videomme, videor1
+from omnir1_jax.data import audio, avhbench, dailyomni, folder, media, mvbench, omnibench, registry, videomme, videor1
 from omnir1_jax.data.masks import decode_masks
 from omnir1_jax.data.refs import AudioFile, BadSample, ImageFiles, VideoAudio, VideoFile
 from omnir1_jax.data.synthetic import writers
@@ -17,7 +17,7 @@ from tests.data import trees
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
     base = tmp_path_factory.mktemp("trees")
-    for name in ("omnibench", "videomme", "mvbench", "avhbench", "videor1", "folder"):
+    for name in ("omnibench", "dailyomni", "videomme", "mvbench", "avhbench", "videor1", "folder"):
         trees.BUILD[name](base / name)
     return base
 
@@ -49,6 +49,15 @@ def test_videomme(root):
     assert ref.sample_id == "videomme/test/002-1" and ref.extra["answer"] == "D" and ref.extra["answer_index"] == 3
     assert ref.extra["duration"] == "long" and ref.extra["options"][0] == "A. One."
     assert isinstance(ref.audio, VideoAudio) and not ref.audio.required
+
+
+def test_dailyomni(root):
+    reader = dailyomni.open(str(root / "dailyomni"))
+    first, second = reader[0], reader[1]
+    assert first.extra["answer_index"] == 1 and second.extra["answer"] == "D" and second.extra["duration"] == "60s"
+    assert isinstance(first.audio, VideoAudio) and isinstance(second.audio, AudioFile)  # in the track, or beside it
+    assert np.allclose(audio.load_audio(second.audio), trees.clip(71).sound / 32768, atol=1e-6)
+    assert media.load_frames(first.frames, [0]).shape == (1, 48, 64, 3)
 
 
 def test_mvbench(root):

@@ -14,6 +14,7 @@ from omnir1_jax.data import (
     media,
     mevis,
     paths,
+    reasonvos,
     refavs,
     refcocog,
     refdavis,
@@ -29,12 +30,16 @@ from omnir1_jax.data.synthetic import encode, writers
 from omnir1_jax.errors import InputError
 from tests.data import trees
 
+VOS_TREES = (
+    "revos", "revos_flat", "mevis", "refavs", "refytvos", "refdavis", "reasonvos", "refcocog", "refcocog_parquet",
+)  # fmt: skip
+
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
     """Each kind of tree, written once."""
     base = tmp_path_factory.mktemp("trees")
-    for name in ("revos", "revos_flat", "mevis", "refavs", "refytvos", "refdavis", "refcocog", "refcocog_parquet"):
+    for name in VOS_TREES:
         trees.BUILD[name](base / name)
     return base
 
@@ -201,6 +206,17 @@ def test_refytvos(root):
     assert valid[0].masks is None
     test = refytvos.open(folder, "test")
     assert {test[i].extra["video"] for i in range(len(test))} == {"v_test"}
+
+
+def test_reasonvos(root):
+    reader = reasonvos.open(str(root / "reasonvos"))
+    assert [reader[i].sample_id for i in range(4)] == [
+        f"reasonvos/test/{video}/{n}" for video in ("061_car", "b-w") for n in (1, 2)
+    ]
+    for i, (number, step) in enumerate([(60, 1), (60, 1), (61, 2), (61, 2)]):
+        ref, c = reader[i], trees.clip(number)
+        assert ref.extra["annotated"] == tuple(range(0, len(c.frames), step)) and ref.extra["is_sent"] is True
+        assert np.array_equal(decode_masks(ref.masks, ref.extra["annotated"])[0], c.masks[i % 2][::step])
 
 
 @pytest.mark.parametrize("masks", ["dict", "maps"])

@@ -116,6 +116,42 @@ def davis(root: pathlib.Path) -> dict[str, Clip]:
     return clips
 
 
+def reasonvos(root: pathlib.Path) -> dict[str, Clip]:
+    """ReasonVOS: masks of every frame in one video, of every other frame in one (as of BURST), in the exact layout."""
+    clips, videos = {"061_car": clip(60), "b-w": clip(61)}, {}
+    names = [f"{t:05d}" for t in range(SMALL.frames)]
+    for (video, c), source, step in zip(clips.items(), ("VIPSeg", "burst"), (1, 2)):
+        frames(root / "JPEGImages" / video, c, names)
+        told = {}
+        for n in range(2):
+            told[str(n)] = {"exp_text": f"Which shape is number {n}?", "obj_id": n + 1}
+            for name, mask in list(zip(names, c.masks[n]))[::step]:
+                png = encode.png(mask.astype(np.uint8) * 255)
+                write(root / "Annotations" / f"{source.lower()}_{video}_{n + 1}" / f"{name}.png", png)
+        videos[video] = {"source": source, "frames": names, "is_sent": True, "expressions": told}
+    write(root / "meta_expressions.json", json.dumps({"videos": videos}))
+    return clips
+
+
+def dailyomni(root: pathlib.Path) -> None:
+    """Daily-Omni: one video with its sound in the track, one with it beside."""
+    rows = []
+    for n, duration in enumerate(("30s", "60s")):
+        c, name = clip(70 + n), f"vid-{n}"
+        folder = root / "Videos" / name
+        write(folder / f"{name}_video.mp4", encode.mp4(c.frames, SMALL.fps, None if n else c.sound))
+        if n:
+            write(folder / f"{name}_audio.wav", sound.to_wav(c.sound))
+        rows.append(
+            {
+                "Question": "What sounds?", "Choice": ["A. One.", "B. Two.", "C. Three.", "D. Four."],
+                "Answer": "BD"[n], "video_id": name, "Type": "Reasoning", "content_parent_category": "Shapes",
+                "content_fine_category": "Shapes", "video_category": "Film", "video_duration": duration,
+            }
+        )  # fmt: skip
+    write(root / "qa.json", json.dumps(rows))
+
+
 def omnibench(root: pathlib.Path) -> None:
     rows = []
     for n, kind in enumerate(("Speech", "Sound Event", "Music")):
@@ -260,10 +296,13 @@ BUILD: dict[str, Callable[[pathlib.Path], object]] = {
     "mvbench": mvbench_tree,
     "avhbench": avhbench,
     "videor1": videor1,
+    "reasonvos": reasonvos,
+    "dailyomni": dailyomni,
     "folder": lambda root: writers.mp4(root, SMALL, 2, 0),
 }
 # A split of each tree that has everything the dataset can have.
-SPLIT = {"refdavis": "valid"} | dict.fromkeys(("omnibench", "videomme", "mvbench", "avhbench"), "test")
+TESTED = ("omnibench", "videomme", "mvbench", "avhbench", "reasonvos", "dailyomni")
+SPLIT = {"refdavis": "valid"} | dict.fromkeys(TESTED, "test")
 
 
 def dataset_of(tree: str) -> str:

@@ -149,6 +149,14 @@ def test_mvbench_s_own_rule(completion, right):
     assert qa_official.mvbench(qa.Choice(OPTIONS, 1, completion)) is right
 
 
+@pytest.mark.parametrize(
+    "completion, right",
+    [("B", True), ("b. Two", True), ("Because of C", True), ("Answer: B", False), ("", False), ("<think>B", None)],
+)
+def test_daily_omni_s_own_rule(completion, right):
+    assert qa_official.daily_omni(qa.Choice(("A. One", "B. Two", "C. Three", "D. Four"), 1, completion)) is right
+
+
 def test_avhbench():
     task, other = qa.JUDGE_TASKS[0], qa.JUDGE_TASKS[2]
     said = [

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
-from omnir1_jax.data import masks, mevis, qa, refavs, revos
+from omnir1_jax.data import masks, mevis, qa, reasonvos, refavs, revos
 from omnir1_jax.data import refdavis as data_refdavis
 from omnir1_jax.data.reader import make_reader
 from omnir1_jax.data.refs import ImageFiles
@@ -17,6 +17,9 @@ from omnir1_jax.data.synthetic.world import WorldConfig
 from omnir1_jax.errors import InputError
 from omnir1_jax.evaluation import predictions, score_answers, score_masks
 from omnir1_jax.evaluation import revos as revos_scores
+from omnir1_jax.inference import scores
+from tests.data import trees
+from tests.evaluation import oracles
 
 WORLD = WorldConfig(height=40, width=56, frames=5)
 
@@ -86,6 +89,29 @@ def test_what_is_wrong_is_named(tree, tmp_path):
         score_rows(reader, str(tmp_path / "p"))
     with pytest.raises(InputError, match="go to a server"):
         score_rows(mevis.open(str(tree / "mevis"), "valid"), str(tmp_path))
+
+
+def test_reasonvos_scores_the_frames_that_have_an_annotation(tmp_path):
+    """By the published script's way: the files of a mask's folder, the predictions of the same names, a flat mean."""
+    trees.reasonvos(tmp_path / "data")
+    reader, found = reasonvos.open(str(tmp_path / "data")), {"J": [], "F": []}
+    for position in range(len(reader)):
+        ref = reader[position]
+        predicted = np.ones((len(ref.frames), 48, 64), bool)  # wrong where nothing is annotated
+        predicted[list(ref.extra["annotated"])] = np.roll(truth(ref).any(0)[list(ref.extra["annotated"])], 3, -1)
+        predictions.write(str(tmp_path / "p"), ref.extra["video"], ref.extra["exp_id"], ref.frames.names, predicted)
+        folder = next((tmp_path / "data/Annotations").glob(f"*_{ref.extra['video']}_{ref.extra['obj_id']}"))
+        gray = lambda path: cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
+        files = sorted(folder.glob("*.png"))
+        place = tmp_path / "p" / ref.extra["video"] / ref.extra["obj_id"]
+        pairs = [(gray(file) > 0, gray(place / file.name) > 0) for file in files]
+        found["J"].append(np.mean([oracles.jaccard(*pair) for pair in pairs]))
+        found["F"].append(np.mean([oracles.contour(*pair) for pair in pairs]))
+        assert scores.score(ref, predicted) == pytest.approx({key: found[key][-1] for key in found})
+    table = score_masks.table(score_masks.rules(reader), score_rows(reader, str(tmp_path / "p")))
+    j, f = (100 * np.mean(found[key]) for key in ("J", "F"))
+    assert table["J"] == pytest.approx(j) and table["J&F"] == pytest.approx((j + f) / 2) and 20 < j < 95
+    assert table["count"] == 4
 
 
 def predict_refavs(reader, root, change=lambda mask: mask):

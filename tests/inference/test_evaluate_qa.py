@@ -26,7 +26,7 @@ ANSWERS = ["<think>x</think><answer>B</answer>", "B. Two.", "I cannot say"]
 @pytest.fixture(scope="module")
 def trees(tmp_path_factory):
     root = tmp_path_factory.mktemp("trees")
-    for name in ("omnibench", "videomme", "mvbench", "avhbench"):
+    for name in ("omnibench", "dailyomni", "videomme", "mvbench", "avhbench"):
         qa_trees.BUILD[name](root / name)
     return root
 
@@ -103,6 +103,16 @@ def test_the_table_is_the_benchmark_s(made, trees, tmp_path, monkeypatch):
     lines = [json.loads(row) for row in (tmp_path / "out" / "results.jsonl").read_text().splitlines()]
     assert [line["completion"] for line in lines] == ANSWERS * 2
     assert (tmp_path / "out" / "report.html").exists() and not (tmp_path / "out" / "predictions").exists()
+
+
+def test_daily_omni_says_that_it_is_a_part_of_what_was_published(made, trees, tmp_path, monkeypatch):
+    scripted.install(monkeypatch, ["Because of B.", "(D)"])
+    options = Options("dailyomni", root=str(trees / "dailyomni"), frames=2, batch_size=2, audio_seconds=1.0)
+    (found,) = benchmark.evaluate(made, options, tmp_path / "out", quiet=True).values()
+    assert found["notes"] == ["dailyomni/test: 2 items are there, 1197 were published"]
+    assert found["notes"][0] in evaluate.show({"": found})
+    assert found["paper"] == {"average": 100.0} and found["table"]["duration"].keys() == {"30s", "60s"}
+    assert found["other_scoring"]["paper"] == {"average": 50.0}  # the published script reads the first letter alone
 
 
 def test_numbers_of_omnibench_and_mvbench_are_those_of_their_files(made, trees, tmp_path, monkeypatch):
