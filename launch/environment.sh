@@ -1,6 +1,7 @@
 # shellcheck shell=bash
 # Sourced by the scripts that run on this machine: creates their Python environment, once.
-# The package is installed in editable mode at the versions of constraints.txt. PYTHON names the interpreter.
+# The package is installed in editable mode at the versions of constraints.txt (CONSTRAINTS= : at those that pip
+# resolves). PYTHON names the interpreter.
 script="launch/$(basename "$0")"
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
@@ -38,8 +39,9 @@ need_disk() {
 # make_environment VENV EXTRAS KIB: installs if the stamp of the last install differs from what is wanted, so that
 # later runs need no network. An interrupted install has no stamp and is resumed.
 make_environment() {
-  local venv=$1 extras=$2 kib=$3 started=$SECONDS wanted
-  wanted="$root$extras $(cat "$root/setup.py" "$root/pyproject.toml" "$root/launch/constraints.txt" | cksum)"
+  local venv=$1 extras=$2 kib=$3 started=$SECONDS wanted limits=()
+  [ -z "${CONSTRAINTS-1}" ] || limits=(--constraint "$root/launch/constraints.txt")
+  wanted="$root$extras ${#limits[@]} $(cat "$root/setup.py" "$root/pyproject.toml" "$root/launch/constraints.txt" | cksum)"
   if [ -x "$venv/bin/python" ] && [ "$(cat "$venv/.installed" 2>/dev/null)" = "$wanted" ]; then return; fi
   find_python
   exec 8<"$root/setup.py"
@@ -53,7 +55,7 @@ make_environment() {
   fi
   echo "$script: installing into $venv (once; some minutes)" >&2
   "$venv/bin/python" -m pip install --quiet --disable-pip-version-check \
-    --constraint "$root/launch/constraints.txt" --editable "$root$extras" ||
+    ${limits[@]+"${limits[@]}"} --editable "$root$extras" ||
     fail "the install did not finish; the lines above say why (no network, a full disk, or a package that has no wheel here); run the same command again to resume" "$transient"
   echo $((SECONDS - started)) >"$venv/.install_seconds"
   echo "$wanted" >"$venv/.installed"
