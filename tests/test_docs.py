@@ -23,6 +23,7 @@ from absl.testing import flagsaver
 from omnir1_jax.config import settings
 from omnir1_jax.files import hub
 from omnir1_jax.inference import tasks
+from tests import test_rooms
 from tests.commands import Commands
 from tests.data import qwen_oracle
 from tests.models import thinker_oracle
@@ -269,6 +270,13 @@ def test_every_page_is_in_the_site_and_in_the_index():
     assert listed == pages
     linked = set(re.findall(r"\]\((\w+\.md)", (ROOT / "docs/index.md").read_text()))
     assert linked | {"index.md"} == pages
+
+
+def test_the_rooms_are_listed_in_their_order():
+    page = (ROOT / "docs/internals.md").read_text()
+    folders = [room for room in test_rooms.ORDER if (ROOT / "omnir1_jax" / room).is_dir()]
+    assert re.findall(r"^\| `(\w+)/` \|", page, re.M) == folders
+    assert all(f"`{command}.py`" in page or f"`{command}/`" in page for command in test_rooms.COMMANDS)
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
