@@ -17,8 +17,6 @@ from omnir1_jax.planning.step import Rollout
 
 # From a step's metrics and its seconds to further metrics.
 Rates = Callable[[Mapping[str, Any], float], dict[str, float]]
-# Loops that end by the data, as `step.assumptions` names them; none is within another.
-LOOPS = (r"sample/.*decode", r"ground/.*decode", r"ground/.*suffixes", r"ground/frames", r"segment/.*objects")
 
 
 def counter(run: Run) -> Callable[[str, Any, jax.stages.Lowered], Rates]:
@@ -68,9 +66,11 @@ def counted(program: Program, task: str, module: Module, devices: int = 1) -> Ca
     def parts(completion: int) -> tuple[float, dict[str, float]]:
         """Operations without the loops, and of one turn of each, with learning on so many tokens."""
         assumed = step.assumptions(program, limits._replace(completion=completion))
-        turns = lambda own: operations_of(Assumptions(assumed.trips | dict.fromkeys(LOOPS, 0) | own, assumed.shares))
+        turns = lambda own: operations_of(
+            Assumptions(assumed.trips | dict.fromkeys(step.LOOPS, 0) | own, assumed.shares)
+        )
         fixed = turns({})
-        return fixed, {loop: turns({loop: 1}) - fixed for loop in LOOPS}
+        return fixed, {loop: turns({loop: 1}) - fixed for loop in step.LOOPS}
 
     def count(metrics: Mapping[str, Any]) -> float:
         rollout = rollout_of(metrics, limits)

@@ -41,6 +41,16 @@ USUAL = {"encode": 8.0, "sample": 73.0, "ground": 672.0, "segment": 177.0, "upda
 BUDGET = 0.45  # of the usual sum
 
 
+# Loops that end by the data, by the scopes that they were traced under; none is within another.
+COMPLETION, ANSWER, SUFFIXES, FRAMES, OBJECTS = LOOPS = (
+    r"sample/.*decode",
+    r"ground/.*decode",
+    r"ground/.*suffixes",
+    r"ground/frames",
+    r"segment/.*objects",
+)
+
+
 class Rollout(NamedTuple):
     """How far the loops of a step go that end by the data.
 
@@ -88,13 +98,13 @@ def assumptions(program: Program, rollout: Rollout) -> Assumptions:
     clips = [batch.clip.shape[1] for batch in program.batches.values() if hasattr(batch, "clip")]
     return Assumptions(
         trips={
-            r"sample/.*decode": rollout.completion - 1,
-            r"ground/.*decode": rollout.answer - 1,
-            r"ground/.*suffixes": math.ceil(rollout.tail / TAIL_PIECE),
-            r"ground/frames": rollout.frames,
+            COMPLETION: rollout.completion - 1,
+            ANSWER: rollout.answer - 1,
+            SUFFIXES: math.ceil(rollout.tail / TAIL_PIECE),
+            FRAMES: rollout.frames,
             r"segment/.*objects.*prompted": step.keyframes,
             r"segment/.*objects.*tracked": max(clips, default=1) - 1,  # an object has at least one prompted frame
-            r"segment/.*objects": math.ceil(rollout.objects / chunk),
+            OBJECTS: math.ceil(rollout.objects / chunk),
         },
         shares={
             r"blocks/cond": (1 - whole, whole),
