@@ -12,12 +12,16 @@ from omnir1_jax.toy import lessons
 from tests.runs import ROOT
 
 
-@pytest.fixture(scope="module")
-def config():
-    given = importlib.util.spec_from_file_location("toy_pretrain", ROOT / "configs/toy_pretrain.py")
+def config_of(name: str, *part: str):
+    given = importlib.util.spec_from_file_location(name, ROOT / f"configs/{name}.py")
     module = importlib.util.module_from_spec(given)
     given.loader.exec_module(module)
-    config = module.get_config("cold_start")
+    return module.get_config(*part)
+
+
+@pytest.fixture(scope="module")
+def config():
+    config = config_of("toy_pretrain", "cold_start")
     config.thinker.path = str(ROOT / "configs/toy_weights/thinker")
     return config
 
@@ -45,3 +49,17 @@ def test_lessons_of_the_fleeting_world(config, name):
         assert any(("Which:" in text and "heard" in text) or "sound" in text for text in said)
     if name == "grounding":
         assert any(" shape" in text for text in said) and any("[]" in text for text in said)
+
+
+@pytest.mark.parametrize("name, seconds", [("vos", 8), ("refavs", 4)])
+def test_queries_of_the_fleeting_world_fit_their_prompts(name, seconds):
+    """Both families hear: 25 audio tokens a second stand in System 1's prompt."""
+    config = config_of("toy_fleeting")
+    words, thinker = models.tokenizer(config), models.sizes(config).thinker
+    (reader,) = data.readers(config, name)
+    own, transform = data.example_config(config, name, words, thinker), data.example_of(config, name).transform
+    for k in range(0, 24, 3):
+        clip = decode(reader[k], settings.section(sections.Task, config.data[name]), np.random.default_rng(k))
+        arrays = transform(clip, own)
+        assert (arrays["policy/audio_index"] >= 0).sum() == 25 * seconds
+        assert len(arrays["sharp/cells"]) == config.data[name].frames
