@@ -1,6 +1,7 @@
 """From a config to modules, parameters and the tokenizer: read from a directory, or of random weights."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -19,7 +20,7 @@ from omnir1_jax.config.schema import shared
 from omnir1_jax.config.settings import section
 from omnir1_jax.data.preprocess import tokens
 from omnir1_jax.errors import InputError
-from omnir1_jax.models import lora, sam2
+from omnir1_jax.models import lora, quantise, sam2
 from omnir1_jax.models.qwen_omni import pretrained, store
 from omnir1_jax.models.qwen_omni.config import AudioConfig, TextConfig, ThinkerConfig, TokenIds, VisionConfig
 from omnir1_jax.models.qwen_omni.sample import Sampling
@@ -192,10 +193,16 @@ def specs(config: ConfigDict, found: Sizes) -> Models:
 def _thinker_params(
     config: ConfigDict, name: str, thinker: ThinkerConfig, key: Key[Array, ""], mesh: Mesh | None
 ) -> dict[str, Any]:
-    dtype = jnp.dtype(config.thinker.param_dtype)
+    dtype, form = jnp.dtype(config.thinker.param_dtype), frozen_format(config)
     if config[name].path:
-        return pretrained.read_params(config[name].path, thinker, dtype=dtype, mesh=mesh)
-    return draw(abstract_params(thinker), key, dtype, mesh)
+        return pretrained.read_params(config[name].path, thinker, dtype=dtype, mesh=mesh, form=form)
+    return draw(abstract_params(thinker), key, dtype, mesh, form)
+
+
+def frozen_format(config: ConfigDict) -> quantise.Format | None:
+    """How the thinkers' frozen parameters are quantised; None where they are not."""
+    own = section(sections.Thinker, config.thinker)
+    return None if own.frozen == "float" else quantise.Format(int(own.frozen.removeprefix("int")), own.frozen_group)
 
 
 def tokenizer_tables(config: ConfigDict, words: PreTrainedTokenizerBase) -> ThinkerParams:
@@ -209,10 +216,13 @@ def replicated(params: Any, mesh: Mesh | None) -> Any:
     return jax.tree.map(jnp.asarray, params) if mesh is None else replicate(params, mesh)
 
 
-def draw(boxed: Any, key: Key[Array, ""], dtype: Any, mesh: Mesh | None = None) -> Any:
+def draw(
+    boxed: Any, key: Key[Array, ""], dtype: Any, mesh: Mesh | None = None, form: quantise.Format | None = None
+) -> Any:
     """Random parameters of the shapes of `boxed`: normal with the fan-in's deviation, scales 1, biases 0."""
     shapes = flatten_dict(nn.unbox(boxed))
-    shardings = {} if mesh is None else flatten_dict(tree_shardings(mesh, boxed))
+    held = (lambda tree: tree) if form is None else functools.partial(quantise.quantised, form=form)
+    shardings = None if mesh is None else tree_shardings(mesh, held(boxed))
 
     def one(path: tuple[str, ...], shape: jax.ShapeDtypeStruct, key: Key[Array, ""]) -> Array:
         if path[-1] == "scale":
@@ -227,11 +237,12 @@ def draw(boxed: Any, key: Key[Array, ""], dtype: Any, mesh: Mesh | None = None) 
         return (deviation * jax.random.normal(key, shape.shape)).astype(dtype)
 
     def make():
-        return {
+        flat = {
             path: one(path, shape, jax.random.fold_in(key, n)) for n, (path, shape) in enumerate(sorted(shapes.items()))
         }
+        return held(unflatten_dict(flat))
 
-    return unflatten_dict(jax.jit(make, out_shardings=shardings or None)())
+    return jax.jit(make, out_shardings=shardings)()
 
 
 def trainable(config: ConfigDict, loaded: Loaded) -> Any:

@@ -109,6 +109,8 @@ def _together(settings: Settings) -> Iterator[tuple[str, str]]:
         yield f"data.{next(iter(settings.data))}.weight", "every task has weight 0; give one of them a share of the steps"
     if settings.objective == "sft" and settings.sft.encoders and settings.lora.rank:
         yield "sft.encoders", "trains encoders and decoder themselves, so lora.rank has to be 0"
+    if settings.thinker.frozen != "float" and settings.objective != "masks" and not settings.lora.rank:
+        yield "thinker.frozen", f"{settings.thinker.frozen!r} weights cannot be trained themselves, so lora.rank has to be set"
     if settings.objective != "grpo":
         if settings.loader.rest_after:
             yield "loader.rest_after", f"objective {settings.objective!r} has no groups of completions; set it to 0"

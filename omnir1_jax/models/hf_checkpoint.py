@@ -20,7 +20,7 @@ from jax.typing import DTypeLike
 
 from omnir1_jax.errors import InputError, first_line
 from omnir1_jax.files import folders
-from omnir1_jax.models import safetensors_file, transpose
+from omnir1_jax.models import quantise, safetensors_file, transpose
 from omnir1_jax.models.safetensors_file import TensorInfo
 
 LISTED = 8  # names of each kind that an error spells out
@@ -141,6 +141,7 @@ def load_params(
     shardings: Any = None,
     prefixes: Sequence[str] = ("",),
     ignore: Sequence[str] = (),
+    form: quantise.Format | None = None,
 ) -> Any:
     """Reads a checkpoint into a tree of arrays.
 
@@ -149,9 +150,10 @@ def load_params(
       leaves: the table; together they fill every parameter of `shapes`.
       shapes: nested dicts of `jax.ShapeDtypeStruct` (or anything with `shape`).
       dtype: of all parameters; None keeps the file's.
-      shardings: tree of shardings like `shapes`; None puts everything on the default device.
+      shardings: tree of shardings like the result; None puts everything on the default device.
       prefixes: what the names on disk may begin with; the one that finds most of the table is taken.
       ignore: glob patterns of names on disk that are not wanted, prefix included.
+      form: quantises each parameter before the next one is read.
 
     Raises:
       InputError: a broken file, or tensors unknown, missing or misshapen: one error that lists them.
@@ -165,13 +167,16 @@ def load_params(
     _check(path, tensors, leaves, shapes, prefix, ignore)
     params = {}
     for key, group in groups.items():
-        host = _fill(group, shapes[key].shape, tensors, prefix, dtype)
-        sharding = shardings.get(key)
-        if sharding is None:
-            params[key] = jax.device_put(host)  # jnp.asarray would copy
-        else:
-            params[key] = jax.make_array_from_callback(host.shape, sharding, lambda index, host=host: host[index])
-        del host
+        host = {key: _fill(group, shapes[key].shape, tensors, prefix, dtype)}
+        if form is not None and (how := quantise.plan(key, shapes[key].shape, form)):
+            host[key], host[(*key[:-1], quantise.SCALES)] = quantise.split_host(host[key], how)
+        for path, part in host.items():
+            sharding = shardings.get(path)
+            if sharding is None:
+                params[path] = jax.device_put(part)  # jnp.asarray would copy
+            else:
+                params[path] = jax.make_array_from_callback(part.shape, sharding, lambda index, part=part: part[index])
+        del host, part
     return unflatten_dict(params)
 
 

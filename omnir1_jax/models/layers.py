@@ -8,12 +8,14 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from omnir1_jax.models import quantise
+
 
 class Linear(nn.Module):
     """`x @ kernel (+ bias)` over the last `len(in_shape)` axes of x, plus `(x @ a) @ b` where a LoRA adapter is given.
 
-    The adapter comes in the variable collection "lora" beside "params" (`omnir1_jax.models.lora`); without it the
-    layer is the plain one.
+    The adapter comes in the variable collection "lora" beside "params" (`omnir1_jax.models.lora`), or in "params"
+    beside a quantised kernel, with which it cannot be merged; without it the layer is the plain one.
 
     Attributes:
       in_shape, out_shape: sizes of the contracted axes and of those that replace them.
@@ -34,22 +36,26 @@ class Linear(nn.Module):
         def fan_in_normal(key, shape, dtype=jnp.float32):
             return jax.random.normal(key, shape, dtype) / math.sqrt(math.prod(self.in_shape))
 
-        kernel = self.param(
-            "kernel",
-            nn.with_logical_partitioning(fan_in_normal, (*self.in_axes, *self.out_axes)),
-            (*self.in_shape, *self.out_shape),
-        )
         x = x.astype(self.dtype)
-        y = jnp.tensordot(x, kernel.astype(self.dtype), axes)
+        if self.has_variable("params", quantise.SCALES):
+            kernel, scales = (self.get_variable("params", name) for name in ("kernel", quantise.SCALES))
+            y = quantise.product(x, kernel, scales, self.in_shape, self.dtype).astype(self.dtype)
+        else:
+            kernel = self.param(
+                "kernel",
+                nn.with_logical_partitioning(fan_in_normal, (*self.in_axes, *self.out_axes)),
+                (*self.in_shape, *self.out_shape),
+            )
+            y = jnp.tensordot(x, kernel.astype(self.dtype), axes)
         if self.use_bias:
             bias = self.param(
                 "bias", nn.with_logical_partitioning(nn.initializers.zeros, self.out_axes), self.out_shape
             )
             y = y + bias.astype(self.dtype)
-        if self.has_variable("lora", "a"):
-            a = self.get_variable("lora", "a").astype(self.dtype)
-            b = self.get_variable("lora", "b").astype(self.dtype)
-            y = y + jnp.tensordot(jnp.tensordot(x, a, axes), b, 1)
+        for place in ("lora", "params"):
+            if self.has_variable(place, "a"):
+                a, b = (self.get_variable(place, name).astype(self.dtype) for name in "ab")
+                y = y + jnp.tensordot(jnp.tensordot(x, a, axes), b, 1)
         return y
 
 

@@ -18,6 +18,7 @@ from jaxtyping import Array, Key
 
 from omnir1_jax.config.sections import Lora
 from omnir1_jax.errors import InputError
+from omnir1_jax.models import quantise
 
 # Linear layers of a block that can be adapted, with the number of axes that they contract.
 INPUT_AXES = {"q": 1, "k": 1, "v": 1, "o": 2, "gate": 1, "up": 1, "down": 1}
@@ -51,7 +52,7 @@ def init(key: Key[Array, ""], params: Params, config: Lora) -> dict:
 
     adapter = {}
     for path, path_key in zip(sorted(chosen), jax.random.split(key, len(chosen))):
-        leaf = chosen[path]
+        leaf = quantise.original(chosen[path])
         shape, split = nn.unbox(leaf).shape, 1 + INPUT_AXES[path[-2]]
         bound = 1 / math.sqrt(math.prod(shape[1:split]))
         a = jax.random.uniform(path_key, (*shape[:split], config.rank), jnp.float32, -bound, bound)
@@ -70,9 +71,15 @@ def adapted(params: Params, adapter: Params, config: Lora) -> dict:
 
 
 def merge(params: Params, adapter: Params, config: Lora) -> dict:
-    """Parameters of a plain model that does what the adapted one does. `params` themselves are left as they are."""
+    """Parameters of a plain model that does what the adapted one does. `params` themselves are left as they are.
+
+    A quantised kernel takes up no adapter: it stands beside the kernel, where `layers.Linear` finds it.
+    """
     flat, parts = _flat(params), _flat(adapter)
     for path in {path[:-1] for path in parts}:
+        if (*path, quantise.SCALES) in flat:
+            flat[(*path, "a")], flat[(*path, "b")] = parts[(*path, "a")], config.scale * parts[(*path, "b")]
+            continue
         kernel = flat[(*path, "kernel")]
         product = jax.vmap(lambda a, b: jnp.tensordot(a, b, 1))(parts[(*path, "a")], parts[(*path, "b")])
         flat[(*path, "kernel")] = (kernel.astype(jnp.float32) + config.scale * product).astype(kernel.dtype)

@@ -22,7 +22,7 @@ from omnir1_jax.config.schema import shared
 from omnir1_jax.config.sections import Sam2, Sam2Run
 from omnir1_jax.config.settings import section, typed
 from omnir1_jax.errors import InputError
-from omnir1_jax.models import lora, sam2
+from omnir1_jax.models import lora, quantise, sam2
 from omnir1_jax.models.qwen_omni import hf_config
 from omnir1_jax.models.qwen_omni.config import ThinkerConfig
 from omnir1_jax.models.qwen_omni.thinker import abstract_params
@@ -75,7 +75,7 @@ def program(config: ConfigDict) -> Program:
         other = _tokenizer(config, "grounder")
         looking = setup_models.Sizes(other, _thinker(config, other, "grounder"), None)
     models = setup_models.specs(config, setup_models.Sizes(words, thinker, segmenter, looking))
-    boxed = _cast(abstract_params(thinker), config.thinker.param_dtype)
+    boxed = _frozen(config, thinker)
     settings = typed(config)
     own = setup_models.lora_config(settings.lora)
     if own is None:
@@ -89,7 +89,7 @@ def program(config: ConfigDict) -> Program:
         **_tables(config, words),
     )
     if looking is not None:
-        weights = _cast(abstract_params(looking.thinker), config.thinker.param_dtype)
+        weights = _frozen(config, looking.thinker)
         own = _tables(config, looking.tokenizer)
         own = own.pop("grounder").replace(**own, vision=weights["vision"], text=weights["text"])
         frozen = frozen.replace(grounder=own)
@@ -107,6 +107,12 @@ def program(config: ConfigDict) -> Program:
         tasks,
         {name: batch_of(config, name, task, thinker, words, looking) for name, task in tasks.items()},
     )
+
+
+def _frozen(config: ConfigDict, thinker: ThinkerConfig) -> Any:
+    """Shapes of a thinker's frozen parameters, boxed."""
+    boxed, form = _cast(abstract_params(thinker), config.thinker.param_dtype), setup_models.frozen_format(config)
+    return boxed if form is None else quantise.quantised(boxed, form)
 
 
 def _cast(tree: Any, dtype: Any) -> Any:

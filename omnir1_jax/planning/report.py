@@ -196,7 +196,7 @@ def check(config: ConfigDict, task: str, mesh: Mesh) -> None:
 
 def _bytes(tree: Any) -> int:
     """Of one device."""
-    size = lambda x: math.prod(x.sharding.shard_shape(x.shape)) * np.dtype(x.dtype).itemsize
+    size = lambda x: math.prod(x.sharding.shard_shape(x.shape)) * jax.dtypes.itemsize_bits(x.dtype) // 8
     return sum(size(x) for x in jax.tree.leaves(tree) if not jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key))
 
 

@@ -349,7 +349,7 @@ def word_sums(leaves: list[Array]) -> UInt32[Array, "n"]:
     """A number of each array's bits; another one where a single bit is another, wherever the array lies."""
 
     def one(x):
-        if x.dtype == jnp.bool_:
+        if x.dtype in (jnp.bool_, jnp.int4):
             words = x.astype(jnp.uint32)
         else:
             size = min(x.dtype.itemsize, 4)

@@ -21,6 +21,7 @@ from omnir1_jax.data import stream
 from omnir1_jax.errors import InputError
 from omnir1_jax.models import remat
 from omnir1_jax.models.attention import dispatch
+from omnir1_jax.models.qwen_omni.decoder import Matrix
 from omnir1_jax.models.qwen_omni.score import token_logprobs
 from omnir1_jax.parallel.mesh import AXES
 from omnir1_jax.planning import abstract, lowering
@@ -222,7 +223,7 @@ def test_no_chunks_are_one_chunk_of_all():
     rng = np.random.default_rng(0)
     hidden, head = (jnp.asarray(rng.normal(size=size), jnp.float32) for size in ((2, 7, 4), (4, 11)))
     targets = jnp.asarray(rng.integers(0, 11, (2, 7)))
-    found = [token_logprobs(hidden, head, targets, temperature=1.0, chunk=n, dtype=jnp.float32) for n in (0, 3)]
+    found = [token_logprobs(hidden, Matrix(head, None), targets, temperature=1.0, chunk=n, dtype=jnp.float32) for n in (0, 3)]
     for a, b in zip(*found, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6)
 

@@ -7,6 +7,7 @@ import pytest
 
 from omnir1_jax.models.qwen_omni.cache import Prompt
 from omnir1_jax.models.qwen_omni.decoder import Decoder
+from omnir1_jax.models.qwen_omni.decoder import Matrix
 from omnir1_jax.models.qwen_omni.score import score, token_logprobs
 from tests.models.text_oracle import params_of, reference, relative, text_config
 
@@ -102,7 +103,7 @@ def test_logits_of_all_tokens_never_exist():
     targets = jnp.asarray(rng.integers(0, vocab, (2, n)))
 
     def loss(hidden, head):
-        pieces = token_logprobs(hidden, head, targets, temperature=1.0, chunk=chunk, dtype=jnp.float32)
+        pieces = token_logprobs(hidden, Matrix(head, None), targets, temperature=1.0, chunk=chunk, dtype=jnp.float32)
         return sum(jnp.sum(x) for x in pieces)
 
     jaxpr = jax.make_jaxpr(jax.grad(loss, (0, 1)))(hidden, head)

@@ -1,15 +1,18 @@
 """The language model of the thinker: one stack of blocks, run over whole sequences or over cached ones."""
 
+from typing import NamedTuple
+
 import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Num
 
 from omnir1_jax.models.attention import Mask, attend, attend_shared
 from omnir1_jax.models.layers import Linear, RMSNorm
+from omnir1_jax.models.quantise import SCALES
 from omnir1_jax.models.qwen_omni.cache import Prompt, PromptCache, TailCache
 from omnir1_jax.models.qwen_omni.config import TextConfig
 from omnir1_jax.models.qwen_omni.rope import Rotary, rotary, rotate
@@ -95,15 +98,27 @@ class Block(nn.Module):
         return (x, tail), kept
 
 
+class Matrix(NamedTuple):
+    """A table, or a head's kernel. `scales`: of each token, where the values are integers (`models.quantise`)."""
+
+    values: Num[Array, "n m"]
+    scales: Float[Array, " v"] | None
+
+    @property
+    def T(self) -> "Matrix":
+        return Matrix(self.values.T, self.scales)
+
+
 class Embedding(nn.Module):
     """The token table, also the head's where the two are tied."""
 
     config: TextConfig
 
     @nn.compact
-    def __call__(self) -> Float[Array, "v d"]:
+    def __call__(self) -> Matrix:
         init = nn.with_logical_partitioning(nn.initializers.normal(0.02), ("vocab", "embed"))
-        return self.param("embedding", init, (self.config.vocab_size, self.config.hidden_size))
+        values = self.param("embedding", init, (self.config.vocab_size, self.config.hidden_size))
+        return Matrix(values, self.get_variable("params", SCALES))
 
 
 class Head(nn.Module):
@@ -112,9 +127,16 @@ class Head(nn.Module):
     config: TextConfig
 
     @nn.compact
-    def __call__(self) -> Float[Array, "d v"]:
+    def __call__(self) -> Matrix:
         init = nn.with_logical_partitioning(nn.initializers.normal(0.02), ("embed", "vocab"))
-        return self.param("kernel", init, (self.config.hidden_size, self.config.vocab_size))
+        values = self.param("kernel", init, (self.config.hidden_size, self.config.vocab_size))
+        return Matrix(values, self.get_variable("params", SCALES))
+
+
+def logits_of(hidden: Float[Array, "*b d"], head: Matrix, dtype: DTypeLike) -> Float[Array, "*b v"]:
+    """Logits in float32, accumulated in float32 whatever the dtype of the hidden states."""
+    logits = jnp.dot(hidden.astype(dtype), head.values.astype(dtype), preferred_element_type=jnp.float32)
+    return logits if head.scales is None else logits * head.scales.astype(jnp.float32)
 
 
 class Decoder(nn.Module):
@@ -157,16 +179,17 @@ class Decoder(nn.Module):
 
     def embed(self, tokens: Int[Array, "*b"]) -> Float[Array, "*b d"]:
         """Rows of the token table."""
-        return self.table()[tokens].astype(self.dtype)
+        values, scales = self.table()
+        rows = values[tokens].astype(self.dtype)
+        return rows if scales is None else rows * scales[tokens][..., None].astype(self.dtype)
 
-    def head(self) -> Float[Array, "d v"]:
+    def head(self) -> Matrix:
         """The matrix of `logits`, for those who take the vocabulary in pieces (`score`); in its own dtype."""
         return self.table().T if self.config.tie_word_embeddings else self.output()
 
     def logits(self, hidden: Float[Array, "*b d"]) -> Float[Array, "*b v"]:
-        """Logits in float32, accumulated in float32 whatever the dtype of the hidden states."""
-        kernel = self.head().astype(self.dtype)
-        return jnp.dot(hidden.astype(self.dtype), kernel, preferred_element_type=jnp.float32)
+        """Float32."""
+        return logits_of(hidden, self.head(), self.dtype)
 
     def hidden(
         self, embeddings: Float[Array, "b s d"], positions: Int[Array, "b 3 s"], mask: Bool[Array, "b s"]

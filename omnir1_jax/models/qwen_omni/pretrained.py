@@ -14,7 +14,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from omnir1_jax.errors import InputError
-from omnir1_jax.models import hf_checkpoint, narrow, safetensors_file
+from omnir1_jax.models import hf_checkpoint, narrow, quantise, safetensors_file
 from omnir1_jax.models.qwen_omni import hf_config, store, weights
 from omnir1_jax.models.qwen_omni import speech as speech_files
 from omnir1_jax.models.qwen_omni.config import ThinkerConfig
@@ -29,10 +29,18 @@ def read_config(path: epath.PathLike, dtype: DTypeLike = jnp.float32) -> Thinker
     """The config of a checkpoint directory, tied only if the checkpoint has no head of its own.
 
     Raises:
-      InputError: see `hf_config.parse` and `safetensors_file.index`.
+      InputError: see `hf_config.parse` and `safetensors_file.index`; weights that are quantised already.
     """
     path = epath.Path(path)
-    config = hf_config.parse(hf_config.read_json(path), str(path / "config.json"), dtype)
+    raw = hf_config.read_json(path)
+    for level in (raw, raw.get("thinker_config"), raw.get("text_config")):
+        if isinstance(level, Mapping) and (found := level.get("quantization_config")):
+            method = found.get("quant_method") if isinstance(found, Mapping) else None
+            raise InputError(
+                f"{path / 'config.json'}: the weights are quantised already ({method or 'quantization_config'}); take "
+                "those from before, which thinker.frozen quantises as they are read"
+            )
+    config = hf_config.parse(raw, str(path / "config.json"), dtype)
     if config.text.tie_word_embeddings and not store.is_store(path):
         names = safetensors_file.index(path)
         if any(prefix + weights.HEAD in names for prefix in weights.PREFIXES):
@@ -46,17 +54,21 @@ def read_params(
     *,
     dtype: DTypeLike | None = None,
     mesh: Mesh | None = None,
+    form: quantise.Format | None = None,
 ) -> dict:
-    """The parameters of a checkpoint directory; `dtype=None` keeps the stored one. Otherwise as `load`."""
+    """The parameters of a checkpoint directory; `dtype=None` keeps the stored one, `form` quantises them as they are
+    read. Otherwise as `load`."""
     if store.is_store(path):
-        return store.load_store(path, config, dtype=dtype, mesh=mesh)
+        return store.load_store(path, config, dtype=dtype, mesh=mesh, form=form)
     boxed = hf_checkpoint.abstract(abstract_params, config, path)
+    held = boxed if form is None else quantise.quantised(boxed, form)
     return hf_checkpoint.load_params(
         path,
         weights.leaves(config),
         nn.unbox(boxed),
         dtype=dtype,
-        shardings=None if mesh is None else tree_shardings(mesh, boxed),
+        shardings=None if mesh is None else tree_shardings(mesh, held),
+        form=form,
         prefixes=weights.PREFIXES,
         ignore=weights.IGNORE,
     )

@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from omnir1_jax.models.attention import Mask, Tree
 from omnir1_jax.models.qwen_omni.cache import Prompt
-from omnir1_jax.models.qwen_omni.decoder import DECODING, Decoder, last_real
+from omnir1_jax.models.qwen_omni.decoder import DECODING, Decoder, Matrix, last_real, logits_of
 from omnir1_jax.parallel import constrain
 
 
@@ -80,7 +80,7 @@ def score(
 
 def token_logprobs(
     hidden: Float[Array, "b n d"],
-    head: Float[Array, "d v"],
+    head: Matrix,
     targets: Int[Array, "b n"],
     *,
     temperature: float,
@@ -95,7 +95,7 @@ def token_logprobs(
     a piece moves hidden states and not the head or its gradient. The head is cast inside a piece, so that its gradient
     adds up in its own dtype.
     """
-    head = constrain(head, (None, "vocab"), DECODING)
+    head = head._replace(values=constrain(head.values, (None, "vocab"), DECODING))
     b, n = targets.shape
     count = -(-n // min(chunk or n, n))
     size = -(-n // count)
@@ -106,11 +106,11 @@ def token_logprobs(
     def piece(parts):
         hidden, targets = parts
         hidden = constrain(hidden.astype(dtype), ("rows", None, None), DECODING)
-        logits = jnp.dot(hidden, head.astype(dtype), preferred_element_type=jnp.float32) / temperature
+        logits = logits_of(hidden, head, dtype) / temperature
         logits = constrain(logits, ("rows", None, "vocab"), DECODING)
         total = jax.nn.logsumexp(logits, axis=-1)
         # A sum over one token: local on a sharded vocabulary, and its gradient needs no scatter.
-        chosen = jnp.sum(jnp.where(jnp.arange(head.shape[1]) == targets[..., None], logits, 0.0), axis=-1)
+        chosen = jnp.sum(jnp.where(jnp.arange(head.values.shape[1]) == targets[..., None], logits, 0.0), axis=-1)
         every = logits - total[..., None]
         return chosen - total, -jnp.sum(jnp.exp(every) * every, axis=-1), chosen >= jnp.max(logits, axis=-1)
 

@@ -18,6 +18,7 @@ from jax.typing import DTypeLike
 from omnir1_jax.cli import absolute
 from omnir1_jax.errors import InputError
 from omnir1_jax.files import folders, orbax_files, regular_file
+from omnir1_jax.models import quantise
 from omnir1_jax.models.qwen_omni import hf_config
 from omnir1_jax.models.qwen_omni.config import ThinkerConfig
 from omnir1_jax.models.qwen_omni.thinker import abstract_params
@@ -82,12 +83,14 @@ def load_store(
     *,
     dtype: DTypeLike | None = None,
     mesh: Mesh | None = None,
+    form: quantise.Format | None = None,
 ) -> dict:
     """Reads the parameters.
 
     Args:
       dtype: None keeps the stored one.
       mesh: as for `pretrained.load`.
+      form: quantises each parameter before the next one is read.
 
     Raises:
       InputError: not such a directory, a truncated one, or parameters that do not fit its config.
@@ -115,4 +118,19 @@ def load_store(
             key: jax.ShapeDtypeStruct(shape.shape, dtype or stored[key].dtype, sharding=shardings[key])
             for key, shape in shapes.items()
         }
-        return checkpointer.restore(folder, unflatten_dict(target))
+        if form is None:
+            return checkpointer.restore(folder, unflatten_dict(target))
+    held = quantise.quantised(boxed, form)
+    placed = None if mesh is None else flatten_dict(tree_shardings(mesh, held))
+    params: dict[tuple[str, ...], Any] = {}
+    for key, wanted in target.items():
+        one = unflatten_dict({key: wanted})
+        how = ocp.args.PyTreeRestore(one, ocp.checkpoint_utils.construct_restore_args(one), partial_restore=True)
+        into = None if placed is None else {path: placed[path] for path in quantise.paths(key, wanted.shape, form)}
+        with ocp.PyTreeCheckpointer() as checkpointer:
+            params |= jax.jit(_quantised, static_argnums=1, out_shardings=into)(checkpointer.restore(folder, how), form)
+    return unflatten_dict(params)
+
+
+def _quantised(tree: Any, form: quantise.Format) -> dict[tuple[str, ...], Any]:
+    return flatten_dict(quantise.quantised(tree, form))

@@ -1,0 +1,121 @@
+"""Quantised weights: the formula, their error by bits, import, meshes, and what is refused."""
+
+import json
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from omnir1_jax.config.sections import Lora
+from omnir1_jax.errors import InputError
+from omnir1_jax.models import lora, quantise
+from omnir1_jax.models.qwen_omni import pretrained, store
+from omnir1_jax.models.qwen_omni.decoder import Decoder
+from omnir1_jax.models.qwen_omni.decoding import decoding_copy
+from omnir1_jax.models.qwen_omni.thinker import Thinker, abstract_params
+from omnir1_jax.parallel import make_mesh, tree_shardings
+from tests.models.test_lora import random_adapter, rows
+from tests.models.text_oracle import params_of, reference, relative, text_config
+from tests.rl import small
+
+CONFIG, ALL = text_config(), Lora(rank=3, alpha=6.0)
+INT8, INT4 = quantise.Format(8), quantise.Format(4, 16)
+
+
+@pytest.fixture(scope="module")
+def params():
+    return params_of(reference(CONFIG, seed=5), CONFIG)
+
+
+def quantised(params, form):
+    return quantise.quantised({"text": params}, form)["text"]
+
+
+def dequantised(params):
+    """By hand, float32, in plain numpy."""
+    flat = flatten_dict(jax.tree.map(np.asarray, params))
+    for path in [path for path in flat if path[-1] == "scales"]:
+        scales = flat.pop(path).astype(np.float32)
+        name = next(key for key in flat if key[:-1] == path[:-1] and key[-1] in ("kernel", "embedding"))
+        values = flat[name].astype(np.float32)
+        if path[-2] == "embed":
+            flat[name] = values * scales[:, None]
+        elif flat[name].dtype == jnp.int4:
+            layers, groups, group, out = values.shape
+            flat[name] = np.stack([v * s[:, None] for v, s in zip(values, scales)]).reshape(layers, -1, out)
+        else:
+            broad = values.ndim - scales.ndim
+            stacked = path[0] == "layers"
+            flat[name] = values * scales.reshape(*scales.shape[:stacked], *(1,) * broad, *scales.shape[stacked:])
+    return unflatten_dict(flat)
+
+
+@jax.jit
+def logits(variables):
+    tokens, positions, mask, _ = rows()
+    return Decoder(CONFIG, remat="full").apply(variables, tokens, positions, mask)
+
+
+@pytest.mark.parametrize("form", [INT8, INT4])
+def test_logits_are_those_of_the_restored_weights(params, form):
+    held, adapter = quantised(params, form), random_adapter(params, ALL)
+    plain = dequantised(held)
+    assert held["layers"]["gate"]["kernel"].dtype == {8: jnp.int8, 4: jnp.int4}[form.bits]
+    assert relative(logits({"params": held}), logits({"params": plain})) < 1e-6
+    adapted = logits(lora.adapted(held, adapter, ALL))
+    assert relative(adapted, logits(lora.adapted(plain, adapter, ALL))) < 1e-6
+    assert relative(adapted, logits({"params": lora.merge(held, adapter, ALL)})) < 1e-6
+    fresh = lora.init(jax.random.key(0), held, ALL)
+    assert jax.tree.map(jnp.shape, fresh) == jax.tree.map(jnp.shape, adapter)
+    grads = jax.grad(lambda adapter, base: jnp.sum(logits(lora.adapted(base, adapter, ALL)) ** 2))
+    errors = jax.tree.map(relative, grads(adapter, held), grads(adapter, plain))
+    assert max(jax.tree.leaves(errors)) < 1e-4
+
+
+def test_error_by_bits_and_group(params):
+    """Of a whole model's logits; half a step at most of each weight."""
+    want = logits({"params": params})
+    eight, four = (relative(logits({"params": quantised(params, form)}), want) for form in (INT8, INT4))
+    assert eight < 0.03 and 3 * eight < four < 0.2, (eight, four)
+    held = quantised(params, INT8)
+    steps = np.abs(np.asarray(params["layers"]["o"]["kernel"] - dequantised(held)["layers"]["o"]["kernel"]))
+    assert (steps <= 0.501 * np.asarray(held["layers"]["o"]["scales"])[:, None, None]).all()
+
+
+def test_import_quantises_as_it_reads(tmp_path):
+    """From safetensors and from a store, onto one device and onto a mesh: the same, but for ties of rounding."""
+
+    def same(got, want):
+        assert got.dtype == want.dtype
+        apart = np.abs(np.asarray(got, np.float32) - np.asarray(want, np.float32))
+        assert apart.max() <= 1 and np.mean(apart > 0) < 0.02
+
+    config, form = small.thinker_config(), INT4
+    params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), small.thinker_params())
+    pretrained.save(tmp_path / "hf", Thinker(config), params)
+    store.save_store(tmp_path / "store", config, params)
+    want = quantise.quantised(params, form)
+    mesh = make_mesh({"fsdp": 2, "tensor": 2, "data": 2})
+    for folder, on in (("hf", None), ("hf", mesh), ("store", None), ("store", mesh)):
+        got = pretrained.read_params(tmp_path / folder, config, mesh=on, form=form)
+        jax.tree.map(same, got, want)
+    shardings = flatten_dict(tree_shardings(mesh, quantise.quantised(abstract_params(config), form)))
+    assert {path: x.sharding for path, x in flatten_dict(got).items()} == shardings
+    assert shardings["text", "layers", "down", "scales"].spec[-1] == "fsdp"
+    with jax.set_mesh(mesh):
+        merged = lora.merge(got["text"], random_adapter(params["text"], ALL), ALL)
+        copy = jax.jit(lambda tree: decoding_copy(Thinker(config).decoder(), {"params": tree}))(merged)
+    assert copy["params"]["layers"]["up"]["kernel"].dtype == want["text"]["layers"]["up"]["kernel"].dtype
+
+
+def test_refused(params, tmp_path):
+    with pytest.raises(InputError, match="thinker.frozen_group: 32 does not divide the 80 input channels of text/layers/down"):
+        quantised(params, quantise.Format(4, 32))
+    pretrained.save(tmp_path / "hf", Thinker(small.thinker_config()), small.thinker_params())
+    path = tmp_path / "hf" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"quantization_config": {"quant_method": "gptq"}}))
+    with pytest.raises(InputError, match=r"config.json: the weights are quantised already \(gptq\); take those from"):
+        pretrained.read_config(tmp_path / "hf")
