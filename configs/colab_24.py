@@ -1,4 +1,4 @@
-"""One TPU chip of 16 GiB: Qwen2.5-Omni-3B in 8 bits with an adapter, groups of 4, the paper's 24 frames, SAM 2.1 small."""
+"""One TPU chip of 16 GiB: Qwen2.5-Omni-3B in 8 bits with an adapter, groups of 4, the paper's 24 frames."""
 
 from omnir1_jax.config.settings import CELL, datasets, defaults, task
 

@@ -199,6 +199,16 @@ def _thinker_params(
     return draw(abstract_params(thinker), key, dtype, mesh, form)
 
 
+def originals(config: ConfigDict, loaded: Loaded) -> dict[str, Any]:
+    """The thinker's parameters as they were before they were quantised: those of its directory, `Deferred`."""
+    if config.thinker.frozen == "float":
+        return loaded.params
+    dtype, thinker = jnp.dtype(config.thinker.param_dtype), loaded.models.thinker.config
+    if config.thinker.path:
+        return pretrained.deferred(config.thinker.path, thinker, dtype=dtype)
+    return draw(abstract_params(thinker), jax.random.fold_in(jax.random.key(config.seed), 1), dtype)
+
+
 def frozen_format(config: ConfigDict) -> quantise.Format | None:
     """How the thinkers' frozen parameters are quantised; None where they are not."""
     own = section(sections.Thinker, config.thinker)

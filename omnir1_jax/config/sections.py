@@ -31,8 +31,8 @@ class Thinker(Section):
     param_dtype: Dtype = setting("bfloat16", "dtype of frozen parameters; trained ones are float32")
     frozen: Literal["float", "int8", "int4"] = setting(
         "float",
-        "frozen parameters as they are, or as integers with scales: 8 bits, or 4 in the decoder's feed-forward layers and "
-        "8 elsewhere; training needs an adapter (`lora.rank`), export takes the weights of `path` again",
+        "frozen parameters as they are, or as integers with scales: 8 bits, or 4 in the decoder's feed-forward layers "
+        "and 8 elsewhere; training needs an adapter (`lora.rank`), export takes the weights of `path` again",
     )
     frozen_group: int = setting(64, "int4: neighbouring input channels that share a scale", POSITIVE)
     remat: Literal["none", "full", "attention", "dots", "dots_no_batch", "offload"] = setting(

@@ -6,7 +6,9 @@ parameter is filled layer by layer and handed to the devices before the next one
 
 import dataclasses
 import fnmatch
+import functools
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -158,26 +160,61 @@ def load_params(
     Raises:
       InputError: a broken file, or tensors unknown, missing or misshapen: one error that lists them.
     """
+    shapes = flatten_dict(shapes)
+    shardings = {} if shardings is None else flatten_dict(shardings)
+    params = {}
+    for key, one in flatten_dict(deferred(path, leaves, unflatten_dict(shapes), dtype, prefixes, ignore)).items():
+        host = {key: one.make()}
+        if form is not None and (how := quantise.plan(key, one.shape, form)):
+            host[key], host[(*key[:-1], quantise.SCALES)] = quantise.split_host(host[key], how)
+        for name, part in host.items():
+            sharding = shardings.get(name)
+            if sharding is None:
+                params[name] = jax.device_put(part)  # jnp.asarray would copy
+            else:
+                params[name] = jax.make_array_from_callback(part.shape, sharding, lambda index, part=part: part[index])
+        del host, part
+    return unflatten_dict(params)
+
+
+@dataclasses.dataclass(frozen=True)
+class Deferred:
+    """A parameter that is made on the host when it is asked for, and not kept."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    make: Callable[[], np.ndarray]
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
+        return self.make()
+
+
+def deferred(
+    path: epath.PathLike,
+    leaves: Sequence[Leaf],
+    shapes: Any,
+    dtype: DTypeLike | None = None,
+    prefixes: Sequence[str] = ("",),
+    ignore: Sequence[str] = (),
+) -> Any:
+    """A checkpoint's parameters as `Deferred`; names and shapes are checked now. Otherwise as `load_params`."""
     path = epath.Path(path)
     tensors = safetensors_file.index(path)
     shapes = flatten_dict(shapes)
-    shardings = {} if shardings is None else flatten_dict(shardings)
     groups = by_parameter(leaves, shapes)
     prefix = max(prefixes, key=lambda prefix: sum(prefix + leaf.name in tensors for leaf in leaves))
     _check(path, tensors, leaves, shapes, prefix, ignore)
-    params = {}
-    for key, group in groups.items():
-        host = {key: _fill(group, shapes[key].shape, tensors, prefix, dtype)}
-        if form is not None and (how := quantise.plan(key, shapes[key].shape, form)):
-            host[key], host[(*key[:-1], quantise.SCALES)] = quantise.split_host(host[key], how)
-        for path, part in host.items():
-            sharding = shardings.get(path)
-            if sharding is None:
-                params[path] = jax.device_put(part)  # jnp.asarray would copy
-            else:
-                params[path] = jax.make_array_from_callback(part.shape, sharding, lambda index, part=part: part[index])
-        del host, part
-    return unflatten_dict(params)
+
+    def one(group: Sequence[Leaf], shape: tuple[int, ...]) -> Deferred:
+        stored = {safetensors_file.DTYPES[tensors[prefix + leaf.name].dtype] for leaf in group}
+        kind = np.dtype(jnp.result_type(*stored) if dtype is None else dtype)
+        return Deferred(shape, kind, functools.partial(_fill, group, shape, tensors, prefix, kind))
+
+    return unflatten_dict({key: one(group, shapes[key].shape) for key, group in groups.items()})
 
 
 def _fill(
@@ -185,13 +222,11 @@ def _fill(
     shape: tuple[int, ...],
     tensors: Mapping[str, TensorInfo],
     prefix: str,
-    dtype: DTypeLike | None,
+    dtype: np.dtype,
 ) -> np.ndarray:
     """One parameter on the host."""
     infos = [tensors[prefix + leaf.name] for leaf in group]
-    if dtype is None:
-        dtype = jnp.result_type(*{safetensors_file.DTYPES[info.dtype] for info in infos})
-    host, filled = _aligned(shape, np.dtype(dtype)), set()
+    host, filled = _aligned(shape, dtype), set()
     for leaf, info in zip(group, infos, strict=True):
         part = host if leaf.layer is None else host[leaf.layer]
         tensor = safetensors_file.read_tensor(info)

@@ -14,6 +14,7 @@ import flax.linen as nn
 import flax.traverse_util
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Key
 
 from omnir1_jax.config.sections import Lora
@@ -84,6 +85,15 @@ def merge(params: Params, adapter: Params, config: Lora) -> dict:
         product = jax.vmap(lambda a, b: jnp.tensordot(a, b, 1))(parts[(*path, "a")], parts[(*path, "b")])
         flat[(*path, "kernel")] = (kernel.astype(jnp.float32) + config.scale * product).astype(kernel.dtype)
     return flax.traverse_util.unflatten_dict(flat)
+
+
+def merged_on_host(kernel: Any, pair: Mapping[str, Any], config: Lora) -> np.ndarray:
+    """`merge` of one kernel [layers, *in, *out], layer by layer in numpy. `pair`: its adapter {"a", "b"}."""
+    kernel, (a, b) = np.asarray(kernel), (np.asarray(pair[name], np.float32) for name in "ab")
+    kernel = kernel if kernel.flags.writeable else kernel.copy()
+    for i, layer in enumerate(kernel):
+        kernel[i] = layer.astype(np.float32) + config.scale * np.tensordot(a[i], b[i], 1)
+    return kernel
 
 
 def _flat(tree: Params) -> dict[tuple[str, ...], Any]:

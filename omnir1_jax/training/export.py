@@ -1,17 +1,20 @@
 """The trained weights of a run as a directory that transformers and this package load."""
 
+import functools
 import json
 import tempfile
 from typing import Any
 
 import jax
+import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 from transformers import PreTrainedTokenizerBase
 
-from omnir1_jax.build.models import Loaded, lora_config
+from omnir1_jax.build.models import Loaded, lora_config, originals
 from omnir1_jax.errors import InputError
 from omnir1_jax.models import lora, sam2
+from omnir1_jax.models.hf_checkpoint import Deferred
 from omnir1_jax.models.qwen_omni import hf_adapter, hf_config, hf_processor, pretrained, store
 
 
@@ -23,6 +26,21 @@ def merged(config: Any, loaded: Loaded, trainable: Any) -> dict[str, Any]:
     if config.lora.rank:
         return loaded.params | {"text": lora.merge(loaded.params["text"], trainable, lora_config(config.lora))}
     return loaded.params | {"text": like(trainable, loaded.params["text"])}
+
+
+def written(config: Any, loaded: Loaded, trainable: Any) -> dict[str, Any]:
+    """The parameters to be written: `merged`, or with quantised weights their originals with the adapter in them, each
+    made when it is asked for."""
+    own = lora_config(config.lora)
+    if config.thinker.frozen == "float" or own is None:
+        return merged(config, loaded, trainable)
+    params = originals(config, loaded)
+    layers = dict(params["text"]["layers"])
+    for name, pair in gathered(trainable)["layers"].items():
+        kernel = layers[name]["kernel"]
+        make = functools.partial(lora.merged_on_host, kernel, pair, own)
+        layers[name] = layers[name] | {"kernel": Deferred(tuple(kernel.shape), np.dtype(kernel.dtype), make)}
+    return params | {"text": params["text"] | {"layers": layers}}
 
 
 STEP = "training.json"  # beside the weights: {"step": 200}
@@ -40,7 +58,7 @@ def save(
       layout: of `pretrained.save`; a segmenter takes `owner` and `flag` only.
     """
     masks = config.objective == "masks"
-    found = gathered(trainable if masks else merged(config, loaded, trainable))
+    found = gathered(trainable if masks else written(config, loaded, trainable))
     about = {} if step is None else {STEP: json.dumps({"step": step}).encode() + b"\n"}
     if jax.process_index():
         return

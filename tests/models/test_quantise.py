@@ -2,13 +2,14 @@
 
 import json
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from omnir1_jax.build import models
+from omnir1_jax.config import settings
 from omnir1_jax.config.sections import Lora
 from omnir1_jax.errors import InputError
 from omnir1_jax.models import lora, quantise
@@ -17,6 +18,8 @@ from omnir1_jax.models.qwen_omni.decoder import Decoder
 from omnir1_jax.models.qwen_omni.decoding import decoding_copy
 from omnir1_jax.models.qwen_omni.thinker import Thinker, abstract_params
 from omnir1_jax.parallel import make_mesh, tree_shardings
+from omnir1_jax.rl.config import Models
+from omnir1_jax.training import export
 from tests.models.test_lora import random_adapter, rows
 from tests.models.text_oracle import params_of, reference, relative, text_config
 from tests.rl import small
@@ -44,8 +47,8 @@ def dequantised(params):
         if path[-2] == "embed":
             flat[name] = values * scales[:, None]
         elif flat[name].dtype == jnp.int4:
-            layers, groups, group, out = values.shape
-            flat[name] = np.stack([v * s[:, None] for v, s in zip(values, scales)]).reshape(layers, -1, out)
+            out = values.shape[-1]
+            flat[name] = np.stack([(v * s[:, None]).reshape(-1, out) for v, s in zip(values, scales)])
         else:
             broad = values.ndim - scales.ndim
             stacked = path[0] == "layers"
@@ -112,10 +115,30 @@ def test_import_quantises_as_it_reads(tmp_path):
 
 
 def test_refused(params, tmp_path):
-    with pytest.raises(InputError, match="thinker.frozen_group: 32 does not divide the 80 input channels of text/layers/down"):
+    with pytest.raises(
+        InputError, match="frozen_group: 32 does not divide the 80 input channels of text/layers/down"
+    ):
         quantised(params, quantise.Format(4, 32))
     pretrained.save(tmp_path / "hf", Thinker(small.thinker_config()), small.thinker_params())
     path = tmp_path / "hf" / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"quantization_config": {"quant_method": "gptq"}}))
     with pytest.raises(InputError, match=r"config.json: the weights are quantised already \(gptq\); take those from"):
         pretrained.read_config(tmp_path / "hf")
+
+
+def test_export_merges_into_the_original_weights(tmp_path):
+    """Of a run with quantised weights: what `lora.merge` makes of the weights of thinker.path, from either kind."""
+    config, base = small.thinker_config(), jax.tree.map(lambda x: x.astype(jnp.bfloat16), small.thinker_params())
+    pretrained.save(tmp_path / "hf", Thinker(config), base)
+    store.save_store(tmp_path / "store", config, base)
+    run = settings.defaults()
+    run.thinker.frozen, run.thinker.frozen_group, run.lora.rank, run.lora.alpha = "int4", 16, ALL.rank, ALL.alpha
+    adapter = random_adapter(base["text"], ALL)
+    want = base | {"text": lora.merge(base["text"], adapter, ALL)}
+    for folder in ("hf", "store"):
+        run.thinker.path = str(tmp_path / folder)
+        params = pretrained.read_params(run.thinker.path, config, form=models.frozen_format(run))
+        loaded = models.Loaded(Models(Thinker(config), None), params, None, small.tokenizer())
+        export.save(tmp_path / f"from_{folder}", run, loaded, adapter)
+        got = pretrained.read_params(tmp_path / f"from_{folder}", config)
+        jax.tree.map(np.testing.assert_array_equal, got, want)

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from omnir1_jax.models.qwen_omni.cache import Prompt
-from omnir1_jax.models.qwen_omni.decoder import Decoder
-from omnir1_jax.models.qwen_omni.decoder import Matrix
+from omnir1_jax.models.qwen_omni.decoder import Decoder, Matrix
 from omnir1_jax.models.qwen_omni.score import score, token_logprobs
 from tests.models.text_oracle import params_of, reference, relative, text_config
 

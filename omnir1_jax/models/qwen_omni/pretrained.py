@@ -74,6 +74,14 @@ def read_params(
     )
 
 
+def deferred(path: epath.PathLike, config: ThinkerConfig, *, dtype: DTypeLike | None = None) -> dict:
+    """As `read_params`, each parameter read on the host when it is asked for (`hf_checkpoint.Deferred`)."""
+    if store.is_store(path):
+        return store.deferred(path, config, dtype=dtype)
+    shapes = nn.unbox(hf_checkpoint.abstract(abstract_params, config, path))
+    return hf_checkpoint.deferred(path, weights.leaves(config), shapes, dtype, weights.PREFIXES, weights.IGNORE)
+
+
 def load(
     path: epath.PathLike,
     *,
