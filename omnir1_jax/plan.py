@@ -14,7 +14,7 @@ from omnir1_jax import cli
 from omnir1_jax.config import settings
 from omnir1_jax.errors import InputError
 from omnir1_jax.files import json_file, output_file
-from omnir1_jax.planning import report, scaling, search, table, validation
+from omnir1_jax.planning import price, report, scaling, search, table, validation
 
 _CONFIG = settings.define()
 _TOPOLOGY = cli.flag.string(
@@ -37,6 +37,7 @@ _EFFORT = cli.flag.float(
     lower_bound=-1.0,
     upper_bound=1.0,
 )
+_PRICE = cli.flag.float("price", None, "USD of a chip and hour: also what the config's steps cost.", lower_bound=0.0)
 _SUMMARY = cli.flag.list("summary", [], "Only print plans that --json wrote to these files as one Markdown table.")
 _JSON = cli.flag.string("json", None, "Also write the plan to this file.")
 _COMPLETION = cli.flag.integer("completion", None, "Tokens of the longest completion; default the limit.")
@@ -59,8 +60,9 @@ def main(_: Any) -> int:
     if validation.STAGE in _STAGES.value and (_SEARCH.value or len(topologies) > 1):
         raise InputError("--stages: validate takes one --topology, and no --search")
     if len(topologies) > 1:
-        if _SEARCH.value:
-            raise InputError("--search: takes one --topology")
+        for flag, value in (("search", _SEARCH.value), ("price", _PRICE.value is not None)):
+            if value:
+                raise InputError(f"--{flag}: takes one --topology")
         plans = scaling.weak(config, topologies, **how, log=log)
         found, text, good = plans, table.scaling(plans), all(plan["fits"] for plan in plans)
     else:
@@ -70,6 +72,9 @@ def main(_: Any) -> int:
             found = report.plan(config, topologies[0], **how)
         found = {"config": config.name} | found
         text, good = table.table(found), found["fits"]
+        if _PRICE.value is not None:
+            found |= {"run": price.run(found, config, _PRICE.value)}
+            text += "\n" + price.line(found["run"], found, config)
     print(text, flush=True)
     if _JSON.value:
         output_file.write(_JSON.value, "--json", found, is_output)

@@ -24,6 +24,7 @@ from omnir1_jax.planning import (
     lowering,
     memory,
     operations,
+    price,
     rates,
     report,
     scaling,
@@ -394,3 +395,15 @@ def test_a_plan_for_four_chips_and_one_that_does_not_fit():
     assert found["collective_bytes"]["total"] > 0
     json.dumps(found)
     assert not small_chip["fits"] and small_chip["shrink"]
+
+
+def test_what_a_run_costs():
+    """8 chips, 325 steps of 35 s, 6 minutes of compilation, 13 checkpoints of 2.4 GB at 0.1 GB/s."""
+    config = defaults()
+    config.steps, config.checkpoint.every = 325, 25
+    memory = {"weights trained": int(1e8), "optimiser": int(2e8)}
+    plan = dict(chips=8, hbm_bytes_per_chip=memory, seconds_estimate={"total": 35.0}, compile_seconds=360.0)
+    found = price.run(plan, config, 1.2)
+    assert found["chip hours"] == pytest.approx(8 * (325 * 35 + 360 + 13 * 24) / 3600)
+    assert found["dollars"] == pytest.approx(1.2 * found["chip hours"])
+    assert price.line(found, plan, config).endswith("0.09 h checkpoints; 26.8 chip hours on 8 chips, 32.13 USD")
