@@ -128,7 +128,10 @@ def convert(args: argparse.Namespace, source: epath.Path, target: epath.Path, me
     """A Hugging Face directory or a store to the other, or to one of its own kind written anew."""
     base = hf_config.read_json(source)
     config = pretrained.read_config(source)
-    params = pretrained.read_params(source, config, dtype=DTYPES[args.dtype], mesh=mesh)
+    if args.command == "export" and mesh is None:
+        params = pretrained.deferred(source, config, dtype=DTYPES[args.dtype])
+    else:
+        params = pretrained.read_params(source, config, dtype=DTYPES[args.dtype], mesh=mesh)
     if args.command == "import":
         store.save_store(target, config, params, base=base, files=store.text_files(source), flag=FLAG)
     else:

@@ -1,4 +1,4 @@
-"""Runs cells of launch/colab.ipynb: `python -m tests.launch.notebook TAG VALUES`, in JSON those of the first cell.
+"""Runs cells of a notebook: `python -m tests.launch.notebook NAME TAG VALUES`, in JSON those of the first cell.
 
 What the cells display is written to stdout, a line each after `>>>`. Cells tagged `real` need weights, data and a
 TPU: their commands are not run but read by the command's own parser, and written after `$$$`.
@@ -13,12 +13,16 @@ import types
 import huggingface_hub
 from absl import flags
 
-NOTEBOOK = pathlib.Path(__file__).parent.parent.parent / "launch/colab.ipynb"
+LAUNCH = pathlib.Path(__file__).parent.parent.parent / "launch"
 
 
-def cells(*tags: str) -> list[str]:
+def read(name: str) -> dict:
+    return json.loads((LAUNCH / f"{name}.ipynb").read_text())
+
+
+def cells(name: str, *tags: str) -> list[str]:
     """Sources of the code cells with these tags, in their order."""
-    own = [cell for cell in json.loads(NOTEBOOK.read_text())["cells"] if cell["cell_type"] == "code"]
+    own = [cell for cell in read(name)["cells"] if cell["cell_type"] == "code"]
     return ["".join(cell["source"]) for cell in own if set(cell["metadata"]["tags"]) & set(tags)]
 
 
@@ -50,22 +54,22 @@ def parsed(module: str, *options: str) -> None:
     print(f"\n$$$ {json.dumps([module, *options])}", flush=True)
 
 
-def main(tag: str, values: str) -> None:
+def main(name: str, tag: str, values: str) -> None:
     sys.modules["IPython"] = types.ModuleType("IPython")
     sys.modules["IPython.display"] = displays()
     names: dict = {"__name__": "__main__"}
-    for source in cells("parameters"):
+    for source in cells(name, "parameters"):
         exec(source, names)
     given = json.loads(values)
     assert given.keys() <= names.keys(), "the first cell has other names"
     names |= given
-    for source in cells("setup"):
+    for source in cells(name, "setup"):
         exec(source, names)
     if tag == "real":
         huggingface_hub.snapshot_download = lambda name, **options: tell("download", name=name, **options)
         names |= {"python": parsed, "show_run": lambda folder: None, "show_answer": lambda folder: None}
-    for source in cells(tag):
-        exec(compile(source, str(NOTEBOOK), "exec"), names)
+    for source in cells(name, tag):
+        exec(compile(source, name, "exec"), names)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""launch/colab.ipynb: the toy part runs end to end on the CPU, the rest asks for what there is."""
+"""launch/*.ipynb: the toy part runs end to end on the CPU, the rest asks for what there is."""
 
 import json
 import os
@@ -13,9 +13,9 @@ from tests.launch.machine import ROOT
 from tests.runs import SMALL_TOY, environment
 
 
-def run(tag: str, cwd, **values) -> list[str]:
+def run(tag: str, cwd, name="colab", **values) -> list[str]:
     """What the cells printed."""
-    command = [sys.executable, "-m", "tests.launch.notebook", tag, json.dumps({"INSTALL": False, **values})]
+    command = [sys.executable, "-m", "tests.launch.notebook", name, tag, json.dumps({"INSTALL": False, **values})]
     done = subprocess.run(command, cwd=cwd, env=environment(), capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return done.stdout.splitlines()
@@ -46,17 +46,30 @@ def test_the_toy_part_runs(checkout):
     assert shown[1][1]["text"].startswith('<iframe srcdoc="&lt;!')
 
 
-def test_the_rest_asks_for_what_there_is(checkout):
+def test_toy_and_setup_are_the_same_on_kaggle():
+    for tag in ("setup", "toy"):
+        assert notebook.cells("kaggle", tag) == notebook.cells("colab", tag)
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "config"),
+    [
+        ("colab", {}, "colab"),
+        ("colab", {"MODEL": "7B"}, "colab_7b"),
+        ("kaggle", {"SCRATCH": "scratch"}, "kaggle"),
+    ],
+)
+def test_the_rest_asks_for_what_there_is(checkout, name, values, config):
     (checkout / "data/ReVOS/JPEGImages/a/clip").mkdir(parents=True)
     videos = {"videos": {"a/clip": {"expressions": {"0": {"exp": "the one that jumps"}}}}}
     (checkout / "data/ReVOS/meta_expressions_valid_.json").write_text(json.dumps(videos))
-    said = run("real", checkout)
+    said = run("real", checkout, name, **values)
     downloads = [of for kind, of in marked(said, ">>> ") if kind == "download"]
-    assert [of["local_dir"] for of in downloads] == ["weights/Qwen2.5-Omni-3B", "weights/sam2.1-hiera-tiny"]
-    config = (ROOT / "configs/colab.py").read_text()
-    assert all(f'"{of["local_dir"]}"' in config for of in downloads)
+    text = (ROOT / f"configs/{config}.py").read_text()
+    assert len(downloads) == 2 and all(f'"{of["local_dir"]}"' in text for of in downloads)
     commands = marked(said, "$$$ ")
     assert [command[0] for command in commands] == ["plan", "train", "convert", "infer"]
+    assert all(f"--config=configs/{config}.py" in command for command in commands[:2])
     assert "--video=data/ReVOS/JPEGImages/a/clip" in commands[-1] and "--query=the one that jumps" in commands[-1]
 
 
@@ -64,7 +77,7 @@ def test_without_the_dataset_the_synthetic_world_stands_in(checkout, monkeypatch
     monkeypatch.chdir(checkout)
     made = []
     names = {"python": lambda *command: made.append(command), "pathlib": pathlib, "WEIGHTS": {}, "REVOS": ""}
-    exec(notebook.cells("real")[1], names)
+    exec(notebook.cells("colab", "real")[1], names)
     assert made == [("data.synthetic", "--out=data/ReVOS", "--layout=revos", "--clips=40")]
 
 
@@ -80,7 +93,7 @@ def test_it_clones_and_installs(tmp_path):
     (tmp_path / "content").mkdir()
     values = {"REPOSITORY": str(tmp_path / "origin"), "INSTALL": True}
     code = (
-        "import sys; from tests.launch import notebook as n; n.sys.executable = sys.argv.pop(); n.main(*sys.argv[1:])"
+        "import sys; from tests.launch import notebook as n; n.sys.executable = sys.argv.pop(); n.main('colab', *sys.argv[1:])"
     )
     for _ in range(2):  # again is no second clone
         subprocess.run(
@@ -91,8 +104,9 @@ def test_it_clones_and_installs(tmp_path):
     assert installed == [f"{tmp_path}/content/omnir1_jax -m pip install -q -e .[tpu] -c launch/constraints.txt"] * 2
 
 
-def test_it_is_a_clean_notebook():
-    book = json.loads(notebook.NOTEBOOK.read_text())
+@pytest.mark.parametrize("name", ["colab", "kaggle"])
+def test_it_is_a_clean_notebook(name):
+    book = notebook.read(name)
     assert (book["nbformat"], book["nbformat_minor"]) == (4, 5)
     ids = [cell["id"] for cell in book["cells"]]
     assert len(set(ids)) == len(ids)
