@@ -93,7 +93,8 @@ def test_it_clones_and_installs(tmp_path):
     (tmp_path / "content").mkdir()
     values = {"REPOSITORY": str(tmp_path / "origin"), "INSTALL": True}
     code = (
-        "import sys; from tests.launch import notebook as n; n.sys.executable = sys.argv.pop(); n.main('colab', *sys.argv[1:])"
+        "import sys; from tests.launch import notebook as n; n.sys.executable = sys.argv.pop(); "
+        "n.main('colab', *sys.argv[1:])"
     )
     for _ in range(2):  # again is no second clone
         subprocess.run(
