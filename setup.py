@@ -4,15 +4,21 @@ The configs and the toy's weights lie beside the package in a checkout and withi
 `omnir1_jax.configs` (`omnir1_jax.config.shipped` finds either).
 """
 
-from setuptools import find_packages, setup
+from setuptools import find_namespace_packages, setup
+
+weights = find_namespace_packages("configs", include=["toy_weights", "toy_weights.*"])
 
 setup(
-    packages=[*find_packages(include=["omnir1_jax", "omnir1_jax.*"]), "omnir1_jax.configs"],
+    packages=[
+        *find_namespace_packages(include=["omnir1_jax", "omnir1_jax.*"]),
+        "omnir1_jax.configs",
+        *(f"omnir1_jax.configs.{folder}" for folder in weights),
+    ],
     package_dir={"omnir1_jax.configs": "configs"},
     package_data={
         "omnir1_jax": ["py.typed"],
-        "omnir1_jax.configs": ["toy_weights/*/*"],
-        "omnir1_jax.systems": ["templates/*.txt"],
+        **{f"omnir1_jax.configs.{folder}": ["*"] for folder in weights},
+        "omnir1_jax.systems.templates": ["*.txt"],
         "omnir1_jax.text": ["characters.npz"],
     },
 )
