@@ -22,8 +22,9 @@ def read(path: str, setting: str) -> dict[str, float]:
     """
     try:
         rows = paths.read_bytes(path).splitlines()
-    except OSError as error:
-        raise InputError(f"{setting}: {path} cannot be read ({error.strerror or error})") from error
+    except (OSError, ValueError) as error:  # of a path that is none
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{setting}: {path!r} cannot be read ({reason})") from error
     found = {}
     for number, row in enumerate(rows, 1):
         line = json_file.parse_object(row, f"{setting}: {path}, line {number}")
