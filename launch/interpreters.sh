@@ -7,7 +7,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
 [ $# -gt 0 ] || set -- --fast
 failed=0
 for version in 3.11 3.12 3.13; do
-  if ! "python$version" -c "" 2>/dev/null; then
+  if ! "python$version" -c "" >/dev/null 2>&1; then
     echo "python$version: not installed"
     continue
   fi

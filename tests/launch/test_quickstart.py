@@ -6,7 +6,7 @@ import signal
 import pytest
 
 from tests.launch.machine import INTERPRETERS, Machine
-from tests.runs import until
+from tests.runs import ROOT, until
 
 DF = "#!/bin/sh\necho Filesystem 1024-blocks Used Available Capacity Mounted\necho disk 9000000 1 {} 1% /\n"
 
@@ -148,3 +148,16 @@ def test_the_tests_run_on_what_one_says(machine):
     assert machine.calls[2] == "-m pytest tests/test_cli.py -q"
     assert machine.run("test.sh")[0] == 0
     assert machine.calls[3:] == ["-m pytest -n 2 --dist loadfile --no-loadscope-reorder"]
+
+
+def test_the_fast_tests_run_on_each_interpreter_with_what_pip_resolves(machine):
+    """`fake version` is what each fake interpreter says, so all three are 3.12 here; one of them is not installed."""
+    machine.program("python3.11", "#!/bin/sh\nexit 127\n")
+    status, out, said = machine.run("interpreters.sh")
+    assert status == 0 and out.splitlines()[:2] == ["python3.11: not installed", "python3.12:"], said
+    installs = [call for call in machine.calls if "pip install" in call]
+    assert len(installs) == 2 and not any("--constraint" in call for call in installs)
+    tests = [call.split() for call in machine.calls if call.startswith("-m pytest")]
+    assert len(tests) == 2 and tests[0][2:4] == ["-n", "2"]
+    named = [word for word in tests[0] if word.startswith("tests/")]
+    assert len(named) > 5 and all((ROOT / name).exists() for name in named)
