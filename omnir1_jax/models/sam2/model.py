@@ -3,14 +3,12 @@
 All methods are batched over the first axis (frames to encode, or objects); `video.py` and `image.py` wire them.
 """
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from omnir1_jax.models.sam2.config import Sam2Config
 from omnir1_jax.models.sam2.decoder import MaskDecoder, Masks, best, single
@@ -125,7 +123,7 @@ class Sam2(nn.Module):
         self,
         coarse: Float[Array, "b h w d"],
         maps: Float[Array, "b s n c"],
-        times: Sequence[int],
+        times: Int[Array, "#b s"],
         maps_seen: Bool[Array, "b s"],
         pointers: Float[Array, "b p d"],
         distances: Float[Array, "b p"],
@@ -140,8 +138,8 @@ class Sam2(nn.Module):
         config = self.config
         (b, slots, n, channels), grid = maps.shape, config.grid
         place = jnp.asarray(sine_position_2d(grid, grid, channels)).reshape(n, channels)
-        time = self.memory_time[np.array(times), 0].astype(jnp.float32)
-        map_positions = jnp.broadcast_to((place + time)[None], (b, slots, n, channels))
+        time = self.memory_time[times, 0].astype(jnp.float32)
+        map_positions = jnp.broadcast_to(place + time, (b, slots, n, channels))
         splits = config.width // channels
         tokens = pointers.reshape(b, -1, channels)
         if config.pointer_time:
@@ -163,9 +161,8 @@ class Sam2(nn.Module):
         memory = self.remember(features.coarse, result, True)
         self.mask_downsample(jnp.zeros((1, 4, 4, 1)))
         seen = jnp.ones((1, 1), bool)
-        image = self.recall(
-            features.coarse, memory[:, None], [-1], seen, result.pointer[:, None], jnp.zeros((1, 1)), seen
-        )
+        times, distances = jnp.full((1, 1), -1), jnp.zeros((1, 1))
+        image = self.recall(features.coarse, memory[:, None], times, seen, result.pointer[:, None], distances, seen)
         return self.find_again(features, image)
 
 

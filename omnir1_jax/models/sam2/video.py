@@ -16,6 +16,7 @@ from omnir1_jax.models.sam2.model import NO_OBJECT, Found, Sam2
 from omnir1_jax.models.sam2.pixels import preprocess, usable
 
 AnyArray = jax.Array | np.ndarray
+FEW = 1024  # keys of the memory up to which empty slots cost less than further programs without them
 
 
 class Tracks(NamedTuple):
@@ -265,10 +266,14 @@ def _track_chunk(
     apply = lambda method, *args: model.apply({"params": params}, *args, method=method)
     frame = lambda at: jax.tree.map(lambda x: jnp.take(x, at, axis=0, mode="clip"), features)
 
+    def most(count: Int[Array, ""]) -> Int[Array, ""]:
+        """Of all clips."""
+        return count if axis_name is None else jax.lax.pmax(count, axis_name)
+
     def scan(step: Callable, carry: Any, xs: Any, count: Int[Array, ""]) -> tuple[Any, Any]:
         if every:  # all steps, so that gradients flow
             return jax.lax.scan(jax.checkpoint(step, prevent_cse=False) if remat else step, carry, xs)
-        return _scan(step, carry, xs, count if axis_name is None else jax.lax.pmax(count, axis_name))
+        return _scan(step, carry, xs, most(count))
 
     def prompted(_: tuple, slot: tuple) -> tuple:
         at, boxes = slot
@@ -285,7 +290,9 @@ def _track_chunk(
         return _collect(given, None, prompts, None, None)
 
     times, place = _schedule(config, t, frame_valid, prompts)
-    step = lambda bank, when: _step(config, apply, frame, prompts, given, given_maps, frame_valid, every, bank, *when)
+    step = lambda bank, when: _step(
+        config, apply, frame, prompts, given, given_maps, frame_valid, every, most, bank, *when
+    )
     bank = Bank(
         jnp.zeros((o, t, *given_maps.shape[2:]), given_maps.dtype),
         jnp.zeros((o, t, given.pointer.shape[-1]), given.pointer.dtype),
@@ -357,6 +364,7 @@ def _step(
     given_maps: Float[Array, "o k n c"],
     frame_valid: Bool[Array, " t"],
     every: bool,
+    most: Callable[[Int[Array, ""]], Int[Array, ""]],
     bank: Bank,
     at: Int[Array, " o"],
     sign: Int[Array, " o"],
@@ -393,7 +401,11 @@ def _step(
     distances = distances / jnp.maximum(longest, 1).astype(jnp.float32)
 
     now = frame(at)
-    image = apply(Sam2.recall, now.coarse, maps, times, seen, pointers, distances, pointers_seen)
+    recall = lambda maps, times, seen: apply(
+        Sam2.recall, now.coarse, maps, times, seen, pointers, distances, pointers_seen
+    )
+    times = jnp.broadcast_to(np.array(times), seen.shape)
+    image = recall(maps, times, seen) if every else _of_filled(recall, most, active, maps, times, seen)
     found = apply(Sam2.find_again, now, image, every)
     memory = apply(Sam2.remember, now.coarse, found, False)
     here = (jnp.arange(t) == at[:, None]) & active[:, None]
@@ -403,6 +415,29 @@ def _step(
         here | bank.filled,
     )
     return bank, (found._replace(pointer=None), active)
+
+
+def _of_filled(
+    recall: Callable[..., Array],
+    most: Callable[[Int[Array, ""]], Int[Array, ""]],
+    active: Bool[Array, " o"],
+    maps: Float[Array, "o s n c"],
+    times: Int[Array, "o s"],
+    seen: Bool[Array, "o s"],
+) -> Float[Array, "o h w d"]:
+    """`recall` with as few slots as hold all filled ones: a third, two thirds or all. Each costs compile time."""
+    slots = seen.shape[1]
+    sizes = sorted({-(-slots * part // 3) for part in (1, 2, 3)})
+    if slots * maps.shape[2] <= FEW:
+        return recall(maps, times, seen)
+    order = jnp.argsort(~seen, axis=1, stable=True)
+
+    def of(size: int) -> Callable[[], Array]:
+        return lambda: recall(*(_rows(x, order[:, :size]) for x in (maps, times, seen)))
+
+    count = jnp.max(jnp.where(active, jnp.sum(seen, axis=1), 0))
+    chosen = jnp.searchsorted(jnp.array(sizes), most(count))
+    return jax.lax.switch(chosen, [of(size) for size in sizes])
 
 
 def _conditioning(config: Sam2Config, prompts: Prompts, at: Int[Array, " o"]) -> tuple[Array, Array]:

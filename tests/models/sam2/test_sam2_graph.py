@@ -137,7 +137,7 @@ def test_memory_attention_through_the_fused_kernel(monkeypatch):
     draw = lambda seed, *shape: jax.random.normal(jax.random.key(seed), shape, jnp.bfloat16)
     maps = draw(2, 2, 3, 256, 32).at[:, 1].set(1e3)  # what is not seen may be anything
     seen, pointed = jnp.array([[True, False, True]] * 2), jnp.ones((2, 1), bool)
-    given = draw(1, 2, 16, 16, 128), maps, (6, 0, 1), seen, draw(3, 2, 1, 128), jnp.ones((2, 1)), pointed
+    given = draw(1, 2, 16, 16, 128), maps, jnp.array([[6, 0, 1]]), seen, draw(3, 2, 1, 128), jnp.ones((2, 1)), pointed
     recall = lambda: model.apply({"params": params}, *given, method=sam2.Sam2.recall).astype(jnp.float32)
     want, calls = recall(), []
 

@@ -9,6 +9,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from omnir1_jax.errors import InputError
 from omnir1_jax.models import sam2
+from omnir1_jax.models.sam2 import video
 from omnir1_jax.models.sam2.model import NO_OBJECT
 from tests.models.sam2 import oracle_sam2 as oracle
 
@@ -22,6 +23,14 @@ SEVERAL = {  # frame -> boxes of both objects, two of the prompts late
     14: [[8, 19, 34, 40], [32, 20, 53, 50]],
 }
 EARLY = {0: [[5, 7, 30, 30], [30, 33, 60, 60]]}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def large_memories():
+    """Empty slots of the memory are left out, as they are with larger maps than those of a test."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(video, "FEW", 0)
+        yield
 
 
 def slots(prompts, objects=O, k=K):
