@@ -14,9 +14,9 @@ from omnir1_jax.models.sam2.decoder import Masks
 from omnir1_jax.models.sam2.hiera import Features
 from omnir1_jax.models.sam2.model import NO_OBJECT, Found, Sam2
 from omnir1_jax.models.sam2.pixels import preprocess, usable
+from omnir1_jax.models.sam2.slots import of_filled, rows
 
 AnyArray = jax.Array | np.ndarray
-FEW = 1024  # keys of the memory up to which empty slots cost less than further programs without them
 
 
 class Tracks(NamedTuple):
@@ -245,11 +245,6 @@ def _length(frame_valid: Bool[Array, " t"]) -> Int[Array, ""]:
     return jnp.max(jnp.where(frame_valid, jnp.arange(1, frame_valid.shape[0] + 1), 1))
 
 
-def _rows(x: Num[Array, "o t *d"] | Bool[Array, "o t *d"], at: Int[Array, "o *s"]) -> Array:
-    """Each object's own rows of `x`."""
-    return jax.vmap(lambda row, index: jnp.take(row, index, axis=0, mode="clip"))(x, at)
-
-
 def _track_chunk(
     model: Sam2,
     params: Any,
@@ -335,7 +330,7 @@ def _schedule(config: Sam2Config, t: int, frame_valid: Bool[Array, " t"], prompt
     # Each object's idle steps go last, so that all objects end as soon as the busiest one is done.
     order = jnp.argsort(~active, axis=0, stable=True)
     times = tuple(jnp.take_along_axis(x, order, axis=0) for x in (at, sign, active))
-    return times, _rows(jnp.argsort(order, axis=0).T, jnp.clip(place, 0, None))
+    return times, rows(jnp.argsort(order, axis=0).T, jnp.clip(place, 0, None))
 
 
 def _scan(step: Callable[[Any, Any], tuple[Any, Any]], carry: Any, xs: Any, count: Int[Array, ""]) -> tuple[Any, Any]:
@@ -374,17 +369,17 @@ def _step(
     t = frame_valid.shape[0]
     # Memories: prompted frames (all, or the nearest), then the last tracked ones, nearest first.
     slots, slots_seen = _conditioning(config, prompts, at)
-    maps = [_rows(given_maps, slots)]
+    maps = [rows(given_maps, slots)]
     seen = [slots_seen]
     recent = at[:, None] - sign[:, None] * jnp.arange(1, config.memories)
     inside = (recent >= 0) & (recent < t)
-    filled = inside & _rows(bank.filled, recent)
-    near = _rows(bank.maps, recent)
+    filled = inside & rows(bank.filled, recent)
+    near = rows(bank.maps, recent)
     if slots.shape[1] < prompts.frames.shape[1]:  # a prompted frame that is not among the nearest serves as recent
         left_out = prompts.valid & ~(slots[:, None, :] == jnp.arange(prompts.frames.shape[1])[:, None]).any(axis=2)
         match = (recent[:, :, None] == prompts.frames[:, None, :]) & left_out[:, None, :]
         use = match.any(axis=2) & ~filled
-        near = jnp.where(use[..., None, None], _rows(given_maps, jnp.argmax(match, axis=2)), near)
+        near = jnp.where(use[..., None, None], rows(given_maps, jnp.argmax(match, axis=2)), near)
         filled = filled | use
     maps, seen = jnp.concatenate((*maps, near), axis=1), jnp.concatenate((*seen, filled), axis=1)
     times = (config.memories - 1,) * slots.shape[1] + tuple(range(config.memories - 1))
@@ -395,8 +390,8 @@ def _step(
     back = jnp.arange(1, min(t, config.pointers))
     recent = at[:, None] - sign[:, None] * back
     inside = (recent >= 0) & (recent < t) & (back <= longest)
-    pointers = jnp.concatenate((given.pointer, _rows(bank.pointers, recent)), axis=1)
-    pointers_seen = jnp.concatenate((prompts.valid & (passed >= 0), inside & _rows(bank.filled, recent)), axis=1)
+    pointers = jnp.concatenate((given.pointer, rows(bank.pointers, recent)), axis=1)
+    pointers_seen = jnp.concatenate((prompts.valid & (passed >= 0), inside & rows(bank.filled, recent)), axis=1)
     distances = jnp.concatenate((passed, jnp.broadcast_to(back, recent.shape)), axis=1)
     distances = distances / jnp.maximum(longest, 1).astype(jnp.float32)
 
@@ -405,7 +400,7 @@ def _step(
         Sam2.recall, now.coarse, maps, times, seen, pointers, distances, pointers_seen
     )
     times = jnp.broadcast_to(np.array(times), seen.shape)
-    image = recall(maps, times, seen) if every else _of_filled(recall, most, active, maps, times, seen)
+    image = recall(maps, times, seen) if every else of_filled(recall, most, active, maps, times, seen)
     found = apply(Sam2.find_again, now, image, every)
     memory = apply(Sam2.remember, now.coarse, found, False)
     here = (jnp.arange(t) == at[:, None]) & active[:, None]
@@ -415,29 +410,6 @@ def _step(
         here | bank.filled,
     )
     return bank, (found._replace(pointer=None), active)
-
-
-def _of_filled(
-    recall: Callable[..., Array],
-    most: Callable[[Int[Array, ""]], Int[Array, ""]],
-    active: Bool[Array, " o"],
-    maps: Float[Array, "o s n c"],
-    times: Int[Array, "o s"],
-    seen: Bool[Array, "o s"],
-) -> Float[Array, "o h w d"]:
-    """`recall` with as few slots as hold all filled ones: a third, two thirds or all. Each costs compile time."""
-    slots = seen.shape[1]
-    sizes = sorted({-(-slots * part // 3) for part in (1, 2, 3)})
-    if slots * maps.shape[2] <= FEW:
-        return recall(maps, times, seen)
-    order = jnp.argsort(~seen, axis=1, stable=True)
-
-    def of(size: int) -> Callable[[], Array]:
-        return lambda: recall(*(_rows(x, order[:, :size]) for x in (maps, times, seen)))
-
-    count = jnp.max(jnp.where(active, jnp.sum(seen, axis=1), 0))
-    chosen = jnp.searchsorted(jnp.array(sizes), most(count))
-    return jax.lax.switch(chosen, [of(size) for size in sizes])
 
 
 def _conditioning(config: Sam2Config, prompts: Prompts, at: Int[Array, " o"]) -> tuple[Array, Array]:
@@ -455,7 +427,7 @@ def _conditioning(config: Sam2Config, prompts: Prompts, at: Int[Array, " o"]) ->
     first = lambda x: (x == x.min(axis=1, keepdims=True)) & (x < far)
     key = jnp.where(first(before) | first(after), -1, jnp.where(prompts.valid, jnp.abs(gap), far))
     slots = jnp.argsort(key, axis=1, stable=True)[:, :limit]
-    return slots, _rows(prompts.valid, slots)
+    return slots, rows(prompts.valid, slots)
 
 
 def _collect(
@@ -469,8 +441,8 @@ def _collect(
     found = given._replace(pointer=None)
     if tracked is not None:
         index = jnp.where(known, index, k + place)
-        known = known | _rows(done, place)
+        known = known | rows(done, place)
         found = jax.tree.map(lambda a, b: jnp.concatenate((a, b), axis=1), found, tracked)
-    pick = lambda x, otherwise: jnp.where(known.reshape(*known.shape, *(1,) * (x.ndim - 2)), _rows(x, index), otherwise)
+    pick = lambda x, otherwise: jnp.where(known.reshape(*known.shape, *(1,) * (x.ndim - 2)), rows(x, index), otherwise)
     tracks = Tracks(pick(found.logits, NO_OBJECT), pick(found.score, NO_OBJECT), pick(found.iou, 0.0), known)
     return tracks, jax.tree.map(lambda x: pick(x, 0.0), found.masks)

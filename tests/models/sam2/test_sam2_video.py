@@ -9,7 +9,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from omnir1_jax.errors import InputError
 from omnir1_jax.models import sam2
-from omnir1_jax.models.sam2 import video
+from omnir1_jax.models.sam2 import slots as memory_slots
 from omnir1_jax.models.sam2.model import NO_OBJECT
 from tests.models.sam2 import oracle_sam2 as oracle
 
@@ -29,7 +29,7 @@ EARLY = {0: [[5, 7, 30, 30], [30, 33, 60, 60]]}
 def large_memories():
     """Empty slots of the memory are left out, as they are with larger maps than those of a test."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(video, "FEW", 0)
+        patch.setattr(memory_slots, "FEW", 0)
         yield
 
 
