@@ -140,6 +140,9 @@ def _read(module: Module, inside: Computation, source: Instruction) -> int:
             total += _read(module, inside, use)
         elif use.opcode == "fusion":
             called = module.computations[use.called()[0]]
+            if all(each.opcode in ("parameter", "copy", "bitcast") for each in called):  # in place: nothing is read
+                total += _read(module, inside, use)
+                continue
             at = {each.attribute("value"): each for each in called if each.opcode == "parameter"}
             total += sum(_read(module, called, at[str(place)]) for place in places)
         else:
