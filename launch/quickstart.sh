@@ -23,7 +23,7 @@ while [ $# -gt 0 ]; do
 done
 [ -n "$out" ] || fail "--out: needs a directory"
 
-make_environment "$venv" "" 3000000
+make_environment "$venv" "[train,eval]" 3000000
 mkdir -p "$out" || fail "cannot write to $out; name another directory with --out"
 out=$(cd "$out" && pwd)
 need_disk "$out" 500000 "the run"

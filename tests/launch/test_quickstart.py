@@ -24,7 +24,7 @@ def test_quickstart_installs_and_runs_the_toy(machine):
     assert made == f"-m venv --clear {venv}"
     assert install == (
         "-m pip install --quiet --disable-pip-version-check "
-        f"--constraint {machine.checkout}/launch/constraints.txt --editable {machine.checkout}"
+        f"--constraint {machine.checkout}/launch/constraints.txt --editable {machine.checkout}[train,eval]"
     )
     out = machine.checkout / "runs/quickstart"
     seconds = (venv / ".install_seconds").read_text().strip()

@@ -12,7 +12,7 @@ from omnir1_jax.data.synthetic import encode, sound, writers
 from omnir1_jax.data.synthetic.expressions import Expression
 from omnir1_jax.data.synthetic.scenes import Clip, make_clip
 from omnir1_jax.data.synthetic.world import PRESETS, VOICES, WorldConfig
-from omnir1_jax.errors import InputError
+from omnir1_jax.errors import InputError, optional
 
 
 def open(
@@ -39,6 +39,7 @@ def open(
     about it is in `extra`: looks ("red circle") and sounds of the shapes, and all true sentences.
     `extra` of vos: type_id, obj_id; of refavs: fid, null; of refcocog and qa: as those readers have it.
     """
+    optional("pycocotools.mask", "train")  # for the masks of every item
     check_split("synthetic", split, writers.SPLITS)
     if family not in FAMILIES:
         raise InputError(f"synthetic.family is one of {', '.join(FAMILIES)}, not '{family}'")
