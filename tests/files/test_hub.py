@@ -13,10 +13,14 @@ import threading
 import zipfile
 
 import pytest
+from absl import flags
+from absl.testing import flagsaver
 
+from omnir1_jax.config import settings
 from omnir1_jax.errors import AGAIN, INVALID, InputError, Interrupted
 from omnir1_jax.files import hub
 from omnir1_jax.files.sources import DATASETS, MODELS
+from omnir1_jax.inference import from_checkpoint
 from tests.runs import ROOT
 
 SHA = "0123456789abcdef0123456789abcdef01234567"
@@ -127,6 +131,13 @@ def test_a_model_goes_into_the_cache_and_is_found_by_its_id(fetch, tmp_path, mon
     folder = tmp_path / "hf/hub/models--Haoz0206--Omni-R1/snapshots" / SHA
     assert hub.located("Haoz0206/Omni-R1", "--checkpoint") == str(folder)
     assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model-00001-of-00001.safetensors"]
+    argv = ["train", f"--config={ROOT}/configs/toy.py", "--config.thinker.path=Haoz0206/Omni-R1"]
+    monkeypatch.setattr(sys, "argv", argv)
+    with flagsaver.flagsaver():
+        settings.define()
+        settings.parse(argv)
+        assert flags.FLAGS.config.thinker.path == str(folder)
+    assert from_checkpoint.config_of("Haoz0206/Omni-R1", settings.defaults()).thinker.path == str(folder)
     with pytest.raises(InputError, match=r"--checkpoint: a/b is no directory.* python -m omnir1_jax\.fetch model a/b$"):
         hub.located("a/b", "--checkpoint")
     assert hub.located("runs/mine", "--checkpoint") == "runs/mine"  # of the user's own folders the command speaks
