@@ -100,12 +100,18 @@ def attend_shared(
     The key heads precede tokens in the layout, so that neither product has to move them. One softmax spans both parts.
     """
     b, g, _, h, d = q.shape
-    key_heads = prompt_k.shape[1]
+    key_heads, p = prompt_k.shape[1:3]
     scale = 1 / math.sqrt(d) if scale is None else scale
 
     def piece(q, suffix_mask):
         grouped = q.reshape(b, g, -1, key_heads, h // key_heads, d)
-        on_prompt = jnp.einsum("bgnkrd,bkpd->bkgnrp", grouped, prompt_k, preferred_element_type=jnp.float32) * scale
+        first = lambda x: jnp.transpose(x, (0, 3, 1, 2, 4, 5))  # key heads before continuations and their tokens
+        last = lambda x: jnp.transpose(x, (0, 2, 3, 1, 4, 5))
+        shape = first(grouped).shape[:-1]
+        # One matrix for each key head: where einsum orders the axes, scores are moved instead of queries.
+        rows = first(grouped).reshape(b, key_heads, -1, d)
+        on_prompt = jnp.matmul(rows, jnp.swapaxes(prompt_k, 2, 3), preferred_element_type=jnp.float32) * scale
+        on_prompt = on_prompt.reshape(*shape, p)
         on_suffix = jnp.einsum("bgnkrd,bgkcd->bkgnrc", grouped, suffix_k, preferred_element_type=jnp.float32) * scale
         on_prompt = jnp.where(prompt_mask[:, None, None, None, None], on_prompt, _MASKED)
         on_suffix = jnp.where(suffix_mask[:, None, :, :, None], on_suffix, _MASKED)
@@ -113,9 +119,10 @@ def attend_shared(
         top = jax.lax.stop_gradient(top)
         on_prompt, on_suffix = jnp.exp(on_prompt - top), jnp.exp(on_suffix - top)
         total = on_prompt.sum(-1, keepdims=True) + on_suffix.sum(-1, keepdims=True)
-        on_prompt, on_suffix = ((x / total).astype(q.dtype) for x in (on_prompt, on_suffix))
-        out = jnp.einsum("bkgnrp,bkpd->bgnkrd", on_prompt, prompt_v)
-        return (out + jnp.einsum("bkgnrc,bgkcd->bgnkrd", on_suffix, suffix_v)).reshape(q.shape)
+        on_prompt, on_suffix = (x.astype(q.dtype) for x in (on_prompt, on_suffix))
+        out = last(jnp.matmul(on_prompt.reshape(b, key_heads, -1, p), prompt_v).reshape(*shape, d))
+        out = out + jnp.einsum("bkgnrc,bgkcd->bgnkrd", on_suffix, suffix_v)
+        return (out / last(total)).astype(q.dtype).reshape(q.shape)  # fewer channels are divided than weights
 
     keys = prompt_k.shape[2] + suffix_k.shape[3]
     return _in_pieces(piece, b * g * h * keys, (q, 2), (suffix_mask, 2))
