@@ -18,7 +18,6 @@ def get_config():
 
     c.thinker.path = str(WEIGHTS / "thinker")  # the cold start of configs/toy_pretrain.py
     c.thinker.dtype = c.thinker.param_dtype = "float32"
-    c.thinker.remat = "none"
     c.sam2.path = str(WEIGHTS / "sam2")
     c.sam2.side = 64
     c.sam2.object_chunk = c.sam2.frame_chunk = 64
