@@ -23,7 +23,8 @@ body { margin: 0 auto; max-width: 1180px; padding: 28px 24px 64px; background: v
 h1 { font-size: 26px; line-height: 1.25; margin: 0 0 4px; overflow-wrap: anywhere; }
 h2 { font-size: 19px; margin: 40px 0 12px; padding-top: 12px; scroll-margin-top: 36px;
   border-top: 1px solid var(--line); }
-nav { position: sticky; top: 0; z-index: 1; background: var(--paper); padding: 6px 0 8px; margin: 0 0 10px; }
+nav { position: sticky; top: 0; z-index: 1; background: var(--paper); padding: 6px 0 8px; margin: 0 0 10px;
+  white-space: nowrap; overflow-x: auto; }
 nav a { color: var(--curve); margin-right: 18px; font-size: 14px; text-decoration: none; }
 nav a:hover { text-decoration: underline; }
 h3 { font-size: 15px; margin: 24px 0 8px; overflow-wrap: anywhere; }
