@@ -63,9 +63,7 @@ class Validation:
         known = flat(scores.blank(benchmark.reader, benchmark.task, chosen, benchmark.root))
         found = [name for name in self._own.metrics if name in known]
         task, _, name = self._own.metric.partition("/")
-        listed = (
-            ", ".join(known) if set(known) > {"unscored"} else "nothing, since its ground truth is kept by a server"
-        )
+        listed = "nothing, since its ground truth is kept by a server" if "unscored" in known else ", ".join(known)
         if not found:
             raise InputError(f"validate.metrics: the table of {benchmark.name} has none of these, but {listed}")
         if task == benchmark.name and name not in known:
