@@ -12,7 +12,7 @@ cd "$root"
 parallel=(-n 2 --dist loadfile --no-loadscope-reorder)
 if [ "${1:-}" = --fast ]; then
   shift
-  fast=(tests/config tests/data tests/evaluation tests/files tests/rewards tests/text tests/test_{rooms,cli,flags}.py)
+  fast=(tests/config tests/data tests/evaluation tests/files tests/rewards tests/test_{rooms,flags}.py)
   set -- "${parallel[@]}" "${fast[@]}" "$@"
 fi
 # The files that take longest come first (tests/conftest.py), not those of most tests, so that both workers end together.
