@@ -58,7 +58,7 @@ def unpack(folder: pathlib.Path) -> list[str]:
                 # tarfile's filter keeps members inside the folder, as zipfile does of itself
                 archive.extractall(path.parent, **({} if opener is zipfile.ZipFile else {"filter": "data"}))
         except (zipfile.BadZipFile, tarfile.TarError) as error:
-            raise InputError(f"{path}: not a readable archive ({error}); delete it and rerun") from error
+            raise InputError(f"{path}: not a readable archive ({error}); move it elsewhere and rerun") from error
         stamp.touch()
         done.append(path.name)
     return done

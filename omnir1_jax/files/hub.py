@@ -98,7 +98,7 @@ def fetch(repo: str, kind: str, patterns: Sequence[str] | None, out: str | None)
     wrong = [name for name, size in sizes.items() if _size(os.path.join(folder, name)) != size]
     if wrong:
         some = f"{len(wrong)} files, first {wrong[0]},"
-        raise InputError(f"{folder}: {some} differ in size from the hub's; delete them and run the command again")
+        raise InputError(f"{folder}: {some} differ in size from the hub's; move them elsewhere and rerun")
     return folder, sum(sizes.values())
 
 
