@@ -93,7 +93,8 @@ def segment_video(
     An object's result does not depend on the other objects, so that prompts of many answers may share one call.
 
     Args:
-      model, params: of `load`. `model` is static under jit.
+      model: of `load`, static under jit.
+      params: of `load`.
       frames: uint8 RGB, or normalised floats at the input side. One frame (an image) needs no memory modules.
       boxes: (x0, y0, x1, y1) in pixels of the clip, up to k per object. Of two on one frame the later counts.
         Finite boxes prompt the model as they stand, also outside the frame or inverted, as upstream. A box that is
