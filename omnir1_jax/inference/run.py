@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence

@@ -102,7 +102,8 @@ def test_it_clones_and_installs(tmp_path):
             cwd=tmp_path / "content", env=os.environ | {"PYTHONPATH": str(ROOT)}, check=True,
         )  # fmt: skip
     installed = (tmp_path / "python.log").read_text().splitlines()
-    assert installed == [f"{tmp_path}/content/omnir1_jax -m pip install -q -e .[tpu] -c launch/constraints.txt"] * 2
+    wanted = "-m pip install -q -e .[tpu,train,eval] -c launch/constraints.txt"
+    assert installed == [f"{tmp_path}/content/omnir1_jax {wanted}"] * 2
 
 
 @pytest.mark.parametrize("name", ["colab", "kaggle"])

@@ -16,7 +16,7 @@ _CLIPS = flags.DEFINE_integer("clips", 64, "Training clips; each evaluation spli
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of the world.", lower_bound=0)
 _PRESET = flags.DEFINE_enum("preset", "default", sorted(PRESETS), "How hard the world is.")
 _SIZE = flags.DEFINE_list("size", [], "Height and width of the frames in pixels, as 96,128.")
-_FRAMES = flags.DEFINE_integer("frames", None, "Frames a clip.", lower_bound=1)
+_FRAMES = flags.DEFINE_integer("frames", 0, "Frames per clip; 0: as many as the preset has.", lower_bound=0)
 _TREE = flags.DEFINE_enum("tree", "official", ["official", "flat"], "ReVOS: with or without the JPEGImages level.")
 _FORM = flags.DEFINE_enum("form", "folder", ["folder", "parquet"], "refCOCOg: how images are kept.")
 _SPELLING = flags.DEFINE_enum("spelling", "tags", ["tags", "json"], "refCOCOg: how solutions are written.")
@@ -28,7 +28,7 @@ def main(_) -> None:
         if len(_SIZE.value) != 2 or not all(part.isdecimal() for part in _SIZE.value):
             raise InputError(f"--size is height,width in pixels, not {','.join(_SIZE.value)}")
         config = replace(config, height=int(_SIZE.value[0]), width=int(_SIZE.value[1]))
-    if _FRAMES.value is not None:
+    if _FRAMES.value:
         config = replace(config, frames=_FRAMES.value)
     if _LAYOUT.value == "mp4" and (config.height % 2 or config.width % 2):
         raise InputError("--size: a video's height and width are even")

@@ -138,8 +138,10 @@ class Sam2(nn.Module):
         config = self.config
         (b, slots, n, channels), grid = maps.shape, config.grid
         place = jnp.asarray(sine_position_2d(grid, grid, channels)).reshape(n, channels)
-        time = self.memory_time[times, 0].astype(jnp.float32)
-        map_positions = jnp.broadcast_to(place + time, (b, slots, n, channels))
+        # A product, since XLA's CPU compiler has gathered wrong rows here where the indices were a broadcast constant.
+        which = jax.nn.one_hot(times, self.memory_time.shape[0])
+        time = jnp.einsum("bst,tc->bsc", which, self.memory_time[:, 0, 0].astype(jnp.float32), precision="highest")
+        map_positions = jnp.broadcast_to(place + time[:, :, None], (b, slots, n, channels))
         splits = config.width // channels
         tokens = pointers.reshape(b, -1, channels)
         if config.pointer_time:
@@ -161,7 +163,7 @@ class Sam2(nn.Module):
         memory = self.remember(features.coarse, result, True)
         self.mask_downsample(jnp.zeros((1, 4, 4, 1)))
         seen = jnp.ones((1, 1), bool)
-        times, distances = jnp.full((1, 1), -1), jnp.zeros((1, 1))
+        times, distances = jnp.zeros((1, 1), int), jnp.zeros((1, 1))
         image = self.recall(features.coarse, memory[:, None], times, seen, result.pointer[:, None], distances, seen)
         return self.find_again(features, image)
 

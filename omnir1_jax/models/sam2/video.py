@@ -400,7 +400,7 @@ def _step(
     recall = lambda maps, times, seen: apply(
         Sam2.recall, now.coarse, maps, times, seen, pointers, distances, pointers_seen
     )
-    times = jnp.broadcast_to(np.array(times), seen.shape)
+    times = jnp.array(np.broadcast_to(times, seen.shape))
     image = recall(maps, times, seen) if every else of_filled(recall, most, active, maps, times, seen)
     found = apply(Sam2.find_again, now, image, every)
     memory = apply(Sam2.remember, now.coarse, found, False)

@@ -13,7 +13,7 @@ from omnir1_jax.models.sam2.image import prompt_image
 from omnir1_jax.models.sam2.model import NO_OBJECT
 from tests.models.sam2 import oracle_sam2 as oracle
 
-BOUND = 1e-5  # of the largest logit
+BOUND = 2e-5  # of the largest logit; processors order sums differently
 ARCHITECTURES = {
     "windows that pad": dict(),
     "released windows": dict(window_size_per_stage=[8, 4, 14, 7], global_attention_blocks=[5]),
