@@ -1,4 +1,4 @@
-"""`python -m omnir1_jax.serve --run WORKDIR`: a page that shows a training run while it goes on, or afterwards.
+"""`python -m omnir1_jax.serve --run WORKDIR`: a page that shows a training run while it runs, or afterwards.
 
 Curves, and rollouts to browse and filter by task, step, reward and failure: what was asked and answered, plans, boxes,
 masks, reward terms, the completions of a prompt side by side. `report.html` shows the same of some rollouts.

@@ -1,4 +1,4 @@
-"""A run's page over HTTP while the run goes on: the parts of its report, any of its rollouts, pictures."""
+"""A run's page over HTTP while the run is going: the parts of its report, any of its rollouts, pictures."""
 
 import contextlib
 import http.server

@@ -1,4 +1,4 @@
-"""A run's page while the run goes on: what is new is read once, filters mean what they say, nothing else is served."""
+"""A run's page while the run is going: what is new is read once, filters mean what they say, nothing else is served."""
 
 import json
 import re
