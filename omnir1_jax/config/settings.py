@@ -5,7 +5,10 @@ config is locked: an unknown name is refused, with the nearest one that is known
 """
 
 import dataclasses
+import functools
 import json
+import operator
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -75,11 +78,30 @@ def plain(value: Any) -> Any:
     return [plain(item) for item in value] if isinstance(value, tuple | list) else value
 
 
-def define() -> flags.FlagHolder:
+def define(space: flags.FlagValues = flags.FLAGS) -> flags.FlagHolder:
     """The flag `--config FILE[:argument]` with `--config.section.key=value` for single settings."""
-    return config_flags.DEFINE_config_file(
-        "config", None, "Experiment: a file such as configs/toy.py.", allow_override=True
+    holder = config_flags.DEFINE_config_file(
+        "config", None, "Experiment: a file such as configs/toy.py.", space, allow_override=True
     )
+    parser = space["config"].parser
+    load = parser.parse
+    parser.parse = lambda path: _with_fields(load(path), sys.argv)
+    return holder
+
+
+def _with_fields(config: ConfigDict, argv: Sequence[str]) -> ConfigDict:
+    """Gives sections that hold only what differs from their defaults, as `reward.terms`, the fields that flags set."""
+    for argument in argv:
+        flag = re.match(r"--?(?:no)?config\.([\w.]+)\.(\w+)(?:=|$)", argument)
+        rule = schema.flat(Settings).get(flag[1]) if flag else None
+        if isinstance(rule, schema.Fields) and rule.kind is not None:
+            known, (name, key) = dataclasses.asdict(rule.kind()), flag.groups()
+            if key not in known:
+                raise InputError(f"--config.{name}.{key}: no such setting; there are {', '.join(known)}")
+            fields = functools.reduce(operator.getitem, name.split("."), config)
+            with fields.unlocked():
+                fields[key] = fields.get(key, known[key])
+    return config
 
 
 def parse(argv: Sequence[str]) -> Sequence[str]:

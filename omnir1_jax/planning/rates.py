@@ -22,20 +22,20 @@ Rates = Callable[[Mapping[str, Any], float], dict[str, float]]
 def counter(run: Run) -> Callable[[str, Any, jax.stages.Lowered], Rates]:
     """For a task, a batch of it and its lowered step: what its steps do per second.
 
-    TFLOP/s are those of all devices together. The MFU is their share of the chips' peak, where that is known.
+    TFLOP/s are those of all devices together. The MFU is their share of the devices' peak, where that is known.
 
     Raises:
       InputError: from the function: a loop whose trips are not known (System 2 is the user's own).
     """
 
     def rates(task: str, batch: Any, lowered: jax.stages.Lowered) -> Rates:
-        devices, chip = 1 if run.mesh is None else run.mesh.size, topology.chip_here()
+        devices, peak = 1 if run.mesh is None else run.mesh.size, topology.peak_of(jax.devices()[0].device_kind)
         count = counted(program_of(run, task, batch), task, hlo.parse(lowered.as_text("hlo", debug_info=True)), devices)
 
         def of_step(metrics: Mapping[str, Any], seconds: float) -> dict[str, float]:
             each = count(metrics) / seconds
             found = {"time/tflops_per_second": each / 1e12}
-            return found if chip is None else found | {"time/mfu": each / (devices * chip.operations)}
+            return found if peak is None else found | {"time/mfu": each / (devices * peak)}
 
         count({})  # what cannot be counted shows now
         return of_step

@@ -1,6 +1,7 @@
-"""TPU topologies without a TPU: their devices for the compiler, and the peak rates of their chips."""
+"""TPU topologies without a TPU: their devices for the compiler, and the peak rates of their chips and of GPUs."""
 
 import dataclasses
+import re
 from collections.abc import Sequence
 
 import jax
@@ -45,9 +46,35 @@ DEVICE_KINDS = {
 }
 
 
-def chip_here() -> Chip | None:
-    """The chip that this process computes on, if its rates are known."""
-    return CHIPS.get(DEVICE_KINDS.get(jax.devices()[0].device_kind, ""))
+# Dense operations per second in bfloat16 (V100 and T4, which have none: float16) of NVIDIA's data sheets, which give
+# twice as many "with sparsity" from Ampere on. By the name that JAX gives a device, the longest that it begins with.
+GPUS = {
+    "Tesla V100-SXM2": 125e12,
+    "Tesla V100-PCIE": 112e12,
+    "Tesla T4": 65e12,
+    "NVIDIA A10": 125e12,
+    "NVIDIA A10G": 70e12,
+    "NVIDIA A30": 165e12,
+    "NVIDIA A100": 312e12,
+    "NVIDIA L4": 121e12,
+    "NVIDIA L40": 181e12,
+    "NVIDIA L40S": 362e12,
+    "NVIDIA H100": 989e12,
+    "NVIDIA H100 PCIe": 756e12,
+    "NVIDIA H100 NVL": 835e12,
+    "NVIDIA H200": 989e12,
+    "NVIDIA H200 NVL": 835e12,
+    "NVIDIA GH200": 989e12,
+    "NVIDIA B200": 2250e12,
+}
+
+
+def peak_of(kind: str) -> float | None:
+    """Operations per second of a device of this `device_kind`, where they are known."""
+    if kind in DEVICE_KINDS:
+        return CHIPS[DEVICE_KINDS[kind]].operations
+    # A model ends with its name or at a space or dash: an "NVIDIA A1000" is no A100.
+    return GPUS.get(max((name for name in GPUS if re.match(rf"{name}\b", kind)), key=len, default=""))
 
 
 def chip_of(topology: str) -> Chip:

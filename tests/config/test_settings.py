@@ -1,5 +1,6 @@
 """Settings: unknown names, wrong types, and a config that comes back as it was written."""
 
+import dataclasses
 import json
 import pathlib
 import shutil
@@ -7,12 +8,15 @@ import subprocess
 import sys
 
 import pytest
+from absl import flags
 from absl.testing import flagsaver
+from flax.traverse_util import flatten_dict
 
 import omnir1_jax.train  # noqa: F401  (defines the command's flags)
 from omnir1_jax.build import models
 from omnir1_jax.build.run import build
-from omnir1_jax.config import settings
+from omnir1_jax.config import schema, settings
+from omnir1_jax.config.sections import Settings, Task
 from omnir1_jax.errors import InputError
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
@@ -51,7 +55,51 @@ def test_a_broken_config_of_a_run_is_named(tmp_path):
         settings.read(tmp_path / "config.json")
 
 
+def rows(kind: type, above: str = ""):
+    """Every setting that docs/settings.md lists: its name, rule and default."""
+    for field in dataclasses.fields(kind):
+        rule, name = schema.rules(kind)[field.name], above + field.name
+        inner = rule if isinstance(rule, type) else rule.kind if isinstance(rule, schema.Fields) else None
+        if inner is not None:
+            yield from rows(inner, f"{name}.")
+        elif not isinstance(rule, schema.Sections):
+            yield name, rule, getattr(kind(), field.name)
+
+
+def another(rule: schema.Rule, default: object):
+    """A value that a setting may have beside its default."""
+    match rule:
+        case schema.Each():
+            return (another(rule.rule, None),) * 2
+        case schema.Weights():
+            return (("file.py:term", 0.5),)
+        case schema.Rising():
+            return (rule.low + 1, rule.low + 2)
+        case schema.Fields():
+            return {"own": {"size": 3}}
+        case schema.Flag():
+            return not default
+    values = (1, 2, 64, 128, 0, 0.25, 0.5, "text", "file.py:object", *getattr(rule, "names", ()))
+    return next(value for value in values if value != default and rule.fault(value) is None)
+
+
+def test_every_setting_can_be_set_by_a_flag(tmp_path, monkeypatch):
+    lines = ("from omnir1_jax.config import settings", "def get_config():", " c = settings.defaults()")
+    (tmp_path / "own.py").write_text("\n".join([*lines, " c.data = dict(vos=settings.task())", " return c\n"]))
+    wanted = {name: another(*row) for name, *row in [*rows(Settings), *rows(Task, "data.vos.")]}
+    monkeypatch.setattr(sys, "argv", ["train", f"--config={tmp_path}/own.py"])
+    sys.argv += [f"--config.{name}={value}" for name, value in wanted.items()]
+    space = flags.FlagValues()
+    holder = settings.define(space)
+    space(sys.argv)
+    found = flatten_dict(
+        dataclasses.asdict(settings.typed(holder.value)), is_leaf=lambda path, _: ".".join(path) in wanted
+    )
+    assert {".".join(path): value for path, value in found.items()} == wanted
+
+
 LINES = {
+    "--config.reward.terms.alignmet=3": "alignment, mismatch",
     "--config.optimizer.lerning_rate=3": "learning_rate",
     "--config.optimizer.learning_rate=fast": "learning_rate",
     "--config.data.vos.framse=3": "frames",

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 from omnir1_jax.errors import InputError
-from omnir1_jax.planning import hlo, operations
+from omnir1_jax.planning import hlo, operations, topology
 from omnir1_jax.planning.operations import Assumptions
 
 
@@ -125,3 +125,22 @@ def test_an_element_of_a_tuple_may_be_named_where_it_is_used():
     assert one.opcode == "get-tuple-element" and one.shape.dims == (3, 5) and one.integers("index") == (0,)
     with pytest.raises(InputError, match="p has no element 2"):
         hlo.parse("ENTRY %m () -> f32[] {\n  %p = (f32[], f32[]) parameter(0)\n  ROOT %c = f32[] copy(%p#2)\n}\n")
+
+
+def test_peaks_of_devices_by_what_jax_calls_them():
+    kinds = {
+        "TPU v5 lite": 197e12,
+        "Tesla T4": 65e12,
+        "NVIDIA A100-SXM4-80GB": 312e12,
+        "NVIDIA A100 80GB PCIe": 312e12,
+        "NVIDIA A10G": 70e12,
+        "NVIDIA H100 80GB HBM3": 989e12,
+        "NVIDIA H100 PCIe": 756e12,
+        "NVIDIA H200": 989e12,
+        "NVIDIA L4": 121e12,
+        "NVIDIA L40S": 362e12,
+        "NVIDIA RTX A1000": None,
+        "NVIDIA A1000": None,
+        "cpu": None,
+    }
+    assert {kind: topology.peak_of(kind) for kind in kinds} == kinds
