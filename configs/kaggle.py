@@ -2,7 +2,7 @@
 
 A session ends by itself after some hours: checkpoints are those of the adapter, and the next session resumes.
 
-Put the weights and the dataset where the paths below say, or name yours with --config.thinker.path=DIRECTORY,
+Put the weights and the dataset where the paths of revos.py say, or name yours with --config.thinker.path=DIRECTORY,
 --config.sam2.path=DIRECTORY and --config.data_root=DIRECTORY.
 """
 

@@ -3,59 +3,22 @@
 Planned: 8 chips of v5e at 10.3 GiB each, 35.0 s per step, 3.2 hours for the epoch. To expect: nothing is published
 with an adapter; the full decoder's row is in revos.py.
 
-Put the weights and the dataset where the paths below say, or name yours with --config.thinker.path=DIRECTORY,
+Put the weights and the dataset where the paths of revos.py say, or name yours with --config.thinker.path=DIRECTORY,
 --config.sam2.path=DIRECTORY and --config.data_root=DIRECTORY.
 """
 
-from omnir1_jax.config.settings import CELL, datasets, defaults, task
+import pathlib
+import runpy
 
 
 def get_config():
-    c = defaults()
+    c = runpy.run_path(str(pathlib.Path(__file__).parent / "revos.py"))["get_config"]()
     c.name = "revos_lora"
-    c.steps = 325  # 2,600 clips, 8 a step, one epoch
-
-    c.thinker.path = "weights/Qwen2.5-Omni-7B"
-    c.thinker.dtype = "bfloat16"
-    c.thinker.param_dtype = "bfloat16"
-    c.thinker.remat = "full"
     c.lora.rank = 64
     c.lora.alpha = 128.0
-    c.sam2.path = "weights/sam2.1-hiera-large"
-    c.sam2.side = 1024
-    c.sam2.object_chunk = 2
-
-    # System 1 sees 24 frames of at most 128 visual tokens, System 2 a keyframe of at most 900.
-    c.pixels.policy_video = (4 * CELL, 128 * CELL)
-    c.pixels.sharp = (64 * CELL, 900 * CELL)
-
-    c.data_root = "data"
-    c.data = dict(
-        vos=task(
-            datasets=datasets(revos=dict(root="ReVOS", split="train")),
-            batch_size=8,
-            frames=24,
-            target="some_frame",
-        ),
-    )
-
-    c.step.group = 8
-    c.step.max_tokens = 800
-    c.step.score_chunk = 128
-    c.step.score_lengths = (416, 576)  # most completions are far shorter than the limit
-    c.step.temperature = 1.0
-    c.step.top_p = 0.95
-    c.step.top_k = 50
-    c.grpo.beta = 0.04
-    c.reward.preset = "authors"
-
     c.optimizer.learning_rate = 1e-5
     c.optimizer.warmup_steps = 10
     c.optimizer.weight_decay = 0.0
-    c.optimizer.schedule = "cosine"
-    c.optimizer.clip_norm = 5.0
-
-    c.mesh.fsdp = -1
-    c.checkpoint.every = 25
-    c.log.pictures_every = 25
+    c.sam2.object_chunk = 2
+    c.step.score_chunk = 128
     return c
