@@ -147,7 +147,8 @@ def case(config: ConfigDict) -> Case:
 
 def ours(case: Case) -> tuple[dict[str, Callable[[], Any]], dict[str, Any]]:
     """Stages, compiled one by one, and what each left."""
-    task, entry, made = vos.TASK, case.config.data.vos, {}
+    task, entry = vos.TASK, case.config.data.vos
+    made: dict[str, Any] = {}
     arrays = task.example(case.clip, case.example)
     batch = task.to_batch({key: jnp.stack([jnp.asarray(x)] * case.rows) for key, x in arrays.items()})
     own = section(sections.Optimizer, case.config.optimizer)
@@ -155,7 +156,7 @@ def ours(case: Case) -> tuple[dict[str, Callable[[], Any]], dict[str, Any]]:
     frozen = models.frozen(case.config, case.loaded)
     made["state"] = learn.init(models.trainable(case.config, case.loaded), rule)
     stage = step.make_stages(task, case.loaded.models, rule, case.choices)
-    jitted = step.Stages(*map(jax.jit, stage[:-1]), jax.jit(stage.update, donate_argnums=0))
+    jitted = step.Stages(*map(jax.jit, stage[:-1]), update=jax.jit(stage.update, donate_argnums=0))
     rows, (g, k), n = case.rows, case.frames.shape, entry.objects
     spread = lambda x: jnp.broadcast_to(jnp.asarray(x), (rows, *np.shape(x)))
     valid = spread(np.ones((g, k), bool))
@@ -206,7 +207,8 @@ def theirs(case: Case, tokens: np.ndarray) -> tuple[dict[str, Callable[[], Any]]
 
     from omnir1_jax.benches import usual_pipeline, usual_step
 
-    config, own, made = case.config, case.example, {}
+    config, own = case.config, case.example
+    made: dict[str, Any] = {}
     settings = section(sections.Optimizer, config.optimizer)
     usual = usual_step.load(config.thinker.path, config.sam2.path, case.loaded.tokenizer, own, settings)
     (group, _), how = case.frames.shape, case.choices.sampling

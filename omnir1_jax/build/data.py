@@ -116,7 +116,7 @@ def example_config(
     Args:
       grounder: where sizes and tokenizer of another thinker as grounder come from.
     """
-    entry, texts, grounder = config.data[name], prompt_texts(config), grounder(config)
+    entry, texts, other = config.data[name], prompt_texts(config), grounder(config)
     task = tasks.get(entry.family or name, f"data.{name}.family")
     pixels = config.pixels
     return ExampleConfig(
@@ -133,7 +133,7 @@ def example_config(
         audio_seconds=entry.audio_seconds,
         segmenter_side=config.sam2.side,
         max_aspect=config.prompts.max_aspect,
-        grounder=None if grounder is None else (grounder.tokenizer, Sizes.of(grounder.thinker)),
+        grounder=None if other is None else (other.tokenizer, Sizes.of(other.thinker)),
     )
 
 

@@ -98,7 +98,7 @@ class _OneOf(NamedTuple):
     kinds: tuple[Any, ...]
 
     def fault(self, value: Any) -> str | None:
-        plain = {int: Whole(), bool: Flag(), str: Text()}
+        plain: dict[Any, Any] = {int: Whole(), bool: Flag(), str: Text()}
         faults = [plain[kind].fault(value) for kind in self.kinds if kind in plain]
         return faults[0] if faults and all(faults) and value is not None else None
 

@@ -237,7 +237,7 @@ class Prefetch:
 
     def report(self, batch: Batch, flat: Sequence[bool]) -> None:
         """As of the stream."""
-        self._stream.report(batch, flat)
+        self._stream.report(batch, flat)  # type: ignore[attr-defined]  # a Stream's, where groups rest
 
     def get_state(self) -> dict[str, Any]:
         resting = getattr(self._stream, "resting", None)  # which goes by what was reported, not by what is made

@@ -40,14 +40,15 @@ def _text_to_bytes(text: str, encoding: str) -> bytes:
     return text.encode("latin1")
 
 
+_CORE = np._core  # type: ignore[attr-defined]
 _ALLOWED = {
     ("collections", "OrderedDict"): collections.OrderedDict,
     ("_codecs", "encode"): _text_to_bytes,
     ("numpy", "ndarray"): np.ndarray,
     ("numpy", "dtype"): _dtype,
-    **{(f"{core}.multiarray", "_reconstruct"): np._core.multiarray._reconstruct for core in _NUMPY},
-    **{(f"{core}.multiarray", "scalar"): np._core.multiarray.scalar for core in _NUMPY},
-    **{(f"{core}.numeric", "_frombuffer"): np._core.numeric._frombuffer for core in _NUMPY},
+    **{(f"{core}.multiarray", "_reconstruct"): _CORE.multiarray._reconstruct for core in _NUMPY},
+    **{(f"{core}.multiarray", "scalar"): _CORE.multiarray.scalar for core in _NUMPY},
+    **{(f"{core}.numeric", "_frombuffer"): _CORE.numeric._frombuffer for core in _NUMPY},
 }
 
 

@@ -143,7 +143,7 @@ def grounded_by(systems: Systems, system2: str) -> Systems:
     if systems.mesh is not None:
         params = replicate(params, systems.mesh)
     models = dataclasses.replace(systems.models, grounder=grounder)
-    return systems._replace(models=models, frozen=systems.frozen.replace(grounder=params))
+    return systems._replace(models=models, frozen=dataclasses.replace(systems.frozen, grounder=params))
 
 
 def fingerprint(systems: Systems) -> str:

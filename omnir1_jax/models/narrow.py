@@ -11,12 +11,12 @@ import jax
 IN_THE_LOOP = {"xla_disable_hlo_passes": "while-loop-invariant-code-motion"}
 
 
-def jit(function: Callable[..., Any], **how: Any) -> Callable[..., Any]:
+def jit(function: Callable[..., Any], **how: Any) -> Any:
     """`jax.jit(function, **how)` for positional arguments; on a CPU, parameters narrower than float32 are converted
     layer by layer. `lower` is that of the program that a call with these arguments runs."""
     usual, in_the_loop = jax.jit(function, **how), jax.jit(function, **how, compiler_options=IN_THE_LOOP)
 
-    def chosen(args: Any) -> Callable[..., Any]:
+    def chosen(args: Any) -> Any:
         narrow = any(isinstance(x, jax.Array) and x.ndim > 1 and _narrow(x) for x in jax.tree.leaves(args))
         return in_the_loop if narrow and jax.default_backend() == "cpu" else usual
 
@@ -24,7 +24,7 @@ def jit(function: Callable[..., Any], **how: Any) -> Callable[..., Any]:
     def run(*args: Any) -> Any:
         return chosen(args)(*args)
 
-    run.lower = lambda *args: chosen(args).lower(*args)
+    run.lower = lambda *args: chosen(args).lower(*args)  # type: ignore[attr-defined]
     return run
 
 

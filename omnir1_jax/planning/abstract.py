@@ -92,11 +92,11 @@ def program(config: ConfigDict) -> Program:
         weights = _frozen(config, looking.thinker)
         own = _tables(config, looking.tokenizer)
         own = own.pop("grounder").replace(**own, vision=weights["vision"], text=weights["text"])
-        frozen = frozen.replace(grounder=own)
+        frozen = dataclasses.replace(frozen, grounder=own)
     elif not isinstance(models.grounder, ThinkerGrounder):
-        frozen = frozen.replace(grounder=_shapes(models.grounder.load(config)))
+        frozen = dataclasses.replace(frozen, grounder=_shapes(models.grounder.load(config)))
     if models.segmenter is not None and not isinstance(models.segmenter, Sam2Segmenter):
-        frozen = frozen.replace(segmenter=_shapes(models.segmenter.load(config)))
+        frozen = dataclasses.replace(frozen, segmenter=_shapes(models.segmenter.load(config)))
     tasks = {name: setup_data.task_of(config, name) for name in config.data}
     return Program(
         models,

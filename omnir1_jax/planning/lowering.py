@@ -54,9 +54,10 @@ def train_shardings(program: Program, mesh: Mesh) -> TrainState:
 
 def lower(program: Program, task: str, mesh: Mesh | None = None) -> jax.stages.Lowered:
     """The step lowered for the default device, or for a mesh that may be one of a topology only. Allocates nothing."""
+    shardings = None if mesh is None else train_shardings(program, mesh)
+    step: Any = make_train_step(*fixed(program, task), shardings=shardings)
     if mesh is None:
-        return make_train_step(*fixed(program, task)).lower(*arguments(program, task))
-    step = make_train_step(*fixed(program, task), shardings=train_shardings(program, mesh))
+        return step.lower(*arguments(program, task))
     given = arguments(program, task, mesh)
     with jax.set_mesh(mesh):
         return step.lower(*given)

@@ -35,7 +35,8 @@ def lower(program: Program, config: ConfigDict, name: str, mesh: Mesh) -> Iterat
     asked = Asked(policy=resized(batch.policy), number=shape(jnp.int32))
     if task.grounds:
         frames = batch.sharp.cells.shape[1]
-        asked = asked.replace(
+        asked = dataclasses.replace(
+            asked,
             sharp=resized(batch.sharp),
             frame_valid=shape(bool, frames),
             frame_index=shape(jnp.int32, frames),

@@ -107,7 +107,8 @@ class Frozen:
         """All that the grounder is called with."""
         params = self.grounder
         if isinstance(params, ThinkerParams) and params.text is None:
-            return params.replace(vision=self.encoders["vision"], text=self.reference, vocab=self.vocab, bpe=self.bpe)
+            own = dict(vision=self.encoders["vision"], text=self.reference, vocab=self.vocab, bpe=self.bpe)
+            return dataclasses.replace(params, **own)
         return params
 
 

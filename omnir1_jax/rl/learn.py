@@ -1,5 +1,6 @@
 """Policies as variables of the decoder, and the update: scores, loss, optimiser."""
 
+import dataclasses
 import functools
 from collections.abc import Mapping
 from typing import Any, NamedTuple, no_type_check
@@ -81,7 +82,8 @@ def apply_if_finite(
     updates, opt_state = optimizer.update(safe, state.opt_state, state.trainable)
     trainable = optax.apply_updates(state.trainable, updates)
     keep = lambda new, old: jax.tree.map(lambda a, b: jnp.where(good, a, b), new, old)
-    state = state.replace(
+    state = dataclasses.replace(
+        state,
         trainable=keep(trainable, state.trainable),
         opt_state=keep(opt_state, state.opt_state),
         skipped=state.skipped + ~good,
@@ -161,4 +163,4 @@ def learn(
         state, norm = apply_if_finite(state, loss, grads, optimizer)
         entropy = jnp.sum(jnp.where(real, current.entropy, 0.0)) / jnp.maximum(jnp.sum(real), 1)
         results.append(Learned(loss, norm, entropy, gap, metrics))
-    return state.replace(step=state.step + 1), jax.tree.map(lambda *x: jnp.mean(jnp.stack(x)), *results)
+    return dataclasses.replace(state, step=state.step + 1), jax.tree.map(lambda *x: jnp.mean(jnp.stack(x)), *results)

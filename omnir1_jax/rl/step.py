@@ -86,9 +86,9 @@ def make_stages(task: Task, models: Models, optimizer: optax.GradientTransformat
     def update(state, frozen, batch, media, completions, rewards):
         # Pixels and sound are in `media` already, so that only what is read again is gathered.
         inputs = batch.policy.replace(vision=None, audio=None)
-        rewards, *kept = learn.widest(config, rewards, inputs, media, completions)
+        rewards, inputs, media, completions = learn.widest(config, rewards, inputs, media, completions)
         score = terms.score(rewards, config)
-        return learn.learn(models.thinker, optimizer, config, state, frozen, *kept, score)
+        return learn.learn(models.thinker, optimizer, config, state, frozen, inputs, media, completions, score)
 
     # Named so that profiles and counts can tell the stages apart.
     named = (jax.named_scope(f.__name__)(f) for f in (encode, sample, read, ground, segment, reward, update))

@@ -4,6 +4,7 @@ A term is `(batch, completions, reading, found, masks) -> Float[b g]`: what the 
 traced into the step, unless it is marked `on_host`: then it gets numpy arrays, and the stages run one by one.
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -37,7 +38,7 @@ class Extra(NamedTuple):
 
 def on_host(term: Term) -> Term:
     """Marks a term that cannot be traced; it needs step.mode=staged."""
-    term.host = True
+    term.host = True  # type: ignore[attr-defined]
     return term
 
 
@@ -61,7 +62,7 @@ def overlong(rewards: Rewards, completions: Completions, config: StepConfig) -> 
     if not cache:
         return rewards
     value = grpo.overlong(completions.lengths, config.sampling.max_tokens, cache)
-    return rewards.replace(total=rewards.total + value, terms=rewards.terms | {"overlong": value})
+    return dataclasses.replace(rewards, total=rewards.total + value, terms=rewards.terms | {"overlong": value})
 
 
 def score(rewards: Rewards, config: StepConfig) -> Float[Array, "b g"]:
@@ -99,4 +100,4 @@ def add(rewards: Rewards, terms: Sequence[Extra], *made: Any) -> Rewards:
         if term.name in every:
             raise InputError(f"{SETTING}: the task has a term {term.name} already; rename yours")
         total, every[term.name] = total + term.weight * value, value
-    return jax.lax.stop_gradient(rewards.replace(total=total, terms=every))
+    return jax.lax.stop_gradient(dataclasses.replace(rewards, total=total, terms=every))

@@ -211,7 +211,7 @@ def make_mask_step(
         state, norm = learn.apply_if_finite(state, loss, grads, optimizer)
         metrics |= {f"loss/{name}": value for name, value in parts._asdict().items()}
         metrics |= {"loss": loss, "grad_norm": norm, "skipped": state.skipped.astype(jnp.float32)}
-        return state.replace(step=state.step + 1), metrics, None
+        return dataclasses.replace(state, step=state.step + 1), metrics, None
 
     return jax.jit(step, donate_argnums=0, out_shardings=None if shardings is None else (shardings, None, None))
 

@@ -120,7 +120,7 @@ def make_sft_step(
         }
         if batch.task:
             metrics |= {f"sft/loss/{batch.task}": value, f"sft/accuracy/{batch.task}": accuracy}
-        return state.replace(step=state.step + 1), metrics, None
+        return dataclasses.replace(state, step=state.step + 1), metrics, None
 
     return train_step
 

@@ -106,7 +106,7 @@ def padded(prepared: prompt.Prompt, sizes: bucket.Bucket, config: ExampleConfig)
     """A prompt as flat arrays of the bucket's sizes."""
     batch = bucket.pad_to([prepared], sizes, sizes=config.sizes)
     tree = {
-        key: value._asdict() if isinstance(value, tuple) else value
+        key: value._asdict() if hasattr(value, "_asdict") else value
         for key, value in batch._asdict().items()
         if value is not None
     }

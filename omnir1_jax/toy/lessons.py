@@ -157,7 +157,7 @@ def fitting(form: str, n: int, names: Sequence[str], there: np.ndarray, light: n
     """The shapes of a frame that a form of the n-th shape's look fits; colours are seen in light only."""
     match = lambda m: [a == b for a, b in zip(names[m].split(), names[n].split())]
     fits = lambda colour, kind, m: ((colour and light[m]) or "{colour}" not in form) and (kind or KIND not in form)
-    return [int(m) for m in np.flatnonzero(there) if fits(*match(m), m)]
+    return [int(m) for m in np.flatnonzero(there) if fits(*match(m), m=m)]
 
 
 def names_alone(

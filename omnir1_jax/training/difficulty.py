@@ -35,7 +35,7 @@ def build(config: ConfigDict, workdir: str = "", step: str = "") -> Run:
         return made
     chosen = checkpointing.named_step(workdir, step)
     trainable = checkpointing.load_trainable(workdir, made.state.trainable, chosen)
-    return made._replace(state=made.state.replace(trainable=trainable))
+    return made._replace(state=dataclasses.replace(made.state, trainable=trainable))
 
 
 def measured(made: Run, limit: int = 0) -> Iterator[dict[str, Any]]:

@@ -277,7 +277,7 @@ def data_metrics(stream: Prefetch, waited: float) -> dict[str, float]:
 
 
 def count(
-    counting: Callable[..., Any], log: RunLog, task: str, batch: Any, program: Callable[..., Any], *rest: Any
+    counting: Callable[..., Any], log: RunLog, task: str, batch: Any, program: Any, *rest: Any
 ) -> Callable[[Mapping, float], dict[str, float]]:
     """What counts the operations of a task's steps; nothing where they cannot be counted, which is noted.
 

@@ -51,7 +51,7 @@ def features() -> tfds.features.FeaturesDict:
     )
 
 
-class _ClipBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+class _ClipBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
     """What the three builders share; the module of the dataset is all that differs."""
 
     VERSION = tfds.core.Version("1.0.0")

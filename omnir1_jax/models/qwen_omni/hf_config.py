@@ -78,7 +78,7 @@ _TOP = dict(
 )
 
 # What the modules compute; another value means another model.
-_FIXED = {
+_FIXED: dict[str, dict[str, Any]] = {
     "text_config": {"hidden_act": "silu", "use_sliding_window": False},
     "vision_config": {"hidden_act": "silu"},
     "audio_config": {"activation_function": "gelu", "scale_embedding": False},

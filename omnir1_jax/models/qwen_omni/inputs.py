@@ -9,14 +9,14 @@ or booleans have the same classes.
 """
 
 from collections.abc import Mapping
-from typing import Any, no_type_check
+from typing import Any, TypeAlias, no_type_check
 
 import flax.struct
 import jax
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
-Array = jax.Array | np.ndarray
+Array: TypeAlias = jax.Array | np.ndarray
 
 
 @no_type_check

@@ -1,7 +1,7 @@
 """Tracking through a clip: static shapes, one loop over time, objects in bounded chunks. All of it can be jitted."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ from omnir1_jax.models.sam2.model import NO_OBJECT, Found, Sam2
 from omnir1_jax.models.sam2.pixels import preprocess, usable
 from omnir1_jax.models.sam2.slots import of_filled, rows
 
-AnyArray = jax.Array | np.ndarray
+AnyArray: TypeAlias = jax.Array | np.ndarray
 
 
 class Tracks(NamedTuple):

@@ -140,7 +140,7 @@ def answer(
         cache = read(slot)
         new = (cache.keys, cache.values, cache.last)
         put = lambda old, x, axis: jax.lax.dynamic_update_index_in_dim(old, x, slot, axis)
-        return slot + 1, tuple(put(*both, axis) for *both, axis in zip(kept, new, (2, 2, 1)))
+        return slot + 1, tuple(put(old, x, axis) for old, x, axis in zip(kept, new, (2, 2, 1)))
 
     like = jax.eval_shape(read, jax.ShapeDtypeStruct((), jnp.int32))
     slots = min(t, g * k)
