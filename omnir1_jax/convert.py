@@ -56,10 +56,10 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         command.add_argument("source", help="directory to read")
         command.add_argument("target", help="directory to write; new or empty")
         command.add_argument("--dtype", choices=DTYPES, default="stored", help="of the written parameters")
-        command.add_argument(
-            "--mesh", default="", help="devices to spread the parameters over meanwhile, such as fsdp=4,tensor=2"
-        )
         if name == "export":
+            command.add_argument(
+                "--mesh", default="", help="devices to spread a run's state over meanwhile, such as fsdp=4,tensor=2"
+            )
             command.add_argument(
                 "--step", default="", help="which checkpoint of a run: best (of those validated), last, or its number"
             )
@@ -106,12 +106,12 @@ def main(args: argparse.Namespace) -> None:
         raise InputError(f"--step: {source} is no work directory with checkpoints")
     kind = store.STORE if args.command == "import" else WEIGHTS
     check_target(target, kind, {"source": args.source, "--speech": getattr(args, "speech", "")})
-    mesh = read_mesh(args.mesh)
+    mesh = read_mesh(getattr(args, "mesh", ""))
     with folders.reserve(target, kind, FLAG):
         if from_checkpoint.is_run(source):
             export_run(args, source, target, mesh)
         else:
-            convert(args, source, target, mesh)
+            convert(args, source, target)
 
 
 def check_target(target: epath.Path, kind: str, inputs: dict[str, str]) -> None:
@@ -124,14 +124,12 @@ def check_target(target: epath.Path, kind: str, inputs: dict[str, str]) -> None:
         orbax_files.check_path(target, FLAG)
 
 
-def convert(args: argparse.Namespace, source: epath.Path, target: epath.Path, mesh: Mesh | None) -> None:
-    """A Hugging Face directory or a store to the other, or to one of its own kind written anew."""
+def convert(args: argparse.Namespace, source: epath.Path, target: epath.Path) -> None:
+    """A Hugging Face directory or a store to the other, or to one of its own kind written anew, one parameter at a
+    time."""
     base = hf_config.read_json(source)
     config = pretrained.read_config(source)
-    if args.command == "export" and mesh is None:
-        params = pretrained.deferred(source, config, dtype=DTYPES[args.dtype])
-    else:
-        params = pretrained.read_params(source, config, dtype=DTYPES[args.dtype], mesh=mesh)
+    params = pretrained.deferred(source, config, dtype=DTYPES[args.dtype])
     if args.command == "import":
         store.save_store(target, config, params, base=base, files=store.text_files(source), flag=FLAG)
     else:

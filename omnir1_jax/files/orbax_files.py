@@ -1,9 +1,13 @@
-"""Checks of arrays that orbax writes: that the path allows it, and that they can be read back."""
+"""Arrays that orbax writes: one by one, to a path that allows it, and checked by reading them back."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
+import numpy as np
+import orbax.checkpoint as ocp
 import tensorstore
 from etils import epath
+from flax.traverse_util import unflatten_dict
 
 from omnir1_jax.errors import InputError
 
@@ -27,6 +31,46 @@ def check_path(path: epath.PathLike, flag: str) -> None:
         )
 
 
+class _OneByOne(ocp.type_handlers.NumpyHandler):
+    """Writes arrays that exist only while they are written."""
+
+    def typestr(self) -> str:
+        return "jax.Array"  # what they are restored as
+
+    async def serialize(self, values: Any, infos: Any, args: Any = None) -> list[Any]:
+        for value, info, arg in zip(values, infos, args, strict=True):
+            for written in await super().serialize([np.asarray(value)], [info], [arg]):
+                written.result()  # before the next one is made
+        return []
+
+
+def save(path: epath.PathLike, arrays: Mapping[tuple[str, ...], Any], pieces: Mapping[tuple[str, ...], Any]) -> None:
+    """Writes a tree of arrays, each asked for when the one before is on disk; not compressed, for speed.
+
+    Args:
+      arrays: by path; what has `shape`, `dtype` and becomes an array by `np.asarray`.
+      pieces: in which each of them lies there.
+    """
+    handlers = [(kind, _OneByOne(deepcopy_host_arrays=False)) for kind in {type(array) for array in arrays.values()}]
+    registry = ocp.type_handlers.create_type_handler_registry(*handlers)
+    how = ocp.args.PyTreeSave(unflatten_dict(arrays), save_args=unflatten_dict(pieces))
+    with ocp.Checkpointer(
+        ocp.PyTreeCheckpointHandler(type_handler_registry=registry, use_compression=False)
+    ) as checkpointer:
+        checkpointer.save(path, how)
+
+
+def open_array(item: epath.PathLike, path: Iterable[str]) -> tensorstore.TensorStore:
+    """An array of a tree, to be read as a whole or in parts."""
+    kvstore = _kvstore(item) | {"path": f"{'.'.join(path)}/"}
+    return tensorstore.open({"driver": "zarr", "kvstore": kvstore}, open=True).result()
+
+
+def _kvstore(item: epath.PathLike) -> dict[str, Any]:
+    text = str(item)
+    return {"driver": "ocdbt", "base": f"{text}/" if "://" in text else {"driver": "file", "path": f"{text}/"}}
+
+
 def check_written(item: epath.PathLike, names: Iterable[str]) -> None:
     """Reads back the index of a tree of arrays that was just written.
 
@@ -37,10 +81,8 @@ def check_written(item: epath.PathLike, names: Iterable[str]) -> None:
     Raises:
       OSError: the index is missing, cannot be read, or lacks an array.
     """
-    text = str(item)
-    base = f"{text}/" if "://" in text else {"driver": "file", "path": f"{text}/"}
     try:
-        index = tensorstore.KvStore.open({"driver": "ocdbt", "base": base}).result()
+        index = tensorstore.KvStore.open(_kvstore(item)).result()
         keys = {key.decode() for key in index.list().result()}
     except ValueError as error:  # tensorstore's, for every failure
         raise OSError(f"{item}: cannot be read back after it was written ({error})") from error

@@ -226,7 +226,7 @@ def _fill(
 ) -> np.ndarray:
     """One parameter on the host."""
     infos = [tensors[prefix + leaf.name] for leaf in group]
-    host, filled = _aligned(shape, dtype), set()
+    host, filled = aligned(shape, dtype), set()
     for leaf, info in zip(group, infos, strict=True):
         part = host if leaf.layer is None else host[leaf.layer]
         tensor = safetensors_file.read_tensor(info)
@@ -245,7 +245,7 @@ def _fill(
     return host
 
 
-def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+def aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     """Fresh memory that starts at a multiple of 64 bytes: the CPU backend takes it as it is, without a copy."""
     raw = np.empty(int(np.prod(shape)) * dtype.itemsize + 64, np.uint8)
     start = -raw.ctypes.data % 64

@@ -205,7 +205,10 @@ def write_file(
     raw += b" " * (-len(raw) % 8)
     with epath.Path(path).open("wb") as file:
         file.write(len(raw).to_bytes(8, "little") + raw)
-        for (name, (dtype, shape)), value in zip(tensors.items(), values, strict=True):
+        values = iter(values)
+        for name, (dtype, shape) in tensors.items():
+            value = next(values)
             if value.dtype != dtype or value.shape != tuple(shape):
                 raise ValueError(f"{name}: {value.dtype} {value.shape}, announced as {dtype} {shape}")
             file.write(transpose.contiguous(value).reshape(-1).view(np.uint8).data)
+            del value  # the next one may be made in its place

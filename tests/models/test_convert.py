@@ -3,6 +3,8 @@
 import os
 import subprocess
 import sys
+import time
+import weakref
 
 import jax
 import numpy as np
@@ -13,6 +15,7 @@ from safetensors.torch import load_file
 from omnir1_jax import convert
 from omnir1_jax.errors import InputError
 from omnir1_jax.models import qwen_omni, safetensors_file
+from omnir1_jax.models.hf_checkpoint import Deferred
 from tests.models.thinker_oracle import Sizes, reference
 
 
@@ -61,19 +64,26 @@ def test_there_and_back(source, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, stored, original)
 
 
-def test_over_a_mesh_with_another_dtype_and_layout(source, tmp_path):
-    run("import", source, tmp_path / "orbax", "--mesh", "fsdp=4,tensor=2", "--dtype", "float32")
-    run(
-        "export",
-        tmp_path / "orbax",
-        tmp_path / "back",
-        "--mesh",
-        "fsdp=-1",
-        "--dtype",
-        "bfloat16",
-        "--layout",
-        "omni",
-    )
+def test_one_parameter_at_a_time(source, tmp_path, monkeypatch):
+    """Import and export, with another dtype and layout: the memory of each parameter is free when the next is made."""
+    make, alive, made = Deferred.__array__, [], []
+
+    def watched(self, dtype=None, copy=None):
+        waited = time.monotonic() + 5  # a thread of tensorstore's may be about to let go
+        while any(owner() is not None for owner in alive):
+            assert time.monotonic() < waited
+        array = owner = make(self)
+        while isinstance(owner.base, np.ndarray):
+            owner = owner.base
+        alive[:] = [weakref.ref(owner)]
+        made.append(array.shape)
+        return array
+
+    monkeypatch.setattr(Deferred, "__array__", watched)
+    run("import", source, tmp_path / "orbax", "--dtype", "float32")
+    imported = len(made)
+    run("export", tmp_path / "orbax", tmp_path / "back", "--dtype", "bfloat16", "--layout", "omni")
+    assert len(made) == 2 * imported > 80
     got, want = load_file(tmp_path / "back" / "model.safetensors"), load_file(source / "model.safetensors")
     assert got.keys() == {"thinker." + name for name in want}
     for name, tensor in want.items():
@@ -107,9 +117,9 @@ def test_bad_input_is_one_line_and_leaves_nothing(source, tmp_path, monkeypatch)
         (("export", source, "."), "target: .* holds "),
         (("export", tmp_path / "orbax", source / "out", "--layout", "omni", "--speech", source), "input .*--speech"),
         (("import", source, tmp_path / "run[1]"), r"has \[ \] in it"),
-        (("import", source, tmp_path / "out", "--mesh", "fsdp"), "axis=size"),
-        (("import", source, tmp_path / "out", "--mesh", "fsdp=²"), "axis=size"),
-        (("import", source, tmp_path / "out", "--mesh", "fsdp=3"), "mesh"),
+        (("export", source, tmp_path / "out", "--mesh", "fsdp"), "axis=size"),
+        (("export", source, tmp_path / "out", "--mesh", "fsdp=²"), "axis=size"),
+        (("export", source, tmp_path / "out", "--mesh", "fsdp=3"), "mesh"),
     ):
         with pytest.raises(InputError, match=complaint):
             run(*args)

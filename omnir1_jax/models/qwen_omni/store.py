@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+import tensorstore
 from etils import epath
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
@@ -20,13 +21,14 @@ from omnir1_jax.cli import absolute
 from omnir1_jax.errors import InputError
 from omnir1_jax.files import folders, orbax_files, regular_file
 from omnir1_jax.models import quantise
-from omnir1_jax.models.hf_checkpoint import Deferred
+from omnir1_jax.models.hf_checkpoint import Deferred, aligned
 from omnir1_jax.models.qwen_omni import hf_config
 from omnir1_jax.models.qwen_omni.config import ThinkerConfig
 from omnir1_jax.models.qwen_omni.thinker import abstract_params
 from omnir1_jax.parallel import tree_shardings
 
 STORE = "store"  # its kind, in its mark
+PIECE_BYTES = 1 << 26
 TEXT_FILES = (".json", ".txt", ".jinja", ".model")  # tokenizer, processor, generation settings; never pickles
 
 
@@ -74,9 +76,14 @@ def save_store(
         (scratch / "config.json").write_text(text)
         for name, content in (files or {}).items():
             (scratch / "files" / name).write_bytes(content)
-        with ocp.StandardCheckpointer() as checkpointer:
-            checkpointer.save(scratch / "params", params)
-        orbax_files.check_written(scratch / "params", [".".join(key) for key in flatten_dict(params)])
+        arrays = flatten_dict(params)
+        orbax_files.save(scratch / "params", arrays, {key: _pieces(key) for key in arrays})
+        orbax_files.check_written(scratch / "params", [".".join(key) for key in arrays])
+
+
+def _pieces(key: tuple[str, ...]) -> ocp.SaveArgs:
+    """A parameter is stored layer by layer, and no piece is too large to be read at once."""
+    return ocp.SaveArgs(chunk_byte_size=PIECE_BYTES, shard_axes=(0,) if {*key} & {*quantise.STACKS} else ())
 
 
 def load_store(
@@ -103,33 +110,38 @@ def load_store(
         shardings = dict.fromkeys(shapes, jax.sharding.SingleDeviceSharding(jax.devices()[0]))
     else:
         shardings = flatten_dict(tree_shardings(mesh, boxed))
-    target = {
-        key: jax.ShapeDtypeStruct(one.shape, dtype or one.dtype, sharding=shardings[key])
-        for key, one in _stored(path, shapes).items()
-    }
-    if form is None:
-        with ocp.StandardCheckpointer() as checkpointer:
-            return checkpointer.restore(absolute(path) / "params", unflatten_dict(target))
-    held = quantise.quantised(boxed, form)
-    placed = None if mesh is None else flatten_dict(tree_shardings(mesh, held))
+    placed = None
+    if form is not None and mesh is not None:
+        placed = flatten_dict(tree_shardings(mesh, quantise.quantised(boxed, form)))
     params: dict[tuple[str, ...], Any] = {}
-    for key, wanted in target.items():
-        into = None if placed is None else {name: placed[name] for name in quantise.paths(key, wanted.shape, form)}
-        params |= jax.jit(_quantised, static_argnums=1, out_shardings=into)(_restored(path, key, wanted), form)
+    for key, stored in _stored(path, shapes).items():
+        kind, array = np.dtype(dtype or stored.dtype), orbax_files.open_array(absolute(path) / "params", key)
+        read = lambda index, array=array, kind=kind: _read(array[index], kind)
+        one = jax.make_array_from_callback(stored.shape, shardings[key], read)
+        if form is None:
+            params[key] = one
+            continue
+        into = placed and {name: placed[name] for name in quantise.paths(key, stored.shape, form)}
+        params |= jax.jit(_quantised, static_argnums=(1, 2), out_shardings=into)(one, key, form)
     return unflatten_dict(params)
 
 
 def deferred(path: epath.PathLike, config: ThinkerConfig, *, dtype: DTypeLike | None = None) -> dict:
     """As `load_store`, each parameter read on the host when it is asked for."""
-    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
 
     def one(key: tuple[str, ...], stored: Any) -> Deferred:
-        wanted = jax.ShapeDtypeStruct(stored.shape, dtype or stored.dtype, sharding=device)
-        make = lambda: np.asarray(flatten_dict(_restored(path, key, wanted))[key])
-        return Deferred(tuple(stored.shape), np.dtype(wanted.dtype), make)
+        kind = np.dtype(dtype or stored.dtype)
+        make = lambda: _read(orbax_files.open_array(absolute(path) / "params", key), kind)
+        return Deferred(tuple(stored.shape), kind, make)
 
     found = _stored(path, flatten_dict(nn.unbox(abstract_params(config))))
     return unflatten_dict({key: one(key, stored) for key, stored in found.items()})
+
+
+def _read(array: tensorstore.TensorStore, dtype: np.dtype) -> np.ndarray:
+    host = aligned(array.shape, dtype)
+    tensorstore.array(host).write(tensorstore.cast(array, dtype)).result()
+    return host
 
 
 def _stored(path: epath.PathLike, shapes: Mapping[tuple[str, ...], Any]) -> dict[tuple[str, ...], Any]:
@@ -150,13 +162,5 @@ def _stored(path: epath.PathLike, shapes: Mapping[tuple[str, ...], Any]) -> dict
     return {key: stored[key] for key in shapes}
 
 
-def _restored(path: epath.PathLike, key: tuple[str, ...], wanted: jax.ShapeDtypeStruct) -> dict:
-    """The tree with one parameter alone."""
-    one = unflatten_dict({key: wanted})
-    how = ocp.args.PyTreeRestore(one, ocp.checkpoint_utils.construct_restore_args(one), partial_restore=True)
-    with ocp.PyTreeCheckpointer() as checkpointer:
-        return checkpointer.restore(absolute(path) / "params", how)
-
-
-def _quantised(tree: Any, form: quantise.Format) -> dict[tuple[str, ...], Any]:
-    return flatten_dict(quantise.quantised(tree, form))
+def _quantised(array: jax.Array, key: tuple[str, ...], form: quantise.Format) -> dict[tuple[str, ...], Any]:
+    return flatten_dict(quantise.quantised(unflatten_dict({key: array}), form))
