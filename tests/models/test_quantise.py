@@ -18,7 +18,9 @@ from omnir1_jax.models.qwen_omni.decoder import Decoder
 from omnir1_jax.models.qwen_omni.decoding import decoding_copy
 from omnir1_jax.models.qwen_omni.thinker import Thinker, abstract_params
 from omnir1_jax.parallel import make_mesh, tree_shardings
-from omnir1_jax.rl.config import Models
+from omnir1_jax.rl import step
+from omnir1_jax.rl.config import Models, Rewards
+from omnir1_jax.tasks import qa
 from omnir1_jax.training import export
 from tests.models.test_lora import random_adapter, rows
 from tests.models.text_oracle import params_of, reference, relative, text_config
@@ -51,7 +53,7 @@ def dequantised(params):
             flat[name] = np.stack([(v * s[:, None]).reshape(-1, out) for v, s in zip(values, scales)])
         else:
             broad = values.ndim - scales.ndim
-            stacked = path[0] == "layers"
+            stacked = bool({*path} & {"layers", "blocks"})
             flat[name] = values * scales.reshape(*scales.shape[:stacked], *(1,) * broad, *scales.shape[stacked:])
     return unflatten_dict(flat)
 
@@ -142,3 +144,26 @@ def test_export_merges_into_the_original_weights(tmp_path):
         export.save(tmp_path / f"from_{folder}", run, loaded, adapter)
         got = pretrained.read_params(tmp_path / f"from_{folder}", config)
         jax.tree.map(np.testing.assert_array_equal, got, want)
+
+
+def test_a_step_of_training_is_that_of_the_restored_weights():
+    """Encoders, sampling, reference and update, with an adapter that is not zero."""
+    lines, cap = small.batches("qa", 2)[0], 24
+    config = small.step_config(lora=ALL)
+    reward = jnp.asarray(np.random.default_rng(0).normal(size=(2, small.GROUP)), jnp.float32)
+    rewards = Rewards(reward, {"accuracy": reward}, {})
+    stages = step.make_stages(qa.TASK, small.models(), small.optimizer(eps=1e-4), config)
+    encode, sample, update = map(jax.jit, (stages.encode, stages.sample, stages.update))
+    held, found = quantise.quantised(small.thinker_params(), INT4), []
+    for params in (held, dequantised(held)):
+        frozen, state = small.frozen(params), small.state(random_adapter(small.thinker_params()["text"], ALL))
+        media = encode(frozen, lines)
+        completions = sample(state, frozen, lines, media, jax.random.key(1))
+        found.append((completions.tokens, *update(state, frozen, lines, media, completions, rewards)))
+    (tokens, state, metrics), (other, wanted, expected) = found
+    assert tokens.shape[-1] == cap and metrics.grad_norm > 0
+    np.testing.assert_array_equal(tokens, other)
+    assert metrics.grpo.kl > 0
+    for got, want in zip(jax.tree.leaves(metrics), jax.tree.leaves(expected)):
+        np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-6)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), state.trainable, wanted.trainable)
