@@ -37,7 +37,8 @@ setInterval(async () => {
     const text = await (await fetch(location.href)).text();
     const page = new DOMParser().parseFromString(text, "text/html");
     const ids = from => [...from.querySelectorAll("section")].map(part => part.id);
-    if (ids(page).join() !== ids(document).join()) return location.reload();
+    if (ids(page).join() !== ids(document).join())
+      return document.querySelector(".group[open]") ? undefined : location.reload();
     for (const part of document.querySelectorAll("section")) {
       const busy = part.querySelector(".group[open]") || part.contains(document.activeElement);
       const other = page.getElementById(part.id);

@@ -119,7 +119,7 @@ def choose(run: RunFiles) -> list[Group]:
 
 
 def _headline(steps: Sequence[Mapping[str, Any]], config: Mapping[str, Any]) -> list[tuple[str, object]]:
-    steps = [metric_names.without_task(row) for row in steps]
+    tasks, steps = [row.get(metric_names.TASK) for row in steps], [metric_names.without_task(row) for row in steps]
     seconds = [row["seconds"] for row in steps if isinstance(row.get("seconds"), (int, float))]
     rows: list[tuple[str, object]] = []
     if config.get("objective"):
@@ -136,23 +136,23 @@ def _headline(steps: Sequence[Mapping[str, Any]], config: Mapping[str, Any]) -> 
         rows += [("time left", clock(left))] if left > 0 else []
         rows.append(("time in steps", clock(sum(seconds))))
         rows.append(("seconds a step, median", f"{statistics.median(seconds):.3g}"))
-    for metric, said in (("reward/total", "reward"), ("learn/loss", "loss"), ("loss", "loss")):
-        known = [row[metric] for row in steps if isinstance(row.get(metric), (int, float))]
-        if known:
-            part = max(1, len(known) // 20)
-            first, last = statistics.fmean(known[:part]), statistics.fmean(known[-part:])
-            over = f" (means of {part} steps)" if part > 1 else ""
-            rows.append((f"{said}, first to last", f"{first:.4g} → {last:.4g}{over}"))
-    broken = sum(value is None for row in steps for value in row.values())
-    rows.append(("numbers that were not finite", str(broken)))
+    several = len({*tasks} - {None}) > 1  # whose rewards and failures are of different scales
+    failed = lambda row: [row[name] or 0 for name in row if name.startswith("failure/")]
+    steps = [row | {"failures": sum(failed(row))} if failed(row) else row for row in steps]
+    shown = {"reward/total": "reward", "learn/loss": "loss", "loss": "loss", "failures": "failures a step"}
+    for metric, said in shown.items():
+        for task in dict.fromkeys(tasks):
+            own = [row for row, name in zip(steps, tasks) if name == task]
+            known = [row[metric] for row in own if isinstance(row.get(metric), (int, float))]
+            if known:
+                part = max(1, len(known) // 20)
+                first, last = statistics.fmean(known[:part]), statistics.fmean(known[-part:])
+                over = f" (means of {part} steps)" if part > 1 else ""
+                rows.append((f"{said}{f' of {task}' * several}, first to last", f"{first:.4g} → {last:.4g}{over}"))
+    rows.append(("numbers that were not finite", str(sum(value is None for row in steps for value in row.values()))))
     skipped = [row["learn/skipped"] for row in steps if isinstance(row.get("learn/skipped"), (int, float))]
     if skipped:
         rows.append(("updates skipped", f"{skipped[-1]:.0f}"))
-    failed = [float(sum(row[key] or 0 for key in row if key.startswith("failure/"))) for row in steps]
-    if any("failure/" in key for row in steps for key in row):
-        part = max(1, len(failed) // 20)
-        first, last = statistics.fmean(failed[:part]), statistics.fmean(failed[-part:])
-        rows.append(("failures a step, first to last", f"{first:.4g} → {last:.4g}"))
     return rows
 
 
@@ -163,7 +163,7 @@ def _learning_rate(config: Mapping[str, Any]) -> str:
         return ""
     parts = [f"{own['learning_rate']:g}, {own.get('schedule', '')}"]
     if own.get("schedule") != "constant":
-        parts.append(f"to {own.get('final_share', 0):g} of it")
+        parts.append(f"to {own['learning_rate'] * own.get('final_share', 0):g}")
     if own.get("warmup_steps"):
         parts.append(f"after {own['warmup_steps']} updates of warm-up")
     return " ".join(parts)
@@ -174,9 +174,9 @@ def _summary(summary: Mapping[str, Any]) -> list[Html]:
     numbers = lambda value: (
         isinstance(value, Mapping) and not any(isinstance(v, (Mapping, list)) for v in value.values())
     )
-    beside = {key: value for key, value in summary.items() if numbers(value)}
-    if len(beside) < 2 or not set.intersection(*(set(value) for value in beside.values())):
-        beside = {}
+    known = {key: value for key, value in summary.items() if numbers(value)}
+    alike = lambda one, other: one is not other and 2 * len(one.keys() & other.keys()) > max(len(one), len(other))
+    beside = {key: value for key, value in known.items() if any(alike(value, other) for other in known.values())}
     tables = []
     flat = [(name, value) for name, value in _flat({k: v for k, v in summary.items() if k not in beside})][:200]
     if flat:

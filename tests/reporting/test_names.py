@@ -34,8 +34,11 @@ def test_a_mixture_has_a_curve_a_task(tmp_path):
     }  # fmt: skip
     page = write_report(tmp_path).read_text()
     assert "reward/vos/total" in page and "reward/qa/total" in page and "reward/total" not in page
-    assert "reward, first to last" in page  # over all tasks
+    assert "reward of vos, first to last</dt><dd>1 → 1" in page and "failures a step of qa, first to last" in page
     found = summary(settings.defaults(), rows)
+    (tmp_path / "summary.json").write_text(json.dumps(found | {"weights": {"step": 6}, "best": {"step": 3}}))
+    table = write_report(tmp_path).read_text()
+    assert ">first</th>" in table and "first / reward" not in table  # side by side with the last
     assert (found["last"]["reward/vos/total"], found["last"]["reward/qa/total"]) == (1.0, 0.0)
     assert found["first"]["learn/loss"] == 4.0 and "task" not in found["first"]
 
