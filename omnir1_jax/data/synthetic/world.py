@@ -4,6 +4,7 @@ A scene is plain numbers, drawn with PCG64 and rounded to a grid, so a seed give
 Nothing is drawn here (`render`), and nothing is said about it (`expressions`).
 """
 
+import functools
 import math
 from dataclasses import dataclass, replace
 
@@ -146,14 +147,20 @@ class Shape:
 
     def at(self, frame: int) -> tuple[float, float, float]:
         """(x, y, radius) at a frame, on the grid."""
+        return self._course[min(frame, self.present[1])]
+
+    @functools.cached_property
+    def _course(self) -> tuple[tuple[float, float, float], ...]:
+        """`at` of every frame until it is gone; of scenes in the making it is asked for again and again."""
+        frames = np.arange(self.present[1] + 1)
         times, xs, ys = zip(*self.way)
         first, last = self.present[0], max(self.present[0] + 1, self.present[1] - 1)
-        size = np.interp(frame, (first, last), self.radius)
+        size = np.interp(frames, (first, last), self.radius)
         if self.speck:
-            size = np.interp(frame, (first + self.speck - 1, first + self.speck + 1), (SPECK, size))
-        return tuple(
-            round(float(v) * GRID) / GRID for v in (np.interp(frame, times, xs), np.interp(frame, times, ys), size)
-        )
+            begin, end = first + self.speck - 1, first + self.speck + 1
+            size = np.array([np.interp(t, (begin, end), (SPECK, full)) for t, full in zip(frames, size)])
+        on_grid = (np.rint(v * GRID) / GRID for v in (np.interp(frames, times, xs), np.interp(frames, times, ys), size))
+        return tuple(zip(*(v.tolist() for v in on_grid)))
 
 
 @dataclass(frozen=True)
