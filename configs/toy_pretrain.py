@@ -4,7 +4,7 @@
 does not know yet what to choose. `sam2_images`, then `sam2` make the segmenter. What lies in configs/toy_weights/ came
 of them, as it says there.
 
-`system2`, `cold_start` and `sam2_fleeting` teach them the fleeting world (docs/toy_world.md); none of that ships yet.
+`cold_start`, `cold_start_end` and `sam2_fleeting` teach them the fleeting world (docs/toy_world.md).
 """
 
 import pathlib
@@ -16,7 +16,7 @@ CELL = 16 * 16  # pixels of a visual token
 
 
 def get_config(part="thinker"):
-    parts = (thinker_kinds, thinker, sam2_images, sam2, system2, cold_start, sam2_fleeting)
+    parts = (thinker_kinds, thinker, sam2_images, sam2, cold_start, cold_start_end, sam2_fleeting)
     return {f.__name__: f for f in parts}[part]()
 
 
@@ -85,44 +85,38 @@ def thinker():
     return c
 
 
-def system2():
-    """Grounding alone, on from the weights that ship: whatever names one shape of a frame, among others like it."""
+def cold_start():
+    """All lessons in the fleeting world, on from the weights that ship, at one learning rate; stop it when you will."""
     c = thinker()
-    c.name = "toy_system2"
-    c.steps = 6000
+    c.name = "toy_cold_start"
+    c.steps = 30_000
     c.thinker.path = str(WEIGHTS / "thinker")
-    world = dict(family="vos", config="fleeting", clips=100_000, lessons=True)
+    world = dict(config="fleeting", clips=100_000, lessons=True)
+    clips = dict(datasets=datasets(synthetic=world | dict(family="vos")), family="vos", frames=16, objects=8)
+    video = clips | dict(sound="required", audio_seconds=8.0, batch_size=2)
     c.data = dict(
-        grounding=task(
-            datasets=datasets(synthetic=world), family="vos", frames=16, objects=8, example="lessons_named",
-            batch_size=2, targets=4, target_tokens=26,
+        grounding=task(example="lessons_named", batch_size=1, weight=0.55, targets=4, target_tokens=26, **clips),
+        questions=task(example="lessons_questions", weight=0.2, targets=6, target_tokens=40, **video),
+        plans=task(example="lessons_plans", weight=0.08, targets=2, target_tokens=80, **video),
+        sounds=task(
+            datasets=datasets(synthetic=world | dict(family="refavs")), family="refavs", example="lessons_sounds",
+            batch_size=2, weight=0.17, targets=6, target_tokens=40, objects=8,
+            frames=1, sampling="first", sound="required", audio_seconds=4.0,
         ),
     )  # fmt: skip
+    c.optimizer.schedule = "constant"
     return c
 
 
-def cold_start():
-    """All lessons in that world, clips with their sound. `thinker.path` is what `system2` left in WORKDIR/weights."""
-    c = system2()
-    c.name = "toy_cold_start"
-    c.steps = 20_000
-    c.thinker.path = "runs/toy_system2/weights"
-    world = dict(config="fleeting", clips=100_000, lessons=True)
-    video = dict(
-        datasets=datasets(synthetic=world | dict(family="vos")), family="vos", frames=16, objects=8, sound="required",
-        audio_seconds=8.0,
-    )  # fmt: skip
-    c.data.grounding.weight = 0.4
-    for name, own in dict(
-        questions=task(example="lessons_questions", batch_size=4, weight=0.2, targets=6, target_tokens=40, **video),
-        plans=task(example="lessons_plans", batch_size=4, weight=0.15, targets=2, target_tokens=80, **video),
-        sounds=task(
-            datasets=datasets(synthetic=world | dict(family="refavs")), family="refavs", example="lessons_sounds",
-            batch_size=4, weight=0.25, targets=6, target_tokens=40, objects=8,
-            frames=1, sampling="first", sound="required", audio_seconds=4.0,
-        ),
-    ).items():
-        c.data[name] = own
+def cold_start_end():
+    """Its end, at a falling learning rate. `thinker.path` is what `cold_start` left in WORKDIR/weights."""
+    c = cold_start()
+    c.name = "toy_cold_start_end"
+    c.steps = 3000
+    c.thinker.path = "runs/toy_cold_start/weights"
+    c.optimizer.schedule = "linear"
+    c.optimizer.warmup_steps = 50
+    c.optimizer.final_share = 0.0
     return c
 
 
@@ -192,8 +186,15 @@ def sam2_fleeting():
     """On from the segmenter that ships: shapes that are there for a part of the clip only."""
     c = sam2()
     c.name = "toy_sam2_fleeting"
-    c.steps = 2000
+    c.steps = 1600
+    c.masks.prompts = 2
     c.sam2.path = str(WEIGHTS / "sam2")
     shapes = dict(name="synthetic", family="vos", config="fleeting", clips=100_000, lessons=True)
-    c.data = dict(vos=task(datasets=datasets(fleeting=shapes), frames=16, objects=3, batch_size=2, target="some_frame"))
+    c.data = dict(vos=task(datasets=datasets(fleeting=shapes), frames=16, objects=4, batch_size=4, target="some_frame"))
+    c.optimizer.rule = "muon"
+    c.optimizer.learning_rate = 1e-3
+    c.optimizer.schedule = "linear"
+    c.optimizer.warmup_steps = 20
+    c.optimizer.final_share = 0.0
+    c.checkpoint.every = 100
     return c

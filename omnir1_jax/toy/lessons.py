@@ -28,7 +28,6 @@ KIND = "{kind}"
 FORMS = ("{colour} {kind}", KIND, KIND, KIND, "{colour} shape")
 EVENLY = ("{colour} {kind}", KIND, "{colour} shape")
 TOLD = 1 / 3  # of System 1's answers name what is asked for, the others any shape
-IMAGES = 4  # frames of a clip that become prompts of a grounding example
 
 
 def media_prompt(content: list[dict[str, Any]], config: TargetConfig, **room: Any) -> Arrays:
@@ -85,7 +84,7 @@ def wording(name: str, rng: np.random.Generator, forms: Sequence[str] = FORMS) -
 def grounding(clip: DecodedClip, config: TargetConfig) -> Arrays:
     """Frames of a clip as System 2 sees them, with descriptions and their boxes; an empty list for what is not there.
 
-    Arrays have a leading axis of IMAGES prompts.
+    Arrays have a leading axis of prompts, one for every other frame.
     """
     return _grounding(clip, config, _ask_plainly(clip, config, FORMS))
 
@@ -105,7 +104,7 @@ def named(clip: DecodedClip, config: TargetConfig) -> Arrays:
 def _grounding(clip: DecodedClip, config: TargetConfig, ask: Callable[[int, np.ndarray], list[Target]]) -> Arrays:
     """`ask`: targets about a frame, with its shapes' boxes (n, 4) in pixels as System 2 sees it."""
     rng = clip.rng
-    frames = rng.permutation(len(clip.frames))[:IMAGES]
+    frames = rng.permutation(len(clip.frames))[: config.frames // 2]
     sharp = examples.sharp_arrays(clip.frames[frames], clip.size, config)
     sharp = {key.removeprefix("sharp/"): value for key, value in sharp.items()}
     scale = np.tile(sharp["resized"] / sharp["original"], 2)

@@ -23,7 +23,7 @@ from omnir1_jax.data.synthetic.scenes import Clip, make_clip
 from omnir1_jax.data.synthetic.world import PRESETS, VOICES, WorldConfig
 from omnir1_jax.errors import InputError
 from omnir1_jax.evaluation import davis
-from omnir1_jax.inference import from_checkpoint, load, run, segment
+from omnir1_jax.inference import from_checkpoint, run, segment
 from omnir1_jax.inference.answer import Prompts
 
 RULES = ("best", "uniform", "random", "first")
@@ -139,10 +139,13 @@ def oracles(one: Item, budget: int, rules: Sequence[str], rng: np.random.Generat
     return out
 
 
-def tracked(found: Sequence[Item], budget: int, rng: np.random.Generator, room: int = 16) -> dict[str, Score]:
-    """Scores by rule of perfect boxes with the toy's SAM 2."""
-    made = load.load_systems(from_checkpoint.TOY)
-    side, out = made.config.sam2.side, {}
+def tracked(
+    found: Sequence[Item], budget: int, rng: np.random.Generator, checkpoint: str, room: int = 16
+) -> dict[str, Score]:
+    """Scores by rule of perfect boxes with the SAM 2 of a checkpoint."""
+    config = from_checkpoint.config_of(checkpoint)
+    made = from_checkpoint.in_place(from_checkpoint.load(checkpoint, config))
+    side, out = config.sam2.side, {}
     for rule in RULES:
         scores: list[Score] = []
         for start in range(0, len(found), room):
@@ -155,7 +158,7 @@ def tracked(found: Sequence[Item], budget: int, rng: np.random.Generator, room: 
             small, original = np.array(small, np.uint8), np.tile(np.array([width, height], np.int32), (room, 1))
             prompts = Prompts(jnp.asarray(boxes, jnp.float32), jnp.asarray(boxes[..., 0] >= 0), jnp.asarray(at))
             valid = np.ones(small.shape[:2], bool)
-            logits = run.SEGMENT(made.models.segmenter, made.frozen.segmenter, small, valid, original, prompts)
+            logits = run.SEGMENT(made.models.segmenter, made.segmenter_params, small, valid, original, prompts)
             masks = np.asarray(segment.lift(logits, jnp.asarray(original), segment.canvas([(height, width)])))
             scores += [score(one, mask[:, :height, :width]) for one, mask in zip(batch, masks)]
         out[rule] = tuple(np.mean(scores[: len(found)], 0))
@@ -170,12 +173,12 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in (header, ["---"] * len(header), *rows)) + "\n"
 
 
-def measure(config: WorldConfig, family: str, clips: int, seed: int, budget: int, sam2: bool) -> str:
+def measure(config: WorldConfig, family: str, clips: int, seed: int, budget: int, sam2: str) -> str:
     """The tables of one family, as markdown: J&F over all frames / over frames in which the target is visible."""
     found, rng = items(config, family, clips, seed), np.random.default_rng(seed)
     rules = RULES if family == "vos" else ("first",)
     scored = [oracles(one, budget, rules, rng) for one in found]
-    seen = {} if not sam2 or family != "vos" else tracked(found, budget, rng)
+    seen = {} if not sam2 or family != "vos" else tracked(found, budget, rng, sam2)
     columns = ("perfect boxes", "true look", "query's words", "any look")
     header = ("frames", *columns, *(["perfect boxes, SAM 2"] if seen else []))
     rows = [
@@ -198,7 +201,8 @@ _PRESET = cli.flag.enum("preset", "fleeting", sorted(PRESETS), "World that is me
 _CLIPS = cli.flag.integer("clips", 256, "Clips of each family.", lower_bound=1)
 _SEED = cli.flag.integer("seed", 1, "Seed of the clips.", lower_bound=0)
 _BUDGET = cli.flag.integer("keyframes", 1, "Frames that System 2 is asked about.", lower_bound=1)
-_SAM2 = cli.flag.bool("sam2", False, "Also perfect boxes with the toy's SAM 2 in place of the ideal tracker.")
+_SAM2 = cli.flag.bool("sam2", False, "Also perfect boxes with SAM 2 in place of the ideal tracker.")
+_CHECKPOINT = cli.flag.string("checkpoint", from_checkpoint.TOY, "Whose SAM 2: a run's work directory, or toy.")
 
 
 def main(_) -> None:
@@ -206,9 +210,10 @@ def main(_) -> None:
     if _BUDGET.value > config.frames:
         raise InputError(f"--keyframes: a clip of {_PRESET.value} has {config.frames} frames")
     about = f"{_CLIPS.value} clips of {config.frames} frames, {_BUDGET.value} of them shown to System 2"
+    sam2 = _CHECKPOINT.value if _SAM2.value else ""
     for family, said in (("vos", about), ("refavs", f"{_CLIPS.value} recordings, the first frame of each")):
         print(f"{family}: {said}; J&F over all frames / over frames in which the target is visible\n")
-        print(measure(config, family, _CLIPS.value, _SEED.value, _BUDGET.value, _SAM2.value), flush=True)
+        print(measure(config, family, _CLIPS.value, _SEED.value, _BUDGET.value, sam2), flush=True)
 
 
 if __name__ == "__main__":
