@@ -82,7 +82,8 @@ def test_the_page_has_what_the_command_prints(monkeypatch):
         monkeypatch.setattr(headroom, "tracked", lambda *_: dict.fromkeys(headroom.RULES, (0.0, 0.0)))
         values = dict(re.findall(r"--(\w+)(?:[ =](\w+))?", flags))
         config = world.PRESETS[values.get("preset") or "fleeting"]
-        printed = headroom.measure(config, "vos", 4, 1, int(values.get("keyframes") or 1), "toy" if "sam2" in values else "")
+        sam2 = "toy" if "sam2" in values else ""
+        printed = headroom.measure(config, "vos", 4, 1, int(values.get("keyframes") or 1), sam2)
         for line in printed.splitlines():
             if line.startswith("| frames") or line.startswith("| queries"):
                 assert line in page, line
