@@ -21,20 +21,13 @@ from omnir1_jax.training.loop import train
 COUNTER = rates.counter
 _CONFIG = settings.define()
 _WORKDIR = cli.flag.string("workdir", None, "Directory of the run; an earlier run there is resumed.")
-_COORDINATOR = cli.flag.string(
-    "coordinator",
-    "",
-    "Joins the processes of one run: 'auto' on TPU pods, GKE, Slurm and MPI; elsewhere HOST:PORT of process 0, with "
-    "--processes and --process.",
-)
-_PROCESSES = cli.flag.integer("processes", 0, "How many processes the run has, with --coordinator=HOST:PORT.")
-_PROCESS = cli.flag.integer("process", -1, "Which of them this is, from 0, with --coordinator=HOST:PORT.")
+_JOIN = start.flags()
 
 
 def main(_) -> None:
     cli.need(config=_CONFIG, workdir=_WORKDIR)
     logging.set_verbosity(logging.WARNING)  # orbax tells of every step
-    start.start(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+    _JOIN()
     with start.ends_together():
         start.check()
         finished = train(_CONFIG.value, _WORKDIR.value, validation=Validation, rates=COUNTER) is not None

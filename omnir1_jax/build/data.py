@@ -1,5 +1,6 @@
 """From a config to the families of the input pipeline."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -13,7 +14,7 @@ from omnir1_jax.config import lookup
 from omnir1_jax.config.sections import Loader, Task
 from omnir1_jax.config.settings import section
 from omnir1_jax.data import difficulty
-from omnir1_jax.data.pipeline import ANY, Family, PipelineConfig
+from omnir1_jax.data.pipeline import ANY, Family, PipelineConfig, items
 from omnir1_jax.data.preprocess.settings import PixelBudget, Sizes
 from omnir1_jax.data.registry import open_dataset
 from omnir1_jax.data.refs import Reader
@@ -84,8 +85,8 @@ def readers(config: ConfigDict, name: str) -> tuple[Reader, ...]:
     if not found:
         raise InputError(f"data.{name}.datasets: names no dataset")
     if entry := config.data[name].difficulty:
-        spreads = difficulty.read(entry, f"data.{name}.difficulty")
-        found = [difficulty.kept(reader, spreads, config.data[name].least_spread) for reader in found]
+        listed = difficulty.read(entry, f"data.{name}.difficulty")
+        found = [difficulty.kept(reader, listed, config.data[name].least_spread) for reader in found]
         if not any(map(len, found)):
             least = config.data[name].least_spread
             raise InputError(f"data.{name}.least_spread: no prompt of {entry} spreads by {least:g} or more")
@@ -175,18 +176,21 @@ def families(
                 f"grpo.keep: {kept} of the {entry.batch_size} prompts of data.{name} do not divide over mesh.slice x "
                 f"mesh.data x mesh.fsdp = {share.count}"
             )
-        found.append(
-            Family(
-                name,
-                readers(config, name),
-                size * len(share.parts),
-                section(Task, entry),
-                transform,
-                entry.weight,
-                entry.one_per_clip,
-                made.clips,
-            )
+        family = Family(
+            name,
+            readers(config, name),
+            size * len(share.parts),
+            section(Task, entry),
+            transform,
+            entry.weight,
+            entry.one_per_clip,
+            made.clips,
         )
+        if entry.order != "shuffled":
+            listed = difficulty.read(entry.difficulty, f"data.{name}.difficulty")
+            order = difficulty.order(entry.order, family.readers, items(family), listed, f"data.{name}.order")
+            family = dataclasses.replace(family, order=order)
+        found.append(family)
     return found
 
 

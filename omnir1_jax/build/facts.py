@@ -62,6 +62,7 @@ def of_data(
             name = f"data.{family.name}.datasets.{label}"
             found |= {f"{name}.count": len(reader), f"{name}.ids": _digest(_ids(reader))}
         found[f"data.{family.name}.clips"] = len(items(family))
+        found[f"data.{family.name}.order"] = family.order and family.order.digest
     if tokenizer is not None:
         found |= {"tokenizer.size": len(tokenizer), "tokenizer": _digest(_tokens(tokenizer))}
     return found

@@ -107,6 +107,9 @@ def _together(settings: Settings) -> Iterator[tuple[str, str]]:
     """What is wrong with settings that are valid by themselves: (setting, fault)."""
     if settings.data and not any(entry.weight for entry in settings.data.values()):
         yield f"data.{next(iter(settings.data))}.weight", "every task has weight 0; give one of them a share of the steps"
+    for name, entry in settings.data.items():
+        if entry.order != "shuffled" and not entry.difficulty:
+            yield f"data.{name}.order", f"{entry.order!r} needs a list, data.{name}.difficulty"
     if settings.objective == "sft" and settings.sft.encoders and settings.lora.rank:
         yield "sft.encoders", "trains encoders and decoder themselves, so lora.rank has to be 0"
     if settings.thinker.frozen != "float" and settings.objective != "masks" and not settings.lora.rank:

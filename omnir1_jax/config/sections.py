@@ -131,9 +131,14 @@ class Task(DecodeConfig):
     batch_size: int = setting(1, "prompts per step, over all devices", POSITIVE)
     weight: float = setting(1.0, "share of the steps; 0 leaves the task out", Number())
     audio_seconds: float = setting(0.0, "maximum seconds of sound in a prompt", Number())
-    difficulty: str = setting("", "list of `python -m omnir1_jax.difficulty`, of which `least_spread` takes prompts")
+    difficulty: str = setting("", "list of `python -m omnir1_jax.difficulty`, for `least_spread` and `order`")
     least_spread: float = setting(
         0.0, "standard deviation of rewards below which a prompt of the `difficulty` list is left out", Number()
+    )
+    order: Literal["shuffled", "weighted", "easy_first"] = setting(
+        "shuffled",
+        "an epoch has every item once, shuffled; or by the `difficulty` list: items in proportion to their spread; the "
+        "first epoch from the highest mean reward to the lowest",
     )
     one_per_clip: bool = setting(True, "one expression per clip and epoch, drawn at random; otherwise all of them")
     targets: int = setting(0, "as `sft.targets`; 0: that one", COUNT)

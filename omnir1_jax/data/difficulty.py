@@ -4,8 +4,13 @@ A line a prompt: {"task": "vos", "sample_id": "revos/train/...", "mean": 1.2, "s
 """
 
 import math
-from collections.abc import Mapping
-from typing import Any
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int
 
 from omnir1_jax.data import paths
 from omnir1_jax.data.reader import Subset
@@ -14,8 +19,69 @@ from omnir1_jax.errors import InputError
 from omnir1_jax.files import json_file
 
 
-def read(path: str, setting: str) -> dict[str, float]:
-    """The spread of each prompt of a list, by sample id; of one that is listed twice the last.
+class Measured(NamedTuple):
+    """What the completions of a prompt earned: mean and standard deviation."""
+
+    mean: float
+    spread: float
+
+
+@dataclass(frozen=True, eq=False)
+class Order:
+    """How the epochs of a family run through its items, `scores` having one entry per item.
+
+    "weighted": an item is drawn in proportion to its score, in each epoch a whole number of times next to its share.
+    "easy_first": the first epoch goes from the highest score to the lowest, later ones are shuffled (as SortaGrad of
+    arXiv 1512.02595 does by length).
+    """
+
+    how: str
+    scores: Float[np.ndarray, "items"] = field(repr=False)
+
+    def epoch(self, rng: np.random.Generator, number: int) -> Int[np.ndarray, "items"]:
+        """The items of an epoch, in order."""
+        count = len(self.scores)
+        if self.how == "weighted":
+            ends = np.floor(np.cumsum(self.scores) * (count / self.scores.sum()) + rng.random())
+            ends[-1] = count
+            return rng.permutation(np.repeat(np.arange(count), np.diff(ends, prepend=0).astype(int)))
+        order = rng.permutation(count)
+        return order if number else order[np.argsort(-self.scores[order], kind="stable")]
+
+    @property
+    def digest(self) -> str:
+        """Of what decides the order."""
+        return f"{self.how} {zlib.crc32(self.scores.tobytes()):08x}"
+
+
+def order(
+    how: str,
+    readers: Sequence[Reader],
+    items: Iterable[tuple[int, Sequence[int]]],
+    listed: Mapping[str, Measured],
+    setting: str,
+) -> Order:
+    """The order of a family's items by a list; an item has the mean of its prompts, of none that is listed that of all.
+
+    Args:
+      items: (reader, positions), see `pipeline.items`.
+
+    Raises:
+      InputError: no item is listed, or for "weighted" none spreads; names the setting.
+    """
+    of = lambda name: getattr(listed[name], "spread" if how == "weighted" else "mean")
+    groups = [[name for p in own if (name := prompt(readers[r], p)) in listed] for r, own in items]
+    scores = np.array([np.mean([of(name) for name in group]) if group else np.nan for group in groups])
+    if np.isnan(scores).all():
+        raise InputError(f"{setting}: {how!r}, but the difficulty list has none of the prompts")
+    scores = np.where(np.isnan(scores), np.nanmean(scores), scores)
+    if how == "weighted" and not scores.sum() > 0:
+        raise InputError(f"{setting}: 'weighted', but no prompt of the difficulty list spreads")
+    return Order(how, scores)
+
+
+def read(path: str, setting: str) -> dict[str, Measured]:
+    """What is listed of each prompt, by sample id; of one that is listed twice the last.
 
     Raises:
       InputError: no such file, or a line that is none of a list; names the setting, file and line.
@@ -28,20 +94,23 @@ def read(path: str, setting: str) -> dict[str, float]:
     found = {}
     for number, row in enumerate(rows, 1):
         line = json_file.parse_object(row, f"{setting}: {path}, line {number}")
-        name, spread = line.get("sample_id"), line.get("spread")
-        if not isinstance(name, str) or type(spread) not in (int, float) or not math.isfinite(spread):
-            raise InputError(f"{setting}: {path}, line {number} has no sample_id with a finite spread")
-        found[name] = float(spread)
+        name, values = line.get("sample_id"), Measured(line.get("mean"), line.get("spread"))
+        numbers = all(type(value) in (int, float) and math.isfinite(value) for value in values)
+        if not isinstance(name, str) or not numbers or values.spread < 0:
+            raise InputError(f"{setting}: {path}, line {number} has no sample_id with a finite mean and spread")
+        found[name] = Measured(*map(float, values))
     return found
 
 
-def kept(reader: Reader, spreads: Mapping[str, float], least: float) -> Reader:
+def kept(reader: Reader, listed: Mapping[str, Measured], least: float) -> Reader:
     """The items of a reader whose spread is at least so large; those that are not in the list stay."""
-    stay = [position for position in range(len(reader)) if spreads.get(_name(reader, position), math.inf) >= least]
+    spread = lambda name: listed[name].spread if name in listed else math.inf
+    stay = [position for position in range(len(reader)) if spread(prompt(reader, position)) >= least]
     return reader if len(stay) == len(reader) else Subset(reader, tuple(stay))
 
 
-def _name(reader: Reader, position: int) -> str:
+def prompt(reader: Reader, position: int) -> str:
+    """The sample id of an item, also of one that cannot be read."""
     ids: Any = getattr(reader, "ids", None)
     if ids is not None:
         return ids[position]

@@ -21,6 +21,7 @@ from omnir1_jax.config.sections import DecodeConfig, Loader
 from omnir1_jax.data import batching, frame_sampling
 from omnir1_jax.data.batching import Batch, Fault, Item
 from omnir1_jax.data.clips import DecodedClip, Unsuitable, decode
+from omnir1_jax.data.difficulty import Order
 from omnir1_jax.data.frame_sampling import Draw
 from omnir1_jax.data.refs import FAMILIES, BadSample, Reader
 from omnir1_jax.errors import InputError
@@ -40,6 +41,7 @@ class Family:
     (picklable: a function of a module, or a partial of one). weight: share of batches among families. one_per_clip: an
     item is a clip and a random one of its expressions (video segmentation); otherwise every row is an item.
     family: that of the readers' clips where `name`, which is unique in a mixture, is another; ANY for clips of all.
+    order: of the items in an epoch; None shuffles them.
     """
 
     name: str
@@ -50,6 +52,7 @@ class Family:
     weight: float = 1.0
     one_per_clip: bool = True
     family: str = ""
+    order: Order | None = field(default=None, repr=False)
 
     @property
     def kind(self) -> str:
@@ -83,9 +86,9 @@ def training_dataset(
 ) -> grain.MapDataset:
     """The endless mixture of batches of this host, random access by number.
 
-    An epoch of a family goes once through all its items in a new order. A batch is cut into parts, of which every host
-    loads its own: put together they are the batch that a single host would load. Families alternate by weight in the
-    same order on every host.
+    An epoch of a family goes once through all its items in a new order, or as its `order` says. A batch is cut into
+    parts, of which every host loads its own: put together they are the batch that a single host would load. Families
+    alternate by weight in the same order on every host.
 
     Args:
       resting: items of a family that sit out an epoch; others take their places, each once before any twice.
@@ -95,7 +98,8 @@ def training_dataset(
     for family in families:
         load = _Loader(family, items(family), config.seed, config.max_attempts)
         rests = dict(resting.get(family.name, {}))
-        draw = functools.partial(_draw, (config.seed, zlib.crc32(family.name.encode())), len(load.items), rests)
+        seed = (config.seed, zlib.crc32(family.name.encode()))
+        draw = functools.partial(_draw, seed, len(load.items), family.order, rests)
         place = functools.partial(_place, *_parts(config), family.batch_size)
         loaded = grain.MapDataset.range(_ENDLESS).map(place).map(draw).map(load)
         mixture.append(loaded.batch(family.batch_size, batch_fn=functools.partial(batching.collate, family.name)))
@@ -152,15 +156,15 @@ def _check(families: Sequence[Family], config: PipelineConfig) -> None:
             raise InputError(f"data: family {family.name}: {family.batch_size} rows are not parts {parts} of {count}")
 
 
-def _draw(seed: tuple[int, ...], n: int, resting: Mapping[int, tuple[int, ...]], index: int) -> Draw:
+def _draw(seed: tuple[int, ...], n: int, own: Order | None, resting: Mapping[int, tuple[int, ...]], index: int) -> Draw:
     epoch, place = divmod(int(index), n)
-    return Draw(epoch, place, int(_order(seed, n, epoch, resting.get(epoch, ()))[place]))
+    return Draw(epoch, place, int(_order(seed, n, own, epoch, resting.get(epoch, ()))[place]))
 
 
 @functools.lru_cache(maxsize=16)
-def _order(seed: tuple[int, ...], n: int, epoch: int, resting: tuple[int, ...]) -> np.ndarray:
+def _order(seed: tuple[int, ...], n: int, own: Order | None, epoch: int, resting: tuple[int, ...]) -> np.ndarray:
     rng = np.random.default_rng((*seed, epoch))
-    order = rng.permutation(n)
+    order = rng.permutation(n) if own is None else own.epoch(rng, epoch)
     out = np.isin(order, resting)
     if out.any() and not out.all():
         order[out] = np.resize(rng.permutation(order[~out]), np.count_nonzero(out))
@@ -224,9 +228,10 @@ def fingerprint(families: Sequence[Family], config: PipelineConfig) -> dict[str,
     """What a saved state must agree with to be the same stream. Neither workers nor hosts matter."""
     parts, count = _parts(config)
     whole = lambda family: family.batch_size // len(parts) * count
+    ordered = lambda family: [family.order.digest] if family.order else []
     return {
         "seed": config.seed,
-        "families": {f.name: [len(items(f)), whole(f), f.weight, f.one_per_clip] for f in families},
+        "families": {f.name: [len(items(f)), whole(f), f.weight, f.one_per_clip, *ordered(f)] for f in families},
     }
 
 

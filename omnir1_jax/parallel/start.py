@@ -6,17 +6,30 @@ import os
 import sys
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax
 
-from omnir1_jax import errors
+from omnir1_jax import cli, errors
 from omnir1_jax.errors import AGAIN, DONE, Ending, InputError
 from omnir1_jax.parallel import agree
 
 AUTO = "auto"
 # Seconds without a heartbeat after which a process counts as lost, and that an exit waits for the other processes.
 HEARTBEAT, SHUTDOWN = 30, 60
+
+
+def flags() -> Callable[[], None]:
+    """Defines the flags of a command that may be several processes; gives what joins them as the flags say."""
+    coordinator = cli.flag.string(
+        "coordinator",
+        "",
+        "Joins the processes of one run: 'auto' on TPU pods, GKE, Slurm and MPI; elsewhere HOST:PORT of process 0, "
+        "with --processes and --process.",
+    )
+    processes = cli.flag.integer("processes", 0, "How many processes the run has, with --coordinator=HOST:PORT.")
+    process = cli.flag.integer("process", -1, "Which of them this is, from 0, with --coordinator=HOST:PORT.")
+    return lambda: start(coordinator.value, processes.value, process.value)
 
 
 def start(coordinator: str = "", processes: int = 0, process: int = -1, *, wait: int = 300) -> None:

@@ -1,69 +1,143 @@
 """What samples of a policy earn at each prompt of a run's datasets: their mean and spread, as a list for the loader."""
 
 import dataclasses
-from collections.abc import Iterator
+import hashlib
+import json
+import os
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from omnir1_jax.build import data
+from omnir1_jax.build import data, facts
 from omnir1_jax.build import run as setup
 from omnir1_jax.build.data import pipeline_config
 from omnir1_jax.build.models import step_config
 from omnir1_jax.build.run import Run, on_mesh
-from omnir1_jax.data import pipeline
+from omnir1_jax.data import difficulty, pipeline
 from omnir1_jax.data.stream import put
 from omnir1_jax.errors import InputError
+from omnir1_jax.files import json_file, regular_file
+from omnir1_jax.parallel import agree
+from omnir1_jax.reporting.lines import write
 from omnir1_jax.rl.step import make_reward
 from omnir1_jax.training import checkpointing, rollout_log
 
+# Settings that change nothing of what is sampled but its rounding. Dotted; a section covers what is below it.
+MAY_DIFFER = (*checkpointing.MAY_DIFFER, "optimizer", "steps", "validate", "package", "jax", "jaxlib")
+_KEYS = {"task", "sample_id", "mean", "spread", "rewards", "batch", "of"}
 
-def build(config: ConfigDict, workdir: str = "", step: str = "") -> Run:
-    """The run whose policy samples: before training, or with what a run of the same settings has learned.
+
+def build(config: ConfigDict, workdir: str = "", step: str = "") -> tuple[Run, str]:
+    """The run whose policy samples, before training or with what a run of the same settings has learned; its digest.
 
     Raises:
-      InputError: an invalid setting; several processes; no such checkpoint.
+      InputError: an invalid setting; the processes differ; no such checkpoint.
     """
     if config.objective != "grpo":
         raise InputError(f"objective: {config.objective!r} samples nothing; 'grpo' does")
-    if jax.process_count() > 1:
-        raise InputError("difficulty: one process only; it uses all of its devices")
-    made = setup.build(config)
-    if not workdir:
-        return made
-    chosen = checkpointing.named_step(workdir, step)
-    trainable = checkpointing.load_trainable(workdir, made.state.trainable, chosen)
-    return made._replace(state=dataclasses.replace(made.state, trainable=trainable))
+    known = facts.of_settings(config)
+    agree.same(agree.joined(), "settings", lambda: known)
+    made, policy = setup.build(config), ""
+    if workdir:
+        chosen = checkpointing.named_step(workdir, step)
+        trainable = checkpointing.load_trainable(workdir, made.state.trainable, chosen)
+        made, policy = made._replace(state=dataclasses.replace(made.state, trainable=trainable)), f"{workdir} {chosen}"
+    apart = lambda name: any(f"{name}.".startswith(f"{other}.") for other in MAY_DIFFER)
+    own = {name: value for name, value in known.items() if not apart(name)}
+    own |= facts.of_data(config, made.loaded.tokenizer, made.families)
+    return made, hashlib.sha256(json.dumps([policy, own], sort_keys=True).encode()).hexdigest()[:12]
 
 
-def measured(made: Run, limit: int = 0) -> Iterator[dict[str, Any]]:
-    """A line for each prompt of every task, every expression of a clip by itself; unreadable ones have none.
+def complete(out: pathlib.Path, made: Run, digest: str, limit: int = 0) -> list[dict[str, Any]]:
+    """All lines of a list, those that it lacks measured and written a batch at a time.
+
+    Args:
+      digest: of `build`, which every line carries.
+
+    Raises:
+      InputError: `out` is no list that this function began, or one of another digest; the processes see others.
+    """
+    lines = _begun(out)
+    agree.same(agree.joined(), "list", lambda: {"--out": [len(lines), *lines[-1:]]})
+    if any(line["of"] != digest for line in lines):
+        raise InputError(f"--out: {out} is the list of other settings, weights or data; name another file")
+    first = jax.process_index() == 0
+    if first:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    with open(out if first else os.devnull, "ab", buffering=0) as file:
+        if first:
+            file.truncate(sum(map(len, map(_line, lines))))
+        for batch in measured(made, limit, lines):
+            batch = [line | {"of": digest} for line in batch]
+            write(file, b"".join(map(_line, batch)))
+            lines += batch
+    return lines
+
+
+def _line(line: Mapping[str, Any]) -> bytes:
+    return json.dumps(line).encode() + b"\n"
+
+
+def _begun(out: pathlib.Path) -> list[dict[str, Any]]:
+    """The lines of a list, without a last one that a kill cut short."""
+    if not out.exists():
+        return []
+    *rows, rest = regular_file.read_bytes(out, "--out").split(b"\n")
+    try:
+        lines = [json_file.parse_object(row, "") for row in rows]
+    except InputError:
+        lines = [{}]
+    own = all(line.keys() == _KEYS and _line(line)[:-1] == row for line, row in zip(lines, rows))
+    if not own or not rest.startswith(b'{"task": "'[: len(rest)]):
+        raise InputError(f"--out: {out} was not written by this command; name another file")
+    return lines
+
+
+def measured(made: Run, limit: int = 0, listed: Sequence[Mapping[str, Any]] = ()) -> Iterator[list[dict[str, Any]]]:
+    """The lines of each batch: one for each prompt of every task, every expression of a clip by itself.
+
+    Unreadable prompts have none. Every process computes and gets all lines.
 
     Args:
       limit: most prompts of a task, drawn at random by the run's seed; 0: all.
+      listed: lines of an earlier call, from which this one goes on.
     """
     config, choices = made.config, step_config(made.config, made.loaded.models.thinker.config.tokens)
-    key, settings = setup.step_key(config, made.mesh), pipeline_config(config, data.share_of(made.mesh))
+    share = data.share_of(made.mesh)
+    key, settings = setup.step_key(config, made.mesh), pipeline_config(config, share)
     for family in made.families:
+        own = [line for line in listed if line["task"] == family.name]
+        seen, first = {line["sample_id"] for line in own}, max((line["batch"] for line in own), default=0)
         task = data.task_of(config, family.name)
         reward = on_mesh(made.mesh, make_reward(task, made.loaded.models, choices, config.step.mode))
-        single = dataclasses.replace(family, one_per_clip=False)
-        dataset = pipeline.training_dataset([single], settings)
-        prompts, seen = len(pipeline.items(single)), set()
-        wanted = min(prompts, limit or prompts)
-        batches = pipeline.iterate(dataset, 0, settings)
-        for number in range(-(-wanted // family.batch_size)):
+        single = dataclasses.replace(family, one_per_clip=False, order=None)
+        prompts = pipeline.items(single)
+        wanted = min(len(prompts), limit or len(prompts))
+        batches = pipeline.iterate(pipeline.training_dataset([single], settings), first, settings)
+        for number in range(first, -(-wanted // (family.batch_size // len(share.parts) * share.count))):
+            if len(seen) >= wanted:
+                break
             batch = put(next(batches), made.batch_sharding)
             asked = made.to_batch(family.name, batch.arrays)
             total = reward(made.state, made.frozen, asked, jax.random.fold_in(key, number))
-            for name, row in zip(batch.sample_ids, rollout_log.fetch(total), strict=True):
+            drawn = np.array([draw.clip for draw in batch.draws], np.int32), rollout_log.fetch(total)
+            if jax.process_count() > 1:
+                drawn = multihost_utils.process_allgather(drawn, tiled=True)
+            lines = []
+            for item, row in zip(*drawn, strict=True):
+                reader, (position,) = prompts[item]
+                name = difficulty.prompt(family.readers[reader], position)
                 if name in seen or len(seen) == wanted:
                     continue  # in place of one that could not be read, or of the next epoch
                 seen.add(name)
                 row = np.asarray(row, np.float64)
                 spread = 0.0 if (row == row[0]).all() else float(row.std())
                 head = {"task": family.name, "sample_id": name, "mean": float(row.mean()), "spread": spread}
-                yield head | {"rewards": [round(float(x), 6) for x in row]}
+                lines.append(head | {"rewards": [round(float(x), 6) for x in row], "batch": number})
+            yield lines
         batches.close()

@@ -1,5 +1,6 @@
 """The pipeline on readers in memory: epochs, shards, mixtures, bad samples, exact state."""
 
+import dataclasses
 import functools
 import json
 
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from omnir1_jax.data import batching, canvas, clips, pipeline, resting, rle, stream
+from omnir1_jax.data import batching, canvas, clips, difficulty, pipeline, resting, rle, stream
 from omnir1_jax.data.frame_sampling import Draw
 from omnir1_jax.data.reader import make_reader
 from omnir1_jax.data.refs import BadSample, ClipRef, ImageBytes, RleMasks
@@ -137,6 +138,36 @@ def test_clips_that_teach_nothing_rest(monkeypatch):
             rest = reported(made, 70 - cut)
             assert [batch for batch, _ in rest] == [batch for batch, _ in whole[cut:]]
             assert rest[-1] == ahead[-1] == whole[-1]
+
+
+@pytest.mark.parametrize("how", ["weighted", "easy_first"])
+def test_an_epoch_by_a_list_of_difficulties(how, monkeypatch):
+    """The same on one host and on two, ahead, and from any state on; also while clips rest."""
+    monkeypatch.setattr(resting, "LAG", 3)
+    scores = np.array([4.0, 0.0, 1.0, 1.0, 0.5, 0.5, 7.0])
+    ordered = lambda batch: dataclasses.replace(family(count=7, batch=batch), order=difficulty.Order(how, scores))
+    make = lambda **changes: stream.training_stream([ordered(2)], config(rest_after=2, **changes))
+    draws = [draw for batch in take(stream.training_stream([ordered(2)], config()), 140) for draw in batch.draws]
+    epochs = [[draw.clip for draw in draws if draw.epoch == epoch] for epoch in range(40)]
+    if how == "weighted":
+        counts = np.array([np.bincount(epoch, minlength=7) for epoch in epochs])
+        assert (np.abs(counts - 0.5 * scores) < 1).all()  # 7 draws an epoch, the scores' sum is 14
+        np.testing.assert_allclose(counts.mean(0), 0.5 * scores, atol=0.2)
+    else:
+        assert epochs[0][:2] == [6, 0] and {*epochs[0][2:4]} == {2, 3} and epochs[0][6] == 1
+        assert all(sorted(epoch) == list(range(7)) for epoch in epochs) and len({*map(tuple, epochs)}) > 30
+
+    whole = reported(make(), 40)
+    ahead = reported(stream.Prefetch(make(threads=2), depth=2), 40)
+    assert [batch for batch, _ in ahead] == [batch for batch, _ in whole]
+    resumed = make()
+    resumed.set_state(json.loads(ahead[16][1]))
+    assert reported(resumed, 23) == whole[17:]
+    for index in (0, 1):
+        half = stream.training_stream([ordered(1)], config(shard_index=index, shard_count=2))
+        assert [draw for batch in take(half, 20) for draw in batch.draws] == draws[index:40:2]
+    with pytest.raises(InputError, match="families = .*weighted|families = .*easy_first"):
+        stream.training_stream([family(count=7, batch=2)], config(rest_after=2)).set_state(json.loads(ahead[16][1]))
 
 
 def test_a_host_loads_the_parts_of_a_batch_that_its_devices_hold():
