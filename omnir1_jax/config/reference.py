@@ -26,7 +26,7 @@ def page() -> str:
 
 def _section(title: str, above: str, kind: type[schema.Section]) -> Iterator[str]:
     yield f"\n## {title}\n\n{' '.join(str(kind.__doc__).split())}\n"
-    yield "| setting | values | default | |\n|---|---|---|---|"
+    yield "| setting | values | default | meaning |\n|---|---|---|---|"
     yield from _rows(above, kind)
 
 

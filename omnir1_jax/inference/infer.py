@@ -43,7 +43,8 @@ class Ask:
         "qa": answer a question in text.
       audio: a sound file, or a film, heard in place of the video's own track.
       options: of a question, to choose from.
-      start, end: seconds of a video file.
+      start: second of a video file where the clip begins.
+      end: second where it ends; None for the file's end.
       frames: most frames that System 1 sees; 0 for the config's own.
       audio_seconds: most sound that is heard. -1: as the config has it for this family; where it has none, a
         question hears the sound that there is, and a query hears a sound file that is named.

@@ -41,11 +41,11 @@ class Published(NamedTuple):
 
 _VOS, _QA = tasks.TASKS["vos"], tasks.TASKS["qa"]
 BENCHMARKS: dict[str, Published] = {
-    "revos": Published(_VOS, "valid"),
+    "revos": Published(_VOS, "valid", items={"valid": 5822}),  # 3,130 referring, 2,475 reasoning, 217 without a target
     "mevis": Published(_VOS, "valid_u", items={"train": 23051, "valid_u": 793, "valid": 2236}),
     "refytvos": Published(_VOS, "valid"),
-    "refdavis": Published(_VOS, "valid"),
-    "reasonvos": Published(_VOS, "test"),
+    "refdavis": Published(_VOS, "valid", items={"valid": 244}),  # four of each of 61 objects in 30 videos
+    "reasonvos": Published(_VOS, "test", items={"test": 458}),
     "refavs": Published(
         tasks.TASKS["refavs"], "test_s",
         items={"train": 14113, "val": 1349, "test_s": 2288, "test_u": 1656, "test_n": 1028},
