@@ -14,7 +14,8 @@ from omnir1_jax.text.rules import Failure, Limits
 from omnir1_jax.text.vocab import ByteVocab, byte_vocab, detokenise
 from tests.text import fuzz, host, oracle, trained
 
-BYTES, BATCH = 600, 500
+BYTES, CASES_AT_ONCE = 600, 500
+ROWS = 64  # of the compiled program, whose time grows with them; most properties have few
 LIMITS = Limits(groups=4, description=48)
 SLOTS = 3
 # One token a byte: what reaches the readers went through the repair of UTF-8.
@@ -34,12 +35,14 @@ def read(ids, frames):
 
 
 def in_graph(raws, frames):
-    ids = np.full((BATCH, BYTES + 40), -1, np.int32)
+    """What the readers make of each text, padded to a multiple of ROWS."""
+    count = max(-(-len(raws) // ROWS), 1) * ROWS
+    ids, padded = np.full((count, BYTES + 40), -1, np.int32), np.ones(count, np.int32)
     for row, raw in zip(ids, raws):
         row[: len(raw)] = list(raw[: BYTES + 40])
-    padded = np.ones(BATCH, np.int32)
     padded[: len(frames)] = frames
-    return jax.tree.map(np.asarray, read(jnp.asarray(ids), jnp.asarray(padded)))
+    found = [read(ids[at : at + ROWS], padded[at : at + ROWS]) for at in range(0, count, ROWS)]
+    return jax.tree.map(lambda *parts: np.concatenate(parts), *found)
 
 
 def told(buffer, *at):
@@ -104,9 +107,9 @@ def check(raws, frames):
 
 def fuzzed(seed, count):
     kinds = 0
-    for at in range(0, count, BATCH):
-        raws = fuzz.cases(seed * 1_000_003 + at, BATCH, BYTES)
-        kinds = kinds + check(raws, np.random.default_rng(at).integers(1, 240, BATCH))
+    for at in range(0, count, CASES_AT_ONCE):
+        raws = fuzz.cases(seed * 1_000_003 + at, CASES_AT_ONCE, BYTES)
+        kinds = kinds + check(raws, np.random.default_rng(at).integers(1, 240, CASES_AT_ONCE))
     return kinds
 
 
@@ -205,12 +208,10 @@ def test_numbers_are_those_of_python():
     assert (np.array(host_value, np.float32) == want).all()
     assert list(host_whole) == [int(float(x)) if "e" not in x else host_whole[i] for i, x in enumerate(lexemes)]
     quads = [lexemes[i : i + 4] for i in range(0, len(lexemes) - 3, 4)]
-    for at in range(0, len(quads), BATCH):
-        part = quads[at : at + BATCH]
-        raws = [('{"bbox_2d": [' + ",".join(q) + "]}").encode() for q in part]
-        boxes = in_graph(raws, np.ones(len(raws), np.int32))[3]
-        assert (boxes.failure[: len(part), 0] == Failure.OK).all()
-        assert (boxes.box[: len(part), 0] == want[4 * at : 4 * (at + len(part))].reshape(-1, 4)).all()
+    raws = [('{"bbox_2d": [' + ",".join(q) + "]}").encode() for q in quads]
+    boxes = in_graph(raws, np.ones(len(raws), np.int32))[3]
+    assert (boxes.failure[: len(quads), 0] == Failure.OK).all()
+    assert (boxes.box[: len(quads), 0] == want[: 4 * len(quads)].reshape(-1, 4)).all()
 
 
 def test_from_tokens():
