@@ -5,12 +5,9 @@
 (Lliar-liar/Daily-Omni: test_model/Qwen2.5-Omni/testmodel.py)
 """
 
-import functools
-from typing import Any
-
 from omnir1_jax.data import metadata, paths, qa
 from omnir1_jax.data.reader import TableReader, check_split
-from omnir1_jax.data.refs import AudioFile, ClipRef, VideoAudio, VideoFile
+from omnir1_jax.data.refs import AudioFile, VideoAudio, VideoFile
 
 TABLES = ("qa.json", "QA_all.json")
 FOLDERS = ("Videos/", "")
@@ -24,25 +21,20 @@ def open(root: str, split: str = "test") -> TableReader:
     """
     check_split("dailyomni", split, ("test",))
     path = metadata.find(root, TABLES, "dailyomni")
-    rows = []
+    questions = []
     for number, row in enumerate(metadata.load_rows(path)):
         where = f"{path} row {number}"
-        texts = {key: metadata.get(row, key, str, where) for key in ("Question", "Answer", "video_id", *LABELS)}
+        texts = metadata.get_texts(row, ("Question", "Answer", "video_id", *LABELS), where)
+        answer, name = texts["Answer"].strip().upper(), texts["video_id"]
         options = qa.get_options(row, "Choice", where)
-        index = qa.letter_index(options, texts["Answer"].upper(), where)
-        rows.append((str(number), texts | {"options": options, "answer_index": index, "where": where}))
-    return qa.reader("dailyomni", split, path, rows, functools.partial(_media, root), functools.partial(_clip, root))
+        index = qa.letter_index(options, answer, where)
+        videos = tuple(f"{folder}{name}/{name}_video.mp4" for folder in FOLDERS)
+        labels = {label: texts[key] for key, label in LABELS.items()} | {"video_id": name}
+        question = qa.Question(where, texts["Question"], (videos,), options, answer, index, labels)
+        questions.append((str(number), question))
+    return qa.reader("dailyomni", split, path, root, questions, _sources)
 
 
-def _media(root: str, row: dict[str, Any]) -> str:
-    name = row["video_id"]
-    return qa.media_file(root, [f"{folder}{name}/{name}_video.mp4" for folder in FOLDERS], row["where"])
-
-
-def _clip(root: str, sample_id: str, row: dict[str, Any]) -> ClipRef:
-    video = _media(root, row)
+def _sources(question: qa.Question, video: str) -> tuple[VideoFile, AudioFile | VideoAudio]:
     beside = video.removesuffix("_video.mp4") + "_audio.wav"
-    sound = AudioFile(beside) if paths.exists(beside) else VideoAudio(video, required=False)
-    labels = {name: row[key] for key, name in LABELS.items()} | {"video_id": row["video_id"]}
-    values = (row["options"], row["Answer"].strip().upper(), row["answer_index"])
-    return qa.clip("dailyomni", sample_id, row["Question"], VideoFile(video), sound, *values, **labels)
+    return VideoFile(video), AudioFile(beside) if paths.exists(beside) else VideoAudio(video, required=False)

@@ -44,7 +44,7 @@ def open(root: str, split: str = "train", family: str = "") -> TableReader:
         ids.add(record["id"])
         if family in ("", record["family"]):
             rows.append((record["id"], record))
-    return qa.reader("folder", split, path, rows, functools.partial(_media, root), functools.partial(_clip, root))
+    return qa.checked("folder", split, path, rows, functools.partial(_media, root), functools.partial(_clip, root))
 
 
 def _table(root: str, split: str) -> str:

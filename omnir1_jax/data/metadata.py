@@ -4,7 +4,7 @@ import codecs
 import csv
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -56,6 +56,11 @@ def check(value: Any, kind: type | tuple[type, ...], where: str) -> Any:
         wanted = " or ".join(NAMES[k] for k in kinds)
         raise InputError(f"{where}: expected {wanted}, found {str(value)[:60]!r}")
     return value
+
+
+def get_texts(record: Any, keys: Iterable[str], where: str) -> dict[str, str]:
+    """`record[key]` of several keys, each checked to be a text. Raises `InputError`."""
+    return {key: get(record, key, str, where) for key in keys}
 
 
 def get_number(record: Any, key: str, where: str) -> float:

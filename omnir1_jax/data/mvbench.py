@@ -7,13 +7,11 @@ What can be downloaded today differs from this: the videos of fine_grained_pose 
 star lie below `video/data0613/`. A task without any video is left out, and `notes` says over how many the total is.
 """
 
-import functools
 import os
-from typing import Any
 
 from omnir1_jax.data import metadata, paths, qa
 from omnir1_jax.data.reader import TableReader, check_split
-from omnir1_jax.data.refs import ClipRef, ImageFiles, VideoFile
+from omnir1_jax.data.refs import ImageFiles, VideoFile
 from omnir1_jax.errors import InputError
 
 FOLDERS = {
@@ -52,59 +50,41 @@ def open(root: str, split: str = "test", tasks: tuple[str, ...] = tuple(FOLDERS)
     if unknown := [task for task in tasks if task not in FOLDERS]:
         raise InputError(f"mvbench has no task '{unknown[0]}'; the tasks are {', '.join(FOLDERS)}")
     metadata.require_root(root)
-    questions = {task: _task_rows(root, task) for task in tasks}
-    present = [task for task in tasks if any(_has_media(root, row) for _, row in questions[task])]
+    questions = {task: _task_questions(root, task) for task in tasks}
+    present = [task for task in tasks if any(_has_media(root, one) for _, one in questions[task])]
     notes = tuple(
         f"{task}: {len(questions[task])} questions left out: none of their videos is in {root}/video/{FOLDERS[task]}"
         for task in tasks
         if present and task not in present
     )
-    rows = [row for task in present or tasks for row in questions[task]]
+    chosen = [one for task in present or tasks for one in questions[task]]
     if notes:
-        notes += (f"the total is over {len(rows)} questions of {len(present)} of {len(tasks)} tasks",)
-    media, make = functools.partial(_media, root), functools.partial(_clip, root)
-    return qa.reader("mvbench", split, f"{root}/json", rows, media, make, notes)
+        notes += (f"the total is over {len(chosen)} questions of {len(present)} of {len(tasks)} tasks",)
+    return qa.reader("mvbench", split, f"{root}/json", root, chosen, _sources, notes)
 
 
-def _task_rows(root: str, task: str) -> list[tuple[str, dict[str, Any]]]:
+def _task_questions(root: str, task: str) -> list[tuple[str, qa.Question]]:
     path = paths.existing(root, f"json/{task}.json", "mvbench")
-    rows = []
+    questions = []
     for number, row in enumerate(metadata.load_rows(path)):
         where = f"{path} row {number}"
         options = qa.get_options(row, "candidates", where)
-        answer = metadata.get(row, "answer", str, where)
-        checked = {
-            "task": task,
-            "video": metadata.get(row, "video", str, where),
-            "question": metadata.get(row, "question", str, where),
-            "options": options,
-            "answer": answer,
-            "answer_index": qa.answer_index(options, answer, where),
-            "start": None,
-            "end": None,
-            "where": where,
-        }
+        texts = metadata.get_texts(row, ("answer", "video", "question"), where)
+        index, start, end = qa.answer_index(options, texts["answer"], where), None, None
         if task in BOUNDED:
             start, end = (metadata.get_number(row, key, where) for key in ("start", "end"))
             if not 0 <= start < end < float("inf"):
                 raise InputError(f"{where}: expected 0 <= start < end, found {start} and {end}")
-            checked |= {"start": start, "end": end}
-        rows.append((f"{task}/{number}", checked))
-    return rows
+        name = f"{FOLDERS[task]}/{texts['video']}"
+        media = ((f"video/{name}", f"video/{ADDED}/{name}"),)
+        labels = {"task": task, "video": texts["video"], "start": start, "end": end}
+        question = qa.Question(where, texts["question"], media, options, texts["answer"], index, labels)
+        questions.append((f"{task}/{number}", question))
+    return questions
 
 
-def _names(row: dict[str, Any]) -> list[str]:
-    """Where the video may be, within the root."""
-    name = f"{FOLDERS[row['task']]}/{row['video']}"
-    return [f"video/{name}", f"video/{ADDED}/{name}"]
-
-
-def _media(root: str, row: dict[str, Any]) -> str:
-    return qa.media_file(root, _names(row), row["where"])
-
-
-def _has_media(root: str, row: dict[str, Any]) -> bool:
-    return any(paths.exists(paths.inside(root, name, row["where"])) for name in _names(row))
+def _has_media(root: str, question: qa.Question) -> bool:
+    return any(paths.exists(paths.inside(root, name, question.where)) for name in question.media[0])
 
 
 def frame_span(count: int, start: float, end: float) -> range:
@@ -114,20 +94,16 @@ def frame_span(count: int, start: float, end: float) -> range:
     return range(min(first, count), max(first, last) + 1) if first <= count else range(count, count + 1)
 
 
-def _clip(root: str, sample_id: str, row: dict[str, Any]) -> ClipRef:
-    path = _media(root, row)
-    if row["task"] == FRAME_TASK:
-        directory = f"video/{FOLDERS[FRAME_TASK]}/{row['video']}"
-        try:
-            count = len([name for name in os.listdir(path) if name.endswith(".jpg") and not name.startswith(".")])
-        except OSError as error:
-            raise InputError(f"{row['where']}: the directory {path} cannot be read ({error.strerror})") from error
-        if count == 0:
-            raise InputError(f"{row['where']}: {path} holds no JPEG frames")
-        names = tuple(f"{n:05d}" for n in frame_span(count, row["start"], row["end"]))
-        frames = ImageFiles(paths.files(root, directory, [f"{n}.jpg" for n in names], row["where"]), names, FRAME_RATE)
-    else:
-        frames = VideoFile(path, row["start"], row["end"])
-    labels = {key: row[key] for key in ("task", "video", "start", "end")}
-    values = (row["options"], row["answer"], row["answer_index"])
-    return qa.clip("mvbench", sample_id, row["question"], frames, None, *values, **labels)
+def _sources(question: qa.Question, path: str) -> tuple[VideoFile | ImageFiles, None]:
+    start, end = question.extra["start"], question.extra["end"]
+    if question.extra["task"] != FRAME_TASK:
+        return VideoFile(path, start, end), None
+    try:
+        count = len([name for name in os.listdir(path) if name.endswith(".jpg") and not name.startswith(".")])
+    except OSError as error:
+        raise InputError(f"{question.where}: the directory {path} cannot be read ({error.strerror})") from error
+    if count == 0:
+        raise InputError(f"{question.where}: {path} holds no JPEG frames")
+    names = tuple(f"{n:05d}" for n in frame_span(count, start, end))
+    files = paths.files(*os.path.split(path), [f"{n}.jpg" for n in names], question.where)
+    return ImageFiles(files, names, FRAME_RATE), None

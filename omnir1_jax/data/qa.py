@@ -1,12 +1,13 @@
 """What the question-answering sets share."""
 
+import functools
 import os
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from omnir1_jax.data import metadata, paths
 from omnir1_jax.data.reader import TableReader, make_reader
-from omnir1_jax.data.refs import AudioSource, ClipRef, FrameSource
+from omnir1_jax.data.refs import AudioSource, ClipRef, FrameSource, VideoAudio, VideoFile
 from omnir1_jax.errors import InputError
 
 LETTERS = "ABCDEFGHIJ"
@@ -49,37 +50,81 @@ def media_file(root: str, names: Sequence[str], where: str) -> str:
     raise InputError(f"{where}: {paths.missing(broken)}")
 
 
-def clip(
-    dataset: str,
-    sample_id: str,
-    question: str,
-    frames: FrameSource,
-    audio: AudioSource | None,
-    options: tuple[str, ...],
-    answer: str,
-    answer_index: int | None,
-    **extra: Any,
-) -> ClipRef:
-    """A clip of family "qa". `extra` always has options (as the dataset spells them), answer and answer_index."""
-    common = {"options": options, "answer": answer, "answer_index": answer_index}
-    return ClipRef(dataset, sample_id, "qa", question, frames, audio, extra={**common, **extra})
+class Question(NamedTuple):
+    """A question with its media, checked.
+
+    Attributes:
+      where: file and row, for messages.
+      media: for each file that it needs the names, within the root, that it may have.
+      options: as the dataset spells them. answer_index: which of them is right, None where that is not known.
+      extra: what else the dataset says of it.
+    """
+
+    where: str
+    text: str
+    media: tuple[tuple[str, ...], ...]
+    options: tuple[str, ...]
+    answer: str
+    answer_index: int | None
+    extra: Mapping[str, Any]
+
+
+Sources = Callable[..., tuple[FrameSource, AudioSource | None]]
 
 
 def reader(
     dataset: str,
     split: str,
     path: str,
-    rows: Sequence[tuple[str, dict[str, Any]]],
-    find_media: Callable[[dict[str, Any]], object],
-    make: Callable[[str, dict[str, Any]], ClipRef],
+    root: str,
+    questions: Sequence[tuple[str, Question]],
+    sources: Sources,
     notes: tuple[str, ...] = (),
 ) -> TableReader:
-    """A reader over (name, row), after checking that every row's media are there (on a remote root, the first row's).
+    """A reader over (name, question).
+
+    Args:
+      sources: (question, path of each of its media) -> frames and sound. A function of a module.
+    """
+    find = lambda question: tuple(media_file(root, names, question.where) for names in question.media)
+    return checked(dataset, split, path, questions, find, functools.partial(_clip, dataset, root, sources), notes)
+
+
+def _clip(dataset: str, root: str, sources: Sources, sample_id: str, question: Question) -> ClipRef:
+    files = [media_file(root, names, question.where) for names in question.media]
+    right = {key: getattr(question, key) for key in ("options", "answer", "answer_index")}
+    return ClipRef(
+        dataset, sample_id, "qa", question.text, *sources(question, *files), extra={**right, **question.extra}
+    )
+
+
+def video_with_sound(question: Question, video: str) -> tuple[VideoFile, VideoAudio]:
+    """Sources of a film that may be silent."""
+    return VideoFile(video), VideoAudio(video, required=False)
+
+
+def table(dataset: str, root: str, folders: Sequence[str], endings: Sequence[str]) -> str:
+    """The first file with one of the endings in one of the folders. Raises `InputError`."""
+    metadata.require_root(root)
+    if files := paths.matching(root, *(f"{folder}*.{ending}" for folder in folders for ending in endings)):
+        return files[0]
+    raise InputError(f"{dataset}: no table of questions ({', '.join(f'*.{e}' for e in endings)}) in {root}")
+
+
+def checked(
+    dataset: str,
+    split: str,
+    path: str,
+    rows: Sequence[tuple[str, Any]],
+    find_media: Callable[[Any], object],
+    make: Callable[[str, Any], ClipRef],
+    notes: tuple[str, ...] = (),
+) -> TableReader:
+    """A reader over (name, row), after checking that every row's media are there.
 
     `find_media` raises `InputError` naming a missing file; the error says how many rows miss theirs.
     """
-    errors = []
-    media = []
+    errors, media = [], []
     for _, row in rows:
         try:
             media.append(find_media(row))

@@ -38,8 +38,7 @@ def open(root: str, split: str = "train") -> TableReader:
     known: dict[str, bool] = {}
     for number, row in enumerate(metadata.load_rows(path), 1):
         where = f"{path} row {number}"
-        for column in COLUMNS:
-            metadata.get(row, column, str, where)
+        metadata.get_texts(row, COLUMNS, where)
         todo += row["split"] == "TODO"
         if row["split"] not in (*SPLITS, "TODO"):
             raise InputError(f"{where}.split: expected one of {', '.join(SPLITS)}, found {row['split'][:40]!r}")

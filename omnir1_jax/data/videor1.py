@@ -8,16 +8,15 @@ Keys of an item: `problem` (the question), `solution` ("<answer>B</answer>" or t
 free-form, regression, ...), and where there is a choice `options`; `problem_id` and `data_source` if known.
 """
 
-import functools
 import os
-from typing import Any
 
 from omnir1_jax.data import metadata, paths, qa
 from omnir1_jax.data.reader import TableReader, check_split
-from omnir1_jax.data.refs import ClipRef, ImageFiles, VideoAudio, VideoFile
+from omnir1_jax.data.refs import ImageFiles, VideoAudio, VideoFile
 from omnir1_jax.errors import InputError
 from omnir1_jax.text import tags
 
+LABELS = ("problem_type", "data_source", "data_type")
 SPLITS = ("train", "cot", "test")
 PUBLISHED = {"train": "Video-R1-260k.json", "cot": "Video-R1-COT-165k.json"}
 
@@ -31,21 +30,21 @@ def open(root: str, split: str = "train", file: str = "") -> TableReader:
     check_split("videor1", split, SPLITS)
     metadata.require_root(root)
     path = paths.existing(root, file, "videor1.file") if file else _table(root, split)
-    rows = []
+    questions = []
     for number, row in enumerate(metadata.load_rows(path)):
         where = f"{path} row {number}"
-        record = {key: metadata.get(row, key, str, where) for key in ("problem", "solution", "path", "data_type")}
-        if record["data_type"] not in ("video", "image"):
-            raise InputError(f"{where}.data_type: expected video or image, found {record['data_type'][:40]!r}")
-        answer = tags.between(record["solution"], "answer")
-        answer = (record["solution"] if answer is None else answer).strip()
+        texts = metadata.get_texts(row, ("problem", "solution", "path", "data_type"), where)
+        if texts["data_type"] not in ("video", "image"):
+            raise InputError(f"{where}.data_type: expected video or image, found {texts['data_type'][:40]!r}")
+        answer = tags.between(texts["solution"], "answer")
+        answer = (texts["solution"] if answer is None else answer).strip()
         options = tuple(metadata.get_list(row, "options", str, where)) if row.get("options") else ()
         index = qa.letter_index(options, answer, where) if options and len(answer) == 1 else None
-        record |= {"answer": answer, "options": options, "answer_index": index, "where": where}
-        record["problem_type"] = metadata.get(row, "problem_type", str, where) if "problem_type" in row else ""
-        record["data_source"] = metadata.get(row, "data_source", str, where) if "data_source" in row else ""
-        rows.append((str(row.get("problem_id", number)), record))
-    return qa.reader("videor1", split, path, rows, functools.partial(_media, root), functools.partial(_clip, root))
+        labels = {key: metadata.get(row, key, str, where) if key in row else "" for key in LABELS}
+        media = ((texts["path"].removeprefix("./"),),)
+        question = qa.Question(where, texts["problem"], media, options, answer, index, labels)
+        questions.append((str(row.get("problem_id", number)), question))
+    return qa.reader("videor1", split, path, root, questions, _sources)
 
 
 def _table(root: str, split: str) -> str:
@@ -62,15 +61,7 @@ def _table(root: str, split: str) -> str:
     return files[0]
 
 
-def _media(root: str, row: dict[str, Any]) -> str:
-    return qa.media_file(root, [row["path"].removeprefix("./")], row["where"])
-
-
-def _clip(root: str, sample_id: str, row: dict[str, Any]) -> ClipRef:
-    path = _media(root, row)
-    video = row["data_type"] == "video"
-    frames = VideoFile(path) if video else ImageFiles((path,), ("0",))
-    labels = {key: row[key] for key in ("problem_type", "data_source", "data_type")}
-    values = (row["options"], row["answer"], row["answer_index"])
-    audio = VideoAudio(path, required=False) if video else None
-    return qa.clip("videor1", sample_id, row["problem"], frames, audio, *values, **labels)
+def _sources(question: qa.Question, path: str) -> tuple[VideoFile | ImageFiles, VideoAudio | None]:
+    if question.extra["data_type"] == "video":
+        return qa.video_with_sound(question, path)
+    return ImageFiles((path,), ("0",)), None

@@ -8,10 +8,10 @@ import cv2
 import numpy as np
 import pytest
 
-from omnir1_jax.data import masks, mevis, qa, reasonvos, refavs, revos
+from omnir1_jax.data import masks, mevis, reasonvos, refavs, revos
 from omnir1_jax.data import refdavis as data_refdavis
 from omnir1_jax.data.reader import make_reader
-from omnir1_jax.data.refs import ImageFiles
+from omnir1_jax.data.refs import ClipRef, ImageFiles
 from omnir1_jax.data.synthetic import writers
 from omnir1_jax.data.synthetic.world import WorldConfig
 from omnir1_jax.errors import InputError
@@ -172,7 +172,8 @@ def question(dataset, sample_id, row):
     options, gold, extra = row
     frames = ImageFiles(("x.jpg",), ("0",))
     answer = options[gold] if options else extra.pop("answer")
-    return qa.clip(dataset, sample_id, "q?", frames, None, options, answer, gold, **extra)
+    right = {"options": options, "answer": answer, "answer_index": gold}
+    return ClipRef(dataset, sample_id, "qa", "q?", frames, extra=right | extra)
 
 
 def questions(dataset, rows):

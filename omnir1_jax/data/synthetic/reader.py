@@ -197,7 +197,8 @@ def _qa(config: WorldConfig, sample_id: str, row: tuple[int, int]) -> ClipRef:
     question, options, answer = _nth(asked, row[1], sample_id)
     index = qa.answer_index(options, answer, sample_id)
     audio = AudioBytes(sound.to_wav(clip.sound))
-    return qa.clip("synthetic", sample_id, question, _frames(clip), audio, options, answer, index)
+    extra = {"options": options, "answer": answer, "answer_index": index}
+    return ClipRef("synthetic", sample_id, "qa", question, _frames(clip), audio, extra=extra)
 
 
 _MAKERS = {"vos": _vos, "refavs": _refavs, "refcocog": _refcocog, "qa": _qa}
