@@ -38,7 +38,7 @@ def video_frame_indices(
     high = 2 * math.floor(min(maximum, total) / 2)
     n = min(max(total / fps * sampled_fps, 4), high, total)
     n = max(2 * math.floor(n / 2), 1)
-    return np.round(_linspace32(total - 1, n)).astype(np.int64) if times is None else evenly_in_time(times, n)
+    return np.round(linspace32(total - 1, n)).astype(np.int64) if times is None else evenly_in_time(times, n)
 
 
 def evenly_in_time(times: Float[np.ndarray, " total"], n: int) -> Int[np.ndarray, " n"]:
@@ -47,7 +47,7 @@ def evenly_in_time(times: Float[np.ndarray, " total"], n: int) -> Int[np.ndarray
     return np.searchsorted(middles, np.linspace(times[0], times[-1], n), "right")
 
 
-def _linspace32(end: int, n: int) -> np.ndarray:
+def linspace32(end: int, n: int) -> np.ndarray:
     """linspace(0, end, n) rounded once to float32, from both ends, as torch's: where it meets .5 decides a frame."""
     if n == 1:
         return np.zeros(1, np.float32)

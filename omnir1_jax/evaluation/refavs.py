@@ -5,14 +5,16 @@ above its 0.4 threshold). These are not the DAVIS measures: F here is a pixel F-
 thresholds. Reports state the batch size, since the last, smaller batch weighs as much as the others.
 """
 
+import itertools
 import math
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import cv2
 import numpy as np
-from jaxtyping import Bool, Float, Int, Shaped
+from jaxtyping import Bool, Float, Shaped
 
+from omnir1_jax.data.frame_sampling import linspace32
 from omnir1_jax.evaluation import davis
 
 SIZE = 256
@@ -30,15 +32,7 @@ class BatchScores(NamedTuple):
     S: float
 
 
-def thresholds() -> Float[np.ndarray, "255"]:
-    """linspace(0, 1 - 1e-10, 255) in float32: the end rounds to 1; built from both ends, as torch does."""
-    step = np.float64(np.float32(1) / np.float32(NUM_THRESHOLDS - 1))
-    i = np.arange(NUM_THRESHOLDS)
-    # torch fuses the multiplication and the addition: one rounding, at the end.
-    return np.where(i < NUM_THRESHOLDS // 2, step * i, 1.0 - step * i[::-1]).astype(np.float32)
-
-
-_THRESHOLDS = thresholds()
+THRESHOLDS = linspace32(1, NUM_THRESHOLDS)
 
 
 def binary_logits(mask: Shaped[np.ndarray, "*n h w"]) -> Float[np.ndarray, "*n h w"]:
@@ -72,18 +66,9 @@ def j_score(prob: Float[np.ndarray, "n h w"], gt: Bool[np.ndarray, "n h w"]) -> 
     return float(np.mean(inter / (union + 1e-7)))
 
 
-def _reached(prob: Float[np.ndarray, "h w"]) -> Int[np.ndarray, "h w"]:
-    """Number of thresholds at or below each probability, in 0..255."""
-    guess = np.minimum((prob * np.float32(NUM_THRESHOLDS - 1)).astype(np.int32), NUM_THRESHOLDS - 1)
-    # The guess is off by at most one: float32 thresholds are rounded.
-    guess -= prob < _THRESHOLDS[guess]
-    above = np.minimum(guess + 1, NUM_THRESHOLDS - 1)
-    return guess + ((prob >= _THRESHOLDS[above]) & (above > guess)) + 1
-
-
 def f_curve(prob: Float[np.ndarray, "h w"], gt: Bool[np.ndarray, "h w"]) -> Float[np.ndarray, "255"]:
     """F-beta of one frame at each threshold (prediction = prob >= threshold), all thresholds from one histogram."""
-    reached = _reached(prob)
+    reached = np.searchsorted(THRESHOLDS, prob, side="right")  # thresholds at or below each probability
     bins = NUM_THRESHOLDS + 1
     positive = np.bincount(reached.ravel(), minlength=bins)
     hits = np.bincount(reached[gt], minlength=bins)
@@ -122,20 +107,9 @@ def score_batch(logits: Float[np.ndarray, "np hp wp"], gt: Bool[np.ndarray, "n h
 
 def aggregate(videos: Iterable[tuple[np.ndarray, np.ndarray]], batch_videos: int = BATCH_VIDEOS) -> Mapping[str, float]:
     """Means over batches of `batch_videos` consecutive videos, each given as (logits, gt)."""
-    scores, batch = [], []
-
-    def close() -> None:
-        if batch:
-            logits, gts = (np.concatenate(x) for x in zip(*batch))
-            scores.append(score_batch(logits, gts))
-            batch.clear()
-
-    videos_seen = 0
-    for video in videos:
-        videos_seen += 1
-        batch.append(video)
-        if len(batch) == batch_videos:
-            close()
-    close()
+    videos, scores, count = iter(videos), [], 0
+    while batch := list(itertools.islice(videos, batch_videos)):
+        scores.append(score_batch(*map(np.concatenate, zip(*batch))))
+        count += len(batch)
     means = [math.fsum(column) / len(scores) for column in zip(*scores)] if scores else [math.nan] * 3
-    return {**dict(zip("JFS", means)), "batch_videos": float(batch_videos), "videos": float(videos_seen)}
+    return {**dict(zip("JFS", means)), "batch_videos": float(batch_videos), "videos": float(count)}

@@ -45,28 +45,34 @@ def annotated(ref: ClipRef, predicted: np.ndarray) -> tuple[Sequence[int], np.nd
     return chosen, predicted[list(chosen)]
 
 
+def score_clip(ref: ClipRef, predicted: np.ndarray, mode: revos.Mode = "clean") -> dict[str, float]:
+    """Scores of one item in [0, 1], by name. Raises BadSample where its ground truth cannot be read."""
+    frames, predicted = annotated(ref, predicted)
+    objects = decode_masks(ref.masks, frames, ref.sample_id).astype(np.uint8)
+    if ref.dataset != "revos" or ref.foreground is None:
+        return mevis.score_expression(objects, predicted)._asdict()
+    foreground = decode_masks(ref.foreground, frames, ref.sample_id)[0].astype(np.uint8)
+    return revos.score_expression(objects, predicted.astype(np.uint8), foreground, mode)._asdict()
+
+
+def missing(reader: Reader) -> dict[str, float]:
+    """The scores of an item without any prediction."""
+    return (revos.MISSING if rules(reader) == "revos" else mevis.MISSING)._asdict()
+
+
 def score_position(reader: Reader, root: str, mode: revos.Mode, position: int) -> Row:
-    """One expression of ReVOS or of a benchmark scored by J and F alone. Raises InputError naming what is wrong."""
+    """One expression from its PNGs. Raises InputError naming what is wrong."""
     ref = _open(reader, position)
     type_id = int(ref.extra.get("type_id") or 0)
-    names = ref.frames.names
-    pred = predictions.read(root, ref.extra["video"], ref.extra["exp_id"], names)
-    if pred is None:
-        empty = revos.MISSING if rules(reader) == "revos" else mevis.MISSING
-        return Row(ref.sample_id, type_id, empty._asdict(), True)
-    indices, pred = annotated(ref, pred)
+    predicted = predictions.read(root, ref.extra["video"], ref.extra["exp_id"], ref.frames.names)
+    if predicted is None:
+        return Row(ref.sample_id, type_id, missing(reader), True)
     try:
-        objects = decode_masks(ref.masks, indices, ref.sample_id).astype(np.uint8)
-        if objects.shape[-2:] != pred.shape[-2:]:
-            where = predictions.folder(root, ref.extra["video"], ref.extra["exp_id"])
-            sizes = ["x".join(map(str, x.shape[-2:])) for x in (pred, objects)]
-            raise InputError(f"{where}: masks of {sizes[0]}, the frames are {sizes[1]}; write them at the frames' size")
-        if rules(reader) != "revos":
-            return Row(ref.sample_id, type_id, mevis.score_expression(objects, pred)._asdict(), False)
-        foreground = decode_masks(ref.foreground, indices, ref.sample_id)[0].astype(np.uint8)
+        return Row(ref.sample_id, type_id, score_clip(ref, predicted, mode), False)
     except BadSample as error:
         raise InputError(f"the ground truth of {error}") from error
-    return Row(ref.sample_id, type_id, revos.score_expression(objects, pred, foreground, mode)._asdict(), False)
+    except InputError as error:
+        raise InputError(f"{predictions.folder(root, ref.extra['video'], ref.extra['exp_id'])}: {error}") from error
 
 
 def table(rules: str, rows: Iterable[Row]) -> dict[str, Any]:

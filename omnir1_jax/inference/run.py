@@ -16,7 +16,7 @@ from jax.experimental import multihost_utils
 from tqdm import tqdm
 
 from omnir1_jax import tasks
-from omnir1_jax.evaluation import predictions
+from omnir1_jax.evaluation import predictions, score_masks
 from omnir1_jax.inference import answer as answers
 from omnir1_jax.inference import host, identity, records, result_lines, samples, scores, segment
 from omnir1_jax.inference.answer import Found, How, answer, to_asked
@@ -164,7 +164,8 @@ def evaluate(
     with Store(out, values, owner) as store, futures.ThreadPoolExecutor(threads, "write") as pool:
         earlier = [store.lines[position] for position in chosen if position in store.lines]
         store.resume(chosen)
-        result_lines.require(earlier, benchmark.task.grounds, scores.nothing(benchmark.reader), store.folder / LINES)
+        names = score_masks.missing(benchmark.reader)
+        result_lines.require(earlier, benchmark.task.grounds, names, store.folder / LINES)
         pending = [group for group in groups if any(position not in store.lines for position in group)]
         already = sum(position in store.lines for position in chosen)
         bar = tqdm(total=len(chosen), initial=already, unit="clip", dynamic_ncols=True, disable=True if quiet else None)
@@ -210,12 +211,12 @@ def judged(benchmark: Benchmark, sample: Sample, predicted: np.ndarray | None, s
     """Writes an item's prediction and scores it. An unreadable item is a prediction of nothing."""
     ref = sample.ref
     if ref is None:
-        return {"predicted": False, "scores": scores.nothing(benchmark.reader), "type_id": None}
+        return {"predicted": False, "scores": score_masks.missing(benchmark.reader), "type_id": None}
     if predicted is None:
         predicted = scores.empty(ref)
     kind = {"type_id": ref.extra.get("type_id")}
     if predicted is None:
-        return {"predicted": False, "scores": scores.nothing(benchmark.reader)} | kind
+        return {"predicted": False, "scores": score_masks.missing(benchmark.reader)} | kind
     names, rewrite = scores.names(ref, len(predicted)), sample.position in store.interrupted
     predictions.write(store.predictions, *scores.place(ref), names, predicted, rewrite=rewrite)
     clean = scores.score(ref, predicted)

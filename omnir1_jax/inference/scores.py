@@ -61,14 +61,9 @@ def score(ref: ClipRef, predicted: Bool[np.ndarray, "t h w"]) -> dict[str, float
     if ref.masks is None:
         return None
     try:
-        frames, predicted = score_masks.annotated(ref, predicted)
-        objects = decode_masks(ref.masks, frames, ref.sample_id).astype(np.uint8)
-        if ref.dataset != "revos" or ref.foreground is None:
-            return mevis.score_expression(objects, predicted)._asdict()
-        foreground = decode_masks(ref.foreground, range(len(predicted)), ref.sample_id)[0].astype(np.uint8)
+        return score_masks.score_clip(ref, predicted)
     except BadSample:
         return None
-    return revos.score_expression(objects, predicted.astype(np.uint8), foreground)._asdict()
 
 
 def official(
@@ -85,11 +80,6 @@ def official(
 def two_scorings(reader: Reader) -> bool:
     """Whether the published script of the benchmark counts otherwise than `clean`."""
     return score_masks.rules(reader) == "revos" or reader.name in score_answers.OFFICIAL
-
-
-def nothing(reader: Reader) -> dict[str, float]:
-    """The scores of an item that has no prediction at all."""
-    return (revos.MISSING if score_masks.rules(reader) == "revos" else mevis.MISSING)._asdict()
 
 
 def table(
@@ -129,9 +119,9 @@ def table(
 
 def blank(reader: Reader, task: tasks.Task, positions: Iterable[int], dataset_root: str) -> dict[str, Any]:
     """The table of items without any prediction: its entries are those that answers will have."""
-    lines = []
+    lines, nothing = [], {"predicted": False, "scores": score_masks.missing(reader), "type_id": None, "completion": ""}
     for position in positions:
-        line = {"position": position, "predicted": False, "scores": nothing(reader), "type_id": None, "completion": ""}
+        line = {"position": position, **nothing}
         try:
             ref = reader[position]
             line |= {"sample_id": ref.sample_id, "type_id": ref.extra.get("type_id")}

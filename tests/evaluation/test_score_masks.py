@@ -85,7 +85,7 @@ def test_rows_are_the_metrics_of_their_arrays(tree, tmp_path):
 def test_what_is_wrong_is_named(tree, tmp_path):
     reader = revos.open(str(tree / "revos"), "valid")
     predict(reader, tmp_path / "p", lambda mask: mask[:, ::2])
-    with pytest.raises(InputError, match="masks of 20x56, the frames are 40x56"):
+    with pytest.raises(InputError, match=r"p/.*: the prediction is 5x20x56 but the ground truth is 5x40x56"):
         score_rows(reader, str(tmp_path / "p"))
     with pytest.raises(InputError, match="go to a server"):
         score_rows(mevis.open(str(tree / "mevis"), "valid"), str(tmp_path))
