@@ -1,5 +1,6 @@
 """From a `MaskSource` to boolean arrays."""
 
+import io
 import struct
 import zlib
 from collections.abc import Sequence
@@ -7,6 +8,7 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 from jaxtyping import Bool, UInt8
+from PIL import Image
 
 from omnir1_jax.data import paths, rle
 from omnir1_jax.data.refs import BadSample, MaskSource, PngMasks, RleMasks
@@ -86,51 +88,36 @@ def decode_label_map(data: bytes) -> UInt8[np.ndarray, "height width"]:
 
     Raises ValueError for what is not a whole, readable image.
     """
-    depth = 8
-    if data.startswith(PNG_SIGNATURE):
-        # OpenCV would look the colours up; with the palette gone the same pixels read as gray, which is the index.
-        data, depth = _palette_to_gray(_png_chunks(data))
     if not data:
         raise ValueError("the file is empty")
+    palette = data.startswith(PNG_SIGNATURE) and _check_png(data)
     try:
+        if palette:  # OpenCV would look the colours up
+            return np.asarray(Image.open(io.BytesIO(data)))
         labels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE)
-    except cv2.error as error:
+    except (cv2.error, OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError("not a readable image") from error
     if labels is None:
         raise ValueError("not a readable image")
-    return labels if depth == 8 else labels // np.uint8(255 // (2**depth - 1))
+    return labels
 
 
-def _png_chunks(data: bytes) -> list[tuple[bytes, bytes]]:
-    """(type, content) of every chunk. Raises ValueError if one is cut or its checksum is wrong, or IEND is missing."""
-    chunks, at = [], len(PNG_SIGNATURE)
-    while not chunks or chunks[-1][0] != b"IEND":
+def _check_png(data: bytes) -> bool:
+    """Whether the PNG has a palette. Raises ValueError if a chunk is truncated or its checksum wrong, or one lacks."""
+    at, kind, header = len(PNG_SIGNATURE), b"", data[16:29]
+    while kind != b"IEND":
         if at + 12 > len(data):
             raise ValueError("the PNG is cut short")
         (length,) = struct.unpack_from(">I", data, at)
-        kind, content = data[at + 4 : at + 8], data[at + 8 : at + 8 + length]
         if at + 12 + length > len(data):
             raise ValueError("the PNG is cut short")
-        if zlib.crc32(kind + content) != struct.unpack_from(">I", data, at + 8 + length)[0]:
+        begins, kind = not kind, data[at + 4 : at + 8]
+        if zlib.crc32(data[at + 4 : at + 8 + length]) != struct.unpack_from(">I", data, at + 8 + length)[0]:
             raise ValueError(f"the PNG's {kind!r} chunk is damaged")
-        chunks.append((kind, content))
+        if begins and (kind != b"IHDR" or length != 13):
+            raise ValueError("the PNG has no header")
         at += 12 + length
-    if chunks[0][0] != b"IHDR" or len(chunks[0][1]) != 13:
-        raise ValueError("the PNG has no header")
-    return chunks
-
-
-def _palette_to_gray(chunks: list[tuple[bytes, bytes]]) -> tuple[bytes, int]:
-    """The PNG put together again, a palette image declared gray; and the bit depth its values were scaled from."""
-    header = bytearray(chunks[0][1])
-    depth = 8
-    if header[9] == 3:
-        header[9], depth = 0, header[8]
-        chunks = [(b"IHDR", bytes(header))] + [c for c in chunks[1:] if c[0] in (b"IDAT", b"IEND")]
-        if depth not in (1, 2, 4, 8):
-            raise ValueError(f"a palette PNG of {depth} bits")
-    joined = b"".join(struct.pack(">I", len(c)) + k + c + struct.pack(">I", zlib.crc32(k + c)) for k, c in chunks)
-    return PNG_SIGNATURE + joined, depth
+    return header[9] == 3
 
 
 def image_size(path: str) -> tuple[int, int]:
