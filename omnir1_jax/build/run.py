@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 from etils import epath
 from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Key
@@ -140,7 +139,3 @@ def step_key(config: ConfigDict, mesh: Mesh | None = None) -> Key[Array, ""]:
     """The run's key; the step folds its own number in."""
     make = lambda: jax.random.key(config.seed)
     return make() if mesh is None else jax.jit(make, out_shardings=replicated(mesh))()
-
-
-def parameters(tree: Any) -> int:
-    return sum(jnp.size(leaf) for leaf in jax.tree.leaves(tree))

@@ -4,8 +4,6 @@ Regular expressions such as `<answer>\\s*(.*?)\\s*</answer>` read the same, but 
 many tags, or runs of white space, and closes none.
 """
 
-ASCII_WHITE = " \t\n\v\f\r"
-
 
 def between(text: str, tag: str) -> str | None:
     """The text from the first `<tag>` to the next `</tag>`; None without such a pair."""

@@ -104,9 +104,24 @@ def test_one_bucket_takes_all_shapes(side):
             [chunk[:length] for chunk, length in zip(batch.audio.mel[row], lengths)]), prompt.mels[0])  # fmt: skip
 
 
-def test_the_tight_bucket_is_tight():
+def tight(prompts):
+    """The smallest bucket that takes these prompts."""
+    visual = [layout.vision_layout(one.grids, window=4, merge=2) for one in prompts if len(one.cells)]
+    heard = [layout.audio_layout([len(mel) for mel in one.mels], 100) for one in prompts if one.mels]
+    return Bucket(
+        tokens=max(len(one.tokens) for one in prompts),
+        cells=max(len(one.rows_cols) for one in visual),
+        windows=max(len(one.windows) for one in visual),
+        frames=max(len(one.frames) for one in visual),
+        frame_cells=max(one.frames.shape[1] for one in visual),
+        audio_chunks=max(len(one.lengths) for one in heard),
+        audio_tokens=max(len(one.pairs) for one in heard),
+    )
+
+
+def test_a_tight_bucket_takes_its_prompts_and_none_smaller_does():
     mine = prompts()
-    close = preprocess.tight(mine)
+    close = tight(mine)
     preprocess.pad_to(mine, close)
     for name in ("tokens", "cells", "windows", "frames", "frame_cells", "audio_chunks", "audio_tokens"):
         smaller = Bucket(**{**vars(close), name: getattr(close, name) - 1})

@@ -14,6 +14,7 @@ from omnir1_jax.files import json_file
 from omnir1_jax.text import rules, tags
 from omnir1_jax.text.rules import Failure, Limits
 
+ASCII_WHITE = " \t\n\v\f\r"
 _JOINT = re.compile(r"</think>\s*<answer>", re.ASCII)
 _TIME = re.compile(r"(\d+):(\d+)\.(\d+)", re.ASCII)
 _STRING = re.compile(r'"((?:[^"\\]|\\.)*)"(?:([ \t\n\r]*:)[ \t\n\r]*)?', re.DOTALL)
@@ -97,7 +98,7 @@ def _formatted(text: str) -> bool:
 
 def _answer(text: str) -> str | None:
     content = tags.between(text, "answer")
-    return None if content is None else content.strip(tags.ASCII_WHITE)
+    return None if content is None else content.strip(ASCII_WHITE)
 
 
 def _groups(text: str) -> list[str]:

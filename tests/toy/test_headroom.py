@@ -56,7 +56,8 @@ def test_oracles_on_a_scene():
         shape("ring", "blue", (0, 16), 80),
     )
     scene = world.Scene(CONFIG, 0, shapes, 0)
-    clip = scenes.Clip(scene, render.frames(scene), render.masks(scene), sound.track(scene), ())
+    masks = render.visible_masks(render.whole_masks(scene))
+    clip = scenes.Clip(scene, render.frames(scene), masks, sound.track(scene), ())
     query = expressions.Expression("the shape that enters first", (0,), 1, "video", "enters_first", (0, 1, 2))
     one, rng = headroom.item(clip, query, recording=False), np.random.default_rng(0)
     assert headroom.frames(one, "best", 2, 0, rng) == [4]

@@ -4,7 +4,7 @@ prompt = prepare(messages, load_tokenizer(directory), budget=PixelBudget(video_m
 batch = pad_to([prompt], bucket_for(text_tokens=256, video_frames=[24], audio_seconds=[10.0], ...))
 """
 
-from omnir1_jax.data.preprocess.bucket import AudioBatch, Bucket, PromptBatch, VisionBatch, bucket_for, pad_to, tight
+from omnir1_jax.data.preprocess.bucket import AudioBatch, Bucket, PromptBatch, VisionBatch, bucket_for, pad_to
 from omnir1_jax.data.preprocess.mel import log_mel
 from omnir1_jax.data.preprocess.pixels import smart_resize
 from omnir1_jax.data.preprocess.prompt import Prompt, prepare
@@ -13,5 +13,5 @@ from omnir1_jax.data.preprocess.tokens import TokenIds, load_tokenizer, token_id
 
 __all__ = [
     "CELL", "AudioBatch", "Bucket", "PixelBudget", "Prompt", "PromptBatch", "Sizes", "TokenIds", "VisionBatch",
-    "bucket_for", "load_tokenizer", "log_mel", "pad_to", "prepare", "smart_resize", "tight", "token_ids",
+    "bucket_for", "load_tokenizer", "log_mel", "pad_to", "prepare", "smart_resize", "token_ids",
 ]  # fmt: skip

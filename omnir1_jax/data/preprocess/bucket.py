@@ -141,26 +141,6 @@ def _audio(prompt: Prompt, bucket: Bucket, sizes: Sizes):
     return chunks, audio.lengths, audio.pairs
 
 
-def tight(prompts: Sequence[Prompt], *, sizes: Sizes = STOCK_SIZES) -> Bucket:
-    """The smallest bucket that takes these prompts."""
-    visual = [
-        layout.vision_layout(one.grids, window=sizes.window_cells, merge=sizes.merge)
-        for one in prompts
-        if len(one.cells)
-    ]
-    heard = [layout.audio_layout([len(mel) for mel in one.mels], sizes.n_window) for one in prompts if one.mels]
-    most = lambda values: max(values, default=0)
-    return Bucket(
-        tokens=most(len(one.tokens) for one in prompts),
-        cells=most(len(one.rows_cols) for one in visual),
-        windows=most(len(one.windows) for one in visual),
-        frames=most(len(one.frames) for one in visual),
-        frame_cells=most(one.frames.shape[1] for one in visual),
-        audio_chunks=most(len(one.lengths) for one in heard),
-        audio_tokens=most(len(one.pairs) for one in heard),
-    )
-
-
 def frame_bounds(
     min_pixels: float | int,
     max_pixels: float | int,

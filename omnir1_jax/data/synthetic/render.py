@@ -93,11 +93,6 @@ def visible_masks(
     return out
 
 
-def masks(scene: Scene) -> Bool[np.ndarray, "objects time height width"]:
-    """What is seen of each shape in each frame."""
-    return visible_masks(whole_masks(scene))
-
-
 def frames(scene: Scene) -> UInt8[np.ndarray, "time height width 3"]:
     """The clip, RGB."""
     config = scene.config
