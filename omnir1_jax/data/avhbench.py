@@ -5,7 +5,7 @@ Besides the three tasks judged by Yes and No there is captioning, left out unles
 """
 
 from omnir1_jax.data import metadata, qa
-from omnir1_jax.data.reader import TableReader, check_split
+from omnir1_jax.data.reader import TableReader, check_source
 from omnir1_jax.data.refs import VideoAudio, VideoFile
 from omnir1_jax.errors import InputError
 
@@ -18,7 +18,7 @@ def open(root: str, split: str = "test", captioning: bool = False) -> TableReade
     """`extra`: options ("Yes", "No"), answer, answer_index (0 is Yes), task, video_id; for captioning the reference
     text as answer and no options. Raises `InputError` naming what is missing or wrong.
     """
-    check_split("avhbench", split, ("test",))
+    check_source("avhbench", root, split, ("test",))
     path = metadata.find(root, TABLES, "avhbench")
     questions = []
     for number, row in enumerate(metadata.load_rows(path)):

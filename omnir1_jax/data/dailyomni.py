@@ -6,7 +6,7 @@
 """
 
 from omnir1_jax.data import metadata, paths, qa
-from omnir1_jax.data.reader import TableReader, check_split
+from omnir1_jax.data.reader import TableReader, check_source
 from omnir1_jax.data.refs import AudioFile, VideoAudio, VideoFile
 
 TABLES = ("qa.json", "QA_all.json")
@@ -19,7 +19,7 @@ def open(root: str, split: str = "test") -> TableReader:
 
     Raises `InputError` naming what is missing or wrong.
     """
-    check_split("dailyomni", split, ("test",))
+    check_source("dailyomni", root, split, ("test",))
     path = metadata.find(root, TABLES, "dailyomni")
     questions = []
     for number, row in enumerate(metadata.load_rows(path)):

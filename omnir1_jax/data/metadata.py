@@ -125,7 +125,6 @@ def _csv_rows(data: bytes, path: str) -> list[dict[str, Any]]:
 
 def find(root: str, candidates: tuple[str, ...], what: str) -> str:
     """The first of `candidates` (names within `root`) that exists. Raises `InputError` listing them."""
-    require_root(root)
     for name in candidates:
         path = paths.inside(root, name, what)
         if paths.exists(path):

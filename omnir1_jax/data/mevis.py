@@ -5,7 +5,7 @@ and `mask_dict.json` in train and valid_u; valid's masks are kept by the server.
 import functools
 
 from omnir1_jax.data import metadata, paths, vos_json
-from omnir1_jax.data.reader import TableReader, check_split, make_reader
+from omnir1_jax.data.reader import TableReader, check_source, make_reader
 
 SPLITS = ("train", "valid_u", "valid")
 
@@ -15,8 +15,7 @@ def open(root: str, split: str = "train", keep_empty: bool | None = None) -> Tab
 
     `keep_empty`: also expressions without a target; by default only outside train. Raises `InputError`.
     """
-    check_split("mevis", split, SPLITS)
-    metadata.require_root(root)
+    check_source("mevis", root, split, SPLITS)
     folder = paths.existing(root, split, "mevis")
     labelled = split != "valid"
     path = paths.existing(folder, "meta_expressions.json", "mevis")

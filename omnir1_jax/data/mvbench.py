@@ -10,7 +10,7 @@ star lie below `video/data0613/`. A task without any video is left out, and `not
 import os
 
 from omnir1_jax.data import metadata, paths, qa
-from omnir1_jax.data.reader import TableReader, check_split
+from omnir1_jax.data.reader import TableReader, check_source
 from omnir1_jax.data.refs import ImageFiles, VideoFile
 from omnir1_jax.errors import InputError
 
@@ -46,10 +46,9 @@ def open(root: str, split: str = "test", tasks: tuple[str, ...] = tuple(FOLDERS)
 
     Tasks without any video are left out. Raises `InputError` naming what is missing or wrong.
     """
-    check_split("mvbench", split, ("test",))
+    check_source("mvbench", root, split, ("test",))
     if unknown := [task for task in tasks if task not in FOLDERS]:
         raise InputError(f"mvbench has no task '{unknown[0]}'; the tasks are {', '.join(FOLDERS)}")
-    metadata.require_root(root)
     questions = {task: _task_questions(root, task) for task in tasks}
     present = [task for task in tasks if any(_has_media(root, one) for _, one in questions[task])]
     notes = tuple(

@@ -6,7 +6,7 @@ sound event, music), question, options, answer (an option in full), audio_path, 
 """
 
 from omnir1_jax.data import metadata, qa
-from omnir1_jax.data.reader import TableReader, check_split
+from omnir1_jax.data.reader import TableReader, check_source
 from omnir1_jax.data.refs import AudioFile, ImageFiles
 from omnir1_jax.errors import InputError
 
@@ -16,7 +16,7 @@ COLUMNS = ("index", "task type", "audio type", "question", "options", "answer", 
 
 def open(root: str, split: str = "test") -> TableReader:
     """`extra`: options, answer, answer_index, index, task_type, audio_type. Raises `InputError`."""
-    check_split("omnibench", split, ("test",))
+    check_source("omnibench", root, split, ("test",))
     path = qa.table("omnibench", root, ("", "dataset/", "data/"), ("jsonl", "json", "parquet"))
     questions = []
     for number, row in enumerate(metadata.load_rows(path, COLUMNS), 1):

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from omnir1_jax.data import metadata
 from omnir1_jax.data.refs import BadSample, ClipRef, Reader
 from omnir1_jax.errors import InputError
 
@@ -89,6 +90,22 @@ def make_reader(
     if not rows:
         raise InputError(f"{where}: no items for split '{split}' of {name}")
     return TableReader(name, split, tuple(ids), tuple(rows), make, tuple(clip_of), notes)
+
+
+def in_memory(name: str, split: str, refs: Sequence[ClipRef]) -> TableReader:
+    """A reader of clips that are at hand, each a clip of its own."""
+    ids = tuple(ref.sample_id for ref in refs)
+    return TableReader(name, split, ids, tuple(refs), _itself, tuple(range(len(refs))))
+
+
+def _itself(sample_id: str, ref: ClipRef) -> ClipRef:
+    return ref
+
+
+def check_source(name: str, root: str, split: str, splits: tuple[str, ...]) -> None:
+    """InputError for a split that a dataset does not have, or a root that is not there."""
+    check_split(name, split, splits)
+    metadata.require_root(root)
 
 
 def check_split(name: str, split: str, splits: tuple[str, ...]) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from omnir1_jax.data import metadata, paths, vos_json
-from omnir1_jax.data.reader import TableReader, check_split, make_reader
+from omnir1_jax.data.reader import TableReader, check_source, make_reader
 from omnir1_jax.data.refs import ClipRef, ImageFiles, PngMasks
 from omnir1_jax.errors import InputError
 
@@ -31,8 +31,7 @@ def open(root: str, split: str = "test") -> TableReader:
 
     Raises `InputError` naming what is missing or wrong.
     """
-    check_split("reasonvos", split, ("test",))
-    metadata.require_root(root)
+    check_source("reasonvos", root, split, ("test",))
     path = paths.existing(root, "meta_expressions.json", "reasonvos")
     videos = metadata.get(metadata.load_json(path), "videos", dict, path)
     rows, missing = [], []

@@ -9,7 +9,7 @@ import functools
 from typing import Any
 
 from omnir1_jax.data import metadata, paths
-from omnir1_jax.data.reader import TableReader, check_split, make_reader
+from omnir1_jax.data.reader import TableReader, check_source, make_reader
 from omnir1_jax.data.refs import AudioFile, ClipRef, ImageFiles, PngMasks
 from omnir1_jax.data.vos_json import check_name
 from omnir1_jax.errors import InputError
@@ -31,8 +31,7 @@ def open(root: str, split: str = "train") -> TableReader:
     Rows of split TODO and rows whose expression is an error message are left out, and `notes` says how many.
     Raises `InputError` naming what is missing or wrong.
     """
-    check_split("refavs", split, SPLITS)
-    metadata.require_root(root)
+    check_source("refavs", root, split, SPLITS)
     path = paths.existing(root, "metadata.csv", "refavs")
     rows, junk, todo, missing = [], 0, 0, set()
     known: dict[str, bool] = {}

@@ -20,7 +20,7 @@ import pyarrow
 import pyarrow.parquet
 
 from omnir1_jax.data import metadata, paths
-from omnir1_jax.data.reader import TableReader, check_split, make_reader
+from omnir1_jax.data.reader import TableReader, check_source, make_reader
 from omnir1_jax.data.refs import ClipRef, ImageBytes, ImageFiles
 from omnir1_jax.errors import InputError
 from omnir1_jax.text import tags
@@ -90,8 +90,7 @@ def _whole(values: Any, count: int) -> tuple[int, ...]:
 
 def open(root: str, split: str = "train") -> TableReader:
     """One item a row. `extra`: id, boxes, points, solution, img_height, img_width. Raises `InputError`."""
-    check_split("refcocog", split, ("train",))
-    metadata.require_root(root)
+    check_source("refcocog", root, split, ("train",))
     if paths.exists(f"{root}/metadata.jsonl"):
         path = paths.inside(root, "metadata.jsonl", "refcocog")
         items = _folder_rows(root, path)

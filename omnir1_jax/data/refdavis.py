@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from omnir1_jax.data import metadata, paths, vos_json
-from omnir1_jax.data.reader import TableReader, check_split, make_reader
-from omnir1_jax.data.refs import ClipRef, ImageFiles, PngMasks, RleMasks
+from omnir1_jax.data.reader import TableReader, check_source, make_reader
+from omnir1_jax.data.refs import ClipRef, PngMasks, RleMasks
 from omnir1_jax.errors import InputError
 
 ANNOTATORS = ("annot1-first", "annot1-full", "annot2-first", "annot2-full")
@@ -43,10 +43,9 @@ def open(root: str, split: str = "valid", masks: str = "auto") -> TableReader:
     `masks`: "dict" (`mask_dict.json`), "maps" (label maps), or "auto": the first of these that is there.
     Raises `InputError` naming what is missing or wrong.
     """
-    check_split("refdavis", split, ("valid",))
+    check_source("refdavis", root, split, ("valid",))
     if masks not in ("auto", "dict", "maps"):
         raise InputError(f"refdavis: masks is 'auto', 'dict' or 'maps', not {masks!r}")
-    metadata.require_root(root)
     path = paths.existing(root, "meta_expressions/valid/meta_expressions.json", "refdavis")
     frames = _folder(root, FRAME_FOLDERS)
     videos = vos_json.load_videos(path, root, frames, with_size=False, with_objects=False)
@@ -104,8 +103,8 @@ def _pickle_advice(root: str) -> str:
 def _clip(tree: _Tree, sample_id: str, row: tuple[str, str]) -> ClipRef:
     video, exp_id = row
     record = tree.videos[video]
-    names = tuple(record["frames"])
-    frames = ImageFiles(paths.files(tree.root, f"{tree.frames}/{video}", [f"{n}.jpg" for n in names], video), names)
+    names = record["frames"]
+    frames = vos_json.images(tree.root, tree.frames, video, names)
     obj, annotator = divmod(int(exp_id), len(ANNOTATORS))
     anno_id = tree.anno_ids[row]
     if tree.masks is not None:

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from omnir1_jax.data import metadata, paths, vos_json
-from omnir1_jax.data.reader import TableReader, check_split, make_reader
-from omnir1_jax.data.refs import ClipRef, ImageFiles, PngMasks
+from omnir1_jax.data.reader import TableReader, check_source, make_reader
+from omnir1_jax.data.refs import ClipRef, PngMasks
 from omnir1_jax.errors import InputError
 
 SPLITS = ("train", "valid", "test")
@@ -30,8 +30,7 @@ def open(root: str, split: str = "train") -> TableReader:
 
     Raises `InputError` naming what is missing or wrong.
     """
-    check_split("refytvos", split, SPLITS)
-    metadata.require_root(root)
+    check_source("refytvos", root, split, SPLITS)
     path = _meta(root, split)
     folder = split
     if split == "test" and not paths.exists(f"{root}/test/JPEGImages"):
@@ -77,13 +76,12 @@ def _missing_annotations(folder: str, videos: Mapping[str, Any]) -> list[str]:
 def _clip(tree: _Tree, sample_id: str, row: tuple[str, str]) -> ClipRef:
     video, exp_id = row
     record = tree.videos[video]
-    names = tuple(record["frames"])
-    frames = paths.files(tree.folder, f"JPEGImages/{video}", [f"{n}.jpg" for n in names], video)
+    frames = vos_json.images(tree.folder, "JPEGImages", video, record["frames"])
     extra: dict[str, Any] = {"video": video, "exp_id": exp_id}
     masks = None
     if tree.labelled:
         obj_id = record["expressions"][exp_id]["obj_id"]
-        pngs = paths.files(tree.folder, f"Annotations/{video}", [f"{n}.png" for n in names], video)
+        pngs = paths.files(tree.folder, f"Annotations/{video}", [f"{name}.png" for name in frames.names], video)
         masks = PngMasks(pngs, (int(obj_id),))
         extra |= {"obj_id": int(obj_id), "category": _category(tree.categories, video, obj_id)}
     return ClipRef(
@@ -91,7 +89,7 @@ def _clip(tree: _Tree, sample_id: str, row: tuple[str, str]) -> ClipRef:
         sample_id=sample_id,
         family="vos",
         query=record["expressions"][exp_id]["exp"],
-        frames=ImageFiles(frames, names),
+        frames=frames,
         masks=masks,
         extra=extra,
     )

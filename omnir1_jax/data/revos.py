@@ -9,7 +9,7 @@ import functools
 import os
 
 from omnir1_jax.data import metadata, paths, vos_json
-from omnir1_jax.data.reader import TableReader, check_split, make_reader
+from omnir1_jax.data.reader import TableReader, check_source, make_reader
 from omnir1_jax.errors import InputError
 
 SPLITS = ("train", "valid")
@@ -21,8 +21,7 @@ def open(root: str, split: str = "train", keep_empty: bool | None = None) -> Tab
     `keep_empty`: also expressions without a target (no obj_id, or type 2); by default only outside train. The valid
     split also has `foreground`, which metric R needs. Raises `InputError` naming what is missing or wrong.
     """
-    check_split("revos", split, SPLITS)
-    metadata.require_root(root)
+    check_source("revos", root, split, SPLITS)
     frames_root = "JPEGImages" if paths.exists(f"{root}/JPEGImages") or os.path.islink(f"{root}/JPEGImages") else ""
     path = paths.existing(root, f"meta_expressions_{split}_.json", "revos")
     videos = vos_json.load_videos(path, root, frames_root, with_size=True, with_objects=True)

@@ -6,7 +6,7 @@ long), domain, sub_category, videoID, question_id, task_type, question, options,
 """
 
 from omnir1_jax.data import metadata, qa
-from omnir1_jax.data.reader import TableReader, check_split
+from omnir1_jax.data.reader import TableReader, check_source
 from omnir1_jax.errors import InputError
 
 DURATIONS = ("short", "medium", "long")
@@ -17,7 +17,7 @@ FOLDERS = ("", "data/", "videos/", "video/")
 
 def open(root: str, split: str = "test") -> TableReader:
     """`extra`: options, answer (a letter), answer_index, and the columns of `LABELS`. Raises `InputError`."""
-    check_split("videomme", split, ("test",))
+    check_source("videomme", root, split, ("test",))
     path = qa.table("videomme", root, ("", "videomme/"), ("parquet", "json", "jsonl"))
     questions = []
     for number, row in enumerate(metadata.load_rows(path, COLUMNS), 1):

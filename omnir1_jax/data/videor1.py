@@ -11,7 +11,7 @@ free-form, regression, ...), and where there is a choice `options`; `problem_id`
 import os
 
 from omnir1_jax.data import metadata, paths, qa
-from omnir1_jax.data.reader import TableReader, check_split
+from omnir1_jax.data.reader import TableReader, check_source
 from omnir1_jax.data.refs import ImageFiles, VideoAudio, VideoFile
 from omnir1_jax.errors import InputError
 from omnir1_jax.text import tags
@@ -27,8 +27,7 @@ def open(root: str, split: str = "train", file: str = "") -> TableReader:
     The table is `file` where it is given, else `<split>.json`, `<split>.jsonl`, the published file of the split, or
     the only json at the root. Raises `InputError`.
     """
-    check_split("videor1", split, SPLITS)
-    metadata.require_root(root)
+    check_source("videor1", root, split, SPLITS)
     path = paths.existing(root, file, "videor1.file") if file else _table(root, split)
     questions = []
     for number, row in enumerate(metadata.load_rows(path)):

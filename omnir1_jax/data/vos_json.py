@@ -1,6 +1,6 @@
 """What ReVOS and MeViS share: meta_expressions json, folders of JPEG frames, masks as run lengths by annotation id."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -81,14 +81,19 @@ def expressions(videos: Mapping[str, Any], keep_empty: bool) -> Iterator[tuple[s
                 yield f"{video}/{exp_id}", video, (video, exp_id)
 
 
+def images(root: str, folder: str, video: str, names: Sequence[str]) -> ImageFiles:
+    """The frames `names` of a video below `folder` ("" is the root itself). Raises `InputError`."""
+    directory = f"{folder}/{video}" if folder else video
+    return ImageFiles(paths.files(root, directory, [f"{name}.jpg" for name in names], video), tuple(names))
+
+
 def clip(split: VosSplit, sample_id: str, row: tuple[str, str]) -> ClipRef:
     """The clip of one expression. Raises `InputError` (a bad sample, to the reader) if its files or masks are off."""
     video, exp_id = row
     record = split.videos[video]
     expression = record["expressions"][exp_id]
-    names = tuple(record["frames"])
-    folder = f"{split.frames_root}/{video}" if split.frames_root else video
-    frames = ImageFiles(paths.files(split.root, folder, [f"{n}.jpg" for n in names], video), names)
+    names = record["frames"]
+    frames = images(split.root, split.frames_root, video, names)
     size = (record["height"], record["width"]) if "height" in record else None
     masks = foreground = None
     if split.masks is not None:
