@@ -6,20 +6,19 @@ side is `usual_pipeline`: transformers' models of the same files, batched, its t
 cores. What both sides found is compared before anything is timed.
 """
 
+import dataclasses
 import json
-import os
 import pathlib
-import statistics
 import tempfile
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 
+from omnir1_jax.benches.timing import fewest_seconds, median_seconds
 from omnir1_jax.cli import atomic_path
-from omnir1_jax.data.refs import ClipRef
+from omnir1_jax.data.reader import in_memory
 from omnir1_jax.errors import InputError
 from omnir1_jax.evaluation import predictions
 from omnir1_jax.inference import from_checkpoint, load, scores, tasks
@@ -29,23 +28,6 @@ from omnir1_jax.inference.tasks import Options
 
 CLIPS, BATCH = 48, 8
 QUICK_CLIPS = 8
-
-
-class Kept:
-    """Items of a reader held in memory, as files would be: drawing the synthetic world is no part of an evaluation."""
-
-    def __init__(self, base: Any, positions: Sequence[int]):
-        self.name, self.split = base.name, base.split
-        self._items = [base[position] for position in positions]
-
-    def __len__(self) -> int:
-        return len(self._items)
-
-    def __getitem__(self, position: int) -> ClipRef:
-        return self._items[position]
-
-    def clips(self) -> Sequence[Sequence[int]]:
-        return [[n] for n in range(len(self))]
 
 
 def run(quick: bool) -> dict:
@@ -76,13 +58,8 @@ def run(quick: bool) -> dict:
             return out
 
         figures = _agreement(benchmark, ours(), theirs())  # compiled, and warm
-        threads = {}
-        for number in {os.cpu_count() or 1, 1}:
-            torch.set_num_threads(number)
-            threads[number] = _seconds(theirs)
-        torch.set_num_threads(min(threads, key=threads.get))
-        pairs = [(_seconds(ours), _seconds(theirs)) for _ in range(repeats)]
-    mine, other = (statistics.median(side) for side in zip(*pairs))
+        fewest_seconds(theirs)
+        mine, other = median_seconds([ours, theirs], repeats)
     return figures | {
         "clips": count,
         "devices": jax.device_count(),
@@ -96,14 +73,9 @@ def run(quick: bool) -> dict:
 def _held(benchmark: Benchmark, options: Options) -> Benchmark:
     if not benchmark.task.plans:
         raise InputError(f"evaluate: {benchmark.name} is no video segmentation")
-    positions = tasks.positions(benchmark, options)
-    return Benchmark(**{**vars(benchmark), "reader": Kept(benchmark.reader, positions)})
-
-
-def _seconds(function: Callable[[], Any]) -> float:
-    start = time.perf_counter()
-    function()
-    return time.perf_counter() - start
+    reader = benchmark.reader  # in memory, as files would be: drawing the synthetic world is no part of an evaluation
+    refs = [reader[position] for position in tasks.positions(benchmark, options)]
+    return dataclasses.replace(benchmark, reader=in_memory(reader.name, reader.split, refs))
 
 
 def _evaluate(usual: Any, answer: Callable[..., Any], benchmark: Benchmark, count: int, out: pathlib.Path) -> None:

@@ -4,9 +4,7 @@ The same small random model, 16 frames, 1 and 8 objects boxed on frame 0, featur
 the number of threads that is faster for it. Needs the `test` extra (torch).
 """
 
-import os
 import pathlib
-import statistics
 import tempfile
 import time
 from collections.abc import Callable
@@ -15,6 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from omnir1_jax.benches.timing import fewest_seconds, median_seconds
 from omnir1_jax.models import sam2
 
 FRAMES, OBJECTS = 16, (1, 8)
@@ -46,28 +45,6 @@ def torch_run(model: Any, video: np.ndarray, boxes: np.ndarray) -> Callable[[], 
         return last.pred_masks[:, 0].numpy()
 
     return run
-
-
-def fewest_seconds(run: Callable[[], Any]) -> None:
-    """Leaves torch with the number of threads that suits `run` best: one, or all cores."""
-    import torch
-
-    times = {}
-    for threads in (os.cpu_count() or 1, 1):
-        torch.set_num_threads(threads)
-        times[threads] = median_seconds([run], 2)[0]
-    torch.set_num_threads(min(times, key=times.get))
-
-
-def median_seconds(runs: list[Callable[[], Any]], repeats: int) -> list[float]:
-    """Medians of the runs' times, taken in turns so that both sides meet the same machine."""
-    times: list[list[float]] = [[] for _ in runs]
-    for _ in range(repeats):
-        for mine, run in zip(times, runs, strict=True):
-            start = time.perf_counter()
-            run()
-            mine.append(time.perf_counter() - start)
-    return [statistics.median(t) for t in times]
 
 
 def run(quick: bool) -> dict[str, float]:
@@ -110,7 +87,7 @@ def measure(
     ours = lambda: np.asarray(segment(*arguments).logits)
     theirs = torch_run(torch_model, video, boxes)
     expected, got = theirs(), ours()[:, -1]
-    fewest_seconds(theirs)
+    fewest_seconds(theirs, 2)
     mine, other = median_seconds([ours, theirs], repeats)
     return {
         f"difference_{objects}": float(np.abs(got - expected).max() / np.abs(expected).max()),

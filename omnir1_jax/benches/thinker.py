@@ -7,8 +7,6 @@ one thread and with as many as there are cores, and the better time counts.
 """
 
 import functools
-import os
-import statistics
 import tempfile
 import time
 from collections.abc import Callable
@@ -18,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from omnir1_jax.benches.timing import fewest_seconds, median_seconds
 from omnir1_jax.models.qwen_omni import load
 from omnir1_jax.models.qwen_omni.cache import Prompt
 from omnir1_jax.models.qwen_omni.sample import Sampling, generate
@@ -63,23 +62,14 @@ def _compare(name: str, ours: float, theirs: float) -> dict:
 
 
 def _median(function: Callable, repeats: int) -> float:
-    jax.block_until_ready(function())  # compiled, and warm
-    seconds = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        jax.block_until_ready(function())
-        seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds)
+    ready = lambda: jax.block_until_ready(function())
+    ready()  # compiled, and warm
+    return median_seconds([ready], repeats)[0]
 
 
 def _best(function: Callable, repeats: int) -> float:
-    import torch
-
-    seconds = []
-    for threads in {1, os.cpu_count() or 1}:
-        torch.set_num_threads(threads)
-        seconds.append(_median(function, repeats))
-    return min(seconds)
+    fewest_seconds(function, repeats)
+    return _median(function, repeats)
 
 
 def _reference(hidden, ffn, layers, heads, key_heads, vocabulary):

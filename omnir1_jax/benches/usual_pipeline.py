@@ -71,13 +71,8 @@ def load_thinker(folder: str) -> Qwen2_5OmniThinkerForConditionalGeneration:
 
 
 def load_sam2(folder: str) -> Sam2VideoModel:
-    """In float32."""
-    return _sam2(pathlib.Path(folder)).eval()
-
-
-def _sam2(folder: pathlib.Path) -> Sam2VideoModel:
-    """What `Sam2VideoModel.from_pretrained` would load if it took memories of other than 64 channels, and ran blocks
-    that look at the whole frame while they halve it (here: that look through one window of its size)."""
+    """In float32, what `Sam2VideoModel.from_pretrained` would load if it took memories of other than 64 channels, and
+    ran blocks that look at the whole frame while they halve it (here: that look through one window of its size)."""
     model = Sam2VideoModel(Sam2VideoConfig.from_pretrained(folder))
     for layer in model.memory_attention.layers:
         for name in ("k_proj", "v_proj"):
@@ -89,11 +84,11 @@ def _sam2(folder: pathlib.Path) -> Sam2VideoModel:
         if not block.window_size and block.query_stride:
             block.window_size = side
         side //= block.query_stride[0] if block.query_stride else 1
-    lost = model.load_state_dict(load_file(folder / "model.safetensors"), strict=False)
+    lost = model.load_state_dict(load_file(pathlib.Path(folder, "model.safetensors")), strict=False)
     if lost.unexpected_keys or set(lost.missing_keys) - TIED:
         raise InputError(f"{folder}: not the parameters of SAM 2: {lost}")
     model.tie_weights()
-    return model
+    return model.eval()
 
 
 @torch.inference_mode()

@@ -1,0 +1,29 @@
+"""Times of both sides of a comparison, taken on one machine."""
+
+import os
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+
+def median_seconds(runs: Sequence[Callable[[], Any]], repeats: int) -> list[float]:
+    """Medians of the runs' times, taken in turns so that all sides meet the same machine."""
+    times: list[list[float]] = [[] for _ in runs]
+    for _ in range(repeats):
+        for mine, run in zip(times, runs, strict=True):
+            start = time.perf_counter()
+            run()
+            mine.append(time.perf_counter() - start)
+    return [statistics.median(t) for t in times]
+
+
+def fewest_seconds(run: Callable[[], Any], repeats: int = 1) -> None:
+    """Leaves torch with the number of threads that suits `run` best: one, or all cores."""
+    import torch
+
+    times = {}
+    for threads in {os.cpu_count() or 1, 1}:
+        torch.set_num_threads(threads)
+        times[threads] = median_seconds([run], repeats)[0]
+    torch.set_num_threads(min(times, key=times.get))
