@@ -6,12 +6,14 @@ frame. OUT gets `results.jsonl` (a line an item, with its plan and scores), `pre
 to resume. With several keyframe rules or tasks each has its own directory below OUT.
 """
 
+import dataclasses
 import math
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from absl import logging
+from absl import flags, logging
+from flax.traverse_util import flatten_dict
 
 from omnir1_jax import cli
 from omnir1_jax.build.run import keep_compiled
@@ -25,16 +27,10 @@ from omnir1_jax.inference.store import RESULTS
 from omnir1_jax.inference.tasks import Options
 
 
-def rows(table: Mapping[str, Any], above: str = "") -> list[tuple[str, float]]:
+def rows(table: Mapping[str, Any]) -> list[tuple[str, float]]:
     """A nested table as lines of a name and a number."""
-    out = []
-    for key, value in table.items():
-        name = f"{above}{key}"
-        if isinstance(value, Mapping):
-            out += rows(value, f"{name} / ")
-        elif isinstance(value, int | float) and not isinstance(value, bool):
-            out.append((name, float(value)))
-    return out
+    flat = flatten_dict(table, sep=" / ")
+    return [(name, float(x)) for name, x in flat.items() if isinstance(x, int | float) and not isinstance(x, bool)]
 
 
 def show(results: Mapping[str, Mapping[str, Any]]) -> str:
@@ -79,9 +75,9 @@ _BENCHMARK = cli.flag.enum(
 _STEP = cli.flag.string("step", "", "Which checkpoint of a run: best (of those validated), last, or its number.")
 _OUT = cli.flag.string("out", None, "Directory of the results; an unfinished evaluation there is resumed.")
 _ROOT = cli.flag.string("root", "", "Directory of the dataset; the config's own by default.")
-_SPLIT = cli.flag.string("split", "", "Split; the benchmark's usual one by default.")
+cli.flag.string("split", "", "Split; the benchmark's usual one by default.")
 _TASKS = cli.flag.list("tasks", [], "Tasks of the config that are held out (synthetic); all by default.")
-_LIMIT = cli.flag.integer("limit", 0, "Most items, the first ones; 0: all.", lower_bound=0)
+cli.flag.integer("limit", 0, "Most items, the first ones; 0: all.", lower_bound=0)
 _KEYFRAMES = cli.flag.list("keyframes", ["plan"], f"One or several of {', '.join(KEYFRAMES)}.")
 _SYSTEM2 = cli.flag.string(
     "system2",
@@ -91,49 +87,30 @@ _SYSTEM2 = cli.flag.string(
 )
 _BOXES = cli.flag.string("boxes", "", "With --system2=file: boxes by sample and frame that another model found.")
 _MASKS = cli.flag.string("masks", "", "With --system2=file: masks by sample and frame that another model made of text.")
-_BATCH = cli.flag.integer("batch_size", 4, "Items at a time, over all devices.", lower_bound=1)
-_FRAMES = cli.flag.integer("frames", 0, "Frames System 1 sees; 0: as in training.", lower_bound=0)
-_SAMPLING = cli.flag.enum("sampling", "", ["", "uniform", "video"], "Over the whole clip, or 2 a second.")
-_OBJECTS = cli.flag.integer("objects", 8, "Most objects of an answer.", lower_bound=1)
-_HOLES = cli.flag.integer("hole_area", 0, "Fill holes of masks up to this many of the segmenter's pixels.")
-_SOUND = cli.flag.enum("sound", "own", SOUNDS, "Whose sound a clip has.")
-_SCORING = cli.flag.enum(
+cli.flag.integer("batch_size", 4, "Items at a time, over all devices.", lower_bound=1)
+cli.flag.integer("frames", 0, "Frames System 1 sees; 0: as in training.", lower_bound=0)
+cli.flag.enum("sampling", "", ["", "uniform", "video"], "Over the whole clip, or 2 a second.")
+cli.flag.integer("objects", 8, "Most objects of an answer.", lower_bound=1)
+cli.flag.integer("hole_area", 0, "Fill holes of masks up to this many of the segmenter's pixels.")
+cli.flag.enum("sound", "own", SOUNDS, "Whose sound a clip has.")
+cli.flag.enum(
     "scoring",
     "clean",
     ["clean", "official"],
     "Which numbers the table shows; official: as the benchmark's published script counts. results.json has both.",
 )
-_SEED = cli.flag.integer("seed", 0, "Of sampling, random keyframes and prompts' examples.")
+cli.flag.integer("seed", 0, "Of sampling, random keyframes and prompts' examples.")
 _TEMPERATURE = cli.flag.float("temperature", 0.0, "Of System 1; 0 is greedy.", lower_bound=0.0)
 _MAX_TOKENS = cli.flag.integer("max_tokens", 0, "Of System 1's answer; 0: the config's.", lower_bound=0)
-_TOKENS = cli.flag.integer("tokens", 0, "Most visual tokens of a frame for System 1, as 128 or 256.", lower_bound=0)
-_PROMPT = cli.flag.enum("prompt", "", ["", "thinking", "direct"], "Prompt of questions; the config's by default.")
-_AUDIO = cli.flag.float("audio_seconds", -1.0, "Sound heard with questions; -1: the benchmark's usual length.")
+cli.flag.integer("tokens", 0, "Most visual tokens of a frame for System 1, as 128 or 256.", lower_bound=0)
+cli.flag.enum("prompt", "", ["", "thinking", "direct"], "Prompt of questions; the config's by default.")
+cli.flag.float("audio_seconds", -1.0, "Sound heard with questions; -1: the benchmark's usual length.")
 
 
 def options() -> Options:
-    return Options(
-        benchmark=_BENCHMARK.value,
-        split=_SPLIT.value,
-        root=_ROOT.value,
-        tasks=tuple(_TASKS.value),
-        limit=_LIMIT.value,
-        frames=_FRAMES.value,
-        sampling=_SAMPLING.value,
-        tokens=_TOKENS.value,
-        prompt=_PROMPT.value,
-        audio_seconds=_AUDIO.value,
-        sound=_SOUND.value,
-        keyframes=_KEYFRAMES.value[0] if _KEYFRAMES.value else "",
-        system2=_SYSTEM2.value,
-        boxes=_BOXES.value,
-        masks=_MASKS.value,
-        objects=_OBJECTS.value,
-        hole_area=_HOLES.value,
-        scoring=_SCORING.value,
-        batch_size=_BATCH.value,
-        seed=_SEED.value,
-    )
+    """Each from the flag of its name."""
+    values = {field.name: flags.FLAGS[field.name].value for field in dataclasses.fields(Options)}
+    return Options(**values | {"tasks": tuple(_TASKS.value), "keyframes": (_KEYFRAMES.value or [""])[0]})
 
 
 def main(_) -> None:

@@ -5,9 +5,10 @@ OUT gets `plan.json` (reasoning, keyframes, descriptions, boxes, and what failed
 of frames. With --serve a page on this machine asks for video and query instead.
 """
 
+import dataclasses
 import pathlib
 
-from absl import logging
+from absl import flags, logging
 
 from omnir1_jax import cli
 from omnir1_jax.build.run import keep_compiled
@@ -24,19 +25,19 @@ _CHECKPOINT = cli.flag.string(
     "checkpoint", None, "Work directory of a run, directory of weights, or toy for the weights of configs/toy.py."
 )
 _VIDEO = cli.flag.string("video", None, "Video file, image, or folder of frames.")
-_AUDIO = cli.flag.string("audio", "", "Sound file in place of the video's own track.")
+cli.flag.string("audio", "", "Sound file in place of the video's own track.")
 _QUERY = cli.flag.string("query", None, "What to find, or the question.")
 _STEP = cli.flag.string("step", "", "Which checkpoint of a run: best (of those validated), last, or its number.")
 _OUT = cli.flag.string("out", None, "Directory to write; an earlier answer there is replaced.")
 _QUESTION = cli.flag.bool("question", False, "Answer in text; the same as --task=qa.")
 _TASK = cli.flag.enum("task", "vos", FAMILIES, "vos: by sight; refavs: by sound and first frame; qa: in text.")
 _OPTIONS = cli.flag.multi_string("option", [], "Of a question, to choose from; once for each.")
-_START = cli.flag.float("start", None, "Seconds; where the part of a video file begins.", lower_bound=0.0)
-_END = cli.flag.float("end", None, "Seconds; where it ends.", lower_bound=0.0)
-_FRAMES = cli.flag.integer("frames", 0, "Most frames that System 1 sees; 0: as in training.", lower_bound=0)
-_SECONDS = cli.flag.float("audio_seconds", -1.0, "Most sound that is heard; 0: none, -1: as in training.")
+cli.flag.float("start", None, "Seconds; where the part of a video file begins.", lower_bound=0.0)
+cli.flag.float("end", None, "Seconds; where it ends.", lower_bound=0.0)
+cli.flag.integer("frames", 0, "Most frames that System 1 sees; 0: as in training.", lower_bound=0)
+cli.flag.float("audio_seconds", -1.0, "Most sound that is heard; 0: none, -1: as in training.")
 _MOST = cli.flag.integer("most_frames", 1000, "A longer video is refused.", lower_bound=1)
-_OBJECTS = cli.flag.integer("objects", 8, "Most objects of an answer.", lower_bound=1)
+cli.flag.integer("objects", 8, "Most objects of an answer.", lower_bound=1)
 _SYSTEM2 = cli.flag.string(
     "system2",
     "self",
@@ -57,20 +58,8 @@ def asked() -> Ask:
         raise InputError(f"--question: goes with --task=qa, not with --task={_TASK.value}")
     if _OPTIONS.value and not (_QUESTION.value or _TASK.value == "qa"):
         raise InputError("--option: only a question has options; add --question")
-    return Ask(
-        video=_VIDEO.value,
-        query=_QUERY.value,
-        family="qa" if _QUESTION.value else _TASK.value,
-        audio=_AUDIO.value,
-        options=tuple(_OPTIONS.value),
-        start=_START.value,
-        end=_END.value,
-        frames=_FRAMES.value,
-        audio_seconds=_SECONDS.value,
-        most_frames=_MOST.value,
-        objects=_OBJECTS.value,
-        system2=_SYSTEM2.value,
-    )
+    own = {"family": "qa" if _QUESTION.value else _TASK.value, "options": tuple(_OPTIONS.value)}
+    return Ask(**own, **{f.name: flags.FLAGS[f.name].value for f in dataclasses.fields(Ask) if f.name not in own})
 
 
 def main(_) -> None:

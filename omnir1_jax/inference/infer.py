@@ -3,7 +3,7 @@
 import dataclasses
 import pathlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -15,6 +15,7 @@ from omnir1_jax.data import audio, media
 from omnir1_jax.data.audio import SAMPLE_RATE
 from omnir1_jax.data.clips import DecodeConfig, choose_frames
 from omnir1_jax.data.preprocess import tokens
+from omnir1_jax.data.reader import in_memory
 from omnir1_jax.data.refs import AudioFile, BadSample, ClipRef, ImageFiles, VideoAudio, VideoFile
 from omnir1_jax.errors import InputError
 from omnir1_jax.files import regular_file
@@ -275,24 +276,5 @@ def _benchmark(systems: Systems, ask: Ask, entry: ConfigDict, ref: ClipRef, soun
         text_tokens = max(example.text_tokens, QUESTION_TOKENS)
         example = dataclasses.replace(example, template=template, text_tokens=text_tokens)
     decode = DecodeConfig(frames=entry.frames, sampling=task.sampling, sound="optional" if sound.heard else "ignore")
-    return Benchmark("infer", task, _One(ref), example, decode, ask.objects, tasks.segmenter_side(systems, task))
-
-
-class _One:
-    """A reader of a single clip."""
-
-    name, split = "infer", "own"
-
-    def __init__(self, ref: ClipRef):
-        self._ref = ref
-
-    def __len__(self) -> int:
-        return 1
-
-    def __getitem__(self, position: int) -> ClipRef:
-        if position:
-            raise IndexError(position)
-        return self._ref
-
-    def clips(self) -> Sequence[Sequence[int]]:
-        return [[0]]
+    reader = in_memory("infer", "own", [ref])
+    return Benchmark("infer", task, reader, example, decode, ask.objects, tasks.segmenter_side(systems, task))

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from flax.traverse_util import flatten_dict
 from jax.experimental import multihost_utils
 
 from omnir1_jax.build.run import Run
@@ -121,12 +122,7 @@ def _compute(systems: Systems, benchmark: Benchmark, options: Options) -> None:
         pass
 
 
-def flat(table: Mapping[str, Any], above: str = "") -> dict[str, float]:
+def flat(table: Mapping[str, Any]) -> dict[str, float]:
     """The finite numbers of a nested table, by names with slashes."""
-    numbers: dict[str, float] = {}
-    for key, value in table.items():
-        if isinstance(value, Mapping):
-            numbers |= flat(value, f"{above}{key}/")
-        elif isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
-            numbers[f"{above}{key}"] = float(value)
-    return numbers
+    number = lambda value: isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return {name: float(value) for name, value in flatten_dict(table, sep="/").items() if number(value)}

@@ -10,6 +10,7 @@ from typing import Any
 import cv2
 import numpy as np
 from etils import epath
+from flax.traverse_util import flatten_dict
 
 from omnir1_jax.errors import InputError
 from omnir1_jax.files import regular_file
@@ -178,7 +179,8 @@ def _summary(summary: Mapping[str, Any]) -> list[Html]:
     alike = lambda one, other: one is not other and 2 * len(one.keys() & other.keys()) > max(len(one), len(other))
     beside = {key: value for key, value in known.items() if any(alike(value, other) for other in known.values())}
     tables = []
-    flat = [(name, value) for name, value in _flat({k: v for k, v in summary.items() if k not in beside})][:200]
+    leaves = flatten_dict({key: value for key, value in summary.items() if key not in beside}, sep=" / ")
+    flat = [(name, _leaf(value)) for name, value in leaves.items()][:200]
     if flat:
         tables.append(html.table((), flat))
     if beside:
@@ -189,15 +191,9 @@ def _summary(summary: Mapping[str, Any]) -> list[Html]:
     return [html.heading("Summary"), *tables] if tables else []
 
 
-def _flat(tree: Any, name: str = "") -> Any:
-    """Leaves of a tree by path."""
-    if isinstance(tree, Mapping):
-        for key, value in tree.items():
-            yield from _flat(value, f"{name} / {key}" if name else str(key))
-    elif isinstance(tree, list):
-        yield name, html.clipped(json.dumps(tree, ensure_ascii=False), 400)
-    else:
-        yield name, html.clipped(tree, 400) if isinstance(tree, str) else tree
+def _leaf(value: Any) -> Any:
+    text = json.dumps(value, ensure_ascii=False) if isinstance(value, list) else value
+    return html.clipped(text, 400) if isinstance(text, str) else text
 
 
 def _curves(steps: Sequence[Mapping[str, Any]]) -> list[Html]:

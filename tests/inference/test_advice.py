@@ -23,7 +23,7 @@ def asked(query: str):
     systems = load.Systems(config, None, Models(None, None), sizes.tokenizer, sizes.thinker, {}, None, None)
     ask = Ask("film.mp4", query, family="qa")
     entry, sound = settings.task(family="qa"), infer.Sound(None, 0.0, "")
-    return ask, infer._benchmark(systems, ask, entry, mock.Mock(spec=ClipRef), sound), systems
+    return ask, infer._benchmark(systems, ask, entry, mock.Mock(spec=ClipRef, sample_id="clip"), sound), systems
 
 
 def test_a_question_fits_the_toys_prompt():
