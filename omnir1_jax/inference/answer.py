@@ -32,7 +32,7 @@ KEYFRAMES = ("plan", "uniform", "random", "first")
 
 
 @dataclasses.dataclass(frozen=True)
-class How:
+class EvalConfig:
     """Choices of an evaluation that are compiled in.
 
     Attributes:
@@ -62,7 +62,7 @@ class How:
 
 @no_type_check  # also holds shapes and shardings
 @flax.struct.dataclass
-class Asked:
+class Query:
     """What a batch is asked; all but `policy` is None for questions.
 
     Attributes:
@@ -96,7 +96,7 @@ class Prompts(NamedTuple):
     frames: Int[Array, "b k"]
 
 
-class Found(NamedTuple):
+class Answers(NamedTuple):
     """What was answered and read of it, [b 1 ...]; all but the completions and their failures is None for questions.
 
     Attributes:
@@ -117,21 +117,21 @@ class Found(NamedTuple):
         return jax.tree.map(lambda x: x[:, 0], self.reading.requests)
 
 
-def to_asked(arrays: Mapping[str, Any]) -> Asked:
+def to_query(arrays: Mapping[str, Any]) -> Query:
     """From flat arrays, their keys paths such as "policy/vision/pixels"."""
-    return Asked(**tree_of(arrays))
+    return Query(**tree_of(arrays))
 
 
 def answer(
     models: Models,
     config: StepConfig,
-    how: How,
+    eval_config: EvalConfig,
     policy: Mapping[str, Any],
     frozen: Frozen,
-    batch: Asked,
+    batch: Query,
     key: Key[Array, ""],
-) -> Found:
-    """All but the masks. Models, config and how are static.
+) -> Answers:
+    """All but the masks. Models and both configs are static.
 
     Args:
       config: with groups of 1.
@@ -145,35 +145,35 @@ def answer(
         models.thinker, variables, batch.policy, media, key, config.sampling, 1, row_ids=batch.number
     )
     unended = {"completion/unended": common.count(common.unended(completions, config.sampling.eos))}
-    if not how.task.grounds:
-        return Found(completions, unended)
-    reading = how.task.read(frozen, config, batch, completions)
-    if how.keyframes != "plan":
-        reading = reading._replace(requests=elsewhere(how, reading.plan, batch, config.keyframes, key))
-    found = Found(completions, unended, reading)
-    frame, valid = found.chosen.frame, found.chosen.valid
+    if not eval_config.task.grounds:
+        return Answers(completions, unended)
+    reading = eval_config.task.read(frozen, config, batch, completions)
+    if eval_config.keyframes != "plan":
+        reading = reading._replace(requests=elsewhere(eval_config, reading.plan, batch, config.keyframes, key))
+    answers = Answers(completions, unended, reading)
+    frame, valid = answers.chosen.frame, answers.chosen.valid
     at = jnp.take_along_axis(batch.frame_index, frame, axis=1)
-    if how.oracle:
+    if eval_config.oracle:
         true = jnp.take_along_axis(batch.boxes, frame[:, None, :, None], axis=2).swapaxes(1, 2)
         prompts = Prompts(true, ~box_rules.is_missing(true) & valid[..., None], at)
-    elif how.host:
-        blank = jnp.zeros((*frame.shape, slots(how), 4))
+    elif eval_config.host:
+        blank = jnp.zeros((*frame.shape, slots(eval_config), 4))
         prompts = Prompts(blank, blank[..., 0] > 0, at)
     else:
-        boxes = common.find(models, frozen, batch.sharp, reading.requests, slots(how))
-        found, prompts = found._replace(boxes=boxes), Prompts(boxes.original[:, 0], boxes.used[:, 0], at)
-    return found._replace(prompts=prompts, failures={**how.task.failures(batch, reading, found), **unended})
+        boxes = common.find(models, frozen, batch.sharp, reading.requests, slots(eval_config))
+        answers, prompts = answers._replace(boxes=boxes), Prompts(boxes.original[:, 0], boxes.used[:, 0], at)
+    return answers._replace(prompts=prompts, failures={**eval_config.task.failures(batch, reading, answers), **unended})
 
 
-def slots(how: How) -> int:
+def slots(eval_config: EvalConfig) -> int:
     """How many boxes of an answer count."""
-    return how.task.max_boxes or how.objects
+    return eval_config.task.max_boxes or eval_config.objects
 
 
-def elsewhere(how: How, plans: Plan, batch: Asked, count: int, key: Key[Array, ""]) -> Requests:
+def elsewhere(eval_config: EvalConfig, plans: Plan, batch: Query, count: int, key: Key[Array, ""]) -> Requests:
     """Requests about frames that the plans [b 1 ...] did not choose."""
     plan = jax.tree.map(lambda x: x[:, 0], plans)
-    chosen = choose(how, plan, batch, count, key)
+    chosen = choose(eval_config, plan, batch, count, key)
     described = keyframes.descriptions(plan.description, chosen)
     # True boxes need no description, so there may be keyframes without one.
     valid = jnp.take_along_axis(plan.valid, chosen.piece, axis=1)
@@ -181,16 +181,16 @@ def elsewhere(how: How, plans: Plan, batch: Asked, count: int, key: Key[Array, "
     return jax.tree.map(lambda x: x[:, None], Requests(chosen.frame, chosen.valid, described))
 
 
-def choose(how: How, plan: Plan, batch: Asked, count: int, key: Key[Array, ""]) -> Keyframes:
+def choose(eval_config: EvalConfig, plan: Plan, batch: Query, count: int, key: Key[Array, ""]) -> Keyframes:
     """Frames in place of the plan's, and the piece of the plan that describes each. [b count]"""
     most = batch.frame_valid.shape[1]
     place = jnp.arange(count)
 
     def one(frames: Int[Array, ""], number: Int[Array, ""]) -> tuple[Int[Array, "k"], Bool[Array, "k"]]:
         some = jnp.minimum(frames, count)
-        if how.keyframes == "first":
+        if eval_config.keyframes == "first":
             return jnp.zeros(count, jnp.int32), place == 0
-        if how.keyframes == "uniform":
+        if eval_config.keyframes == "uniform":
             return (2 * place + 1) * frames // jnp.maximum(2 * some, 1), place < some
         noise = jax.random.uniform(jax.random.fold_in(key, number), (most,))
         rank = jnp.argsort(jnp.argsort(jnp.where(jnp.arange(most) < frames, noise, 2.0)))
@@ -198,7 +198,7 @@ def choose(how: How, plan: Plan, batch: Asked, count: int, key: Key[Array, ""]) 
         return jnp.pad(drawn, (0, max(count - most, 0)))[:count], place < some
 
     frame, valid = jax.vmap(one)(jnp.sum(batch.frame_valid, axis=1), batch.number)
-    described = jnp.ones(len(frame), bool) if how.oracle else jnp.any(plan.valid, axis=1)
+    described = jnp.ones(len(frame), bool) if eval_config.oracle else jnp.any(plan.valid, axis=1)
     valid = valid & described[:, None]
     piece = jnp.broadcast_to(jnp.argmax(plan.valid, axis=1)[:, None], frame.shape)
     keep = lambda x: jnp.where(valid, x, 0)

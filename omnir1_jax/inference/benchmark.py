@@ -27,7 +27,12 @@ class Part(NamedTuple):
 
 
 def evaluate(
-    made: load.Systems, options: Options, out: epath.PathLike, keyframes: tuple[str, ...] = (), *, quiet: bool = False
+    systems: load.Systems,
+    options: Options,
+    out: epath.PathLike,
+    keyframes: tuple[str, ...] = (),
+    *,
+    quiet: bool = False,
 ) -> dict[str, Any]:
     """Every task of the benchmark with every keyframe rule; returns results by label (one label: "").
 
@@ -37,11 +42,11 @@ def evaluate(
     """
     if jax.process_count() > 1:
         raise InputError("evaluate: one process only; it uses all of its devices")
-    parts = _parts(made, options, keyframes)
+    parts = _parts(systems, options, keyframes)
     several = len(parts) > 1
     tops = list(dict.fromkeys(part.label.partition("/")[0] for part in parts)) if several else []
-    weights = load.fingerprint(made)
-    values = [identity.identity(made, part.benchmark, part.options, weights) for part in parts]
+    weights = load.fingerprint(systems)
+    values = [identity.identity(systems, part.benchmark, part.options, weights) for part in parts]
     store.check_folder(out)
     with folders.hold(out, store.KIND, store.FLAG, names=[*store.NAMES, *tops], adopt=store.adopt) as mark:
         if (RUN in mark.names) == several and RESULTS in mark.names:
@@ -55,7 +60,7 @@ def evaluate(
         results = {}
         for part, place, identity_values in zip(parts, places, values):
             result = run.evaluate(
-                made, part.benchmark, part.options, place, quiet=quiet, values=identity_values, owner=mark.id
+                systems, part.benchmark, part.options, place, quiet=quiet, values=identity_values, owner=mark.id
             )
             report.write(place, part.benchmark, result)
             results[part.label] = result
@@ -65,8 +70,8 @@ def evaluate(
     return results
 
 
-def _parts(made: load.Systems, options: Options, keyframes: tuple[str, ...]) -> list[Part]:
-    asked = list(tasks.benchmarks(made, options))
+def _parts(systems: load.Systems, options: Options, keyframes: tuple[str, ...]) -> list[Part]:
+    asked = list(tasks.benchmarks(systems, options))
     rules = keyframes or (options.keyframes,)
     parts = []
     for benchmark, rule in itertools.product(asked, rules):

@@ -16,7 +16,7 @@ from omnir1_jax.data import canvas as detail_data
 from omnir1_jax.data import media, rle
 from omnir1_jax.errors import InputError
 from omnir1_jax.files import json_file, regular_file
-from omnir1_jax.inference.answer import Found, Prompts
+from omnir1_jax.inference.answer import Answers, Prompts
 from omnir1_jax.inference.samples import Sample, length
 from omnir1_jax.systems.grounders import GROUNDERS, HostGrounder
 from omnir1_jax.systems.segmenters import HostSegmenter
@@ -45,16 +45,16 @@ def digest(system2: str) -> str | None:
     return total.hexdigest() if files else None
 
 
-def prompts(ground: HostGrounder, found: Found, samples: Sequence[Sample], objects: int) -> Prompts:
-    """What the segmenter is given of the grounder's boxes. `found` is on the host.
+def prompts(ground: HostGrounder, answers: Answers, samples: Sequence[Sample], objects: int) -> Prompts:
+    """What the segmenter is given of the grounder's boxes. `answers` is on the host.
 
     Raises:
       InputError: the grounder's answer is of another form.
     """
-    blank = found.prompts
+    blank = answers.prompts
     out = Prompts(np.array(blank.boxes), np.array(blank.used), np.asarray(blank.frames))
     for row, sample in enumerate(samples):
-        slots, numbers, descriptions = _asked(found, row)
+        slots, numbers, descriptions = _requests(answers, row)
         if sample.fault is not None or not len(slots):
             continue
         frames = media.load_frames(sample.ref.frames, numbers, sample_id=sample.sample_id)
@@ -107,16 +107,16 @@ class FileMasks:
 
 
 def masks(
-    segmenter: HostSegmenter | FileMasks, found: Found, samples: Sequence[Sample], canvas: tuple[int, int]
+    segmenter: HostSegmenter | FileMasks, answers: Answers, samples: Sequence[Sample], canvas: tuple[int, int]
 ) -> tuple[Bool[np.ndarray, "b t height width"], Prompts]:
     """Masks that are made without boxes, top left on a canvas (height, width), and the boxes around them."""
-    blank, longest = found.prompts, length(max(len(sample.clip) for sample in samples if sample.clip is not None))
+    blank, longest = answers.prompts, length(max(len(sample.clip) for sample in samples if sample.clip is not None))
     out = np.zeros((len(blank.frames), longest, *canvas), bool)
     boxes = Prompts(np.array(blank.boxes), np.array(blank.used), np.asarray(blank.frames))
     for row, sample in enumerate(samples):
         if sample.fault is not None:
             continue
-        slots, numbers, descriptions = _asked(found, row)
+        slots, numbers, descriptions = _requests(answers, row)
         if isinstance(segmenter, FileMasks):
             union = segmenter.of(sample)
         elif not len(slots):
@@ -132,9 +132,9 @@ def masks(
     return out, boxes
 
 
-def _asked(found: Found, row: int) -> tuple[np.ndarray, list[int], list[str]]:
+def _requests(answers: Answers, row: int) -> tuple[np.ndarray, list[int], list[str]]:
     """Slots, frames of the video and descriptions of an item's keyframes."""
-    slots = np.flatnonzero(found.chosen.valid[row])
-    item = jax.tree.map(operator.itemgetter(row), found)
+    slots = np.flatnonzero(answers.chosen.valid[row])
+    item = jax.tree.map(operator.itemgetter(row), answers)
     numbers = [int(item.prompts.frames[k]) for k in slots]
     return slots, numbers, [text(item.reading.requests.description, (0, int(k))) for k in slots]

@@ -77,7 +77,7 @@ def identity(systems: Systems, benchmark: Benchmark, options: Options, weights: 
         | {"batch_size": padded_batch_size(systems, options)},
         "task": [benchmark.name, example.frames, example.audio_seconds],
         "weights": weights,
-        "boxes": None if benchmark.found is None else _sha256(repr(sorted(benchmark.found.items()))),
+        "boxes": None if benchmark.boxes is None else _sha256(repr(sorted(benchmark.boxes.items()))),
         "temperature": step.sampling.temperature,
         "noise": "by item" if step.sampling.temperature else None,
         "sampling": vars(step.sampling),
@@ -107,10 +107,10 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Differen
     ]
 
 
-def describe(found: list[Difference]) -> str:
+def describe(differing: list[Difference]) -> str:
     """Differences as the end of "DIRECTORY holds an evaluation with ..."."""
-    named = [_describe(difference) for difference in found[:MAX_NAMED]]
-    more = len(found) - len(named)
+    named = [_describe(difference) for difference in differing[:MAX_NAMED]]
+    more = len(differing) - len(named)
     return ", and ".join(named) + (f", and {more} more differences" if more else "")
 
 

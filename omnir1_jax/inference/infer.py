@@ -20,7 +20,7 @@ from omnir1_jax.data.refs import AudioFile, BadSample, ClipRef, ImageFiles, Vide
 from omnir1_jax.errors import InputError
 from omnir1_jax.files import regular_file
 from omnir1_jax.inference import load, records, run, samples, tasks
-from omnir1_jax.inference.answer import How
+from omnir1_jax.inference.answer import EvalConfig
 from omnir1_jax.inference.load import Systems
 from omnir1_jax.inference.samples import Benchmark
 from omnir1_jax.parallel import batch_parts
@@ -142,10 +142,10 @@ def answer(systems: Systems, ask: Ask, seed: int = 0) -> Result:
         raise InputError(f"{ask.video}: {sample.fault}")
     parts = 1 if systems.mesh is None else batch_parts(systems.mesh)
     batch = samples.collate([sample], parts)
-    how = How(ask.task, objects=ask.objects, host=run.on_host(systems, ask.task))
-    done = run.launch(systems, how, batch, seed)
-    found, masks = jax.device_get((done.found, done.masks))
-    line = records.record(sample, found, 0, ask.task, systems.tokenizer)
+    eval_config = EvalConfig(ask.task, objects=ask.objects, host=run.on_host(systems, ask.task))
+    done = run.launch(systems, eval_config, batch, seed)
+    answers, masks = jax.device_get((done.answers, done.masks))
+    line = records.record(sample, answers, 0, ask.task, systems.tokenizer)
     kept = None
     if masks is not None and any(keyframe["boxes"] for keyframe in line["keyframes"]):
         height, width = sample.size

@@ -6,23 +6,18 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from omnir1_jax import tasks
-from omnir1_jax.inference.answer import Found, Prompts
+from omnir1_jax.inference.answer import Answers, Prompts
 from omnir1_jax.inference.samples import Sample
 from omnir1_jax.tasks.description import Box
 
 
-def decode(words: PreTrainedTokenizerBase, tokens: np.ndarray, length: int) -> str:
-    """The text of a completion."""
-    return words.decode(tokens[:length].tolist(), skip_special_tokens=True)
-
-
 def record(
-    sample: Sample, found: Found | None, row: int, task: tasks.Task, words: PreTrainedTokenizerBase
+    sample: Sample, answers: Answers | None, row: int, task: tasks.Task, tokenizer: PreTrainedTokenizerBase
 ) -> dict[str, Any]:
     """One line of `results.jsonl`, without scores.
 
     Args:
-      found: of the whole batch, on the host; None where the sample could not be read.
+      answers: of the whole batch, on the host; None where the sample could not be read.
       row: of the sample in the batch.
     """
     line: dict[str, Any] = {
@@ -35,16 +30,18 @@ def record(
         "keyframes": [],
         "failures": [],
     }
-    if found is None or sample.fault is not None:
+    if answers is None or sample.fault is not None:
         return line | {"failures": ["sample/bad"]}
     at = (row, 0)
-    line["completion"] = decode(words, found.completions.tokens[at], int(found.completions.lengths[at]))
-    failures = [name for name, count in found.failures.items() if count[at]]
+    tokens = answers.completions.tokens[at][: int(answers.completions.lengths[at])].tolist()
+    line["completion"] = tokenizer.decode(tokens, skip_special_tokens=True)
+    failures = [name for name, count in answers.failures.items() if count[at]]
     if task.grounds:
-        description, prompts = task.describe(None, found.reading, found, at), found.prompts
+        description, prompts = task.describe(None, answers.reading, answers, at), answers.prompts
+        slots = np.flatnonzero(answers.chosen.valid[row]).tolist()
         keyframes = [
             keyframe._replace(frame=int(prompts.frames[row, k]), boxes=_boxes(prompts, row, k))
-            for k, keyframe in zip(np.flatnonzero(found.chosen.valid[row]).tolist(), description.keyframes, strict=True)
+            for k, keyframe in zip(slots, description.keyframes, strict=True)
         ]
         if keyframes and not prompts.used[row].any():
             failures += ["box/none"]

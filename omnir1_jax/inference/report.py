@@ -48,9 +48,9 @@ def _tables(table: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _row(line: Mapping[str, Any]) -> Row:
-    found = line.get("scores") or {}
+    j, f = ((line.get("scores") or {}).get(name) for name in "JF")
     note = line["completion"] if not line["fault"] else f"not readable: {line['fault']}"
-    return Row(line["sample_id"], line["query"], found.get("J"), found.get("F"), tuple(line["failures"]), None, note)
+    return Row(line["sample_id"], line["query"], j, f, tuple(line["failures"]), None, note)
 
 
 def _picture(folder: pathlib.Path, benchmark: Benchmark, line: Mapping[str, Any]) -> bytes | None:

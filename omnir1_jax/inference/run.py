@@ -17,9 +17,8 @@ from tqdm import tqdm
 
 from omnir1_jax import tasks
 from omnir1_jax.evaluation import predictions, score_masks
-from omnir1_jax.inference import answer as answers
 from omnir1_jax.inference import host, identity, records, result_lines, samples, scores, segment
-from omnir1_jax.inference.answer import Found, How, answer, to_asked
+from omnir1_jax.inference.answer import Answers, EvalConfig, answer, slots, to_query
 from omnir1_jax.inference.load import Systems, fingerprint, grounded_by
 from omnir1_jax.inference.samples import Batch, Benchmark, Sample
 from omnir1_jax.inference.store import LINES, RESULTS, TIMING, Store
@@ -28,11 +27,11 @@ from omnir1_jax.models import narrow
 from omnir1_jax.parallel import batch_sharding, replicate
 
 
-class Answered(NamedTuple):
+class AnsweredBatch(NamedTuple):
     """A batch on its way; arrays may not be computed yet."""
 
     batch: Batch
-    found: Found | None
+    answers: Answers | None
     masks: Any
 
 
@@ -41,32 +40,32 @@ ANSWER = narrow.jit(answer, static_argnums=(0, 1, 2))
 SEGMENT = jax.jit(segment.logits, static_argnums=0)
 
 
-def launch(systems: Systems, how: How, batch: Batch, seed: int, hole_area: int = 0) -> Answered:
-    """Starts the computation of a batch; with a System 2 on the host (`how.host`) waits for it."""
+def launch(systems: Systems, eval_config: EvalConfig, batch: Batch, seed: int, hole_area: int = 0) -> AnsweredBatch:
+    """Starts the computation of a batch; with a System 2 on the host (`eval_config.host`) waits for it."""
     if batch.arrays is None:
-        return Answered(batch, None, None)
+        return AnsweredBatch(batch, None, None)
     models, mesh = systems.models, systems.mesh
     sharding = None if mesh is None else batch_sharding(mesh)
     put = functools.partial(placed, sharding=sharding)
-    asked, key = to_asked(put(batch.arrays)), jax.random.key(seed)
+    query, key = to_query(put(batch.arrays)), jax.random.key(seed)
     if jax.process_count() > 1:
         key = jax.random.wrap_key_data(replicate(jax.random.key_data(key), mesh))
-    found = ANSWER(models, systems.step, how, systems.policy, systems.frozen, asked, key)
+    answers = ANSWER(models, systems.step, eval_config, systems.policy, systems.frozen, query, key)
     if batch.clips is None:
-        return Answered(batch, found, None)
+        return AnsweredBatch(batch, answers, None)
     sizes = [sample.size for sample in batch.samples if sample.size is not None]
     canvas = segment.canvas(sizes)
-    if how.host and getattr(models.segmenter, "host", False):
-        masks, boxes = host.masks(models.segmenter, jax.device_get(found), batch.samples, canvas)
-        return Answered(batch, found._replace(prompts=boxes), masks)
-    if how.host:
-        boxes_found = host.prompts(models.grounder, jax.device_get(found), batch.samples, answers.slots(how))
-        found = found._replace(prompts=put(boxes_found))
+    if eval_config.host and getattr(models.segmenter, "host", False):
+        masks, boxes = host.masks(models.segmenter, jax.device_get(answers), batch.samples, canvas)
+        return AnsweredBatch(batch, answers._replace(prompts=boxes), masks)
+    if eval_config.host:
+        boxes_found = host.prompts(models.grounder, jax.device_get(answers), batch.samples, slots(eval_config))
+        answers = answers._replace(prompts=put(boxes_found))
     clips, valid = put(batch.clips), put(batch.frame_valid)
-    logits = SEGMENT(models.segmenter, systems.frozen.segmenter, clips, valid, asked.original, found.prompts)
+    logits = SEGMENT(models.segmenter, systems.frozen.segmenter, clips, valid, query.original, answers.prompts)
     if hole_area:
         logits = put(segment.without_holes(logits, hole_area))
-    return Answered(batch, found, segment.lift(logits, asked.original, canvas))
+    return AnsweredBatch(batch, answers, segment.lift(logits, query.original, canvas))
 
 
 def placed(tree: Any, sharding: jax.sharding.Sharding | None) -> Any:
@@ -88,29 +87,29 @@ def on_host(systems: Systems, task: tasks.Task) -> bool:
     return task.grounds and systems.models.on_host
 
 
-def how_of(systems: Systems, benchmark: Benchmark, options: Options) -> How:
+def eval_config_of(systems: Systems, benchmark: Benchmark, options: Options) -> EvalConfig:
     """The choices that are compiled in.
 
     Raises:
       InputError: one that the task does not have; names the flag.
     """
     given = options.system2 == "oracle" or bool(options.boxes)
-    return How(benchmark.task, options.keyframes, given, options.objects, host=on_host(systems, benchmark.task))
+    return EvalConfig(benchmark.task, options.keyframes, given, options.objects, host=on_host(systems, benchmark.task))
 
 
 def answered(
-    systems: Systems, benchmark: Benchmark, options: Options, groups: Sequence[Sequence[int]], room: int
-) -> Iterator[Answered]:
+    systems: Systems, benchmark: Benchmark, options: Options, groups: Sequence[Sequence[int]], batch_size: int
+) -> Iterator[AnsweredBatch]:
     """The batches of `groups` of positions, on the host, each while the next one is computed.
 
     Called by every process of a run.
 
     Args:
-      room: rows of a batch.
+      batch_size: rows of a batch, some of them filled up.
     """
-    how, before = how_of(systems, benchmark, options), None
-    for batch in samples.batches(benchmark, groups, room, max(systems.config.loader.threads, 1)):
-        now = launch(systems, how, batch, options.seed, options.hole_area)
+    eval_config, before = eval_config_of(systems, benchmark, options), None
+    for batch in samples.batches(benchmark, groups, batch_size, max(systems.config.loader.threads, 1)):
+        now = launch(systems, eval_config, batch, options.seed, options.hole_area)
         if before is not None:
             yield on_the_host(before)
         before = now
@@ -118,15 +117,15 @@ def answered(
         yield on_the_host(before)
 
 
-def batched(chosen: Sequence[int], room: int) -> list[Sequence[int]]:
+def batched(chosen: Sequence[int], batch_size: int) -> list[Sequence[int]]:
     """Positions by batch."""
-    return [chosen[i : i + room] for i in range(0, len(chosen), room)]
+    return [chosen[i : i + batch_size] for i in range(0, len(chosen), batch_size)]
 
 
-def on_the_host(done: Answered) -> Answered:
+def on_the_host(done: AnsweredBatch) -> AnsweredBatch:
     """Waits for a batch."""
-    found, masks = fetched((done.found, done.masks))
-    return done._replace(found=found, masks=masks)
+    answers, masks = fetched((done.answers, done.masks))
+    return done._replace(answers=answers, masks=masks)
 
 
 def evaluate(
@@ -159,7 +158,7 @@ def evaluate(
         values = identity.identity(systems, benchmark, options, fingerprint(systems))
     for note in () if quiet else count_note(benchmark):
         print(f"note: {note}", file=sys.stderr)
-    how_of(systems, benchmark, options)  # what is wrong with it shows before anything is written
+    eval_config_of(systems, benchmark, options)  # what is wrong with it shows before anything is written
     started, threads = time.perf_counter(), max(systems.config.loader.threads, 1)
     with Store(out, values, owner) as store, futures.ThreadPoolExecutor(threads, "write") as pool:
         earlier = [store.lines[position] for position in chosen if position in store.lines]
@@ -183,15 +182,15 @@ def evaluate(
 
 
 def finish(
-    systems: Systems, benchmark: Benchmark, store: Store, done: Answered, pool: futures.Executor, bar: tqdm
+    systems: Systems, benchmark: Benchmark, store: Store, done: AnsweredBatch, pool: futures.Executor, bar: tqdm
 ) -> None:
     """Writes and scores what is new of a batch, in order."""
-    found, masks = done.found, done.masks
+    answers, masks = done.answers, done.masks
     new = [(row, sample) for row, sample in enumerate(done.batch.samples) if sample.position not in store.lines]
 
     def one(item: tuple[int, Sample]) -> dict[str, Any]:
         row, sample = item
-        line = records.record(sample, found, row, benchmark.task, systems.tokenizer)
+        line = records.record(sample, answers, row, benchmark.task, systems.tokenizer)
         if not benchmark.task.grounds:
             return line
         predicted = None

@@ -37,7 +37,7 @@ class Benchmark:
       objects: slots for objects; true boxes beyond them (the smallest) are left out.
       side: of the segmenter's frames; 0 where nothing is segmented.
       sound: "own"; "muted": silence; "swapped": that of another clip.
-      found: boxes of another System 2 by sample id and frame of the video, in place of the true ones.
+      boxes: those of another System 2 by sample id and frame of the video, in place of the true ones.
       dataset: the options that the reader was opened with, by name.
       source: of a task of the user's own, module:object or file.py:object.
     """
@@ -52,7 +52,7 @@ class Benchmark:
     seed: int = 0
     sound: str = "own"
     root: str = ""
-    found: Mapping[str, Mapping[int, Boxes]] | None = dataclasses.field(default=None, repr=False)
+    boxes: Mapping[str, Mapping[int, Boxes]] | None = dataclasses.field(default=None, repr=False)
     dataset: Mapping[str, Any] = dataclasses.field(default_factory=dict, repr=False)
     source: str = ""
 
@@ -97,22 +97,22 @@ def arrays_of(clip: DecodedClip, benchmark: Benchmark) -> Arrays:
 
 def _frames(clip: DecodedClip, benchmark: Benchmark) -> Arrays:
     """Which frames of the video were seen, and the true boxes in them."""
-    room, count = benchmark.example.frames, len(clip.frames)
-    index = np.zeros(room, np.int32)
+    frames, count = benchmark.example.frames, len(clip.frames)
+    index = np.zeros(frames, np.int32)
     index[:count] = clip.frame_indices
     return {
         "frame_index": index,
-        "frame_valid": np.arange(room) < count,
-        "boxes": _boxes(clip, benchmark, room),
+        "frame_valid": np.arange(frames) < count,
+        "boxes": _boxes(clip, benchmark, frames),
         "original": np.array(clip.size[::-1], np.int32),
     }
 
 
-def _boxes(clip: DecodedClip, benchmark: Benchmark, room: int) -> Float[np.ndarray, "n t 4"]:
+def _boxes(clip: DecodedClip, benchmark: Benchmark, frames: int) -> Float[np.ndarray, "n t 4"]:
     """True boxes in the seen frames, or those that another System 2 found."""
-    out = np.full((benchmark.objects, room, 4), detail_data.ABSENT, np.float32)
-    if benchmark.found is not None:
-        given = benchmark.found.get(clip.ref.sample_id, {})
+    out = np.full((benchmark.objects, frames, 4), detail_data.ABSENT, np.float32)
+    if benchmark.boxes is not None:
+        given = benchmark.boxes.get(clip.ref.sample_id, {})
         for t, frame in enumerate(clip.frame_indices):
             for slot, box in enumerate(given.get(int(frame), ())[: benchmark.objects]):
                 out[slot, t] = box
@@ -154,7 +154,7 @@ def _frame_boxes(boxes: Any, place: str) -> Boxes:
 
 
 def read(benchmark: Benchmark, position: int) -> Sample:
-    """One item with everything it needs. What cannot be read is told in `fault`."""
+    """One item with everything it needs. What cannot be read is said in `fault`."""
     ref, name = None, f"{benchmark.reader.name}/{benchmark.reader.split}#{position}"
     try:
         ref = benchmark.reader[position]
@@ -163,11 +163,11 @@ def read(benchmark: Benchmark, position: int) -> Sample:
         clip = _with_sound(clip, benchmark, position)
         arrays = arrays_of(clip, benchmark)
         arrays["number"] = np.int32(position)
-        whole = None
+        every_frame = None
         if benchmark.side:
             every = range(media.frame_count(ref.frames, name))
-            whole = media.load_frames(ref.frames, every, size=(benchmark.side, benchmark.side), sample_id=name)
-        return Sample(position, name, ref, arrays, whole, clip.size, None)
+            every_frame = media.load_frames(ref.frames, every, size=(benchmark.side, benchmark.side), sample_id=name)
+        return Sample(position, name, ref, arrays, every_frame, clip.size, None)
     except BadSample as error:
         return Sample(position, name, ref, None, None, None, error.reason)
     except InputError as error:  # a query or a clip that does not fit its shapes
@@ -200,29 +200,31 @@ def length(frames: int) -> int:
         power *= 2
 
 
-def collate(samples: Sequence[Sample], room: int) -> Batch:
-    """A batch of `room` rows."""
+def collate(samples: Sequence[Sample], batch_size: int) -> Batch:
+    """A batch of `batch_size` rows."""
     good = [sample for sample in samples if sample.arrays is not None]
     if not good:
         return Batch(tuple(samples), None, None, None)
     rows = [sample if sample.arrays is not None else good[0] for sample in samples]
-    rows += [good[0]] * (room - len(rows))
+    rows += [good[0]] * (batch_size - len(rows))
     arrays = {key: np.stack([row.arrays[key] for row in rows]) for key in good[0].arrays}
     if good[0].clip is None:
         return Batch(tuple(samples), arrays, None, None)
     counts = [len(row.clip) for row in rows]
-    clips = np.zeros((room, length(max(counts)), *good[0].clip.shape[1:]), np.uint8)
+    clips = np.zeros((batch_size, length(max(counts)), *good[0].clip.shape[1:]), np.uint8)
     for out, row in zip(clips, rows):
         out[: len(row.clip)] = row.clip
     return Batch(tuple(samples), arrays, clips, np.arange(clips.shape[1]) < np.array(counts)[:, None])
 
 
-def batches(benchmark: Benchmark, groups: Iterable[Sequence[int]], room: int, threads: int) -> Iterator[Batch]:
+def batches(benchmark: Benchmark, groups: Iterable[Sequence[int]], batch_size: int, threads: int) -> Iterator[Batch]:
     """The batches of `groups` of positions in order, read ahead by threads."""
     groups = [tuple(group) for group in groups]
-    ready = ahead(functools.partial(read, benchmark), [p for group in groups for p in group], max(threads, 1), 2 * room)
+    ready = ahead(
+        functools.partial(read, benchmark), [p for group in groups for p in group], max(threads, 1), 2 * batch_size
+    )
     for group in groups:
-        yield collate([next(ready) for _ in group], room)
+        yield collate([next(ready) for _ in group], batch_size)
 
 
 def ahead(function: Callable[[Any], Any], items: Sequence[Any], threads: int, depth: int) -> Iterator[Any]:

@@ -130,13 +130,13 @@ def blank(reader: Reader, task: tasks.Task, positions: Iterable[int], dataset_ro
             line["sample_id"] = error.sample_id
         lines.append(line)
     if task.mask_rules == "refavs" and any(line["scores"] is not None for line in lines):
-        found = {**refavs.aggregate(()), "davis": mevis.aggregate([mevis.MISSING])}
-        return found | dict.fromkeys(("J", "F", "S", "J&F"), 0.0)
-    found = table(reader, task, lines, "", dataset_root)
-    if "unsupervised" in found:
+        entries = {**refavs.aggregate(()), "davis": mevis.aggregate([mevis.MISSING])}
+        return entries | dict.fromkeys(("J", "F", "S", "J&F"), 0.0)
+    entries = table(reader, task, lines, "", dataset_root)
+    if "unsupervised" in entries:
         one = np.zeros((1, 1))
-        found["unsupervised"] = refdavis.aggregate_unsupervised([[(one, one)]])
-    return found
+        entries["unsupervised"] = refdavis.aggregate_unsupervised([[(one, one)]])
+    return entries
 
 
 def _row(reader: Reader, line: Line, root: str, scoring: score_answers.Scoring) -> score_masks.Row:

@@ -245,7 +245,7 @@ def _benchmark(systems: Systems, options: Options, published: Published, name: s
         seed=options.seed,
         sound=options.sound,
         root=_where(config, key),
-        found=read_boxes(options.boxes) if options.boxes else None,
+        boxes=read_boxes(options.boxes) if options.boxes else None,
         dataset=_only(entry).to_dict(),
         source=entry.family if lookup.is_path(entry.family) else "",
     )

@@ -1,5 +1,6 @@
 """Validation during a training run: `run.evaluate` on held-out items, with the weights of the moment."""
 
+import dataclasses
 import math
 import statistics
 import tempfile
@@ -33,20 +34,19 @@ class Validation:
     its own, removed at the end) and scores them.
     """
 
-    def __init__(self, made: Run):
+    def __init__(self, training: Run):
         """Opens the benchmark. Nothing is compiled.
 
         Raises:
           InputError: a benchmark, task, objective or metric that cannot be validated; names the setting.
         """
-        own = self._own = section(Validate, made.config.validate)
-        if made.frozen is None:
+        settings = self._settings = section(Validate, training.config.validate)
+        if training.frozen is None:
             raise InputError("validate.every: objective 'masks' trains no answers that could be validated; set it to 0")
-        self.run = made
-        self._options = Options(
-            own.benchmark, own.split, own.root, own.tasks, own.limit, batch_size=own.batch_size, system2=own.system2
-        )
-        systems = load.systems(made.config, made.loaded, mesh=made.mesh, frozen=made.frozen)
+        self.run = training
+        same = {field.name for field in dataclasses.fields(Options)} & vars(settings).keys()
+        self._options = Options(**{name: getattr(settings, name) for name in same})
+        systems = load.systems(training.config, training.loaded, mesh=training.mesh, frozen=training.frozen)
         if jax.process_count() > 1 and systems.models.on_host:
             raise InputError("validate.every: System 2 on the host is validated in one process only; set it to 0")
         try:
@@ -54,22 +54,22 @@ class Validation:
         except InputError as error:
             raise InputError(f"validate: {str(error).removeprefix('--')}") from error
         self._chosen = {benchmark.name: self._entries(benchmark) for benchmark in self._benchmarks}
-        if own.metric and own.metric.partition("/")[0] not in self._chosen:
+        if settings.metric and settings.metric.partition("/")[0] not in self._chosen:
             names = " or ".join(self._chosen)
-            raise InputError(f"validate.metric: {own.metric!r} does not begin with a task, {names}")
+            raise InputError(f"validate.metric: {settings.metric!r} does not begin with a task, {names}")
 
     def _entries(self, benchmark: Benchmark) -> list[str]:
         """Those of `validate.metrics` that the benchmark's table has. InputError: none, or no `validate.metric`."""
         chosen = tasks.positions(benchmark, self._options)
         known = flat(scores.blank(benchmark.reader, benchmark.task, chosen, benchmark.root))
-        found = [name for name in self._own.metrics if name in known]
-        task, _, name = self._own.metric.partition("/")
+        metrics = [name for name in self._settings.metrics if name in known]
+        task, _, name = self._settings.metric.partition("/")
         listed = "nothing, since its ground truth is kept by a server" if "unscored" in known else ", ".join(known)
-        if not found:
+        if not metrics:
             raise InputError(f"validate.metrics: the table of {benchmark.name} has none of these, but {listed}")
         if task == benchmark.name and name not in known:
             raise InputError(f"validate.metric: the table of {task} has no {name!r}, but {listed}")
-        return found
+        return metrics
 
     def __call__(self, trainable: Any) -> Validated:
         """Metrics of the trained parameters in the first process, and the score in all."""
@@ -86,14 +86,14 @@ class Validation:
         if jax.process_count() > 1:  # as two words, since 64 bits would be rounded
             words = multihost_utils.broadcast_one_to_all(np.array([value], np.float64).view(np.uint32))
             value = float(np.asarray(words, np.uint32).view(np.float64)[0])
-        same = {name: setting for name, setting in vars(self._own).items() if name not in ("every", "at_start", "root")}
+        same = {name: x for name, x in vars(self._settings).items() if name not in ("every", "at_start", "root")}
         return Validated(metrics, Score(repr(same), value))
 
     def systems(self, trainable: Any) -> Systems:
         """The systems with the trained parameters, a copy of them in the dtype of the frozen ones."""
         config, loaded, frozen = self.run.config, self.run.loaded, self.run.frozen
         params = export.merged(config, loaded, trainable)
-        if self._own.system2 == "self":
+        if self._settings.system2 == "self":
             encoders = {name: params[name] for name in ("vision", "audio")}
             frozen = frozen.replace(encoders=encoders, reference=params["text"])
         return load.systems(config, loaded._replace(params=params), mesh=self.run.mesh, frozen=frozen)
@@ -108,17 +108,17 @@ class Validation:
 
     def _value(self, tables: Mapping[str, Mapping[str, float]]) -> float:
         """NaN where nothing could be scored."""
-        if not self._own.metric:
+        if not self._settings.metric:
             return statistics.fmean(table.get(self._chosen[task][0], math.nan) for task, table in tables.items())
-        task, _, name = self._own.metric.partition("/")
+        task, _, name = self._settings.metric.partition("/")
         return tables[task].get(name, math.nan)
 
 
 def _compute(systems: Systems, benchmark: Benchmark, options: Options) -> None:
     """What another process than the first has to compute with it."""
-    room = identity.padded_batch_size(systems, options)
-    groups = run.batched(tasks.positions(benchmark, options), room)
-    for _ in run.answered(systems, benchmark, options, groups, room):
+    batch_size = identity.padded_batch_size(systems, options)
+    groups = run.batched(tasks.positions(benchmark, options), batch_size)
+    for _ in run.answered(systems, benchmark, options, groups, batch_size):
         pass
 
 

@@ -15,7 +15,7 @@ from omnir1_jax.data.refs import ClipRef, ImageFiles
 from omnir1_jax.errors import InputError
 from omnir1_jax.evaluation import predictions
 from omnir1_jax.inference import from_checkpoint, load, report, samples, segment
-from omnir1_jax.inference.answer import Asked, How, choose
+from omnir1_jax.inference.answer import EvalConfig, Query, choose
 from omnir1_jax.inference.store import Store
 from omnir1_jax.models import sam2
 from omnir1_jax.reporting import pictures
@@ -30,8 +30,8 @@ def chosen(rule, counts, valid=(False, True), oracle=False, room=24, count=4):
     counts = jnp.asarray(counts)
     pieces = jnp.broadcast_to(jnp.asarray(valid), (len(counts), len(valid)))
     plan = readers.Plan(*[None] * len(readers.Plan._fields))._replace(valid=pieces)
-    batch = Asked(policy=None, number=jnp.arange(len(counts)), frame_valid=jnp.arange(room) < counts[:, None])
-    return jax.device_get(choose(How(TASKS["vos"], rule, oracle), plan, batch, count, jax.random.key(0)))
+    batch = Query(policy=None, number=jnp.arange(len(counts)), frame_valid=jnp.arange(room) < counts[:, None])
+    return jax.device_get(choose(EvalConfig(TASKS["vos"], rule, oracle), plan, batch, count, jax.random.key(0)))
 
 
 def test_frames_of_the_baselines_lie_in_the_clip_and_carry_the_first_valid_description():
@@ -51,9 +51,9 @@ def test_frames_of_the_baselines_lie_in_the_clip_and_carry_the_first_valid_descr
 
 def test_rules_that_do_not_exist_are_refused():
     with pytest.raises(InputError, match="--keyframes"):
-        How(TASKS["vos"], "best")
+        EvalConfig(TASKS["vos"], "best")
     with pytest.raises(InputError, match="video segmentation alone"):
-        How(TASKS["refavs"], "uniform")
+        EvalConfig(TASKS["refavs"], "uniform")
 
 
 def test_lifted_masks_are_those_of_each_clip_by_itself():
