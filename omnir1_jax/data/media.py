@@ -1,7 +1,7 @@
 """Decoded frames from image files or video files, and when they appear."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import cv2
 import numpy as np
@@ -166,18 +166,9 @@ def load_frames(
     total = frame_count(source, sample_id)
     if wanted[0] < 0 or wanted[-1] >= total:
         raise BadSample(sample_id, f"frame {wanted[-1] if wanted[-1] >= total else wanted[0]} of {total}")
-    upright = isinstance(source, ImageFiles) and source.upright
-    match source:
-        case ImageFiles():
-            named = ((i, source.paths[i], read(source.paths[i], sample_id)) for i in wanted)
-        case ImageBytes():
-            named = ((i, f"frame {source.names[i]}", source.blobs[i]) for i in wanted)
-        case VideoFile():
-            return _video_frames(source, indices, wanted, size, sample_id)
     frames: dict[int, np.ndarray] = {}
     first_size: tuple[int, ...] | None = None
-    for i, name, data in named:
-        frame = decode_image(data, name, sample_id, upright)
+    for i, name, frame in _decoded(source, wanted, sample_id):
         first_size = first_size or frame.shape
         if frame.shape != first_size:
             raise BadSample(
@@ -188,6 +179,26 @@ def load_frames(
     return np.stack([frames[int(i)] for i in indices])
 
 
+def _decoded(source: FrameSource, wanted: list[int], sample_id: str) -> Iterator[tuple[int, str, np.ndarray]]:
+    """Ascending frames of the clip, each with its position and a name for messages."""
+    match source:
+        case ImageFiles():
+            for i in wanted:
+                path = source.paths[i]
+                yield i, path, decode_image(read(path, sample_id), path, sample_id, source.upright)
+        case ImageBytes():
+            for i in wanted:
+                name = f"frame {source.names[i]}"
+                yield i, name, decode_image(source.blobs[i], name, sample_id)
+        case VideoFile():
+            _, first, _ = _span(source, sample_id)
+            try:
+                for position, frame in video_decoder.frames(source.path, [first + i for i in wanted]):
+                    yield position - first, f"{source.path}, frame {position}", frame
+            except VideoError as error:
+                raise BadSample(sample_id, f"{source.path} {error}") from error
+
+
 def read(path: str, sample_id: str) -> bytes:
     """A sample's file. Raises BadSample naming it."""
     try:
@@ -196,20 +207,3 @@ def read(path: str, sample_id: str) -> bytes:
         raise BadSample(sample_id, f"{path} is missing") from error
     except OSError as error:
         raise BadSample(sample_id, f"{path} cannot be read ({error.strerror or error})") from error
-
-
-def _video_frames(
-    source: VideoFile,
-    indices: Sequence[int] | Int[np.ndarray, " t"],
-    wanted: list[int],
-    size: Size | None,
-    sample_id: str,
-) -> np.ndarray:
-    _, first, _ = _span(source, sample_id)
-    frames: dict[int, np.ndarray] = {}
-    try:
-        for position, frame in video_decoder.frames(source.path, [first + i for i in wanted]):
-            frames[position - first] = resize(frame, size) if size else frame
-    except VideoError as error:
-        raise BadSample(sample_id, f"{source.path} {error}") from error
-    return np.stack([frames[int(i)] for i in indices])

@@ -25,7 +25,6 @@ from omnir1_jax.systems.frames import HighResFrames
 from omnir1_jax.systems.grounders.protocol import GroundedBoxes, Requests
 from omnir1_jax.systems.keyframes import Keyframes
 from omnir1_jax.tasks import common
-from omnir1_jax.tasks.task import tree_of
 from omnir1_jax.text.readers import Plan
 
 KEYFRAMES = ("plan", "uniform", "random", "first")
@@ -115,11 +114,6 @@ class Answers(NamedTuple):
     def chosen(self) -> Requests:
         """Frames among those seen, with what System 2 is asked about them, [b k ...]."""
         return jax.tree.map(lambda x: x[:, 0], self.reading.requests)
-
-
-def to_query(arrays: Mapping[str, Any]) -> Query:
-    """From flat arrays, their keys paths such as "policy/vision/pixels"."""
-    return Query(**tree_of(arrays))
 
 
 def answer(

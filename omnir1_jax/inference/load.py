@@ -2,7 +2,7 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -97,12 +97,7 @@ def load_systems(
     Raises:
       InputError: a checkpoint that is not there, or one of a segmenter alone.
     """
-    if lookup.is_path(system2):
-        grounders.make(system2, setting="--system2")  # what is wrong with it shows before anything is computed
-    elif system2 not in SYSTEM2:
-        raise InputError(
-            f"--system2: {system2!r} is none of {', '.join(SYSTEM2)}, NAME:SETTINGS, module:object, file.py:object"
-        )
+    check(system2, SYSTEM2)  # what is wrong with it shows before anything is computed
     chosen = from_checkpoint.config_of(checkpoint, config)
     if chosen.objective == "masks":
         raise InputError(
@@ -119,16 +114,17 @@ def load_systems(
     return systems(chosen, policy, grounder, mesh, temperature=temperature, max_tokens=max_tokens)
 
 
-def check(system2: str) -> str:
-    """A System 2 of a single clip: "self", or one that is named.
+def check(system2: str, names: Sequence[str] = ("self",)) -> str:
+    """A System 2: one of `names`, or a grounder of the user's own.
 
     Raises:
       InputError: something else, or nothing that can be loaded.
     """
     if lookup.is_path(system2):
         grounders.make(system2, setting="--system2")
-    elif system2 != "self":
-        raise InputError(f"--system2: {system2!r} is neither self nor NAME:SETTINGS, module:object or file.py:object")
+    elif system2 not in names:
+        known = ", ".join((*names, "NAME:SETTINGS", "module:object", "file.py:object"))
+        raise InputError(f"--system2: {system2!r} is none of {known}")
     return system2
 
 

@@ -18,13 +18,14 @@ from tqdm import tqdm
 from omnir1_jax import tasks
 from omnir1_jax.evaluation import predictions, score_masks
 from omnir1_jax.inference import host, identity, records, result_lines, samples, scores, segment
-from omnir1_jax.inference.answer import Answers, EvalConfig, answer, slots, to_query
+from omnir1_jax.inference.answer import Answers, EvalConfig, Query, answer, slots
 from omnir1_jax.inference.load import Systems, fingerprint, grounded_by
 from omnir1_jax.inference.samples import Batch, Benchmark, Sample
 from omnir1_jax.inference.store import LINES, RESULTS, TIMING, Store
 from omnir1_jax.inference.tasks import Options, count_note, positions
-from omnir1_jax.models import narrow
+from omnir1_jax.models import narrow, sam2
 from omnir1_jax.parallel import batch_sharding, replicate
+from omnir1_jax.tasks.task import tree_of
 
 
 class AnsweredBatch(NamedTuple):
@@ -47,7 +48,7 @@ def launch(systems: Systems, eval_config: EvalConfig, batch: Batch, seed: int, h
     models, mesh = systems.models, systems.mesh
     sharding = None if mesh is None else batch_sharding(mesh)
     put = functools.partial(placed, sharding=sharding)
-    query, key = to_query(put(batch.arrays)), jax.random.key(seed)
+    query, key = Query(**tree_of(put(batch.arrays))), jax.random.key(seed)
     if jax.process_count() > 1:
         key = jax.random.wrap_key_data(replicate(jax.random.key_data(key), mesh))
     answers = ANSWER(models, systems.step, eval_config, systems.policy, systems.frozen, query, key)
@@ -64,7 +65,7 @@ def launch(systems: Systems, eval_config: EvalConfig, batch: Batch, seed: int, h
     clips, valid = put(batch.clips), put(batch.frame_valid)
     logits = SEGMENT(models.segmenter, systems.frozen.segmenter, clips, valid, query.original, answers.prompts)
     if hole_area:
-        logits = put(segment.without_holes(logits, hole_area))
+        logits = put(sam2.fill_holes(np.asarray(logits), hole_area))  # on the host
     return AnsweredBatch(batch, answers, segment.lift(logits, query.original, canvas))
 
 

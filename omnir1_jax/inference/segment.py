@@ -5,11 +5,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from omnir1_jax.inference.answer import Prompts
-from omnir1_jax.models import sam2
 from omnir1_jax.systems import segmenters
 from omnir1_jax.systems.segmenters import Segmenter
 
@@ -59,8 +57,3 @@ def canvas(sizes: list[tuple[int, int]]) -> tuple[int, int]:
     """Height and width with room for all sizes (height, width)."""
     up = lambda x: -(-x // CANVAS) * CANVAS
     return up(max(size[0] for size in sizes)), up(max(size[1] for size in sizes))
-
-
-def without_holes(logits: Float[Array, "b n t y x"], area: int) -> Float[np.ndarray, "b n t y x"]:
-    """Holes of at most `area` pixels of the segmenter's masks filled, on the host."""
-    return sam2.fill_holes(np.asarray(logits), area)

@@ -105,8 +105,7 @@ def high_res_arrays(
     patch = sizes.cell_pixels // sizes.merge
     patches = np.array([[1, height // patch, width // patch]], np.int32)
     shape = dict(sizes=sizes, max_aspect=config.max_aspect)
-    most, windows = bucket.frame_bounds(limits.image_min, limits.image_max, **shape)
-    longest = bucket.longest_side(limits.image_min, limits.image_max, **shape)
+    most, windows, longest = bucket.frame_bounds(limits.image_min, limits.image_max, **shape)
     vision = layout.vision_layout(
         patches, window=sizes.window_cells, merge=sizes.merge, cells=most, windows=windows, frames=1, frame_size=most
     )

@@ -49,7 +49,7 @@ class Reading(NamedTuple):
     requests: Requests
 
 
-class Found(NamedTuple):
+class Grounding(NamedTuple):
     """System 2's boxes, [b g 1 1 ...]."""
 
     boxes: GroundedBoxes
@@ -93,9 +93,9 @@ def read(frozen: Frozen, config: StepConfig, batch: Any, completions: Completion
     return Reading(answer, Requests(jnp.zeros(wanted.shape, jnp.int32), wanted, description))
 
 
-def ground(models: Models, frozen: Frozen, config: StepConfig, batch: Batch, reading: Reading) -> Found:
+def ground(models: Models, frozen: Frozen, config: StepConfig, batch: Batch, reading: Reading) -> Grounding:
     """The first box that System 2 gives."""
-    return Found(common.find(models, frozen, batch.sharp, reading.requests, 1))
+    return Grounding(common.find(models, frozen, batch.sharp, reading.requests, 1))
 
 
 def failures(batch: Any, reading: Reading, found: Grounded) -> dict[str, Int[Array, "b g"]]:
@@ -115,7 +115,7 @@ def failures(batch: Any, reading: Reading, found: Grounded) -> dict[str, Int[Arr
 
 
 def reward(
-    config: StepConfig, batch: Batch, completions: Completions, reading: Reading, found: Found, _: None
+    config: StepConfig, batch: Batch, completions: Completions, reading: Reading, found: Grounding, _: None
 ) -> Rewards:
     """Overlap of the found box with the true one."""
     shape, boxes = completions.lengths.shape, found.boxes

@@ -1,7 +1,7 @@
 """refCOCOg in Seg-Zero's form: one image, one phrase; the policy itself answers with a box and two points."""
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple, no_type_check
+from typing import Any, no_type_check
 
 import flax.struct
 import jax
@@ -47,16 +47,8 @@ def prompt(clip: DecodedClip, config: ExampleConfig) -> Arrays:
     return examples.policy_arrays(content, config, images=1)
 
 
-class Truth(NamedTuple):
-    """A box and two points in original pixels, and resized over original width and height."""
-
-    box: Float[np.ndarray, "4"]
-    points: Float[np.ndarray, "2 2"]
-    scale: Float[np.ndarray, "2"]
-
-
-def truth_of(clip: DecodedClip, config: ExampleConfig) -> Truth:
-    """Of several objects the first counts."""
+def truth_of(clip: DecodedClip, config: ExampleConfig) -> Arrays:
+    """Box and points of the first object in original pixels, and resized over original width and height; float64."""
     extra, limits = clip.ref.extra, config.policy_budget
     if not extra["boxes"] or len(extra["points"]) < 2:
         raise InputError("no box with two points")
@@ -64,19 +56,19 @@ def truth_of(clip: DecodedClip, config: ExampleConfig) -> Truth:
         *clip.size, min_pixels=limits.image_min, max_pixels=limits.image_max, factor=config.sizes.cell_pixels
     )
     scale = np.array([width / clip.size[1], height / clip.size[0]])
-    return Truth(np.asarray(extra["boxes"][0]), np.asarray(extra["points"][:2]), scale)
+    return {"box": np.asarray(extra["boxes"][0]), "points": np.asarray(extra["points"][:2]), "scale": scale}
 
 
 def truth(clip: DecodedClip, config: ExampleConfig) -> Arrays:
     """The first object."""
-    return {name: value.astype(np.float32) for name, value in truth_of(clip, config)._asdict().items()}
+    return {name: value.astype(np.float32) for name, value in truth_of(clip, config).items()}
 
 
 def target(clip: DecodedClip, config: ExampleConfig) -> str:
     """Box and two points in pixels of the resized image."""
     true = truth_of(clip, config)
-    box = np.trunc(true.box * np.tile(true.scale, 2)).astype(int).tolist()
-    first, second = np.trunc(true.points * true.scale).astype(int).tolist()
+    box = np.trunc(true["box"] * np.tile(true["scale"], 2)).astype(int).tolist()
+    first, second = np.trunc(true["points"] * true["scale"]).astype(int).tolist()
     query = targets.quoted(clip.ref.query)[1:-1]
     return targets.thought(
         f" What is meant is {query}. ", f' {{"bbox_2d": {box}, "points_1": {first}, "points_2": {second}}} '

@@ -22,24 +22,14 @@ def nothing(*_: Any) -> None:
     """The part of System 2 that a task has no use for."""
 
 
-def no_arrays(*_: Any) -> Arrays:
-    """Of a prompt without frames for System 2, or without ground truth."""
-    return {}
-
-
-def no_failures(*_: Any) -> dict[str, Int[Array, "b g"]]:
-    """Of a task that tells no failures apart."""
+def none(*_: Any) -> dict[str, Any]:
+    """Of a task without System 2's frames, without ground truth, or that tells no failures apart."""
     return {}
 
 
 def all_but_prompts(batch: Any) -> Any:
     """A batch's own fields."""
     return {name: value for name, value in vars(batch).items() if name != "policy"}
-
-
-def no_words(*_: Any) -> Description:
-    """Of a task that has nothing to add to the text of a completion."""
-    return Description()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -88,17 +78,17 @@ class Task:
     reward: Callable[..., Rewards]
     ground: Callable[..., Any] = nothing
     segment: Callable[..., Any] = nothing
-    failures: Callable[..., dict[str, Int[Array, "b g"]]] = no_failures
+    failures: Callable[..., dict[str, Int[Array, "b g"]]] = none
     template: str = ""
     fields: tuple[str, ...] = ()
     templates: Mapping[str, str] = dataclasses.field(default_factory=dict)
     clips: str = ""
     extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    frames: Callable[[DecodedClip, ExampleConfig], Arrays] = no_arrays
-    truth: Callable[[DecodedClip, ExampleConfig], Arrays] = no_arrays
+    frames: Callable[[DecodedClip, ExampleConfig], Arrays] = none
+    truth: Callable[[DecodedClip, ExampleConfig], Arrays] = none
     target: Callable[[DecodedClip, ExampleConfig], str] | None = None
     facts: Callable[[Any], Any] = all_but_prompts
-    describe: Callable[[Any, Any, Any, At], Description] = no_words
+    describe: Callable[[Any, Any, Any, At], Description] = lambda *_: Description()
     picture: Callable[[Any, int], Clip] = description.policy_clip
     metric: Callable[[ClipRef, str], Mapping[str, float]] | None = None
     mask_rules: Literal["mevis", "refavs"] = "mevis"

@@ -62,7 +62,7 @@ class Reading(NamedTuple):
     requests: Requests
 
 
-class Found(NamedTuple):
+class Grounding(NamedTuple):
     """System 2's boxes, given to objects; and its masks, where it makes them without boxes."""
 
     boxes: GroundedBoxes
@@ -129,7 +129,7 @@ def read(frozen: Frozen, config: StepConfig, batch: Any, completions: Completion
     return Reading(plan, chosen, Requests(chosen.frame, chosen.valid, described))
 
 
-def ground(models: Models, frozen: Frozen, config: StepConfig, batch: Batch, reading: Reading) -> Found:
+def ground(models: Models, frozen: Frozen, config: StepConfig, batch: Batch, reading: Reading) -> Grounding:
     """Boxes of every keyframe, matched to the true objects."""
     n, masks = batch.boxes.shape[1], None
     if isinstance(models.segmenter, TextSegmenter):
@@ -146,11 +146,11 @@ def ground(models: Models, frozen: Frozen, config: StepConfig, batch: Batch, rea
     )
     per_clip = jax.vmap(match, (0, 0, 0, None, None, None))
     matching = jax.vmap(per_clip)(boxes.box, boxes.count, reading.keyframes, batch.boxes, boxes.scale, batch.objects)
-    return Found(boxes, matching, masks)
+    return Grounding(boxes, matching, masks)
 
 
 def segment(
-    models: Models, frozen: Frozen, config: StepConfig, batch: Batch, reading: Reading, found: Found
+    models: Models, frozen: Frozen, config: StepConfig, batch: Batch, reading: Reading, found: Grounding
 ) -> Masks | None:
     """The matched boxes carried through the clip, in original pixels; None if no weight asks for masks."""
     if config.reward.segmentation == 0:
@@ -200,7 +200,7 @@ def reward(
     batch: Batch,
     completions: Completions,
     reading: Reading,
-    found: Found,
+    found: Grounding,
     masks: Masks | None,
 ) -> Rewards:
     """Every term of every completion."""

@@ -141,14 +141,22 @@ def _audio(prompt: Prompt, bucket: Bucket, sizes: Sizes):
     return chunks, audio.lengths, audio.pairs
 
 
+class FrameBounds(NamedTuple):
+    """Most cells, most windows, and most cells along a side."""
+
+    cells: int
+    windows: int
+    side: int
+
+
 def frame_bounds(
     min_pixels: float | int,
     max_pixels: float | int,
     *,
     sizes: Sizes = STOCK_SIZES,
     max_aspect: float | int = MAX_ASPECT,
-) -> tuple[int, int]:
-    """Most cells and most windows that `smart_resize` can make of a frame with sides at most 1 : `max_aspect`.
+) -> FrameBounds:
+    """What `smart_resize` can make at most of a frame with sides at most 1 : `max_aspect`.
 
     With area limits of m and M cells and sides x : y = a, it makes round(x) * round(y) <= M cells, or shrinks to
     floor(sqrt(M a)) * floor(sqrt(M / a)) but at least one a side, or enlarges to ceil(sqrt(m a)) * ceil(sqrt(m / a)).
@@ -156,18 +164,7 @@ def frame_bounds(
     """
     grids = _grid_bounds(min_pixels, max_pixels, sizes, max_aspect)
     across = lambda side: -(-side // sizes.window_cells)
-    return max(r * c for r, c in grids), max(across(r) * across(c) for r, c in grids)
-
-
-def longest_side(
-    min_pixels: float | int,
-    max_pixels: float | int,
-    *,
-    sizes: Sizes = STOCK_SIZES,
-    max_aspect: float | int = MAX_ASPECT,
-) -> int:
-    """Most cells along a side that `smart_resize` can make of a frame with sides at most 1 : `max_aspect`."""
-    return max(map(max, _grid_bounds(min_pixels, max_pixels, sizes, max_aspect)))
+    return FrameBounds(max(r * c for r, c in grids), max(across(r) * across(c) for r, c in grids), max(map(max, grids)))
 
 
 def _grid_bounds(
@@ -214,8 +211,8 @@ def bucket_for(
       multiple: tokens are rounded up to a multiple of this.
     """
     bounds = lambda kind, high: frame_bounds(getattr(budget, f"{kind}_min"), high, sizes=sizes, max_aspect=max_aspect)
-    media = [(1, *bounds("image", budget.image_max))] * images
-    media += [(-(-count // 2), *bounds("video", budget.frame_max(count))) for count in video_frames]
+    media = [(1, *bounds("image", budget.image_max)[:2])] * images
+    media += [(-(-count // 2), *bounds("video", budget.frame_max(count))[:2]) for count in video_frames]
     mels = [mel_frames(math.ceil(seconds * SAMPLE_RATE)) for seconds in audio_seconds]
     cells = sum(pairs * most for pairs, most, _ in media)
     heard = sum(map(layout.audio_tokens, mels))
