@@ -65,19 +65,19 @@ def build(config: ConfigDict) -> Run:
     """
     settings = valid.check(config)
     objective, mesh = OBJECTIVES[config.objective], mesh_of(config)
-    found, share = models.sizes(config), data.share_of(mesh)
-    for one in (found, found.grounder):
+    sizes, share = models.sizes(config), data.share_of(mesh)
+    for one in (sizes, sizes.grounder):
         if mesh is not None and one is not None and one.thinker is not None:
             check_heads(one.thinker, mesh)
     families = data.families(
-        config, found.tokenizer, found.thinker, objective.example, objective.example_config, share
+        config, sizes.tokenizer, sizes.thinker, objective.example, objective.example_config, share
     )
-    opened = functools.partial(facts.of_data, config, found.tokenizer, families)
-    agree.same(agree.joined(), "data", opened, seconds=OPENING)
-    boxed = models.trained_axes(config, found)
-    rule = optimizer.make(settings.optimizer, settings.steps * settings.step.updates, nn.unbox(boxed))
-    shardings = None if mesh is None else learn.shardings(mesh, boxed, rule)
-    loaded = models.load(config, found, mesh)
+    datasets = functools.partial(facts.of_data, config, sizes.tokenizer, families)
+    agree.same(agree.joined(), "data", datasets, seconds=OPENING)
+    axes = models.trained_axes(config, sizes)
+    rule = optimizer.make(settings.optimizer, settings.steps * settings.step.updates, nn.unbox(axes))
+    shardings = None if mesh is None else learn.shardings(mesh, axes, rule)
+    loaded = models.load(config, sizes, mesh)
 
     steps = objective.make_steps(config, loaded, rule, shardings)
 

@@ -64,8 +64,8 @@ def _clip(root: str, sample_id: str, row: _Row) -> ClipRef:
     if not frames:
         raise InputError(f"{root}/JPEGImages/{row.video} holds no frames (*.jpg)")
     names = tuple(os.path.basename(path).removesuffix(".jpg") for path in frames)
-    found = paths.matching(f"{root}/{row.masks}", "*.png")
-    pngs = {os.path.basename(path).removesuffix(".png"): path for path in found}
+    files = paths.matching(f"{root}/{row.masks}", "*.png")
+    pngs = {os.path.basename(path).removesuffix(".png"): path for path in files}
     if stray := sorted(pngs.keys() - set(names)):
         raise InputError(f"{root}/{row.masks}/{stray[0]}.png belongs to no frame of JPEGImages/{row.video}")
     annotated = tuple(place for place, name in enumerate(names) if name in pngs)

@@ -70,9 +70,9 @@ def means(metric: Metric) -> Table:
     """Of the scores of every clip that has any, in percent."""
 
     def table(answered: Answered) -> Mapping[str, Any]:
-        scores = [found for ref, completion in answered if (found := metric(ref, completion))]
-        names = dict.fromkeys(name for found in scores for name in found)
-        of = lambda name: [found[name] for found in scores if name in found]
+        scores = [clip_scores for ref, completion in answered if (clip_scores := metric(ref, completion))]
+        names = dict.fromkeys(name for clip_scores in scores for name in clip_scores)
+        of = lambda name: [clip_scores[name] for clip_scores in scores if name in clip_scores]
         return {**{name: 100 * math.fsum(of(name)) / len(of(name)) for name in names}, "count": len(scores)}
 
     return table

@@ -45,8 +45,8 @@ class Trained(NamedTuple):
 def is_run(path: epath.PathLike) -> bool:
     """Whether a directory is a run's work directory with something trained in it."""
     path = epath.Path(path)
-    there = (path / checkpointing.FOLDER).is_dir() or (path / "weights").is_dir()
-    return there and (path / "config.json").is_file()
+    trained = (path / checkpointing.FOLDER).is_dir() or (path / "weights").is_dir()
+    return trained and (path / "config.json").is_file()
 
 
 def config_of(checkpoint: str, config: ConfigDict | None = None) -> ConfigDict:

@@ -188,9 +188,9 @@ def check_query(ask: Ask, benchmark: Benchmark, systems: Systems) -> None:
         raise InputError(f"{flag}: is empty; say what to {'find' if ask.task.grounds else 'answer'}")
     for text in (ask.query, *ask.options):
         tokens.check_unicode(text, flag)
-        held = sorted(token for token in tokenizer.get_added_vocab() if token.strip() and token in text)
-        if held:
-            raise InputError(f"{flag}: holds {held[0]}, a control token of the model; write it in another way")
+        control = sorted(token for token in tokenizer.get_added_vocab() if token.strip() and token in text)
+        if control:
+            raise InputError(f"{flag}: holds {control[0]}, a control token of the model; write it in another way")
     if len(ask.options) == 1:
         raise InputError("--option: one option leaves nothing to choose; give two or more, or none")
     example = benchmark.example
@@ -199,13 +199,13 @@ def check_query(ask: Ask, benchmark: Benchmark, systems: Systems) -> None:
         duration="00", fps="0", example=f"{EXAMPLE} {EXAMPLE} {EXAMPLE} {EXAMPLE}" + " description" * 8,
     )  # fmt: skip
     messages = [{"role": "system", "content": example.system}, {"role": "user", "content": text}]
-    taken = len(tokenizer(tokens.chat_text(messages), add_special_tokens=False)["input_ids"])
-    if taken + 8 > example.text_tokens:
-        alone = len(tokenizer(ask.query, add_special_tokens=False)["input_ids"])
-        room = max(example.text_tokens - 8 - (taken - alone), 0)
+    used = len(tokenizer(tokens.chat_text(messages), add_special_tokens=False)["input_ids"])
+    if used + 8 > example.text_tokens:
+        query_tokens = len(tokenizer(ask.query, add_special_tokens=False)["input_ids"])
+        fitting = max(example.text_tokens - 8 - (used - query_tokens), 0)
         raise InputError(
-            f"{flag}: {len(ask.query)} characters come to {alone} tokens and about {room} fit; shorten it, or take "
-            f"--config=FILE --config.prompts.text_tokens={-(-taken // 64) * 64 + 64}"
+            f"{flag}: {len(ask.query)} characters come to {query_tokens} tokens and about {fitting} fit; shorten it, "
+            f"or take --config=FILE --config.prompts.text_tokens={-(-used // 64) * 64 + 64}"
         )
 
 

@@ -149,10 +149,10 @@ def count_note(benchmark: Benchmark) -> tuple[str, ...]:
     """A line where a dataset on disk has other items than were published: a score of a part is no score of it."""
     published = BENCHMARKS.get(benchmark.reader.name)
     expected = published.items.get(benchmark.reader.split) if published else None
-    there = len(benchmark.reader)
-    if expected is None or there == expected:
+    count = len(benchmark.reader)
+    if expected is None or count == expected:
         return ()
-    return (f"{benchmark.name}/{benchmark.reader.split}: {there} items are there, {expected} were published",)
+    return (f"{benchmark.name}/{benchmark.reader.split}: {count} items are there, {expected} were published",)
 
 
 def _held_out(systems: Systems, options: Options) -> Iterator[Benchmark]:

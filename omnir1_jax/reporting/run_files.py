@@ -118,9 +118,9 @@ class RunFiles:
         for copy in self._copies:
             copy.update()
         changed = self._read_steps() | self._read_rollouts()
-        found = _json(self.folder / "config.json"), _json(self.folder / "summary.json"), self._pictured()
-        changed |= found != (self.config, self.summary, self.pictured)
-        self.config, self.summary, self.pictured = found
+        files = _json(self.folder / "config.json"), _json(self.folder / "summary.json"), self._pictured()
+        changed |= files != (self.config, self.summary, self.pictured)
+        self.config, self.summary, self.pictured = files
         self.version += changed
         self._read_at = time.monotonic()
 

@@ -103,12 +103,12 @@ def curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], target: epath.Path) 
 def write(out: epath.PathLike, found: Mapping[str, Any]) -> str:
     """Writes `table.md`, `curves.png` and `report.html` from a summary and the runs beside it; the tables as text."""
     out = epath.Path(out)
-    made = tables(found)
+    measured = tables(found)
     runs = {}
     for name in found["runs"]:
         path = out / "runs" / name / METRICS
         runs[name] = list(lines.read_metrics(regular_file.read_bytes(path), str(path)))
-    text = markdown(made)
+    text = markdown(measured)
     with atomic_path(out / "table.md") as scratch:
         scratch.write_text(text)
     curves(runs, out / "curves.png")
@@ -123,7 +123,7 @@ def write(out: epath.PathLike, found: Mapping[str, Any]) -> str:
         tag("h1", "Omni-R1 at toy size"),
         tag("p", f"System 1 trained by GRPO in the synthetic world, {total / 60:.0f} minutes in all.", class_="soft"),
         html.heading("What was learnt"),
-        *(html.table(header, rows, caption) for caption, header, rows in made),
+        *(html.table(header, rows, caption) for caption, header, rows in measured),
         html.picture((out / "curves.png").read_bytes(), "Curves of the runs"),
         *([html.heading("Clips after training"), *shown] if shown else []),
         html.heading("Seconds"),
