@@ -14,7 +14,7 @@ from omnir1_jax.config import lookup, schema
 from omnir1_jax.config.schema import Choice, Fields, Flag, Rule, Text, Whole
 from omnir1_jax.config.sections import Reward, Settings
 from omnir1_jax.config.settings import section, typed
-from omnir1_jax.data.registry import DATASETS, reader
+from omnir1_jax.data.registry import DATASETS
 from omnir1_jax.errors import InputError
 from omnir1_jax.models import sam2
 from omnir1_jax.models.qwen_omni.config import ThinkerConfig
@@ -79,7 +79,7 @@ def _dataset(name: str, options: Any) -> Iterator[tuple[str, Any, Rule]]:
     yield f"{name}.name", kind, Choice(DATASETS, own=True)
     yield f"{name}.root", options["root"], Text()
     yield f"{name}.split", options["split"], Text()
-    opener = reader(kind, f"{name}.name")
+    opener = lookup.function(kind, DATASETS, f"{name}.name")
     arguments, hints = inspect.signature(opener).parameters, typing.get_type_hints(opener)
     for key, value in options.items():
         if key in OPTIONS:

@@ -52,21 +52,9 @@ DATASETS: dict[str, Callable[..., Reader]] = {
 }
 
 
-def reader(name: str, setting: str = "dataset") -> Callable[..., Reader]:
-    """What opens the datasets of this name: one of `DATASETS`, or the user's own `(root, split, **options) -> Reader`.
-
-    Raises:
-      InputError: there is none; names the setting.
-    """
-    opener = lookup.registered(name, DATASETS, setting)
-    if not callable(opener):
-        raise InputError(f"{setting}: {name} is not a function that opens a dataset")
-    return opener
-
-
 def open_dataset(name: str, root: str, split: str | None = None, **options: object) -> Reader:
     """A reader of the split (the dataset's own first one by default). Raises `InputError`."""
-    opener = reader(name)
+    opener = lookup.function(name, DATASETS, "dataset")
     known = [option for option in inspect.signature(opener).parameters if option not in ("root", "split")]
     if unknown := [option for option in options if option not in known]:
         raise InputError(f"{name} has no option '{unknown[0]}'; it has {', '.join(known) or 'none'}")

@@ -15,9 +15,8 @@ from omnir1_jax.config import lookup
 from omnir1_jax.data import canvas as detail_data
 from omnir1_jax.data import media, rle
 from omnir1_jax.errors import InputError
-from omnir1_jax.files import json_file, regular_file
 from omnir1_jax.inference.answer import Answers, Prompts
-from omnir1_jax.inference.samples import Sample, length
+from omnir1_jax.inference.samples import Sample, by_sample, length
 from omnir1_jax.systems.grounders import GROUNDERS, HostGrounder
 from omnir1_jax.systems.segmenters import HostSegmenter
 from omnir1_jax.tasks.description import text
@@ -75,13 +74,9 @@ class FileMasks:
     host = True
 
     def __init__(self, path: str):
-        self._path, self._masks = path, {}
-        for place, line in json_file.lines(regular_file.read_bytes(path, "--masks"), f"--masks: {path}"):
-            sample_id, masks = (line.get("sample_id"), line.get("masks")) if isinstance(line, dict) else (None, None)
-            if not isinstance(sample_id, str) or not isinstance(masks, list):
-                form = '{"sample_id": ..., "masks": [{"size": ..., "counts": ...}, null]}'
-                raise InputError(f"{place}: expected {form}")
-            self._masks[sample_id] = masks
+        form = '{"sample_id": ..., "masks": [{"size": ..., "counts": ...}, null]}'
+        lines = by_sample(path, "--masks", "masks", list, form)
+        self._path, self._masks = path, {sample_id: masks for _, sample_id, masks in lines}
 
     def load(self, config: Any) -> None:
         """The masks are its own."""

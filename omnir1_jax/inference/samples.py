@@ -130,13 +130,24 @@ def read_boxes(path: str) -> dict[str, dict[int, Boxes]]:
     Raises:
       InputError: naming the line.
     """
-    out: dict[str, dict[int, Boxes]] = {}
-    for place, line in json_file.lines(regular_file.read_bytes(path, "--boxes"), f"--boxes: {path}"):
-        sample_id, boxes = (line.get("sample_id"), line.get("boxes")) if isinstance(line, dict) else (None, None)
-        if not isinstance(sample_id, str) or not isinstance(boxes, dict):
-            raise InputError(f'{place}: expected {{"sample_id": ..., "boxes": {{"3": [[x0, y0, x1, y1]]}}}}')
-        out[sample_id] = {_frame(frame, place): _frame_boxes(value, place) for frame, value in boxes.items()}
-    return out
+    form = '{"sample_id": ..., "boxes": {"3": [[x0, y0, x1, y1]]}}'
+    return {
+        sample_id: {_frame(frame, place): _frame_boxes(value, place) for frame, value in boxes.items()}
+        for place, sample_id, boxes in by_sample(path, "--boxes", "boxes", dict, form)
+    }
+
+
+def by_sample(path: str, flag: str, key: str, kind: type, form: str) -> Iterator[tuple[str, str, Any]]:
+    """Lines {"sample_id": text, key: value of a kind} as (location, sample id, value).
+
+    Raises:
+      InputError: a line of another form.
+    """
+    for place, line in json_file.lines(regular_file.read_bytes(path, flag), f"{flag}: {path}"):
+        sample_id, value = (line.get("sample_id"), line.get(key)) if isinstance(line, dict) else (None, None)
+        if not isinstance(sample_id, str) or not isinstance(value, kind):
+            raise InputError(f"{place}: expected {form}")
+        yield place, sample_id, value
 
 
 def _frame(key: str, place: str) -> int:

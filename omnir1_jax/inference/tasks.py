@@ -125,7 +125,8 @@ def benchmarks(systems: Systems, options: Options) -> Iterator[Benchmark]:
         raise InputError(f"--benchmark: {options.benchmark!r} is none of {', '.join((*BENCHMARKS, SYNTHETIC))}")
     published = BENCHMARKS[options.benchmark]
     entry = entry_of(systems.config, published.task)
-    root = options.root or _root(entry, options.benchmark)
+    roots = (dataset.root for dataset in entry.datasets.values() if dataset.name == options.benchmark)
+    root = options.root or next(roots, "")
     if not root:
         raise InputError(f"--root: name the directory of {options.benchmark}; {data.TRY}")
     if published.audio_seconds is not None:
@@ -210,10 +211,6 @@ def example_of(systems: Systems, config: ConfigDict) -> ExampleConfig:
     """What the prompts of a config's only entry are made with."""
     (name,) = config.data
     return dataclasses.replace(data.example_config(config, name, systems.tokenizer, systems.thinker), stills=True)
-
-
-def _root(entry: ConfigDict, benchmark: str) -> str:
-    return next((one.root for one in entry.datasets.values() if one.name == benchmark), "")
 
 
 def _benchmark(systems: Systems, options: Options, published: Published, name: str, entry: ConfigDict) -> Benchmark:
