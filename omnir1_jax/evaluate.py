@@ -1,7 +1,7 @@
 """The paper's inference: `python -m omnir1_jax.evaluate --checkpoint K --benchmark NAME --root DIR --out DIR`.
 
 System 1 sees up to 24 frames and plans, System 2 finds boxes in the keyframes, SAM 2.1 follows them through every
-frame. OUT gets `results.jsonl` (a line an item, with its plan and scores), `predictions/` (the benchmark's PNG tree),
+frame. OUT gets `results.jsonl` (one line per item: its plan and scores), `predictions/` (the benchmark's PNG tree),
 `results.json`, `report.html`, and an archive where a server keeps the ground truth. If interrupted, rerun the command
 to resume. With several keyframe rules or tasks each has its own directory below OUT.
 """
@@ -82,8 +82,8 @@ _KEYFRAMES = cli.flag.list("keyframes", ["plan"], f"One or several of {', '.join
 _SYSTEM2 = cli.flag.string(
     "system2",
     "self",
-    "Who finds boxes: self (the checkpoint), frozen (the weights before it), oracle (the truth), file (--boxes or "
-    "--masks), grounding_dino:DIRECTORY, or a grounder of your own, MODULE:OBJECT or FILE.py:OBJECT.",
+    "Who finds boxes: self (the checkpoint), frozen (the weights before it), oracle (the ground truth), file (--boxes "
+    "or --masks), grounding_dino:DIRECTORY, or a grounder of your own, MODULE:OBJECT or FILE.py:OBJECT.",
 )
 _BOXES = cli.flag.string("boxes", "", "With --system2=file: boxes by sample and frame that another model found.")
 _MASKS = cli.flag.string("masks", "", "With --system2=file: masks by sample and frame that another model made of text.")

@@ -85,7 +85,7 @@ def main(_) -> None:
         result = answer(load.load_systems(_CHECKPOINT.value, _CONFIG.value, **decoding), ask, _SEED.value)
         outputs.fill(result, pathlib.Path(scratch))
     files = outputs.files(result, out)
-    said = outputs.told(result)
+    said = outputs.answer_json(result)
     print(printable(f"{said['result']}: {said['answer']}" if not ask.task.grounds else said["result"]))
     print(printable(f"{out}: ") + ", ".join(path.name for path in files if path is not None))
 

@@ -153,7 +153,7 @@ def families(
 
     Raises:
       InputError: a dataset that is not there, naming the setting; an unknown task; a batch without prompts, or one that
-        cannot be cut into its parts.
+        cannot be split into its parts.
     """
     if not config.data:
         raise InputError("data: names no task; see settings.task")

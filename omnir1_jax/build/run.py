@@ -61,7 +61,7 @@ def build(config: ConfigDict) -> Run:
     """Loads weights, opens the datasets and makes the step. Nothing is compiled yet.
 
     Raises:
-      InputError: names the setting that will not do.
+      InputError: names the setting that is invalid.
     """
     settings = valid.check(config)
     objective, mesh = OBJECTIVES[config.objective], mesh_of(config)

@@ -15,7 +15,7 @@ from omnir1_jax.data.refs import AudioBytes, AudioFile, AudioSource, BadSample, 
 from omnir1_jax.data.video_index import VideoError
 
 SAMPLE_RATE = 16_000
-# A track shorter than its container declares by more than this was cut off.
+# A track shorter than its container declares by more than this was truncated.
 _TOLERATED_GAP_S = 0.5
 _LONGEST_GAP_S = 3600
 _LOWEST_RATE, _HIGHEST_RATE = 1_000, 768_000

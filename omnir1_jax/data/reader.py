@@ -15,12 +15,12 @@ class TableReader:
 
     name: str
     split: str
-    ids: tuple[str, ...] = field(repr=False)  # one a row, unique: "<dataset>/<split>/<what the row is called>"
+    ids: tuple[str, ...] = field(repr=False)  # one per row, unique: "<dataset>/<split>/<what the row is called>"
     rows: tuple[Any, ...] = field(repr=False)
     make: Callable[[str, Any], ClipRef] = field(
         repr=False
     )  # (sample id, row) -> clip; a partial of a module's function
-    clip_of: tuple[Any, ...] = field(repr=False)  # one a row: rows with equal entries share a clip
+    clip_of: tuple[Any, ...] = field(repr=False)  # one per row: rows with equal entries share a clip
     notes: tuple[str, ...] = ()  # what was left out on opening, in words
 
     def __len__(self) -> int:

@@ -104,7 +104,7 @@ def load(
       step: which of a run's checkpoints: "best" (of those validated), "last", a number; empty: the newest good one.
 
     Raises:
-      InputError: names the setting or file that will not do.
+      InputError: names the setting or file that is invalid.
     """
     path = epath.Path(hub.located(checkpoint, "--checkpoint"))
     state = is_run(path) and (path / checkpointing.FOLDER).is_dir()

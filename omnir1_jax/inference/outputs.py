@@ -46,7 +46,7 @@ class Files(NamedTuple):
 
 
 def write(result: Result, out: str | pathlib.Path) -> Files:
-    """Writes the directory, whole or not at all; an earlier answer there is replaced.
+    """Writes the directory atomically; an earlier answer there is replaced.
 
     Raises:
       InputError: `out` is something else.
@@ -60,7 +60,7 @@ def write(result: Result, out: str | pathlib.Path) -> Files:
 def fill(result: Result, folder: pathlib.Path) -> None:
     """Writes the files of an answer to a folder."""
     paths, frames = files(result, folder), _frames(result)
-    paths.said.write_text(json.dumps(finite(told(result)), indent=2, ensure_ascii=False) + "\n", "utf-8")
+    paths.said.write_text(json.dumps(finite(answer_json(result)), indent=2, ensure_ascii=False) + "\n", "utf-8")
     paths.sheet.write_bytes(pictures.png(pictures.draw(example(result, frames))))
     if paths.masks is not None:
         _masks(result, paths.masks)
@@ -82,7 +82,7 @@ def check_target(out: str | pathlib.Path) -> None:
     folders.check_replaceable(out, KIND, FLAG)
 
 
-def told(result: Result) -> dict[str, Any]:
+def answer_json(result: Result) -> dict[str, Any]:
     """What `plan.json` or `answer.json` holds."""
     line = result.line
     reasoning, answer = sections(line["completion"])

@@ -50,7 +50,7 @@ def empty(ref: ClipRef) -> Bool[np.ndarray, "t h w"] | None:
         if ref.masks is not None:
             return np.zeros(decode_masks(ref.masks, range(len(ref.frames)), ref.sample_id).shape[1:], bool)
     except (BadSample, TypeError):
-        pass  # the masks are as unreadable, or a video's length unknown: the size may be told elsewhere
+        pass  # the masks are as unreadable, or a video's length unknown: the dataset may say the size elsewhere
     if ref.size is None or not hasattr(ref.frames, "names"):
         return None
     return np.zeros((len(ref.frames), *ref.size), bool)
@@ -168,7 +168,7 @@ def _unsupervised(reader: Reader, root: str, dataset_root: str) -> dict[str, Any
 
 
 def served(reader: Reader, lines: Iterable[Line]) -> bool:
-    """Whether a server keeps the truth of this split."""
+    """Whether a server keeps the ground truth of this split."""
     written = next((line["position"] for line in lines if line["predicted"]), None)
     return written is not None and reader[written].masks is None
 

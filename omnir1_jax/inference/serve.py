@@ -116,7 +116,7 @@ def checked(video: str | None, sound: str | None, query: str | None, task: str |
 
 def shown(result: Result, files: outputs.Files) -> Shown:
     """An answer as parts of the page."""
-    said = outputs.told(result)
+    said = outputs.answer_json(result)
     words = said["result"]
     if said["task"] == "qa" and said["answer"]:
         words = f"{said['answer']}\n({words})"

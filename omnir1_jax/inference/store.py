@@ -168,7 +168,7 @@ def _json(path: pathlib.Path) -> Any:
 
 
 def read_lines(path: pathlib.Path) -> dict[int, dict[str, Any]]:
-    """Lines by position; one that a kill cut short is taken off the file.
+    """Lines by position; one that a kill truncated is dropped from the file.
 
     Raises:
       InputError: see `result_lines.parse`.

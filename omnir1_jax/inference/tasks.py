@@ -108,7 +108,7 @@ def benchmarks(systems: Systems, options: Options) -> Iterator[Benchmark]:
     """What a benchmark asks; of "synthetic" one for each task of the config whose answers can be scored.
 
     Raises:
-      InputError: names the flag that will not do.
+      InputError: names the flag that is invalid.
     """
     if options.sound not in SOUNDS:
         raise InputError(f"--sound: {options.sound!r} is none of {', '.join(SOUNDS)}")

@@ -1,4 +1,4 @@
-"""What is told of one completion: plain values of the host, whatever produced them."""
+"""What is logged of one completion: plain values of the host, whatever produced them."""
 
 import math
 from collections.abc import Mapping

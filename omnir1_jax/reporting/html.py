@@ -198,6 +198,6 @@ def page(title: str, *content: object, script: str = "", live: bool = False) -> 
 
 
 def write(target: epath.PathLike, document: str) -> None:
-    """Puts the document in place, whole or not at all."""
+    """Writes the document atomically."""
     with atomic_path(target) as scratch:
         scratch.write_text(document)

@@ -1,4 +1,4 @@
-"""JSON-lines files in which every line has a step: appended to, cut back on a resume, read whatever the size."""
+"""JSON-lines files in which every line has a step: appended to, truncated on a resume, read whatever the size."""
 
 import json
 import os

@@ -55,7 +55,7 @@ class RunLog:
         config: Mapping[str, Any] = MappingProxyType({}),
         quiet: bool = False,
     ):
-        """Opens the log of a run of which `resume_step` steps are done; what was written beyond them is cut off.
+        """Opens the log of a run of which `resume_step` steps are done; what was written beyond them is dropped.
 
         Args:
           workdir: also `gs://`; such a log is kept on this machine and copied by `flush`, every few minutes and at

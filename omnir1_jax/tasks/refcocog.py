@@ -30,7 +30,7 @@ class Batch:
     """Prompts about one image.
 
     Attributes:
-      box, points: the truth, in original pixels.
+      box, points: the ground truth, in original pixels.
       scale: resized over original width and height.
     """
 

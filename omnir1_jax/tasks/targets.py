@@ -15,7 +15,7 @@ from omnir1_jax.errors import InputError
 from omnir1_jax.systems.prompts import clock
 from omnir1_jax.tasks.examples import Arrays, ExampleConfig
 
-MOMENTS = 4  # of a plan made from the truth, as the prompts ask for
+MOMENTS = 4  # of a plan made from the ground truth, as the prompts ask for
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -106,7 +106,7 @@ def truth(clip: DecodedClip, config: ExampleConfig) -> Arrays:
 
 
 def target(clip: DecodedClip, config: ExampleConfig) -> str:
-    """A plan from the truth: moments spread over the clip at which the target is largest, described by the query."""
+    """A plan from the ground truth: moments over the clip at which the target is largest, described by the query."""
     if clip.masks is None:
         raise InputError("no masks to make a plan from")
     moments = targets.best_moments(clip.masks)
