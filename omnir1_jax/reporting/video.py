@@ -43,22 +43,16 @@ def h264_encoder(names: tuple[str, ...]) -> str:
 
 
 def overlay(
-    frames: Iterable[UInt8[np.ndarray, "h w 3"]],
-    masks: Iterable[Bool[np.ndarray, "y x"] | None] | None = None,
-    truths: Iterable[Bool[np.ndarray, "y x"] | None] | None = None,
+    frames: Iterable[UInt8[np.ndarray, "h w 3"]], masks: Iterable[Bool[np.ndarray, "y x"]]
 ) -> Iterable[UInt8[np.ndarray, "h w 3"]]:
-    """Frames with the predicted masks filled and outlined, true ones outlined in their own colour.
+    """Frames with the predicted masks filled and outlined.
 
     Frames of less than `LEAST_SIDE` pixels are enlarged by a whole number, so that lines stay thin beside objects.
     """
-    masks = itertools.repeat(None) if masks is None else masks
-    truths = itertools.repeat(None) if truths is None else truths
-    for frame, mask, truth in zip(frames, masks, truths):
+    for frame, mask in zip(frames, masks):
         grow = max(1, -(-LEAST_SIDE // max(frame.shape[:2])))
         frame = draw.fit(frame, frame.shape[1] * grow, frame.shape[0] * grow)
-        if mask is not None:
-            frame = draw.outlined(marked(frame, mask), mask, draw.PREDICTED)
-        yield frame if truth is None else draw.outlined(frame, truth)
+        yield draw.outlined(marked(frame, mask), mask, draw.PREDICTED)
 
 
 def write(

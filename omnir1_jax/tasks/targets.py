@@ -79,8 +79,8 @@ def quoted(text: str) -> str:
     return f'"{plain}"'
 
 
-def best_moments(masks: Bool[np.ndarray, "n t h w"], count: int = MOMENTS) -> list[int]:
-    """Frames at which the target is largest, one in each of up to `count` even parts of the time it is seen."""
+def best_moments(masks: Bool[np.ndarray, "n t h w"]) -> list[int]:
+    """Frames at which the target is largest, one in each of up to `MOMENTS` even parts of the time it is seen."""
     areas = masks.sum(axis=(0, 2, 3))
     seen = np.flatnonzero(areas)
-    return [int(part[areas[part].argmax()]) for part in np.array_split(seen, min(count, len(seen))) if len(part)]
+    return [int(part[areas[part].argmax()]) for part in np.array_split(seen, min(MOMENTS, len(seen))) if len(part)]

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
@@ -69,21 +69,15 @@ class PromptBatch(NamedTuple):
     audio: AudioBatch | None
 
 
-def pad_to(
-    prompts: Sequence[Prompt],
-    bucket: Bucket,
-    *,
-    side: Literal["left", "right"] = "left",
-    sizes: Sizes = STOCK_SIZES,
-) -> PromptBatch:
-    """Stacks prompts, each padded to the bucket; padding has position 1, as in transformers.
+def pad_to(prompts: Sequence[Prompt], bucket: Bucket, *, sizes: Sizes = STOCK_SIZES) -> PromptBatch:
+    """Stacks prompts, each padded on the left to the bucket; padding has position 1, as in transformers.
 
     Raises:
       InputError: no prompts, or one that does not fit, naming the prompt and the dimension.
     """
     if not prompts:
         raise InputError("a batch needs at least one prompt")
-    rows = [_row(prompt, bucket, side, sizes, f"prompt {i}") for i, prompt in enumerate(prompts)]
+    rows = [_row(prompt, bucket, sizes, f"prompt {i}") for i, prompt in enumerate(prompts)]
     text, vision, audio = zip(*rows)
     stacked = [np.stack(leaves) for leaves in zip(*text)]
     return PromptBatch(
@@ -93,7 +87,7 @@ def pad_to(
     )
 
 
-def _row(prompt: Prompt, bucket: Bucket, side: str, sizes: Sizes, name: str):
+def _row(prompt: Prompt, bucket: Bucket, sizes: Sizes, name: str):
     length = len(prompt.tokens)
     counts = {"cells": len(prompt.cells), "audio_chunks": len(prompt.mels)}
     for kind, count in counts.items():
@@ -105,8 +99,7 @@ def _row(prompt: Prompt, bucket: Bucket, side: str, sizes: Sizes, name: str):
         audio = _audio(prompt, bucket, sizes) if bucket.audio_chunks else ()
     except InputError as error:
         raise InputError(f"{name}: {error}") from error
-    around = (free, 0) if side == "left" else (0, free)
-    pad = lambda line, value: np.pad(line, around, constant_values=value)
+    pad = lambda row, value: np.pad(row, (free, 0), constant_values=value)
     text = (
         pad(prompt.tokens, prompt.pad),
         pad(np.ones(length, bool), False),
