@@ -283,7 +283,7 @@ def test_bad_input_is_one_line(made, tmp_path):
         (dict(start=9.0), "no frame from 9.0"),
         (dict(video=str(folder / "frames"), end=1.0), "only a video file has times"),
         (dict(family="qa", options=("a",)), "one option"),
-        (dict(system2="other"), "--system2: 'other' is neither"),
+        (dict(system2="other"), "--system2: 'other' is none of self"),
     ]
     for changes, complaint in cases:
         with pytest.raises(InputError, match=complaint) as caught:

@@ -107,7 +107,7 @@ def test_every_request_has_the_page_s_grounder(monkeypatch):
     monkeypatch.setattr(serve, "answer", lambda systems, ask: (systems, ask.system2, ask.query))
     systems = mock.Mock(spec=serve.Systems)
     assert serve.answerer(systems, "a:b")(infer.Ask("film", "q")) == (systems, "a:b", "q")
-    with pytest.raises(InputError, match="--system2: 'other' is neither"):
+    with pytest.raises(InputError, match="--system2: 'other' is none of self"):
         serve.launch(None, systems, LIMITS, system2="other")
 
 
