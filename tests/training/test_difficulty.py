@@ -64,7 +64,7 @@ def test_every_prompt_is_measured_once_and_the_loader_takes_those_that_spread(tm
     (family,) = data.families(c, made.loaded.tokenizer, made.loaded.models.thinker.config)
     means = {line["sample_id"]: line["mean"] for line in lines[1:]}
     means[lines[0]["sample_id"]] = np.mean([*means.values()])
-    order = [means[family.readers[0][i].sample_id] for i in family.order.epoch(np.random.default_rng(0), 0)]
+    order = [means[family.readers[0][i].sample_id] for i in family.order.epoch(np.random.default_rng(0), 0).tolist()]
     assert order == sorted(order, reverse=True)
     out.write_text(json.dumps(lines[0]) + "\n{}\n")
     with pytest.raises(InputError, match="data.qa.difficulty: .*list.jsonl, line 2 has no sample_id"):
