@@ -1,6 +1,7 @@
 """Linear layer and RMSNorm with named axes, shared by the decoder and the encoders."""
 
 import math
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -9,6 +10,16 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from omnir1_jax.models import quantise
+
+
+def product(x: Float[Array, "..."], kernel: Float[Array, "..."], axes: int, **how: Any) -> Float[Array, "..."]:
+    """`jnp.tensordot(x, kernel, axes, **how)`. On one CPU as a product of two matrices: of more axes XLA would move the
+    activations in memory for the kernel's gradient."""
+    if jax.default_backend() != "cpu" or not jax.sharding.get_abstract_mesh().empty:
+        return jnp.tensordot(x, kernel, axes, **how)
+    rows, columns = x.shape[: x.ndim - axes], kernel.shape[axes:]
+    matrix = kernel.reshape(-1, math.prod(columns))
+    return jnp.matmul(x.reshape(-1, matrix.shape[0]), matrix, **how).reshape(*rows, *columns)
 
 
 class Linear(nn.Module):
@@ -46,7 +57,7 @@ class Linear(nn.Module):
                 nn.with_logical_partitioning(fan_in_normal, (*self.in_axes, *self.out_axes)),
                 (*self.in_shape, *self.out_shape),
             )
-            y = jnp.tensordot(x, kernel.astype(self.dtype), axes)
+            y = product(x, kernel.astype(self.dtype), axes)
         if self.use_bias:
             bias = self.param(
                 "bias", nn.with_logical_partitioning(nn.initializers.zeros, self.out_axes), self.out_shape

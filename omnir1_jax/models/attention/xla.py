@@ -24,15 +24,21 @@ def attend(
         return _attend_tree(q, k, v, mask, scale)
     b, s, h, d = q.shape
     t, key_heads = k.shape[1:3]
+    keys, values = jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2)
 
     def piece(q, rows):
         grouped = q.reshape(b, -1, key_heads, h // key_heads, d)
-        scores = jnp.einsum("bskrd,btkd->bkrst", grouped, k, preferred_element_type=jnp.float32) * scale
+        # One matrix for each key head, so that queries are moved and not scores.
+        by_head = jnp.transpose(grouped, (0, 2, 3, 1, 4))
+        scores = by_head.reshape(b, key_heads, -1, d)
+        scores = jnp.einsum("bkqd,bktd->bkqt", scores, keys, preferred_element_type=jnp.float32) * scale
+        scores = scores.reshape(*by_head.shape[:-1], t)
         table = allowed(mask, rows, t, causal=True)
         if table is not None:
             scores = jnp.where(table[:, None, None], scores, _MASKED)
         weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-        return jnp.einsum("bkrst,btkd->bskrd", weights, v).reshape(*q.shape[:-1], -1)
+        out = jnp.matmul(weights.reshape(b, key_heads, -1, t), values).reshape(*by_head.shape[:-1], -1)
+        return jnp.transpose(out, (0, 3, 1, 2, 4)).reshape(*q.shape[:-1], -1)
 
     return _in_pieces(piece, b * h * t, (q, 1), (jnp.arange(s), 0))
 
@@ -97,32 +103,37 @@ def attend_shared(
 ) -> Float[Array, "b g n h d"]:
     """g continuations attend to one prompt and each to its own suffix; the prompt's keys are read in place, once.
 
-    The key heads precede tokens in the layout, so that neither product has to move them. One softmax spans both parts.
+    One softmax spans both parts.
     """
     b, g, _, h, d = q.shape
     key_heads, p = prompt_k.shape[1:3]
     scale = 1 / math.sqrt(d) if scale is None else scale
 
     def piece(q, suffix_mask):
-        grouped = q.reshape(b, g, -1, key_heads, h // key_heads, d)
-        first = lambda x: jnp.transpose(x, (0, 3, 1, 2, 4, 5))  # key heads before continuations and their tokens
-        last = lambda x: jnp.transpose(x, (0, 2, 3, 1, 4, 5))
-        shape = first(grouped).shape[:-1]
-        # One matrix for each key head: where einsum orders the axes, scores are moved instead of queries.
-        rows = first(grouped).reshape(b, key_heads, -1, d)
-        on_prompt = jnp.matmul(rows, jnp.swapaxes(prompt_k, 2, 3), preferred_element_type=jnp.float32) * scale
-        on_prompt = on_prompt.reshape(*shape, p)
-        on_suffix = jnp.einsum("bgnkrd,bgkcd->bkgnrc", grouped, suffix_k, preferred_element_type=jnp.float32) * scale
-        on_prompt = jnp.where(prompt_mask[:, None, None, None, None], on_prompt, _MASKED)
-        on_suffix = jnp.where(suffix_mask[:, None, :, :, None], on_suffix, _MASKED)
-        top = jnp.maximum(on_prompt.max(-1, keepdims=True), on_suffix.max(-1, keepdims=True))
+        n, c = suffix_mask.shape[2:]
+        grouped = q.reshape(b, g, n, key_heads, h // key_heads, d)
+        # One matrix for each key head on the prompt, one for each continuation's on the suffix. Scores, keys and values
+        # stay where the products want them; queries, sums and results are moved between the two orders.
+        by_head = lambda x: jnp.transpose(x, (0, 3, 1, 2, 4, 5))  # b k g n r
+        by_member = lambda x: jnp.transpose(x, (0, 1, 3, 2, 4, 5))  # b g k n r
+        swap = lambda x: jnp.swapaxes(x, 1, 2)  # between the two
+        shape = by_head(grouped).shape[:-1]
+        on_prompt = by_head(grouped).reshape(b, key_heads, -1, d)
+        on_prompt = jnp.einsum("bkqd,bkpd->bkqp", on_prompt, prompt_k, preferred_element_type=jnp.float32) * scale
+        on_prompt = jnp.where(prompt_mask[:, None, None, None, None], on_prompt.reshape(*shape, p), _MASKED)
+        on_suffix = by_member(grouped).reshape(b, g, key_heads, -1, d)
+        on_suffix = jnp.einsum("bgkqd,bgkcd->bgkqc", on_suffix, suffix_k, preferred_element_type=jnp.float32) * scale
+        on_suffix = on_suffix.reshape(b, g, key_heads, n, -1, c)
+        on_suffix = jnp.where(suffix_mask[:, :, None, :, None], on_suffix, _MASKED)
+        top = jnp.maximum(on_prompt.max(-1, keepdims=True), swap(on_suffix.max(-1, keepdims=True)))
         top = jax.lax.stop_gradient(top)
-        on_prompt, on_suffix = jnp.exp(on_prompt - top), jnp.exp(on_suffix - top)
-        total = on_prompt.sum(-1, keepdims=True) + on_suffix.sum(-1, keepdims=True)
+        on_prompt, on_suffix = jnp.exp(on_prompt - top), jnp.exp(on_suffix - swap(top))
+        total = on_prompt.sum(-1, keepdims=True) + swap(on_suffix.sum(-1, keepdims=True))
         on_prompt, on_suffix = (x.astype(q.dtype) for x in (on_prompt, on_suffix))
-        out = last(jnp.matmul(on_prompt.reshape(b, key_heads, -1, p), prompt_v).reshape(*shape, d))
-        out = out + jnp.einsum("bkgnrc,bgkcd->bgnkrd", on_suffix, suffix_v)
-        return (out / last(total)).astype(q.dtype).reshape(q.shape)  # fewer channels are divided than weights
+        out = jnp.matmul(on_prompt.reshape(b, key_heads, -1, p), prompt_v).reshape(*shape, d)
+        out = out + swap(jnp.matmul(on_suffix.reshape(b, g, key_heads, -1, c), suffix_v).reshape(swap(out).shape))
+        out = (out / total).astype(q.dtype)  # fewer channels are divided than weights
+        return jnp.transpose(out, (0, 2, 3, 1, 4, 5)).reshape(q.shape)
 
     keys = prompt_k.shape[2] + suffix_k.shape[3]
     return _in_pieces(piece, b * g * h * keys, (q, 2), (suffix_mask, 2))

@@ -11,7 +11,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, Num
 
 from omnir1_jax.models.attention import Mask, attend, attend_shared
-from omnir1_jax.models.layers import Linear, RMSNorm
+from omnir1_jax.models.layers import Linear, RMSNorm, product
 from omnir1_jax.models.quantise import SCALES
 from omnir1_jax.models.qwen_omni.cache import Prompt, PromptCache, TailCache
 from omnir1_jax.models.qwen_omni.config import TextConfig
@@ -135,7 +135,7 @@ class Head(nn.Module):
 
 def logits_of(hidden: Float[Array, "*b d"], head: Matrix, dtype: DTypeLike) -> Float[Array, "*b v"]:
     """Logits in float32, accumulated in float32 whatever the dtype of the hidden states."""
-    logits = jnp.dot(hidden.astype(dtype), head.values.astype(dtype), preferred_element_type=jnp.float32)
+    logits = product(hidden.astype(dtype), head.values.astype(dtype), 1, preferred_element_type=jnp.float32)
     return logits if head.scales is None else logits * head.scales.astype(jnp.float32)
 
 
