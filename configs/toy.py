@@ -20,7 +20,7 @@ def get_config():
     c.thinker.dtype = c.thinker.param_dtype = "float32"
     c.sam2.path = str(WEIGHTS / "sam2")
     c.sam2.side = 64
-    c.sam2.object_chunk = c.sam2.frame_chunk = 64
+    c.sam2.object_chunk, c.sam2.frame_chunk = 8, 64  # a group has one object each as a rule
     c.sam2.dtype = c.sam2.memory_dtype = "float32"
 
     # Short prompts and small frames: 24 visual tokens of a frame for System 2, of a pair of frames for System 1.

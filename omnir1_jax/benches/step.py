@@ -107,7 +107,7 @@ def large(folder: pathlib.Path) -> ConfigDict:
         )  # fmt: skip
         config.pixels.policy_video = config.pixels.policy_image = (120 * cell, 160 * cell)
         config.pixels.sharp = (120 * cell, 160 * cell)
-        config.sam2.path, config.sam2.side, config.sam2.object_chunk = "", 256, 8  # objects that there are
+        config.sam2.path, config.sam2.side = "", 256
     found = models.thinker_sizes(config, "thinker")
     params = models.draw(abstract_params(found.thinker), jax.random.key(0), jnp.float32)
     pretrained.save(folder / "thinker", Thinker(found.thinker), params)

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 from omnir1_jax.models.sam2.config import Sam2Config
 from omnir1_jax.models.sam2.decoder import MaskDecoder, Masks, best, single
 from omnir1_jax.models.sam2.hiera import Features, ImageEncoder
-from omnir1_jax.models.sam2.layers import Linear, Mlp, PatchConv, partitioned, sine_position_1d, sine_position_2d
+from omnir1_jax.models.sam2.layers import Linear, Mlp, PatchConv, partitioned, pick, sine_position_1d, sine_position_2d
 from omnir1_jax.models.sam2.memory import MemoryAttention, MemoryEncoder, mask_for_memory
 from omnir1_jax.models.sam2.prompt import PromptEncoder, fourier
 
@@ -138,9 +138,7 @@ class Sam2(nn.Module):
         config = self.config
         (b, slots, n, channels), grid = maps.shape, config.grid
         place = jnp.asarray(sine_position_2d(grid, grid, channels)).reshape(n, channels)
-        # A product, since XLA's CPU compiler has gathered wrong rows here where the indices were a broadcast constant.
-        which = jax.nn.one_hot(times, self.memory_time.shape[0])
-        time = jnp.einsum("bst,tc->bsc", which, self.memory_time[:, 0, 0].astype(jnp.float32), precision="highest")
+        time = pick(self.memory_time[:, 0, 0].astype(jnp.float32), times)
         map_positions = jnp.broadcast_to(place + time[:, :, None], (b, slots, n, channels))
         splits = config.width // channels
         tokens = pointers.reshape(b, -1, channels)

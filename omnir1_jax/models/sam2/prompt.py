@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from omnir1_jax.models.sam2.config import Sam2Config
-from omnir1_jax.models.sam2.layers import Linear, PatchConv, activation, norm, partitioned
+from omnir1_jax.models.sam2.layers import Linear, PatchConv, activation, norm, partitioned, pick
 
 # Labels of points. A padding point is not a no-op: its token is zero but is attended.
 PADDING, NOT_A_POINT, BACKGROUND, FOREGROUND, TOP_LEFT, BOTTOM_RIGHT = -10, -1, 0, 1, 2, 3
@@ -44,7 +44,7 @@ class PromptEncoder(nn.Module):
         label = labels[..., None]
         tokens = jnp.where(label == NOT_A_POINT, self.not_a_point.astype(jnp.float32), tokens)
         tokens = jnp.where(label == PADDING, 0.0, tokens)
-        kind = jnp.take(self.point.astype(jnp.float32), jnp.maximum(labels, 0), axis=0, mode="clip")
+        kind = pick(self.point.astype(jnp.float32), labels)
         return jnp.where(label >= 0, tokens + kind, tokens).astype(self.config.dtype)
 
     def boxes(self, boxes: Float[Array, "b 4"]) -> Float[Array, "b 3 d"]:

@@ -327,7 +327,8 @@ def _schedule(config: Sam2Config, t: int, frame_valid: Bool[Array, " t"], prompt
         place = jnp.broadcast_to(frames, (start.shape[0], t))
     at = jnp.clip(at, 0, t - 1)
     prompted = ((prompts.frames == at[..., None]) & prompts.valid).any(axis=-1)
-    active = active & frame_valid[at] & prompts.valid.any(axis=1) & ~prompted
+    real = ((at[..., None] == frames) & frame_valid).any(axis=-1)  # no gather: `at` may be a broadcast constant
+    active = active & real & prompts.valid.any(axis=1) & ~prompted
     # Each object's idle steps go last, so that all objects end as soon as the busiest one is done.
     order = jnp.argsort(~active, axis=0, stable=True)
     times = tuple(jnp.take_along_axis(x, order, axis=0) for x in (at, sign, active))
@@ -370,19 +371,19 @@ def _step(
     t = frame_valid.shape[0]
     # Memories: prompted frames (all, or the nearest), then the last tracked ones, nearest first.
     slots, slots_seen = _conditioning(config, prompts, at)
-    maps = [rows(given_maps, slots)]
-    seen = [slots_seen]
+    every_slot = slots.shape[1] == prompts.frames.shape[1]
+    kept = given_maps if every_slot else rows(given_maps, slots)
     recent = at[:, None] - sign[:, None] * jnp.arange(1, config.memories)
     inside = (recent >= 0) & (recent < t)
     filled = inside & rows(bank.filled, recent)
     near = rows(bank.maps, recent)
-    if slots.shape[1] < prompts.frames.shape[1]:  # a prompted frame that is not among the nearest serves as recent
+    if not every_slot:  # a prompted frame that is not among the nearest serves as recent
         left_out = prompts.valid & ~(slots[:, None, :] == jnp.arange(prompts.frames.shape[1])[:, None]).any(axis=2)
         match = (recent[:, :, None] == prompts.frames[:, None, :]) & left_out[:, None, :]
         use = match.any(axis=2) & ~filled
         near = jnp.where(use[..., None, None], rows(given_maps, jnp.argmax(match, axis=2)), near)
         filled = filled | use
-    maps, seen = jnp.concatenate((*maps, near), axis=1), jnp.concatenate((*seen, filled), axis=1)
+    maps, seen = jnp.concatenate((kept, near), axis=1), jnp.concatenate((slots_seen, filled), axis=1)
     times = (config.memories - 1,) * slots.shape[1] + tuple(range(config.memories - 1))
 
     # Pointers: prompted frames that have passed, and tracked ones.
