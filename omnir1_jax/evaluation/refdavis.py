@@ -9,7 +9,6 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Bool, Float, Shaped, UInt8
-from scipy.optimize import linear_sum_assignment
 
 from omnir1_jax.data.refdavis import ANNOTATORS, VOID
 from omnir1_jax.errors import InputError
@@ -63,6 +62,8 @@ def score_video(
         raise InputError(f"{name or 'video'}: {num_pred} proposals; DAVIS accepts at most {MAX_PROPOSALS}")
     gt, pred = _split(annotation, num_gt), _split(labels, max(num_pred, num_gt))
     j, f = _pairs(davis.jaccard, gt, pred, void), _pairs(davis.contour, gt, pred, void)
+    from scipy.optimize import linear_sum_assignment  # here, because it takes half a second to import
+
     rows, columns = linear_sum_assignment(-(j.mean(2) + f.mean(2)) / 2)
     return j[rows, columns], f[rows, columns]
 
