@@ -50,7 +50,7 @@ class Linear(nn.Module):
         x = x.astype(self.dtype)
         if self.has_variable("params", quantise.SCALES):
             kernel, scales = (self.get_variable("params", name) for name in ("kernel", quantise.SCALES))
-            y = quantise.product(x, kernel, scales, self.in_shape, self.dtype).astype(self.dtype)
+            y = quantise.product(x, kernel, scales, self.in_shape, self.dtype)
         else:
             kernel = self.param(
                 "kernel",

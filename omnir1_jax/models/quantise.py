@@ -86,14 +86,16 @@ def product(
     shape: tuple[int, ...],
     dtype: DTypeLike,
 ) -> Float[Array, "..."]:
-    """`x` [..., *shape] times a kernel of these input axes, which may be cut into groups; accumulated in float32."""
+    """`x` [..., *shape] times a kernel of these input axes, which may be cut into groups.
+
+    As any linear layer's, the sum leaves the matrix unit in `dtype`: over a mesh parts of it pass the links.
+    """
     axes = len(shape)
     if values.shape[:axes] == shape:
-        y = jnp.tensordot(x.astype(dtype), values.astype(dtype), axes, preferred_element_type=jnp.float32)
-        return y * scales.astype(jnp.float32)
+        y = jnp.tensordot(x.astype(dtype), values.astype(dtype), axes)
+        return (y * scales.astype(jnp.float32)).astype(dtype)
     grouped = x.astype(dtype).reshape(*x.shape[:-1], *values.shape[:2])
-    kernel = values.astype(dtype) * scales[:, None].astype(dtype)
-    return jnp.tensordot(grouped, kernel, 2, preferred_element_type=jnp.float32)
+    return jnp.tensordot(grouped, values.astype(dtype) * scales[:, None].astype(dtype), 2)
 
 
 def quantised(params: Any, form: Format) -> Any:

@@ -27,6 +27,7 @@ from tests.models.text_oracle import params_of, reference, relative, text_config
 from tests.rl import small
 
 CONFIG, ALL = text_config(), Lora(rank=3, alpha=6.0)
+UP = ("text", "layers", "up", "kernel")
 INT8, INT4 = quantise.Format(8), quantise.Format(4, 16)
 
 
@@ -78,6 +79,16 @@ def test_logits_are_those_of_the_restored_weights(params, form):
     grads = jax.grad(lambda adapter, base: jnp.sum(logits(lora.adapted(base, adapter, ALL)) ** 2))
     errors = jax.tree.map(relative, grads(adapter, held), grads(adapter, plain))
     assert max(jax.tree.leaves(errors)) < 1e-4
+
+
+@pytest.mark.parametrize("form", [INT8, INT4])
+def test_sums_leave_the_matrix_unit_in_the_dtype_of_activations(form):
+    """Over a mesh they are parts, which pass the links: in float32 those were twice the bytes of bfloat16 weights."""
+    values, scales = quantise.split(jnp.ones((48, 64), jnp.bfloat16), quantise.plan(UP, (2, 48, 64), form))
+    args = jnp.ones((3, 48), jnp.bfloat16), values, scales
+    jaxpr = jax.make_jaxpr(lambda x, v, s: quantise.product(x, v, s, (48,), jnp.bfloat16))(*args)
+    (product,) = (one for one in jaxpr.eqns if one.primitive.name == "dot_general")
+    assert product.outvars[0].aval.dtype == jaxpr.out_avals[0].dtype == jnp.bfloat16
 
 
 def test_error_by_bits_and_group(params):
