@@ -209,6 +209,7 @@ def test_the_least_values_of_all_settings_trace(task):
     for name, value in least.items():
         with_value(name, value, config)
     config.step.group, config.step.temperature, config.step.top_p, config.lora.alpha = 2, 0.5, 0.5, 1.0
+    config.grpo.keep = 1.0
     for name in ("frames", "objects"):
         config.data.vos[name] = TASK_RULES[name].low
     config.optimizer.clip_norm = config.optimizer.weight_decay = config.optimizer.learning_rate = 0.0
