@@ -146,11 +146,11 @@ def test_warp_equals_transformers(seed, temperature, top_k, top_p, ties):
     ],
 )  # fmt: skip
 def test_draws_follow_the_distribution_of_transformers(temperature, top_k, top_p, ties):
-    """Chi-square of 10^6 draws over the tokens, equal logits together: which of them goes is up to a sort."""
+    """Chi-square of 250,000 draws over the tokens, equal logits together: which of them goes is up to a sort."""
     logits = np.random.default_rng(1).normal(size=24).astype(np.float32) * 1.5
     logits = np.round(logits) if ties else logits
     how = Sampling(1, (), 0, temperature, top_k, top_p)
-    keys = jax.random.split(jax.random.key(2), 10**6)
+    keys = jax.random.split(jax.random.key(2), 250_000)
     tokens, logprobs = jax.jit(jax.vmap(lambda key: draw(key, jnp.asarray(logits), how)))(keys)
     want = TemperatureLogitsWarper(temperature)(None, torch.tensor(logits)[None])
     want = TopKLogitsWarper(top_k)(None, want) if top_k else want
