@@ -4,12 +4,14 @@
 """
 
 import collections
+import contextlib
 import ctypes
 import gc
 import os
 import pathlib
 import resource
 
+from tests import forked
 from tests.runs import CACHE, QUICK
 
 # Platform set-up has to precede the import of jax.
@@ -39,19 +41,27 @@ settings.load_profile("suite")
 # Run first, so that no worker still has a long file to do when the other one has finished.
 LONGEST = (
     "training/test_train.py",
-    "rl/test_step.py",
-    "supervised/test_masks.py",
-    "test_docs.py",
     "training/test_two_runs.py",
-    "parallel/test_meshes.py",
-    "toy/test_pretrain.py",
-    "test_drill.py",
-    "launch/test_notebook.py",
-    "test_old_run.py",
-    "inference/test_evaluate_command.py",
-    "training/test_checkpointing.py",
-    "launch/test_xpk.py",
     "training/test_resume.py",
+    "test_docs.py",
+    "supervised/test_masks.py",
+    "toy/test_pretrain.py",
+    "models/sam2/test_sam2_video.py",
+    "parallel/test_meshes.py",
+    "models/sam2/test_sam2_graph.py",
+    "rl/test_step.py",
+    "training/test_mesh_runs.py",
+    "systems/test_own.py",
+    "launch/test_notebook.py",
+    "launch/test_xpk.py",
+    "inference/test_evaluate_command.py",
+    "text/test_aot.py",
+    "test_old_run.py",
+    "inference/test_evaluate.py",
+    "test_drill.py",
+    "models/sam2/test_sam2_image.py",
+    "inference/test_infer.py",
+    "training/test_checkpointing.py",
 )
 # Memory of this process above which compiled programs are freed before the next file.
 KEPT = 2 << 30
@@ -62,6 +72,10 @@ USAGE = pytest.StashKey[dict[str, tuple[float, int]]]()
 def pytest_collection_modifyitems(items):
     places = {f"tests/{name}": place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: places.get(item.nodeid.split("::")[0], len(places)))
+
+
+def pytest_collection_finish():
+    forked.collect_seldom()
 
 
 def resident() -> int:
@@ -88,6 +102,15 @@ def bounded_memory():
         jax.clear_caches()
         gc.collect()
         ctypes.CDLL(None).malloc_trim(0)
+
+
+@pytest.fixture(scope="module")
+def commands():
+    """Runs commands in processes forked from one that has imported what they need."""
+    from tests.commands import Commands  # after the import hook
+
+    with contextlib.closing(Commands()) as server:
+        yield server
 
 
 def pytest_configure(config):

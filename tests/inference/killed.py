@@ -37,6 +37,7 @@ def run(flags: list[str], after: int | None) -> None:
 
 
 def serve() -> None:
+    forked.collect_seldom()
     for line in sys.stdin:
         order = json.loads(line)
         if child := os.fork():
