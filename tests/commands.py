@@ -9,6 +9,7 @@ import json
 import pathlib
 import subprocess
 import sys
+import tempfile
 
 from omnir1_jax import cli
 from omnir1_jax.config import settings
@@ -31,6 +32,12 @@ class Commands:
 
     def wait(self, process: int) -> int:
         return self._ask(wait=process)
+
+    def run(self, module: str, *flags: str) -> None:
+        """A command that has to succeed."""
+        with tempfile.NamedTemporaryFile("r") as log:
+            status = self.wait(self.start(pathlib.Path(log.name), module, *flags))
+            assert status == 0, log.read()
 
     def close(self) -> None:
         self._server.stdin.close()

@@ -3,15 +3,13 @@
 import json
 import pathlib
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 
 from omnir1_jax.config import settings
 from omnir1_jax.reporting.train_report import write_report
-from tests.runs import ROOT, environment, rows
+from tests.runs import ROOT, rows
 
 OLD = ROOT / "tests/old_run/run"
 RESUMED = ROOT / "tests/old_run/resumed.jsonl"  # steps 4 to 6; tokens are drawn in another order than then
@@ -26,16 +24,12 @@ def old(tmp_path):
     return run
 
 
-def command(name: str, *flags: str) -> str:
-    """A command as it was run when the old run was made; what it printed."""
-    line = [sys.executable, "-m", f"omnir1_jax.{name}", *flags]
-    done = subprocess.run(line, cwd=ROOT, env=environment(), capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
-def train(run: pathlib.Path, *flags: str) -> None:
-    command("train", "--config=tests/old_run/resume.py", f"--workdir={run}", *flags)
+@pytest.fixture
+def train(commands):
+    """The command as it was run when the old run was made."""
+    return lambda run, *flags: commands.run(
+        "omnir1_jax.train", "--config=tests/old_run/resume.py", f"--workdir={run}", *flags
+    )
 
 
 def numbers(row: dict) -> dict[str, float]:
@@ -57,7 +51,7 @@ def wanted() -> list[dict]:
     return rows(OLD)[:3] + [json.loads(line) for line in RESUMED.read_text().splitlines()]
 
 
-def test_it_resumes(old):
+def test_it_resumes(train, old):
     """Step 4, of `qa`; the slow test has those of the other tasks, whose programs are larger."""
     train(old, "--config.steps=4")
     close(rows(old), wanted()[:4])
@@ -66,9 +60,9 @@ def test_it_resumes(old):
     assert (old / "report.html").exists()
 
 
-def test_it_evaluates(old, tmp_path):
+def test_it_evaluates(commands, old, tmp_path):
     flags = ("--benchmark=synthetic", "--tasks=refavs", "--limit=1", "--batch_size=1", f"--out={tmp_path / 'out'}")
-    command("evaluate", f"--checkpoint={old}", *flags)
+    commands.run("omnir1_jax.evaluate", f"--checkpoint={old}", *flags)
     assert len((tmp_path / "out/results.jsonl").read_text().splitlines()) == 1
 
 
@@ -78,7 +72,7 @@ def test_its_metrics_without_tasks_are_reported(old):
 
 
 @pytest.mark.slow
-def test_it_ends_as_where_it_is_interrupted_again(old, tmp_path):
+def test_it_ends_as_where_it_is_interrupted_again(train, old, tmp_path):
     again = pathlib.Path(shutil.copytree(old, tmp_path / "again"))
     train(old)
     train(again, "--config.steps=5")
