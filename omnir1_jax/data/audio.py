@@ -57,10 +57,14 @@ def load_audio(source: AudioSource, *, sample_id: str = "?") -> Float[np.ndarray
 
 
 def _resample(samples: Float[np.ndarray, " n"], rate: int) -> Float[np.ndarray, " m"]:
-    """The numbers of librosa's resampling with soxr_hq, which is soxr's with another rule for the length."""
-    length = math.ceil(len(samples) * (SAMPLE_RATE / rate))
-    resampled = soxr.resample(samples, rate, SAMPLE_RATE, quality="soxr_hq")[:length]
-    return np.pad(resampled, (0, length - len(resampled)))
+    """librosa's resampling with soxr_hq; where librosa is not installed, the same numbers from soxr itself."""
+    try:
+        import librosa
+    except ModuleNotFoundError:
+        length = math.ceil(len(samples) * (SAMPLE_RATE / rate))  # as librosa rounds
+        resampled = soxr.resample(samples, rate, SAMPLE_RATE, quality="soxr_hq")[:length]
+        return np.pad(resampled, (0, length - len(resampled)))
+    return librosa.resample(samples, orig_sr=rate, target_sr=SAMPLE_RATE, res_type="soxr_hq")
 
 
 def _decode_sound_file(path: str, sample_id: str) -> tuple[np.ndarray, int] | None:
