@@ -110,14 +110,6 @@ def shards(name: str, size: int, rules: Rules = DEFAULT_RULES) -> int:
     return size // named_sharding(mesh, (name,), (size,), rules).shard_shape((size,))[0]
 
 
-def constrain_tree(tree: Any, boxed: Any, rules: Rules = DEFAULT_RULES) -> Any:
-    """`constrain` for parameters, whose axis names are in `boxed` (leaves without names are replicated)."""
-    names = lambda leaf: leaf.names if isinstance(leaf, nn.LogicallyPartitioned) else (None,) * leaf.ndim
-    flat, form = jax.tree.flatten(boxed, is_leaf=lambda leaf: isinstance(leaf, nn.LogicallyPartitioned))
-    leaves = form.flatten_up_to(tree)
-    return form.unflatten([constrain(x, names(leaf), rules) for x, leaf in zip(leaves, flat, strict=True)])
-
-
 def constrain_rows(tree: Any, rows: int) -> Any:
     """Shards arrays of `rows` rows like a batch and replicates all others, so that every process holds its rows."""
     name = lambda x: "batch" if x.ndim and x.shape[0] == rows else None

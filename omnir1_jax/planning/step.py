@@ -12,7 +12,7 @@ from omnir1_jax.planning import operations
 from omnir1_jax.planning.abstract import Program
 from omnir1_jax.planning.hlo import Module
 from omnir1_jax.planning.operations import Assumptions
-from omnir1_jax.systems.grounders.thinker import ThinkerGrounder
+from omnir1_jax.systems.grounders.thinker import GATHERED, ThinkerGrounder
 from omnir1_jax.systems.segmenters.sam2 import Sam2Segmenter
 
 # Stages of the step, the finer ones first: an operation counts for the first whose scopes it lies in.
@@ -41,11 +41,12 @@ USUAL = {"encode": 8.0, "sample": 73.0, "ground": 672.0, "segment": 177.0, "upda
 BUDGET = 0.45  # of the usual sum
 
 
-# Loops that end by the data, by the scopes that they were traced under; none is within another.
-COMPLETION, ANSWER, SUFFIXES, FRAMES, OBJECTS = LOOPS = (
+# Loops that end by the data, by the scopes that they were traced under: the first that fits.
+COMPLETION, ANSWER, SUFFIXES, TOGETHER, FRAMES, OBJECTS = LOOPS = (
     r"sample/.*decode",
     r"ground/.*decode",
     r"ground/.*suffixes",
+    r"ground/frames/together",
     r"ground/frames",
     r"segment/.*objects",
 )
@@ -101,6 +102,7 @@ def assumptions(program: Program, rollout: Rollout) -> Assumptions:
             COMPLETION: rollout.completion - 1,
             ANSWER: rollout.answer - 1,
             SUFFIXES: math.ceil(rollout.tail / TAIL_PIECE),
+            TOGETHER: math.ceil(rollout.frames / GATHERED),
             FRAMES: rollout.frames,
             r"segment/.*objects.*prompted": step.keyframes,
             r"segment/.*objects.*tracked": max(clips, default=1) - 1,  # an object has at least one prompted frame

@@ -56,14 +56,14 @@ class Block(nn.Module):
         """
         x, tail = carry
         c = self.config
-        training = isinstance(view, Sequence) and not view.keep
-        stream = ("batch" if training else "rows", *(None,) * (x.ndim - 1))
+        whole = isinstance(view, Sequence)
+        stream = ("batch" if whole else "rows", *(None,) * (x.ndim - 1))
         x = constrain(x, stream)
         y = RMSNorm(c.hidden_size, c.rms_norm_eps, self.dtype, name="attention_norm")(x)
 
         def beside(t, axis: str):
-            """Shards like weights in the decoding layout, so that activations move and the weights do not."""
-            return t if training else constrain(t, ("rows", *(None,) * (t.ndim - 3), axis, "head_dim"), DECODING)
+            """Of a few tokens shards like weights in the decoding layout: activations move and the weights do not."""
+            return t if whole else constrain(t, ("rows", *(None,) * (t.ndim - 3), axis, "head_dim"), DECODING)
 
         def heads(name: str, count: int, axis: str):
             shapes = (c.hidden_size,), (count, c.head_dim), ("embed",), (axis, "head_dim")

@@ -10,7 +10,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from omnir1_jax.models import quantise
 from omnir1_jax.models.qwen_omni.decoder import Decoder
-from omnir1_jax.parallel import DECODING_RULES, constrain_tree
+from omnir1_jax.parallel import DECODING_RULES, constrain
 
 
 @functools.cache
@@ -25,15 +25,25 @@ def axes(decoder: Decoder, form: quantise.Format | None = None) -> Any:
 def decoding_copy(decoder: Decoder, variables: Mapping[str, Any]) -> dict[str, Any]:
     """The variables cast once, as every use of them would cast them, and sharded for decoding.
 
-    A token's step reads all weights; sharded as for training they would travel to every device for each token. A LoRA
-    adapter is small and keeps its sharding.
+    A token's step reads all weights; sharded as for training they would travel to every device for each token, and so
+    would those of a LoRA adapter.
     """
     floating = lambda x: jnp.issubdtype(x.dtype, jnp.floating)
     cast = jax.tree.map(lambda x: x.astype(decoder.dtype) if floating(x) else x, dict(variables))
     if jax.sharding.get_abstract_mesh().empty:
         return cast
-    params, named = flatten_dict(cast["params"]), axes(decoder, quantise.format_of(cast["params"]))
-    adapter = {path: x for path, x in params.items() if path[-1] in ("a", "b")}  # beside quantised kernels
-    base = unflatten_dict({path: x for path, x in params.items() if path not in adapter})
-    placed = flatten_dict(constrain_tree(base, named, DECODING_RULES))
-    return cast | {"params": unflatten_dict(placed | adapter)}
+    plain, named = flatten_dict(axes(decoder)), flatten_dict(axes(decoder, quantise.format_of(cast["params"])))
+
+    def place(path: tuple[str, ...], x: jax.Array) -> jax.Array:
+        """`x`, of which an adapter's factors lie as their kernel's input and output."""
+        kernel = plain.get((*path[:-1], "kernel"))
+        if path[-1] == "a":
+            names = *kernel.names[: x.ndim - 1], None
+        elif path[-1] == "b":
+            names = kernel.names[0], None, *kernel.names[len(kernel.names) + 2 - x.ndim :]
+        else:
+            names = getattr(named[path], "names", (None,) * x.ndim)
+        return constrain(x, names, DECODING_RULES)
+
+    placed = {path: place(path[1:], x) for path, x in flatten_dict(cast).items()}
+    return unflatten_dict(placed)

@@ -15,6 +15,7 @@ from omnir1_jax.models.qwen_omni.decoding import decoding_copy
 from omnir1_jax.models.qwen_omni.inputs import VisionInputs
 from omnir1_jax.models.qwen_omni.sample import Sampling, Suffixes, generate
 from omnir1_jax.models.qwen_omni.thinker import Thinker, place
+from omnir1_jax.parallel import constrain, shards
 from omnir1_jax.systems.frames import HighResFrames
 from omnir1_jax.systems.grounders.protocol import GroundedBoxes, Requests
 from omnir1_jax.text import prompt
@@ -23,6 +24,9 @@ from omnir1_jax.text.prompt import Template
 from omnir1_jax.text.readers import read_boxes
 from omnir1_jax.text.strings import Buffer
 from omnir1_jax.text.vocab import ByteVocab, detokenise
+
+# Frames of each clip that are read at a time where weights are sharded: each time all of them are gathered.
+GATHERED = 4
 
 
 @no_type_check  # also holds shapes and shardings
@@ -123,30 +127,38 @@ def answer(
     order = jnp.argsort(~wanted, axis=1, stable=True)  # distinct frames first, in time order
     count = jnp.sum(wanted, axis=1)
 
+    slots = min(t, g * k)
+    at_a_time = min(slots, GATHERED) if shards("embed", decoder.config.hidden_size) > 1 else 1
+    slots += -slots % at_a_time
+
     def read(slot: Int[Array, ""]) -> PromptCache:
-        at = jnp.take(order, slot, axis=1)
-        cells = jnp.take_along_axis(frames.cells, at[:, None, None, None, None, None], axis=1)[:, 0]
-        pixels = jnp.repeat(cells[:, :, None], 2, axis=2)
-        vision = VisionInputs(pixels, frames.rows_cols, frames.windows, frames.frames)
+        """`at_a_time` frames of each clip from `slot` on, one row each."""
+        at = jnp.take(order, slot + jnp.arange(at_a_time), axis=1, mode="clip")
+        cells = jnp.take_along_axis(frames.cells, at[:, :, None, None, None, None], axis=1)
+        each = lambda x: constrain(jnp.repeat(x, at_a_time, axis=0), ("batch", *(None,) * (x.ndim - 1)))
+        pixels = jnp.repeat(cells.reshape(-1, *cells.shape[2:])[:, :, None], 2, axis=2)
+        vision = VisionInputs(pixels, each(frames.rows_cols), each(frames.windows), each(frames.frames))
         seen = thinker.apply({"params": {"vision": params.vision}}, vision, method=lambda m, x: m.vision(x))
-        embeddings = decoder.apply(text, frames.tokens, method="embed")
+        embeddings = decoder.apply(text, each(frames.tokens), method="embed")
         prompt = Prompt(
-            place(embeddings, seen, frames.vision_index), frames.positions, frames.mask, frames.next_position
+            place(embeddings, seen, each(frames.vision_index)),
+            *map(each, (frames.positions, frames.mask, frames.next_position)),
         )
-        return decoder.apply(text, prompt, method="prefill")
+        cache = decoder.apply(text, prompt, method="prefill")
+        apart = lambda x, axis: x.reshape(*x.shape[:axis], b, at_a_time, *x.shape[axis + 1 :])
+        return cache._replace(keys=apart(cache.keys, 1), values=apart(cache.values, 1), last=apart(cache.last, 0))
 
     def body(state: tuple[Array, tuple[Array, ...]]) -> tuple[Array, tuple[Array, ...]]:
         slot, kept = state
         cache = read(slot)
         new = (cache.keys, cache.values, cache.last)
-        put = lambda old, x, axis: jax.lax.dynamic_update_index_in_dim(old, x, slot, axis)
-        return slot + 1, tuple(put(old, x, axis) for old, x, axis in zip(kept, new, (2, 2, 1)))
+        put = lambda old, x, axis: jax.lax.dynamic_update_slice_in_dim(old, x, slot, axis)
+        return slot + at_a_time, tuple(put(old, x, axis) for old, x, axis in zip(kept, new, (2, 2, 1)))
 
     like = jax.eval_shape(read, jax.ShapeDtypeStruct((), jnp.int32))
-    slots = min(t, g * k)
-    buffer = lambda x, axis: jnp.zeros((*x.shape[:axis], slots, *x.shape[axis:]), x.dtype)
+    buffer = lambda x, axis: jnp.zeros((*x.shape[:axis], slots, *x.shape[axis + 1 :]), x.dtype)
     empty = (buffer(like.keys, 2), buffer(like.values, 2), buffer(like.last, 1))
-    with jax.named_scope("frames"):
+    with jax.named_scope("frames/together" if at_a_time > 1 else "frames"):
         _, kept = jax.lax.while_loop(lambda state: state[0] < jnp.max(count), body, (jnp.zeros((), jnp.int32), empty))
 
     # Each request becomes a row of its own with its frame's cache, so that one pass over the weights serves them all.
