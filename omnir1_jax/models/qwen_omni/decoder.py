@@ -250,7 +250,8 @@ class Decoder(nn.Module):
     ) -> tuple[Float[Array, "b g v"], TailCache]:
         """Appends one token to each continuation; logits of the next."""
         x, tail = self.extend(self.embed(tokens)[:, :, None], mask[..., None], prompt, tail)
-        return self.logits(x[:, :, 0]), tail
+        logits = self.logits(constrain(x[:, :, 0], ("rows", None, None)))
+        return constrain(logits, ("rows", None, "vocab"), DECODING), tail
 
 
 def last_real(x: Float[Array, "*b s d"], mask: Bool[Array, "*b s"]) -> Float[Array, "*b d"]:
