@@ -24,6 +24,8 @@ from ml_collections import ConfigDict
 
 from omnir1_jax.build import run as setup
 from omnir1_jax.planning import hlo, operations
+from omnir1_jax.planning.step import TOGETHER
+from omnir1_jax.systems.grounders.thinker import GATHERED
 from omnir1_jax.training import checkpointing
 from tests import tiny
 
@@ -62,7 +64,8 @@ def config(case: dict, tokenizer: str) -> ConfigDict:
 
 
 def compile_counted(lowered: jax.stages.Lowered, alone: bool) -> tuple[jax.stages.Compiled, dict[str, float]]:
-    """The compiled step, and operations of one device by phase; of loops that end by the data, one turn.
+    """The compiled step, and operations of one device by phase; of loops that end by the data, one turn,
+    of that over frames one frame (the toy has four).
 
     They are counted in the program as it was partitioned: what the CPU's compiler makes of small products later does
     not count as such.
@@ -75,7 +78,7 @@ def compile_counted(lowered: jax.stages.Lowered, alone: bool) -> tuple[jax.stage
         else:
             (found,) = pathlib.Path(folder).glob("*.after_spmd-partitioning.*")
             text = found.read_text()
-    paths = operations.by_path(hlo.parse(text), operations.Assumptions(trips={"": 1}))
+    paths = operations.by_path(hlo.parse(text), operations.Assumptions(trips={TOGETHER: 1 / GATHERED, "": 1}))
     return compiled, operations.by_phase(paths, PHASES)
 
 
