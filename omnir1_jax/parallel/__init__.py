@@ -1,6 +1,14 @@
 """Meshes, logical-axis rules and multiple processes: how a run is sharded over the devices of many machines."""
 
-from omnir1_jax.parallel.mesh import AXES, BATCH, batch_parts, batch_sharding, make_mesh, parts_here
+from omnir1_jax.parallel.mesh import (
+    AXES,
+    BATCH,
+    batch_parts,
+    batch_sharding,
+    compiler_options,
+    make_mesh,
+    parts_here,
+)
 from omnir1_jax.parallel.rules import (
     DECODING_RULES,
     DEFAULT_RULES,
@@ -23,6 +31,7 @@ __all__ = [
     "Rules",
     "batch_parts",
     "batch_sharding",
+    "compiler_options",
     "constrain",
     "constrain_rows",
     "make_mesh",

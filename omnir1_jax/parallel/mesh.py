@@ -14,6 +14,16 @@ from omnir1_jax.errors import InputError
 AXES = ("slice", "data", "fsdp", "tensor")
 BATCH = ("slice", "data", "fsdp")  # prompts are sharded over all of these
 
+# Where an operand of a product is to be gathered, XLA takes it in pieces, one for each device, and overlaps the two. It
+# then reads or adds to whatever is not gathered once for each piece: in memory-bound products up to 8 times the bytes.
+_WHOLE_PRODUCTS = {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"}
+
+
+def compiler_options(mesh: Mesh | None) -> dict[str, str]:
+    """What `jax.jit` is told of programs over a mesh; nothing but on TPU."""
+    tpu = mesh is not None and mesh.size > 1 and mesh.devices.flat[0].platform == "tpu"
+    return dict(_WHOLE_PRODUCTS) if tpu else {}
+
 
 def make_mesh(shape: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
     """A mesh over `devices` (default: all) with the axes `AXES`; neighbours in the mesh are neighbours in the network.

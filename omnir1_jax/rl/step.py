@@ -1,5 +1,6 @@
 """One GRPO step: sample a group, let System 2 judge it, learn. One compiled program, no callback to the host."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol, no_type_check, runtime_checkable
 
@@ -12,7 +13,7 @@ from jaxtyping import Array, Float, Key
 from omnir1_jax.errors import InputError
 from omnir1_jax.models.qwen_omni.sample import Completions
 from omnir1_jax.models.sam2.model import NO_OBJECT
-from omnir1_jax.parallel import constrain_rows
+from omnir1_jax.parallel import compiler_options, constrain_rows
 from omnir1_jax.rl import grpo, learn, terms
 from omnir1_jax.rl.config import Frozen, Models, Rewards, StepConfig
 from omnir1_jax.rl.learn import Learned, TrainState
@@ -122,10 +123,11 @@ def make_train_step(
     if host and mode != "staged":
         raise InputError(f"step.mode: {host[0].name} of reward.extra runs on the host; take 'staged'")
     stage, log = make_stages(task, models, optimizer, config), _logged
+    jit = functools.partial(jax.jit, compiler_options=compiler_options(shardings and shardings.step.mesh))
     if mode == "staged":
         kept = None if shardings is None else (shardings, None)
-        update, ground = jax.jit(stage.update, donate_argnums=0, out_shardings=kept), stage.ground
-        stage = Stages(*map(_awaited, (*map(jax.jit, stage[:-1]), update)))
+        update, ground = jit(stage.update, donate_argnums=0, out_shardings=kept), stage.ground
+        stage = Stages(*map(_awaited, (*map(jit, stage[:-1]), update)))
         if models.on_host:
             stage = stage._replace(ground=_awaited(ground))
         log = _awaited(jax.jit(_logged))
@@ -139,7 +141,7 @@ def make_train_step(
         return train_step
     out = None if shardings is None else (shardings, None, None)
     # What the step has no use for lies in the device's memory all the same, so that a plan has to see it.
-    return jax.jit(train_step, donate_argnums=0, out_shardings=out, keep_unused=True)
+    return jit(train_step, donate_argnums=0, out_shardings=out, keep_unused=True)
 
 
 def roll(

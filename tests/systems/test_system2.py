@@ -1,5 +1,8 @@
 """System 2 against itself asked one thing at a time: a batch of requests must not change any answer."""
 
+import functools
+from unittest import mock
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -32,6 +35,10 @@ def test_each_request_gets_the_answer_of_its_own_prompt():
     found = ask(thinker, encoders, frames, asked, Sampling(length, (5,), 0, temperature=0.0))
     np.testing.assert_array_equal(found.frames_read, [3, 2])
     np.testing.assert_array_equal(found.lengths == 0, ~valid)
+    with mock.patch.object(grounding, "shards", lambda *_: 2):  # frames read together, as over a mesh; 3 are 4
+        together = jax.jit(functools.partial(grounding.answer, thinker), static_argnums=3)
+        again = together(encoders, frames, asked, Sampling(length, (5,), 0, temperature=0.0))
+    jax.tree.map(np.testing.assert_array_equal, again, found)
 
     decoder, text = thinker.decoder(), {"params": params["text"]}
 
