@@ -59,18 +59,30 @@ def by_phase(module: Module, assumptions: Assumptions, phases: Sequence[str]) ->
             links[phase] += run.times * COLLECTIVES[kind] * _moved(kind, run)
         elif kind == "fusion" and (inside := _collective(module, one)):
             links[phase] += run.times * COLLECTIVES[inside] * _moved(inside, run)
-        memory[phase] += run.times * _touched(run)
+        if kind != "fusion" or _part(module.computations[one.called()[0]]) != "done":
+            memory[phase] += run.times * _touched(run)
     every = (*phases, "other")
     return Traffic({name: memory[name] for name in every}, {name: links[name] for name in every})
 
 
 def _collective(module: Module, one: Instruction) -> str | None:
-    """The collective that a fusion holds; an all-reduce of which each device keeps its part is a reduce-scatter."""
+    """The collective that a fusion holds or begins; an all-reduce of which each device keeps its part is a
+    reduce-scatter."""
     inside = module.computations[one.called()[0]]
     found = next((each for each in inside if each.opcode in COLLECTIVES), None)
-    if found is None:
+    if found is None or _part(inside) in ("between", "done"):
         return None
     return "reduce-scatter" if found.opcode == "all-reduce" and one.bytes < found.bytes else found.opcode
+
+
+def _part(inside: Computation) -> str | None:
+    """Which part a fusion has in an asynchronous collective, which the compiler writes into each: "start", "done", or
+    "between", where something else is computed meanwhile."""
+    if not any(each.opcode in COLLECTIVES and "chain_id=" in each.attributes for each in inside):
+        return None
+    targets = [each.attribute("custom_call_target") for each in inside if each.opcode == "custom-call"]
+    named = (part for part in ("Start", "Done") if f'"AsyncCollective{part}"' in targets)
+    return next(named, "between").lower()
 
 
 def _moved(kind: str, run: Executed) -> int:
@@ -118,11 +130,17 @@ def _read_again(run: Executed) -> int:
 def _fusion(module: Module, one: Instruction) -> int:
     """Result and operands of a fusion, in-place updates and cut-out operands with the size of the piece."""
     inside = module.computations[one.called()[0]]
-    written = one.bytes
+    written, sources = one.bytes, [each for each in inside if each.opcode == "parameter"]
+    if _part(inside) == "between":  # what goes on with the collective is neither read nor written here
+        passed = lambda each: each.root or each.opcode in COLLECTIVES
+        used = {name for each in inside if not passed(each) for name in each.operands}
+        sources = [each for each in sources if each.name in used]
+        made = (inside.instructions[name] for name in inside.root.operands)
+        written = sum(each.bytes for each in made if each.opcode not in ("parameter", *COLLECTIVES))
     for each in inside:
         if each.opcode == "dynamic-update-slice" and each.bytes <= written:
             written += 2 * inside.instructions[each.operands[1]].bytes - each.bytes
-    return written + sum(_read(module, inside, each) for each in inside if each.opcode == "parameter")
+    return written + sum(_read(module, inside, each) for each in sources)
 
 
 def _read(module: Module, inside: Computation, source: Instruction) -> int:

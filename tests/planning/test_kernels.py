@@ -6,6 +6,7 @@ import pytest
 from jax.sharding import SingleDeviceSharding
 
 from omnir1_jax.models.attention import Mask, Tree, splash
+from omnir1_jax.parallel import compiler_options, make_mesh
 from omnir1_jax.planning import hlo, operations, traffic
 from omnir1_jax.planning.topology import devices_of
 
@@ -70,3 +71,27 @@ def test_a_scan_reads_each_layer_s_weights_once():
     weights = 2 * 2 * 8 * 1024 * 4096
     moved = traffic.by_phase(module, operations.Assumptions(), ()).memory["other"]
     assert weights <= moved < 1.5 * weights
+
+
+def test_weights_are_gathered_once_beside_the_products_before():
+    """A feed-forward layer of 7B on eight v5e chips: no product is cut into pieces that add to the whole result eight
+    times, and a gather that goes on during a product counts once."""
+    layers, tokens, width, wide = 2, 8448, 3584, 18944
+    mesh = make_mesh({"fsdp": 8}, devices_of("v5e:2x4"))
+    place = lambda *axes: jax.sharding.NamedSharding(mesh, jax.P(*axes))
+    shape = lambda dims, *axes: jax.ShapeDtypeStruct(dims, jnp.bfloat16, sharding=place(*axes))
+
+    def feed_forward(x, weights):
+        layer = lambda x, w: (jax.lax.with_sharding_constraint(x + jax.nn.silu(x @ w[0]) @ w[1], place("fsdp")), None)
+        return jax.lax.scan(layer, x, weights)[0]
+
+    weights = shape((layers, width, wide), None, "fsdp"), shape((layers, wide, width), None, None, "fsdp")
+    run = jax.jit(feed_forward, compiler_options=compiler_options(mesh))
+    with jax.default_matmul_precision("default"):
+        module = hlo.parse(run.lower(shape((8, tokens, width), "fsdp"), weights).compile().as_text())
+    assert {traffic._part(computation) for computation in module.computations.values()} >= {"start", "between", "done"}
+    moved = traffic.by_phase(module, operations.Assumptions(), ())
+    gathered, stream, hidden = (2 * layers * n for n in (2 * width * wide, tokens * width, tokens * wide))
+    assert moved.links["other"] == gathered
+    # Weights are cut out, gathered and read; the result of the first product is written and read.
+    assert 2 * gathered + 2 * hidden <= moved.memory["other"] <= 3 * gathered + 4 * hidden + 4 * stream
