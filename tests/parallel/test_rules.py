@@ -99,10 +99,14 @@ def test_the_copy_for_decoding_is_the_cast_weights_laid_out_anew():
     params = small.thinker_params()["text"]
     mesh = parallel.make_mesh({"fsdp": 4, "tensor": 2})
     placed = jax.device_put(params, parallel.tree_shardings(mesh, axes(decoder)))
+    adapter = lora.init(jax.random.key(0), params, Lora(4, 8.0))
     with jax.set_mesh(mesh):
-        copy = jax.jit(lambda tree: decoding_copy(decoder, {"params": tree}))(placed)["params"]
-    assert copy["layers"]["gate"]["kernel"].addressable_shards[0].data.shape == (2, 48, 8)
+        both = jax.jit(lambda *trees: decoding_copy(decoder, dict(zip(("params", "lora"), trees))))(placed, adapter)
+    copy, shard = both["params"], lambda x: x.addressable_shards[0].data.shape
+    assert shard(copy["layers"]["gate"]["kernel"]) == (2, 48, 8)
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b.astype(jnp.bfloat16)), copy, params)
+    gate, down = (jax.tree.map(shard, both["lora"]["layers"][name]) for name in ("gate", "down"))
+    assert (gate, down) == ({"a": (2, 48, 4), "b": (2, 4, 8)}, {"a": (2, 8, 4), "b": (2, 4, 48)})
 
 
 def test_an_activation_is_left_alone_without_a_mesh():
