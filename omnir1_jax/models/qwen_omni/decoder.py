@@ -94,8 +94,10 @@ class Block(nn.Module):
         shapes = (c.hidden_size,), (c.intermediate_size,), ("embed",), ("mlp",)
         gate, up = (Linear(*shapes, dtype=self.dtype, name=name)(y) for name in ("gate", "up"))
         shapes = (c.intermediate_size,), (c.hidden_size,), ("mlp",), ("embed",)
+        hidden = nn.silu(gate) * up
+        hidden = constrain(hidden, ("batch", None, "mlp")) if whole else hidden
         # Left to itself the compiler splits a few tokens over the devices and reads the weights once for each part.
-        x = constrain(x + Linear(*shapes, dtype=self.dtype, name="down")(nn.silu(gate) * up), stream)
+        x = constrain(x + Linear(*shapes, dtype=self.dtype, name="down")(hidden), stream)
         return (x, tail), kept
 
 
