@@ -103,8 +103,9 @@ def _train(
     keep_compiled(folder / CACHE)  # a resumed run does not compile again
     run = build(config)
     validate = validation(run) if validation is not None and config.validate.every else None
-    stream = batches(run)
-    with _closed(checkpointing.manager(folder, config.checkpoint.keep)) as manager, signals.stop_flag() as stop:
+    keeping = checkpointing.manager(folder, config.checkpoint.keep)
+    # Whatever ends the loop, no thread fills devices any more while the process ends.
+    with _closed(keeping) as manager, signals.stop_flag() as stop, contextlib.closing(batches(run)) as stream:
         target = checkpointing.like(run.state)
         # Committed to its devices as a restored one is: the program that was compiled for one serves the other.
         state, done = jax.device_put(run.state, jax.tree.map(lambda x: x.sharding, target)), 0
@@ -185,7 +186,6 @@ def _train(
             if last:
                 break
         tracer.close()
-        stream.close()
     if log is not None:
         log.close()
     if step < config.steps:
