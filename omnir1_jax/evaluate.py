@@ -75,9 +75,9 @@ _BENCHMARK = cli.flag.enum(
 _STEP = cli.flag.string("step", "", "Which checkpoint of a run: best (of those validated), last, or its number.")
 _OUT = cli.flag.string("out", None, "Directory of the results; an unfinished evaluation there is resumed.")
 _ROOT = cli.flag.string("root", "", "Directory of the dataset; the config's own by default.")
-cli.flag.string("split", "", "Split; the benchmark's usual one by default.")
+_SPLIT = cli.flag.string("split", "", "Split; the benchmark's usual one by default.")
 _TASKS = cli.flag.list("tasks", [], "Tasks of the config that are held out (synthetic); all by default.")
-cli.flag.integer("limit", 0, "Most items, the first ones; 0: all.", lower_bound=0)
+_LIMIT = cli.flag.integer("limit", 0, "Most items, the first ones; 0: all.", lower_bound=0)
 _KEYFRAMES = cli.flag.list("keyframes", ["plan"], f"One or several of {', '.join(KEYFRAMES)}.")
 _SYSTEM2 = cli.flag.string(
     "system2",
@@ -87,24 +87,24 @@ _SYSTEM2 = cli.flag.string(
 )
 _BOXES = cli.flag.string("boxes", "", "With --system2=file: boxes by sample and frame that another model found.")
 _MASKS = cli.flag.string("masks", "", "With --system2=file: masks by sample and frame that another model made of text.")
-cli.flag.integer("batch_size", 4, "Items at a time, over all devices.", lower_bound=1)
-cli.flag.integer("frames", 0, "Frames System 1 sees; 0: as in training.", lower_bound=0)
-cli.flag.enum("sampling", "", ["", "uniform", "video"], "Over the whole clip, or 2 a second.")
-cli.flag.integer("objects", 8, "Most objects of an answer.", lower_bound=1)
-cli.flag.integer("hole_area", 0, "Fill holes of masks up to this many of the segmenter's pixels.")
-cli.flag.enum("sound", "own", SOUNDS, "Whose sound a clip has.")
-cli.flag.enum(
+_BATCH_SIZE = cli.flag.integer("batch_size", 4, "Items at a time, over all devices.", lower_bound=1)
+_FRAMES = cli.flag.integer("frames", 0, "Frames System 1 sees; 0: as in training.", lower_bound=0)
+_SAMPLING = cli.flag.enum("sampling", "", ["", "uniform", "video"], "Over the whole clip, or 2 a second.")
+_OBJECTS = cli.flag.integer("objects", 8, "Most objects of an answer.", lower_bound=1)
+_HOLE_AREA = cli.flag.integer("hole_area", 0, "Fill holes of masks up to this many of the segmenter's pixels.")
+_SOUND = cli.flag.enum("sound", "own", SOUNDS, "Whose sound a clip has.")
+_SCORING = cli.flag.enum(
     "scoring",
     "clean",
     ["clean", "official"],
     "Which numbers the table shows; official: as the benchmark's published script counts. results.json has both.",
 )
-cli.flag.integer("seed", 0, "Of sampling, random keyframes and prompts' examples.")
+_SEED = cli.flag.integer("seed", 0, "Of sampling, random keyframes and prompts' examples.")
 _TEMPERATURE = cli.flag.float("temperature", 0.0, "Of System 1; 0 is greedy.", lower_bound=0.0)
 _MAX_TOKENS = cli.flag.integer("max_tokens", 0, "Of System 1's answer; 0: the config's.", lower_bound=0)
-cli.flag.integer("tokens", 0, "Most visual tokens of a frame for System 1, as 128 or 256.", lower_bound=0)
-cli.flag.enum("prompt", "", ["", "thinking", "direct"], "Prompt of questions; the config's by default.")
-cli.flag.float("audio_seconds", -1.0, "Sound heard with questions; -1: the benchmark's usual length.")
+_TOKENS = cli.flag.integer("tokens", 0, "Most visual tokens of a frame for System 1, as 128 or 256.", lower_bound=0)
+_PROMPT = cli.flag.enum("prompt", "", ["", "thinking", "direct"], "Prompt of questions; the config's by default.")
+_AUDIO_SECONDS = cli.flag.float("audio_seconds", -1.0, "Sound heard with questions; -1: the benchmark's usual length.")
 
 
 def options() -> Options:

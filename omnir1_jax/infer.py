@@ -25,19 +25,19 @@ _CHECKPOINT = cli.flag.string(
     "checkpoint", None, "Work directory of a run, directory of weights, or toy for the weights of configs/toy.py."
 )
 _VIDEO = cli.flag.string("video", None, "Video file, image, or folder of frames.")
-cli.flag.string("audio", "", "Sound file in place of the video's own track.")
+_AUDIO = cli.flag.string("audio", "", "Sound file in place of the video's own track.")
 _QUERY = cli.flag.string("query", None, "What to find, or the question.")
 _STEP = cli.flag.string("step", "", "Which checkpoint of a run: best (of those validated), last, or its number.")
 _OUT = cli.flag.string("out", None, "Directory to write; an earlier answer there is replaced.")
 _QUESTION = cli.flag.bool("question", False, "Answer in text; the same as --task=qa.")
 _TASK = cli.flag.enum("task", "vos", FAMILIES, "vos: by sight; refavs: by sound and first frame; qa: in text.")
 _OPTIONS = cli.flag.multi_string("option", [], "Of a question, to choose from; once for each.")
-cli.flag.float("start", None, "Seconds; where the part of a video file begins.", lower_bound=0.0)
-cli.flag.float("end", None, "Seconds; where it ends.", lower_bound=0.0)
-cli.flag.integer("frames", 0, "Most frames that System 1 sees; 0: as in training.", lower_bound=0)
-cli.flag.float("audio_seconds", -1.0, "Most sound that is heard; 0: none, -1: as in training.")
+_START = cli.flag.float("start", None, "Seconds; where the part of a video file begins.", lower_bound=0.0)
+_END = cli.flag.float("end", None, "Seconds; where it ends.", lower_bound=0.0)
+_FRAMES = cli.flag.integer("frames", 0, "Most frames that System 1 sees; 0: as in training.", lower_bound=0)
+_AUDIO_SECONDS = cli.flag.float("audio_seconds", -1.0, "Most sound that is heard; 0: none, -1: as in training.")
 _MOST = cli.flag.integer("most_frames", 1000, "A longer video is refused.", lower_bound=1)
-cli.flag.integer("objects", 8, "Most objects of an answer.", lower_bound=1)
+_OBJECTS = cli.flag.integer("objects", 8, "Most objects of an answer.", lower_bound=1)
 _SYSTEM2 = cli.flag.string(
     "system2",
     "self",
