@@ -124,7 +124,8 @@ def test_forward_is_that_of_inference(batch, followed):
 
 
 def test_loss_falls_and_the_gradient_reaches_every_parameter(batch, followed):
-    model, rule = small.models().segmenter.model, optax.adam(2e-3)
+    model = small.models().segmenter.model
+    rule = optax.flatten(optax.adam(2e-3))  # one update of all tensors is compiled, not one of each
     lesson = jax.tree.map(lambda leaf: leaf[:1], masks.cut(batch, FRAMES // 2))  # a step's seconds grow with its frames
     step = masks.make_mask_step(model, rule, Masks(prompts=2, focus=0.0, mask=5.0))
     before = jax.tree.map(jnp.copy, small.sam2_params())
