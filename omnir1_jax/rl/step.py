@@ -123,7 +123,8 @@ def make_train_step(
     if host and mode != "staged":
         raise InputError(f"step.mode: {host[0].name} of reward.extra runs on the host; take 'staged'")
     stage, log = make_stages(task, models, optimizer, config), _logged
-    jit = functools.partial(jax.jit, compiler_options=compiler_options(shardings and shardings.step.mesh))
+    mesh = None if shardings is None else jax.tree.leaves(shardings)[0].mesh
+    jit = functools.partial(jax.jit, compiler_options=compiler_options(mesh))
     if mode == "staged":
         kept = None if shardings is None else (shardings, None)
         update, ground = jit(stage.update, donate_argnums=0, out_shardings=kept), stage.ground
