@@ -10,6 +10,7 @@ import gc
 import pathlib
 import resource
 import sys
+import zlib
 
 import jax
 import jax.numpy as jnp
@@ -85,7 +86,9 @@ def varied(honest):
 
 
 def vary_rewards() -> None:
-    tasks.TASKS["qa"] = dataclasses.replace(qa.TASK, reward=varied(qa.TASK.reward))
+    """Training and validation tell one text from another."""
+    accuracy = lambda ref, text: {"accuracy": zlib.crc32(text.encode()) / 2**32}
+    tasks.TASKS["qa"] = dataclasses.replace(qa.TASK, reward=varied(qa.TASK.reward), metric=accuracy)
 
 
 def run(flags: list[str], version: str = "", file_bytes: int = 0, crash: int = 0) -> None:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import pytest
 
 from tests.data import qwen_oracle, trees
-from tests.runs import Runs, done, printed, same, until
+from tests.runs import Runs, done, printed, rows, same, until
 from tests.training.test_processes import free_port
 
 FLAGS = (
@@ -21,6 +21,8 @@ FLAGS = (
     "--config.checkpoint.every=2",
     "--config.optimizer.eps=1e-4",  # so that a gradient of nothing but rounding does not become a step
 )
+
+VALIDATE = ("--config.validate.every=2", "--config.validate.limit=3", "--config.validate.batch_size=2")
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +57,7 @@ def said(workdir: pathlib.Path, rank: int) -> str:
 
 @pytest.mark.parametrize("objective", ["sft", pytest.param("grpo", marks=pytest.mark.slow)])
 def test_two_processes_are_one_run_killed_or_not(runs, tmp_path, objective):
-    flags = (*FLAGS, f"--config.objective={objective}")
+    flags = (*FLAGS, *VALIDATE, f"--config.objective={objective}")
     alone, both, cut = (tmp_path / name for name in ("alone", "both", "cut"))
     assert runs.wait(runs.start(alone, *flags)) == 0, printed(alone)
 
@@ -78,6 +80,10 @@ def test_two_processes_are_one_run_killed_or_not(runs, tmp_path, objective):
     # A single process goes on from the same checkpoint as well.
     assert runs.wait(runs.start(cut, *flags)) == 0, printed(cut)
     same(cut, alone)
+    scores = [row["validate/qa/accuracy"] for row in rows(alone) if "validate/qa/accuracy" in row]
+    assert len(scores) == 4 and len({*scores}) > 1 and min(scores) > 0  # those of both runs are the same, as seen
+    best = lambda run: json.loads((run / "summary.json").read_text())["best"]
+    assert best(both) == best(alone)
 
 
 def omnibench(folder: pathlib.Path, rows: int, first: int = 0) -> str:
