@@ -327,12 +327,14 @@ def _schedule(config: Sam2Config, t: int, frame_valid: Bool[Array, " t"], prompt
         place = jnp.broadcast_to(frames, (start.shape[0], t))
     at = jnp.clip(at, 0, t - 1)
     prompted = ((prompts.frames == at[..., None]) & prompts.valid).any(axis=-1)
-    real = ((at[..., None] == frames) & frame_valid).any(axis=-1)  # no gather: `at` may be a broadcast constant
+    real = ((at[..., None] == frames) & frame_valid).any(axis=-1)  # no gather, see `layers.pick`
     active = active & real & prompts.valid.any(axis=1) & ~prompted
     # Each object's idle steps go last, so that all objects end as soon as the busiest one is done.
     order = jnp.argsort(~active, axis=0, stable=True)
     times = tuple(jnp.take_along_axis(x, order, axis=0) for x in (at, sign, active))
-    return times, rows(jnp.argsort(order, axis=0).T, jnp.clip(place, 0, None))
+    # No gather here either: `place` may be a broadcast constant too.
+    last = jnp.clip(place, 0, None)[..., None] == jnp.arange(order.shape[0])
+    return times, jnp.sum(jnp.where(last, jnp.argsort(order, axis=0).T[:, None], 0), axis=-1)
 
 
 def _scan(step: Callable[[Any, Any], tuple[Any, Any]], carry: Any, xs: Any, count: Int[Array, ""]) -> tuple[Any, Any]:
