@@ -332,8 +332,7 @@ def _schedule(config: Sam2Config, t: int, frame_valid: Bool[Array, " t"], prompt
     # Each object's idle steps go last, so that all objects end as soon as the busiest one is done.
     order = jnp.argsort(~active, axis=0, stable=True)
     times = tuple(jnp.take_along_axis(x, order, axis=0) for x in (at, sign, active))
-    # No gather here either: `place` may be a broadcast constant too.
-    last = jnp.clip(place, 0, None)[..., None] == jnp.arange(order.shape[0])
+    last = jnp.clip(place, 0, None)[..., None] == jnp.arange(order.shape[0])  # no gather here either
     return times, jnp.sum(jnp.where(last, jnp.argsort(order, axis=0).T[:, None], 0), axis=-1)
 
 
@@ -373,8 +372,7 @@ def _step(
     t = frame_valid.shape[0]
     # Memories: prompted frames (all, or the nearest), then the last tracked ones, nearest first.
     slots, slots_seen = _conditioning(config, prompts, at)
-    every_slot = slots.shape[1] == prompts.frames.shape[1]
-    kept = given_maps if every_slot else rows(given_maps, slots)
+    kept = given_maps if (every_slot := slots.shape == prompts.frames.shape) else rows(given_maps, slots)
     recent = at[:, None] - sign[:, None] * jnp.arange(1, config.memories)
     inside = (recent >= 0) & (recent < t)
     filled = inside & rows(bank.filled, recent)
