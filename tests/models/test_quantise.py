@@ -128,9 +128,7 @@ def test_import_quantises_as_it_reads(tmp_path):
 
 
 def test_refused(params, tmp_path):
-    with pytest.raises(
-        InputError, match="frozen_group: 32 does not divide the 80 input channels of text/layers/down"
-    ):
+    with pytest.raises(InputError, match="frozen_group: 32 does not divide the 80 input channels of text/layers/down"):
         quantised(params, quantise.Format(4, 32))
     pretrained.save(tmp_path / "hf", Thinker(small.thinker_config()), small.thinker_params())
     path = tmp_path / "hf" / "config.json"
