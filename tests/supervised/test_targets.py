@@ -135,12 +135,12 @@ def test_grounding_lessons_are_true():
     for clip in decoded("vos", 4, lessons=True):
         arrays = lessons.grounding(clip, config(count=5, tokens=40))
         batch = text.to_batch("grounding", {key: value[None] for key, value in arrays.items()})
-        assert batch.tokens.shape == (lessons.IMAGES, 5, 40) and batch.policy.tokens.shape[0] == lessons.IMAGES
+        assert batch.tokens.shape == (4, 5, 40) and batch.policy.tokens.shape[0] == 4  # every other of 8 frames
         names = clip.ref.extra["looks"]
         pixels = np.asarray(batch.policy.vision.pixels)
         rows_cols = np.asarray(batch.policy.vision.rows_cols[0])
         told = answers(arrays)
-        for n in range(lessons.IMAGES):
+        for n in range(4):
             image = np.zeros((64, 96, 3), np.uint8)
             for (row, col), cell in zip(rows_cols, pixels[n, :, 0]):
                 image[row * CELL : (row + 1) * CELL, col * CELL : (col + 1) * CELL] = cell
