@@ -131,7 +131,7 @@ def _fusion(module: Module, one: Instruction) -> int:
     """Result and operands of a fusion, in-place updates and cut-out operands with the size of the piece."""
     inside = module.computations[one.called()[0]]
     written, sources = one.bytes, [each for each in inside if each.opcode == "parameter"]
-    if _part(inside) == "between":  # what goes on with the collective is neither read nor written here
+    if _part(inside) == "between":  # what continues the collective is neither read nor written here
         passed = lambda each: each.root or each.opcode in COLLECTIVES
         used = {name for each in inside if not passed(each) for name in each.operands}
         sources = [each for each in sources if each.name in used]

@@ -105,7 +105,7 @@ def measured(made: Run, limit: int = 0, listed: Sequence[Mapping[str, Any]] = ()
 
     Args:
       limit: most prompts of a task, drawn at random by the run's seed; 0: all.
-      listed: lines of an earlier call, from which this one goes on.
+      listed: lines of an earlier call, from which this one continues.
     """
     config, choices = made.config, step_config(made.config, made.loaded.models.thinker.config.tokens)
     share = data.share_of(made.mesh)
