@@ -34,8 +34,8 @@ def main(_) -> None:
     _JOIN()
     with start.ends_together():
         start.check()
-        made, digest = difficulty.build(_CONFIG.value, _WORKDIR.value, _STEP.value)
-        lines = difficulty.complete(out, made, digest, _LIMIT.value)
+        run, digest = difficulty.build(_CONFIG.value, _WORKDIR.value, _STEP.value)
+        lines = difficulty.complete(out, run, digest, _LIMIT.value)
     if jax.process_index() == 0:
         flat = sum(line["spread"] == 0 for line in lines)
         print(f"{out}: {len(lines)} prompts, {flat} of them flat: all completions earn the same")

@@ -58,8 +58,8 @@ def asked() -> Ask:
         raise InputError(f"--question: goes with --task=qa, not with --task={_TASK.value}")
     if _OPTIONS.value and not (_QUESTION.value or _TASK.value == "qa"):
         raise InputError("--option: only a question has options; add --question")
-    own = {"family": "qa" if _QUESTION.value else _TASK.value, "options": tuple(_OPTIONS.value)}
-    return Ask(**own, **{f.name: flags.FLAGS[f.name].value for f in dataclasses.fields(Ask) if f.name not in own})
+    named = {"family": "qa" if _QUESTION.value else _TASK.value, "options": tuple(_OPTIONS.value)}
+    return Ask(**named, **{f.name: flags.FLAGS[f.name].value for f in dataclasses.fields(Ask) if f.name not in named})
 
 
 def main(_) -> None:
@@ -85,8 +85,8 @@ def main(_) -> None:
         result = answer(load.load_systems(_CHECKPOINT.value, _CONFIG.value, **decoding), ask, _SEED.value)
         outputs.fill(result, pathlib.Path(scratch))
     files = outputs.files(result, out)
-    said = outputs.answer_json(result)
-    print(printable(f"{said['result']}: {said['answer']}" if not ask.task.grounds else said["result"]))
+    fields = outputs.answer_json(result)
+    print(printable(f"{fields['result']}: {fields['answer']}" if not ask.task.grounds else fields["result"]))
     print(printable(f"{out}: ") + ", ".join(path.name for path in files if path is not None))
 
 

@@ -59,14 +59,14 @@ def run(quick: bool) -> dict:
 
         figures = _agreement(benchmark, ours(), theirs())  # compiled, and warm
         fewest_seconds(theirs)
-        mine, other = median_seconds([ours, theirs], repeats)
+        jax_seconds, torch_seconds = median_seconds([ours, theirs], repeats)
     return figures | {
         "clips": count,
         "devices": jax.device_count(),
-        "clips_a_minute": 60 * count / mine,
-        "clips_a_minute_torch": 60 * count / other,
+        "clips_a_minute": 60 * count / jax_seconds,
+        "clips_a_minute_torch": 60 * count / torch_seconds,
         "torch_threads": torch.get_num_threads(),
-        "times_faster": other / mine,
+        "times_faster": torch_seconds / jax_seconds,
     }
 
 

@@ -88,13 +88,13 @@ def measure(
     theirs = torch_run(torch_model, video, boxes)
     expected, got = theirs(), ours()[:, -1]
     fewest_seconds(theirs, 2)
-    mine, other = median_seconds([ours, theirs], repeats)
+    jax_seconds, torch_seconds = median_seconds([ours, theirs], repeats)
     return {
         f"difference_{objects}": float(np.abs(got - expected).max() / np.abs(expected).max()),
         f"compile_s_{objects}": compiled,
-        f"jax_s_{objects}": mine,
-        f"torch_s_{objects}": other,
-        f"ratio_{objects}": other / mine,
+        f"jax_s_{objects}": jax_seconds,
+        f"torch_s_{objects}": torch_seconds,
+        f"ratio_{objects}": torch_seconds / jax_seconds,
     }
 
 

@@ -65,7 +65,13 @@ def root_of(config: ConfigDict, root: str) -> epath.Path:
 
 def readers(config: ConfigDict, name: str) -> tuple[Reader, ...]:
     """The opened datasets of one task."""
-    found = []
+    return _opened(config, name)[0]
+
+
+def _opened(config: ConfigDict, name: str) -> tuple[tuple[Reader, ...], dict[str, difficulty.Measured]]:
+    """The opened datasets of a task, and its list of `omnir1_jax.difficulty`, empty where it names none."""
+    listed: dict[str, difficulty.Measured] = {}
+    opened = []
     for label, entry in config.data[name].datasets.items():
         options = entry.to_dict()
         kind, root, split = options.pop("name"), options.pop("root"), options.pop("split") or None
@@ -79,18 +85,18 @@ def readers(config: ConfigDict, name: str) -> tuple[Reader, ...]:
                 )
             root = str(path)
         try:
-            found.append(open_dataset(kind, root, split, **options))
+            opened.append(open_dataset(kind, root, split, **options))
         except InputError as error:
             raise InputError(f"data.{name}.datasets.{label}: {error}") from error
-    if not found:
+    if not opened:
         raise InputError(f"data.{name}.datasets: names no dataset")
     if entry := config.data[name].difficulty:
         listed = difficulty.read(entry, f"data.{name}.difficulty")
-        found = [difficulty.kept(reader, listed, config.data[name].least_spread) for reader in found]
-        if not any(map(len, found)):
-            least = config.data[name].least_spread
+        least = config.data[name].least_spread
+        opened = [difficulty.kept(reader, listed, least) for reader in opened]
+        if not any(map(len, opened)):
             raise InputError(f"data.{name}.least_spread: no prompt of {entry} spreads by {least:g} or more")
-    return tuple(found)
+    return tuple(opened), listed
 
 
 def task_of(config: ConfigDict, name: str) -> tasks.Task:
@@ -176,9 +182,10 @@ def families(
                 f"grpo.keep: {kept} of the {entry.batch_size} prompts of data.{name} do not divide over mesh.slice x "
                 f"mesh.data x mesh.fsdp = {share.count}"
             )
+        opened, listed = _opened(config, name)
         family = Family(
             name,
-            readers(config, name),
+            opened,
             size * len(share.parts),
             section(Task, entry),
             transform,
@@ -187,7 +194,6 @@ def families(
             made.clips,
         )
         if entry.order != "shuffled":
-            listed = difficulty.read(entry.difficulty, f"data.{name}.difficulty")
             order = difficulty.order(entry.order, family.readers, items(family), listed, f"data.{name}.order")
             family = dataclasses.replace(family, order=order)
         found.append(family)

@@ -116,21 +116,21 @@ def checked(video: str | None, sound: str | None, query: str | None, task: str |
 
 def shown(result: Result, files: outputs.Files) -> Shown:
     """An answer as parts of the page."""
-    said = outputs.answer_json(result)
-    words = said["result"]
-    if said["task"] == "qa" and said["answer"]:
-        words = f"{said['answer']}\n({words})"
-    words += f"\nSound: {said['sound']['note']}."
+    fields = outputs.answer_json(result)
+    words = fields["result"]
+    if fields["task"] == "qa" and fields["answer"]:
+        words = f"{fields['answer']}\n({words})"
+    words += f"\nSound: {fields['sound']['note']}."
     listed = [str(files.said)]
     if files.masks is not None:
         listed.append(shutil.make_archive(str(files.masks), "zip", files.masks))
     overlay = None if files.overlay is None else str(files.overlay)
-    return Shown(words, overlay, str(files.sheet), said["reasoning"], plan(said), listed)
+    return Shown(words, overlay, str(files.sheet), fields["reasoning"], plan(fields), listed)
 
 
-def plan(said: dict[str, Any]) -> str:
+def plan(fields: dict[str, Any]) -> str:
     """Plan and keyframes as tables; all text in them is escaped."""
-    if said["task"] == "qa":
+    if fields["task"] == "qa":
         return ""
     time = lambda value: "" if value is None else f"{value:.2f} s"
     boxes = lambda found: ", ".join("(" + " ".join(f"{x:.0f}" for x in box) + ")" for box in found) or "none"
@@ -141,10 +141,11 @@ def plan(said: dict[str, Any]) -> str:
             piece["description"],
             piece["failure"] or "none",
         )
-        for piece in said["plan"]
+        for piece in fields["plan"]
     ]
     frames = [
-        (str(one["frame"]), time(one["seconds"]), one["description"], boxes(one["boxes"])) for one in said["keyframes"]
+        (str(one["frame"]), time(one["seconds"]), one["description"], boxes(one["boxes"]))
+        for one in fields["keyframes"]
     ]
     parts = []
     if pieces:
@@ -153,8 +154,8 @@ def plan(said: dict[str, Any]) -> str:
     if frames:
         parts.append(markup.tag("h4", "Keyframes"))
         parts.append(markup.table(("frame", "at", "asked for", "boxes (pixels)"), frames))
-    if said["failures"]:
-        parts.append(markup.tag("p", "failures: " + ", ".join(said["failures"])))
+    if fields["failures"]:
+        parts.append(markup.tag("p", "failures: " + ", ".join(fields["failures"])))
     return str(markup.join(parts))
 
 

@@ -135,8 +135,8 @@ def _fusion(module: Module, one: Instruction) -> int:
         passed = lambda each: each.root or each.opcode in COLLECTIVES
         used = {name for each in inside if not passed(each) for name in each.operands}
         sources = [each for each in sources if each.name in used]
-        made = (inside.instructions[name] for name in inside.root.operands)
-        written = sum(each.bytes for each in made if each.opcode not in ("parameter", *COLLECTIVES))
+        results = (inside.instructions[name] for name in inside.root.operands)
+        written = sum(each.bytes for each in results if each.opcode not in ("parameter", *COLLECTIVES))
     for each in inside:
         if each.opcode == "dynamic-update-slice" and each.bytes <= written:
             written += 2 * inside.instructions[each.operands[1]].bytes - each.bytes

@@ -370,6 +370,11 @@ def _checksums(trees: Mapping[str, Any]) -> dict[str, int]:
     return dict(zip(flat, sums.tolist(), strict=True))
 
 
+def covers(names: Sequence[str], setting: str) -> bool:
+    """Whether a dotted setting, or a section that holds it, is among the names."""
+    return any(setting == name or setting.startswith(name + ".") for name in names)
+
+
 def _refuse_other_settings(
     path: epath.Path, saved: dict, mine: dict, may_differ: Sequence[str], advice: Mapping[str, str]
 ) -> None:
@@ -377,7 +382,7 @@ def _refuse_other_settings(
     saved, mine = flat(saved), flat(mine)
     text = lambda flat, key: repr(flat[key]) if key in flat else "not set"
     for key in sorted(saved.keys() | mine.keys()):
-        if any(key == free or key.startswith(free + ".") for free in may_differ):
+        if covers(may_differ, key):
             continue
         if text(saved, key) != text(mine, key):
             raise InputError(

@@ -47,10 +47,9 @@ def build(config: ConfigDict, workdir: str = "", step: str = "") -> tuple[Run, s
         chosen = checkpointing.named_step(workdir, step)
         trainable = checkpointing.load_trainable(workdir, made.state.trainable, chosen)
         made, policy = made._replace(state=dataclasses.replace(made.state, trainable=trainable)), f"{workdir} {chosen}"
-    apart = lambda name: any(f"{name}.".startswith(f"{other}.") for other in MAY_DIFFER)
-    own = {name: value for name, value in known.items() if not apart(name)}
-    own |= facts.of_data(config, made.loaded.tokenizer, made.families)
-    return made, hashlib.sha256(json.dumps([policy, own], sort_keys=True).encode()).hexdigest()[:12]
+    digested = {name: value for name, value in known.items() if not checkpointing.covers(MAY_DIFFER, name)}
+    digested |= facts.of_data(config, made.loaded.tokenizer, made.families)
+    return made, hashlib.sha256(json.dumps([policy, digested], sort_keys=True).encode()).hexdigest()[:12]
 
 
 def complete(out: pathlib.Path, made: Run, digest: str, limit: int = 0) -> list[dict[str, Any]]:

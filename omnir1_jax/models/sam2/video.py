@@ -372,7 +372,7 @@ def _step(
     t = frame_valid.shape[0]
     # Memories: prompted frames (all, or the nearest), then the last tracked ones, nearest first.
     slots, slots_seen = _conditioning(config, prompts, at)
-    kept = given_maps if (every_slot := slots.shape == prompts.frames.shape) else rows(given_maps, slots)
+    prompted_maps = given_maps if (every_slot := slots.shape == prompts.frames.shape) else rows(given_maps, slots)
     recent = at[:, None] - sign[:, None] * jnp.arange(1, config.memories)
     inside = (recent >= 0) & (recent < t)
     filled = inside & rows(bank.filled, recent)
@@ -383,7 +383,7 @@ def _step(
         use = match.any(axis=2) & ~filled
         near = jnp.where(use[..., None, None], rows(given_maps, jnp.argmax(match, axis=2)), near)
         filled = filled | use
-    maps, seen = jnp.concatenate((kept, near), axis=1), jnp.concatenate((slots_seen, filled), axis=1)
+    maps, seen = jnp.concatenate((prompted_maps, near), axis=1), jnp.concatenate((slots_seen, filled), axis=1)
     times = (config.memories - 1,) * slots.shape[1] + tuple(range(config.memories - 1))
 
     # Pointers: prompted frames that have passed, and tracked ones.
