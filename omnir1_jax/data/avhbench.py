@@ -22,19 +22,20 @@ def open(root: str, split: str = "test", captioning: bool = False) -> TableReade
     path = metadata.find(root, TABLES, "avhbench")
     questions = []
     for number, row in enumerate(metadata.load_rows(path)):
-        where = f"{path} row {number}"
-        texts = metadata.get_texts(row, ("task", "text", "label"), where)
-        name, answer, options, index = str(metadata.get(row, "video_id", (str, int), where)), texts["label"], (), None
+        location = f"{path} row {number}"
+        texts = metadata.get_texts(row, ("task", "text", "label"), location)
+        name = str(metadata.get(row, "video_id", (str, int), location))
+        answer, options, index = texts["label"], (), None
         if judged(texts["task"]):
             answer, options = answer.strip().rstrip(".").capitalize(), ("Yes", "No")
             if answer not in options:
-                raise InputError(f"{where}.label: expected Yes or No, found {texts['label'][:40]!r}")
+                raise InputError(f"{location}.label: expected Yes or No, found {texts['label'][:40]!r}")
             index = options.index(answer)
         elif not captioning:
             continue
         videos = tuple(f"{folder}{name}.mp4" for folder in FOLDERS)
         labels = {"task": texts["task"], "video_id": name}
-        questions.append((str(number), qa.Question(where, texts["text"], (videos,), options, answer, index, labels)))
+        questions.append((str(number), qa.Question(location, texts["text"], (videos,), options, answer, index, labels)))
     return qa.reader("avhbench", split, path, root, questions, _sources)
 
 

@@ -48,10 +48,11 @@ def decode(ref: ClipRef, config: DecodeConfig, rng: np.random.Generator) -> Deco
         mask = _masks(ref, config, indices, rng)
     frames = media.load_frames(ref.frames, indices, size=size, sample_id=ref.sample_id)
     height, width = own_size[0]
-    for what, other in (("masks", mask.shape[-2:] if mask is not None else None), ("metadata", ref.size)):
-        if other is not None and tuple(other) != (height, width):
+    for source, expected_size in (("masks", mask.shape[-2:] if mask is not None else None), ("metadata", ref.size)):
+        if expected_size is not None and tuple(expected_size) != (height, width):
             raise BadSample(
-                ref.sample_id, f"frames of {height}x{width}, but {other[0]}x{other[1]} according to the {what}"
+                ref.sample_id,
+                f"frames of {height}x{width}, but {expected_size[0]}x{expected_size[1]} according to the {source}",
             )
     sound, missing = _sound(ref, config)
     return DecodedClip(ref, indices, frames, (height, width), mask, sound, missing, rng)

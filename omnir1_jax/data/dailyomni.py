@@ -23,14 +23,14 @@ def open(root: str, split: str = "test") -> TableReader:
     path = metadata.find(root, TABLES, "dailyomni")
     questions = []
     for number, row in enumerate(metadata.load_rows(path)):
-        where = f"{path} row {number}"
-        texts = metadata.get_texts(row, ("Question", "Answer", "video_id", *LABELS), where)
+        location = f"{path} row {number}"
+        texts = metadata.get_texts(row, ("Question", "Answer", "video_id", *LABELS), location)
         answer, name = texts["Answer"].strip().upper(), texts["video_id"]
-        options = qa.get_options(row, "Choice", where)
-        index = qa.letter_index(options, answer, where)
+        options = qa.get_options(row, "Choice", location)
+        index = qa.letter_index(options, answer, location)
         videos = tuple(f"{folder}{name}/{name}_video.mp4" for folder in FOLDERS)
         labels = {label: texts[key] for key, label in LABELS.items()} | {"video_id": name}
-        question = qa.Question(where, texts["Question"], (videos,), options, answer, index, labels)
+        question = qa.Question(location, texts["Question"], (videos,), options, answer, index, labels)
         questions.append((str(number), question))
     return qa.reader("dailyomni", split, path, root, questions, _sources)
 

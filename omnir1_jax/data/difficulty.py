@@ -55,10 +55,10 @@ class Order:
 
 
 def order(
-    how: str,
+    mode: str,
     readers: Sequence[Reader],
     items: Iterable[tuple[int, Sequence[int]]],
-    listed: Mapping[str, Measured],
+    measured: Mapping[str, Measured],
     setting: str,
 ) -> Order:
     """The order of a family's items by a list; an item has the mean of its prompts, of none that is listed that of all.
@@ -69,15 +69,15 @@ def order(
     Raises:
       InputError: no item is listed, or for "weighted" none spreads; names the setting.
     """
-    of = lambda name: getattr(listed[name], "spread" if how == "weighted" else "mean")
-    groups = [[name for p in own if (name := prompt(readers[r], p)) in listed] for r, own in items]
-    scores = np.array([np.mean([of(name) for name in group]) if group else np.nan for group in groups])
+    score = lambda name: getattr(measured[name], "spread" if mode == "weighted" else "mean")
+    groups = [[name for p in positions if (name := prompt(readers[r], p)) in measured] for r, positions in items]
+    scores = np.array([np.mean([score(name) for name in group]) if group else np.nan for group in groups])
     if np.isnan(scores).all():
-        raise InputError(f"{setting}: {how!r}, but the difficulty list has none of the prompts")
+        raise InputError(f"{setting}: {mode!r}, but the difficulty list has none of the prompts")
     scores = np.where(np.isnan(scores), np.nanmean(scores), scores)
-    if how == "weighted" and not scores.sum() > 0:
+    if mode == "weighted" and not scores.sum() > 0:
         raise InputError(f"{setting}: 'weighted', but no prompt of the difficulty list spreads")
-    return Order(how, scores)
+    return Order(mode, scores)
 
 
 def read(path: str, setting: str) -> dict[str, Measured]:
@@ -91,22 +91,22 @@ def read(path: str, setting: str) -> dict[str, Measured]:
     except (OSError, ValueError) as error:  # of a path that is none
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"{setting}: {path!r} cannot be read ({reason})") from error
-    found = {}
+    measured = {}
     for number, row in enumerate(rows, 1):
-        line = json_file.parse_object(row, f"{setting}: {path}, line {number}")
-        name, values = line.get("sample_id"), Measured(line.get("mean"), line.get("spread"))
+        record = json_file.parse_object(row, f"{setting}: {path}, line {number}")
+        name, values = record.get("sample_id"), Measured(record.get("mean"), record.get("spread"))
         numbers = all(type(value) in (int, float) and math.isfinite(value) for value in values)
         if not isinstance(name, str) or not numbers or values.spread < 0:
             raise InputError(f"{setting}: {path}, line {number} has no sample_id with a finite mean and spread")
-        found[name] = Measured(*map(float, values))
-    return found
+        measured[name] = Measured(*map(float, values))
+    return measured
 
 
-def kept(reader: Reader, listed: Mapping[str, Measured], least: float) -> Reader:
+def kept(reader: Reader, measured: Mapping[str, Measured], min_spread: float) -> Reader:
     """The items of a reader whose spread is at least so large; those that are not in the list stay."""
-    spread = lambda name: listed[name].spread if name in listed else math.inf
-    stay = [position for position in range(len(reader)) if spread(prompt(reader, position)) >= least]
-    return reader if len(stay) == len(reader) else Subset(reader, tuple(stay))
+    spread = lambda name: measured[name].spread if name in measured else math.inf
+    positions = [position for position in range(len(reader)) if spread(prompt(reader, position)) >= min_spread]
+    return reader if len(positions) == len(reader) else Subset(reader, tuple(positions))
 
 
 def prompt(reader: Reader, position: int) -> str:

@@ -56,47 +56,47 @@ def _table(root: str, split: str) -> str:
     return files[0]
 
 
-def _check(row: dict[str, Any], where: str, number: int) -> dict[str, Any]:
+def _check(row: dict[str, Any], location: str, number: int) -> dict[str, Any]:
     if unknown := [key for key in row if key not in KEYS]:
-        raise InputError(f"{where}: unknown key '{unknown[0]}'; the keys are {', '.join(KEYS)}")
+        raise InputError(f"{location}: unknown key '{unknown[0]}'; the keys are {', '.join(KEYS)}")
     if ("question" in row) == ("expression" in row):
-        raise InputError(f"{where}: give one of the keys 'question' and 'expression'")
+        raise InputError(f"{location}: give one of the keys 'question' and 'expression'")
     kind = "question" if "question" in row else "expression"
-    options = qa.get_options(row, "options", where) if row.get("options") is not None else ()
-    answer = metadata.get(row, "answer", str, where) if "answer" in row else ""
+    options = qa.get_options(row, "options", location) if row.get("options") is not None else ()
+    answer = metadata.get(row, "answer", str, location) if "answer" in row else ""
     index = None
     if options and answer:
         by_letter = len(answer.strip()) == 1 and answer not in options
-        index = (qa.letter_index if by_letter else qa.answer_index)(options, answer, where)
-    times = {key: metadata.get_number(row, key, where) for key in ("start", "end") if key in row}
+        index = (qa.letter_index if by_letter else qa.answer_index)(options, answer, location)
+    times = {key: metadata.get_number(row, key, location) for key in ("start", "end") if key in row}
     if not 0 <= times.get("start", 0.0) < times.get("end", float("inf")):
-        raise InputError(f"{where}: expected 0 <= start < end")
-    audio = metadata.get(row, "audio", str, where) if row.get("audio") is not None else None
-    masks = metadata.get(row, "masks", str, where) if row.get("masks") is not None else None
+        raise InputError(f"{location}: expected 0 <= start < end")
+    audio = metadata.get(row, "audio", str, location) if row.get("audio") is not None else None
+    masks = metadata.get(row, "masks", str, location) if row.get("masks") is not None else None
     if masks is not None and (times or kind == "question"):
-        raise InputError(f"{where}: 'masks' goes with an expression about the whole video")
+        raise InputError(f"{location}: 'masks' goes with an expression about the whole video")
     return {
-        "video": metadata.get(row, "video", str, where),
+        "video": metadata.get(row, "video", str, location),
         "family": "qa" if kind == "question" else "vos",
-        "query": metadata.get(row, kind, str, where),
+        "query": metadata.get(row, kind, str, location),
         "options": options,
         "answer": answer,
         "answer_index": index,
-        "id": str(metadata.get(row, "id", (str, int), where)) if "id" in row else str(number),
+        "id": str(metadata.get(row, "id", (str, int), location)) if "id" in row else str(number),
         "audio": audio,
         "masks": masks,
         "silent": "audio" in row and audio is None,
         "start": times.get("start"),
         "end": times.get("end"),
-        "where": where,
+        "where": location,
     }
 
 
 def _media(root: str, row: dict[str, Any]) -> tuple[str, str | None, str | None]:
-    others = (
+    optional = (
         qa.media_file(root, [row[key]], row["where"]) if row[key] is not None else None for key in ("audio", "masks")
     )
-    return qa.media_file(root, [row["video"]], row["where"]), *others
+    return qa.media_file(root, [row["video"]], row["where"]), *optional
 
 
 def _clip(root: str, sample_id: str, row: dict[str, Any]) -> ClipRef:

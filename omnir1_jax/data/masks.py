@@ -104,19 +104,19 @@ def decode_label_map(data: bytes) -> UInt8[np.ndarray, "height width"]:
 
 def _check_png(data: bytes) -> bool:
     """Whether the PNG has a palette. Raises ValueError if a chunk is truncated or its checksum wrong, or one lacks."""
-    at, kind, header = len(PNG_SIGNATURE), b"", data[16:29]
+    offset, kind, header = len(PNG_SIGNATURE), b"", data[16:29]
     while kind != b"IEND":
-        if at + 12 > len(data):
+        if offset + 12 > len(data):
             raise ValueError("the PNG is cut short")
-        (length,) = struct.unpack_from(">I", data, at)
-        if at + 12 + length > len(data):
+        (length,) = struct.unpack_from(">I", data, offset)
+        if offset + 12 + length > len(data):
             raise ValueError("the PNG is cut short")
-        begins, kind = not kind, data[at + 4 : at + 8]
-        if zlib.crc32(data[at + 4 : at + 8 + length]) != struct.unpack_from(">I", data, at + 8 + length)[0]:
+        begins, kind = not kind, data[offset + 4 : offset + 8]
+        if zlib.crc32(data[offset + 4 : offset + 8 + length]) != struct.unpack_from(">I", data, offset + 8 + length)[0]:
             raise ValueError(f"the PNG's {kind!r} chunk is damaged")
         if begins and (kind != b"IHDR" or length != 13):
             raise ValueError("the PNG has no header")
-        at += 12 + length
+        offset += 12 + length
     return header[9] == 3
 
 

@@ -41,15 +41,15 @@ def decode_image(data: bytes, name: str, sample_id: str = "?", upright: bool = F
 
 def _jpeg_is_whole(data: bytes) -> bool:
     """Whether an end-of-image marker follows the first scan; one in an embedded thumbnail does not count."""
-    at = 2
-    while at + 4 <= len(data) and data[at] == 0xFF:
-        marker = data[at + 1]
+    offset = 2
+    while offset + 4 <= len(data) and data[offset] == 0xFF:
+        marker = data[offset + 1]
         if marker == 0xFF:  # padding
-            at += 1
+            offset += 1
             continue
-        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+        offset += 2 + int.from_bytes(data[offset + 2 : offset + 4], "big")
         if marker == 0xDA:
-            return data.rfind(b"\xff\xd9", at) >= 0
+            return data.rfind(b"\xff\xd9", offset) >= 0
     return False
 
 

@@ -41,41 +41,41 @@ def load_json(path: str) -> Any:
     return json_file.parse(load_bytes(path), path)
 
 
-def get(record: Any, key: str, kind: type | tuple[type, ...], where: str) -> Any:
-    """`record[key]`, checked to be of `kind`. `where` names the record. Raises `InputError`."""
+def get(record: Any, key: str, kind: type | tuple[type, ...], location: str) -> Any:
+    """`record[key]`, checked to be of `kind`. `location` names the record. Raises `InputError`."""
     if not isinstance(record, Mapping):
-        raise InputError(f"{where}: expected an object, found {type(record).__name__}")
+        raise InputError(f"{location}: expected an object, found {type(record).__name__}")
     if key not in record:
-        raise InputError(f"{where}: the key '{key}' is missing")
-    return check(record[key], kind, f"{where}.{key}")
+        raise InputError(f"{location}: the key '{key}' is missing")
+    return check(record[key], kind, f"{location}.{key}")
 
 
-def check(value: Any, kind: type | tuple[type, ...], where: str) -> Any:
+def check(value: Any, kind: type | tuple[type, ...], location: str) -> Any:
     kinds = kind if isinstance(kind, tuple) else (kind,)
     if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-        wanted = " or ".join(NAMES[k] for k in kinds)
-        raise InputError(f"{where}: expected {wanted}, found {str(value)[:60]!r}")
+        expected = " or ".join(NAMES[k] for k in kinds)
+        raise InputError(f"{location}: expected {expected}, found {str(value)[:60]!r}")
     return value
 
 
-def get_texts(record: Any, keys: Iterable[str], where: str) -> dict[str, str]:
+def get_texts(record: Any, keys: Iterable[str], location: str) -> dict[str, str]:
     """`record[key]` of several keys, each checked to be a text. Raises `InputError`."""
-    return {key: get(record, key, str, where) for key in keys}
+    return {key: get(record, key, str, location) for key in keys}
 
 
-def get_number(record: Any, key: str, where: str) -> float:
+def get_number(record: Any, key: str, location: str) -> float:
     """`record[key]` as a finite float. Raises `InputError`."""
-    value = get(record, key, (int, float), where)
+    value = get(record, key, (int, float), location)
     if not abs(value) < 1e300:
-        raise InputError(f"{where}.{key}: expected a number, found {str(value)[:20]!r}")
+        raise InputError(f"{location}.{key}: expected a number, found {str(value)[:20]!r}")
     return float(value)
 
 
-def get_list(record: Any, key: str, kind: type | tuple[type, ...], where: str) -> list:
+def get_list(record: Any, key: str, kind: type | tuple[type, ...], location: str) -> list:
     """`record[key]`, checked to be a list whose every entry is of `kind`."""
-    values = get(record, key, list, where)
+    values = get(record, key, list, location)
     for position, value in enumerate(values):
-        check(value, kind, f"{where}.{key}[{position}]")
+        check(value, kind, f"{location}.{key}[{position}]")
     return values
 
 
@@ -113,23 +113,23 @@ def _csv_rows(data: bytes, path: str) -> list[dict[str, Any]]:
         if not header:
             raise InputError(f"{path}: the file is empty; its first line names the columns")
         rows = []
-        for line in lines:
-            if len(line) not in (0, len(header)):
-                raise InputError(f"{path} line {lines.line_num}: {len(line)} columns, the header has {len(header)}")
-            if line:
-                rows.append(dict(zip(header, line)))
+        for fields in lines:
+            if len(fields) not in (0, len(header)):
+                raise InputError(f"{path} line {lines.line_num}: {len(fields)} columns, the header has {len(header)}")
+            if fields:
+                rows.append(dict(zip(header, fields)))
         return rows
     except (UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{path}: not a readable csv file ({error})") from error
 
 
-def find(root: str, candidates: tuple[str, ...], what: str) -> str:
+def find(root: str, candidates: tuple[str, ...], location: str) -> str:
     """The first of `candidates` (names within `root`) that exists. Raises `InputError` listing them."""
     for name in candidates:
-        path = paths.inside(root, name, what)
+        path = paths.inside(root, name, location)
         if paths.exists(path):
             return path
-    raise InputError(f"{what}: {root} holds none of {', '.join(candidates)}")
+    raise InputError(f"{location}: {root} holds none of {', '.join(candidates)}")
 
 
 def require_root(root: str) -> None:
@@ -165,36 +165,36 @@ def index_json(path: str) -> JsonIndex:
     text = load_bytes(path).decode("latin-1")
     decoder = json.JSONDecoder()
     spans: dict[str, tuple[int, int]] = {}
-    mark = codecs.BOM_UTF8.decode("latin-1")
-    at = _expect(text, len(mark) if text.startswith(mark) else 0, "{", path)
-    while text[at : at + 1] != "}":
+    bom = codecs.BOM_UTF8.decode("latin-1")
+    offset = _expect(text, len(bom) if text.startswith(bom) else 0, "{", path)
+    while text[offset : offset + 1] != "}":
         if spans:
-            at = _expect(text, at, ",", path)
+            offset = _expect(text, offset, ",", path)
         try:
-            key, at = decoder.raw_decode(text, at)
+            key, offset = decoder.raw_decode(text, offset)
             if not isinstance(key, str):
-                raise InputError(f"{path} is not JSON: expected a key at byte {at}")
-            start = _expect(text, at, ":", path)
+                raise InputError(f"{path} is not JSON: expected a key at byte {offset}")
+            start = _expect(text, offset, ":", path)
             _, end = decoder.raw_decode(text, start)
             spans[key.encode("latin-1").decode("utf-8")] = (start, end)
         except (ValueError, RecursionError) as error:
             if isinstance(error, InputError):
                 raise
-            raise InputError(f"{path} is not JSON: damaged near byte {at}") from error
-        at = _skip_space(text, end)
-    if text[at + 1 :].strip():
-        raise InputError(f"{path} is not JSON: more text follows the object at byte {at + 1}")
+            raise InputError(f"{path} is not JSON: damaged near byte {offset}") from error
+        offset = _skip_space(text, end)
+    if text[offset + 1 :].strip():
+        raise InputError(f"{path} is not JSON: more text follows the object at byte {offset + 1}")
     return JsonIndex(path, spans)
 
 
-def _skip_space(text: str, at: int) -> int:
-    while text[at : at + 1] in (" ", "\t", "\r", "\n"):
-        at += 1
-    return at
+def _skip_space(text: str, offset: int) -> int:
+    while text[offset : offset + 1] in (" ", "\t", "\r", "\n"):
+        offset += 1
+    return offset
 
 
-def _expect(text: str, at: int, character: str, path: str) -> int:
-    at = _skip_space(text, at)
-    if text[at : at + 1] != character:
-        raise InputError(f"{path} is not JSON: expected '{character}' at byte {at}")
-    return _skip_space(text, at + 1)
+def _expect(text: str, offset: int, character: str, path: str) -> int:
+    offset = _skip_space(text, offset)
+    if text[offset : offset + 1] != character:
+        raise InputError(f"{path} is not JSON: expected '{character}' at byte {offset}")
+    return _skip_space(text, offset + 1)

@@ -50,13 +50,13 @@ def open(root: str, split: str = "test", tasks: tuple[str, ...] = tuple(FOLDERS)
     if unknown := [task for task in tasks if task not in FOLDERS]:
         raise InputError(f"mvbench has no task '{unknown[0]}'; the tasks are {', '.join(FOLDERS)}")
     questions = {task: _task_questions(root, task) for task in tasks}
-    present = [task for task in tasks if any(_has_media(root, one) for _, one in questions[task])]
+    present = [task for task in tasks if any(_has_media(root, question) for _, question in questions[task])]
     notes = tuple(
         f"{task}: {len(questions[task])} questions left out: none of their videos is in {root}/video/{FOLDERS[task]}"
         for task in tasks
         if present and task not in present
     )
-    chosen = [one for task in present or tasks for one in questions[task]]
+    chosen = [question for task in present or tasks for question in questions[task]]
     if notes:
         notes += (f"the total is over {len(chosen)} questions of {len(present)} of {len(tasks)} tasks",)
     return qa.reader("mvbench", split, f"{root}/json", root, chosen, _sources, notes)
@@ -66,18 +66,18 @@ def _task_questions(root: str, task: str) -> list[tuple[str, qa.Question]]:
     path = paths.existing(root, f"json/{task}.json", "mvbench")
     questions = []
     for number, row in enumerate(metadata.load_rows(path)):
-        where = f"{path} row {number}"
-        options = qa.get_options(row, "candidates", where)
-        texts = metadata.get_texts(row, ("answer", "video", "question"), where)
-        index, start, end = qa.answer_index(options, texts["answer"], where), None, None
+        location = f"{path} row {number}"
+        options = qa.get_options(row, "candidates", location)
+        texts = metadata.get_texts(row, ("answer", "video", "question"), location)
+        index, start, end = qa.answer_index(options, texts["answer"], location), None, None
         if task in BOUNDED:
-            start, end = (metadata.get_number(row, key, where) for key in ("start", "end"))
+            start, end = (metadata.get_number(row, key, location) for key in ("start", "end"))
             if not 0 <= start < end < float("inf"):
-                raise InputError(f"{where}: expected 0 <= start < end, found {start} and {end}")
+                raise InputError(f"{location}: expected 0 <= start < end, found {start} and {end}")
         name = f"{FOLDERS[task]}/{texts['video']}"
         media = ((f"video/{name}", f"video/{ADDED}/{name}"),)
         labels = {"task": task, "video": texts["video"], "start": start, "end": end}
-        question = qa.Question(where, texts["question"], media, options, texts["answer"], index, labels)
+        question = qa.Question(location, texts["question"], media, options, texts["answer"], index, labels)
         questions.append((f"{task}/{number}", question))
     return questions
 

@@ -20,17 +20,17 @@ def open(root: str, split: str = "test") -> TableReader:
     path = qa.table("omnibench", root, ("", "dataset/", "data/"), ("jsonl", "json", "parquet"))
     questions = []
     for number, row in enumerate(metadata.load_rows(path, COLUMNS), 1):
-        where = f"{path} row {number}"
-        index = metadata.get(row, "index", (int, str), where)
-        texts = metadata.get_texts(row, [key for key in COLUMNS if key not in ("index", "options")], where)
+        location = f"{path} row {number}"
+        index = metadata.get(row, "index", (int, str), location)
+        texts = metadata.get_texts(row, [key for key in COLUMNS if key not in ("index", "options")], location)
         kind = texts["audio type"].strip().lower()
         if kind not in AUDIO_TYPES:
-            raise InputError(f"{where}['audio type']: expected one of {', '.join(AUDIO_TYPES)}")
-        options, answer = qa.get_options(row, "options", where), texts["answer"]
-        right = qa.answer_index(options, answer, where)
+            raise InputError(f"{location}['audio type']: expected one of {', '.join(AUDIO_TYPES)}")
+        options, answer = qa.get_options(row, "options", location), texts["answer"]
+        right = qa.answer_index(options, answer, location)
         files = (f"mm_data/image/{texts['image_path']}",), (f"mm_data/audio/{texts['audio_path']}",)
         labels = {"index": index, "task_type": texts["task type"], "audio_type": kind}
-        questions.append((str(index), qa.Question(where, texts["question"], files, options, answer, right, labels)))
+        questions.append((str(index), qa.Question(location, texts["question"], files, options, answer, right, labels)))
     return qa.reader("omnibench", split, path, root, questions, _sources)
 
 

@@ -20,25 +20,25 @@ def is_remote(path: str) -> bool:
     return "://" in path
 
 
-def inside(root: str, relative: Any, what: str) -> str:
+def inside(root: str, relative: Any, location: str) -> str:
     """`root`/`relative`, refused if the name leaves the root. Looks at the names alone, not at the disk.
 
-    `what` says where the name was read ("meta.json: videos"), for the message. Raises `InputError`.
+    `location` says where the name was read ("meta.json: videos"), for the message. Raises `InputError`.
     """
     if not isinstance(relative, str) or not relative or "\0" in relative:
-        raise InputError(f"{what}: expected a path within {root}, found {relative!r}")
+        raise InputError(f"{location}: expected a path within {root}, found {relative!r}")
     parts = relative.replace("\\", "/").split("/")
     # Empty parts and drive letters anywhere: an absolute path stays one to the reader when a folder is put before it.
     if is_remote(relative) or any(part in ("", "..") or (len(part) == 2 and part[1] == ":") for part in parts):
-        raise InputError(f"{what}: the path {relative!r} leaves the dataset's root {root}; name a file within it")
+        raise InputError(f"{location}: the path {relative!r} leaves the dataset's root {root}; name a file within it")
     return f"{root.rstrip('/')}/{relative}"
 
 
-def existing(root: str, relative: Any, what: str) -> str:
+def existing(root: str, relative: Any, location: str) -> str:
     """`inside`, for a file or directory that has to be there. Raises `InputError` naming what is missing where."""
-    path = inside(root, relative, what)
+    path = inside(root, relative, location)
     if not exists(path):
-        raise InputError(f"{what}: {missing(path)}")
+        raise InputError(f"{location}: {missing(path)}")
     return path
 
 
@@ -52,25 +52,25 @@ def missing(path: str) -> str:
     return f"{path} is missing"
 
 
-def files(root: str, directory: str, names: Sequence[str], what: str) -> tuple[str, ...]:
+def files(root: str, directory: str, names: Sequence[str], location: str) -> tuple[str, ...]:
     """The files `names` of one directory within `root`, all of them there. One directory scan, not n calls.
 
     Raises `InputError` naming the first file that is missing. Remote directories are not listed: a missing file
     shows when it is read.
     """
-    folder = inside(root, directory, what)
-    out = tuple(inside(folder, name, what) for name in names)
+    folder = inside(root, directory, location)
+    out = tuple(inside(folder, name, location) for name in names)
     if is_remote(root):
         return out
     try:
         present = set(os.listdir(folder))
     except FileNotFoundError as error:
-        raise InputError(f"{what}: {missing(folder)}") from error
+        raise InputError(f"{location}: {missing(folder)}") from error
     except OSError as error:
-        raise InputError(f"{what}: the directory {folder} cannot be read ({error.strerror})") from error
+        raise InputError(f"{location}: the directory {folder} cannot be read ({error.strerror})") from error
     for name, path in zip(names, out):
         if name not in present:
-            raise InputError(f"{what}: {path} is missing")
+            raise InputError(f"{location}: {path} is missing")
     return out
 
 

@@ -97,11 +97,11 @@ def training_dataset(
     mixture = []
     for family in families:
         load = _Loader(family, items(family), config.seed, config.max_attempts)
-        rests = dict(resting.get(family.name, {}))
+        resting_items = dict(resting.get(family.name, {}))
         seed = (config.seed, zlib.crc32(family.name.encode()))
-        draw = functools.partial(_draw, seed, len(load.items), family.order, rests)
-        place = functools.partial(_place, *_parts(config), family.batch_size)
-        loaded = grain.MapDataset.range(_ENDLESS).map(place).map(draw).map(load)
+        draw = functools.partial(_draw, seed, len(load.items), family.order, resting_items)
+        locate = functools.partial(_place, *_parts(config), family.batch_size)
+        loaded = grain.MapDataset.range(_ENDLESS).map(locate).map(draw).map(load)
         mixture.append(loaded.batch(family.batch_size, batch_fn=functools.partial(batching.collate, family.name)))
     mixed = grain.MapDataset.mix(mixture, [f.weight for f in families]) if len(mixture) > 1 else mixture[0]
     return mixed.map_with_index(_number)
@@ -156,19 +156,21 @@ def _check(families: Sequence[Family], config: PipelineConfig) -> None:
             raise InputError(f"data: family {family.name}: {family.batch_size} rows are not parts {parts} of {count}")
 
 
-def _draw(seed: tuple[int, ...], n: int, own: Order | None, resting: Mapping[int, tuple[int, ...]], index: int) -> Draw:
-    epoch, place = divmod(int(index), n)
-    return Draw(epoch, place, int(_order(seed, n, own, epoch, resting.get(epoch, ()))[place]))
+def _draw(
+    seed: tuple[int, ...], n: int, order: Order | None, resting: Mapping[int, tuple[int, ...]], index: int
+) -> Draw:
+    epoch, position = divmod(int(index), n)
+    return Draw(epoch, position, int(_order(seed, n, order, epoch, resting.get(epoch, ()))[position]))
 
 
 @functools.lru_cache(maxsize=16)
-def _order(seed: tuple[int, ...], n: int, own: Order | None, epoch: int, resting: tuple[int, ...]) -> np.ndarray:
+def _order(seed: tuple[int, ...], n: int, order: Order | None, epoch: int, resting: tuple[int, ...]) -> np.ndarray:
     rng = np.random.default_rng((*seed, epoch))
-    order = rng.permutation(n) if own is None else own.epoch(rng, epoch)
-    out = np.isin(order, resting)
+    permutation = rng.permutation(n) if order is None else order.epoch(rng, epoch)
+    out = np.isin(permutation, resting)
     if out.any() and not out.all():
-        order[out] = np.resize(rng.permutation(order[~out]), np.count_nonzero(out))
-    return order
+        permutation[out] = np.resize(rng.permutation(permutation[~out]), np.count_nonzero(out))
+    return permutation
 
 
 def reach(families: Mapping[str, Sequence[Any]], batch: Batch) -> range:
@@ -227,11 +229,13 @@ def fault(error: BadSample) -> Fault:
 def fingerprint(families: Sequence[Family], config: PipelineConfig) -> dict[str, Any]:
     """What a saved state must agree with to be the same stream. Neither workers nor hosts matter."""
     parts, count = _parts(config)
-    whole = lambda family: family.batch_size // len(parts) * count
-    ordered = lambda family: [family.order.digest] if family.order else []
+    global_batch_size = lambda family: family.batch_size // len(parts) * count
+    order_digest = lambda family: [family.order.digest] if family.order else []
     return {
         "seed": config.seed,
-        "families": {f.name: [len(items(f)), whole(f), f.weight, f.one_per_clip, *ordered(f)] for f in families},
+        "families": {
+            f.name: [len(items(f)), global_batch_size(f), f.weight, f.one_per_clip, *order_digest(f)] for f in families
+        },
     }
 
 

@@ -13,41 +13,41 @@ from omnir1_jax.errors import InputError
 LETTERS = "ABCDEFGHIJ"
 
 
-def answer_index(options: Sequence[str], answer: str, where: str) -> int:
+def answer_index(options: Sequence[str], answer: str, location: str) -> int:
     """Which option the answer names in full. Raises `InputError` if none does."""
     wanted = answer.strip()
     for index, option in enumerate(options):
         if option.strip() == wanted:
             return index
-    raise InputError(f"{where}: the answer {answer[:60]!r} is none of the options")
+    raise InputError(f"{location}: the answer {answer[:60]!r} is none of the options")
 
 
-def letter_index(options: Sequence[str], answer: str, where: str) -> int:
+def letter_index(options: Sequence[str], answer: str, location: str) -> int:
     """Which option the letter names. Raises `InputError`."""
     index = LETTERS.find(answer.strip()) if len(answer.strip()) == 1 else -1
     if not 0 <= index < len(options):
-        raise InputError(f"{where}: the answer {answer[:60]!r} is no letter of the {len(options)} options")
+        raise InputError(f"{location}: the answer {answer[:60]!r} is no letter of the {len(options)} options")
     return index
 
 
-def get_options(row: dict[str, Any], key: str, where: str) -> tuple[str, ...]:
-    options = metadata.get_list(row, key, str, where)
+def get_options(row: dict[str, Any], key: str, location: str) -> tuple[str, ...]:
+    options = metadata.get_list(row, key, str, location)
     if not 2 <= len(options) <= len(LETTERS):
-        raise InputError(f"{where}.{key}: expected 2 to {len(LETTERS)} options, found {len(options)}")
+        raise InputError(f"{location}.{key}: expected 2 to {len(LETTERS)} options, found {len(options)}")
     return tuple(options)
 
 
-def media_file(root: str, names: Sequence[str], where: str) -> str:
+def media_file(root: str, names: Sequence[str], location: str) -> str:
     """The first of `names` (within `root`) that is there.
 
     Raises `InputError` naming the one that is a link to nothing, else the one first looked for.
     """
-    candidates = [paths.inside(root, name, where) for name in names]
+    candidates = [paths.inside(root, name, location) for name in names]
     for path in candidates:
         if paths.exists(path):
             return path
     broken = next((path for path in candidates if os.path.islink(path)), candidates[0])
-    raise InputError(f"{where}: {paths.missing(broken)}")
+    raise InputError(f"{location}: {paths.missing(broken)}")
 
 
 class Question(NamedTuple):
@@ -130,7 +130,7 @@ def checked(
         except InputError as error:
             errors.append(error)
     if errors:
-        more = f" ({len(errors)} of {len(rows)} items have such a fault)" if len(errors) > 1 else ""
-        raise InputError(f"{errors[0]}{more}") from errors[0]
+        suffix = f" ({len(errors)} of {len(rows)} items have such a fault)" if len(errors) > 1 else ""
+        raise InputError(f"{errors[0]}{suffix}") from errors[0]
     items = [(label, repr(medium), row) for (label, row), medium in zip(rows, media)]
     return make_reader(dataset, split, items, make, path, notes)

@@ -63,8 +63,8 @@ class Subset:
         return self.base[self.positions[position]]
 
     def clips(self) -> Sequence[Sequence[int]]:
-        place = {position: i for i, position in enumerate(self.positions)}
-        groups = (tuple(place[p] for p in group if p in place) for group in self.base.clips())
+        index_of = {position: i for i, position in enumerate(self.positions)}
+        groups = (tuple(index_of[p] for p in group if p in index_of) for group in self.base.clips())
         return tuple(group for group in groups if group)
 
 
@@ -73,7 +73,7 @@ def make_reader(
     split: str,
     items: Iterable[tuple[str, Any, Any]],
     make: Callable[[str, Any], ClipRef],
-    where: str,
+    location: str,
     notes: tuple[str, ...] = (),
 ) -> TableReader:
     """A reader over `items` of (name within the split, key of its clip, row); equal names get "#2", "#3", ... .
@@ -88,7 +88,7 @@ def make_reader(
         clip_of.append(clip)
         rows.append(row)
     if not rows:
-        raise InputError(f"{where}: no items for split '{split}' of {name}")
+        raise InputError(f"{location}: no items for split '{split}' of {name}")
     return TableReader(name, split, tuple(ids), tuple(rows), make, tuple(clip_of), notes)
 
 

@@ -36,12 +36,12 @@ def open(root: str, split: str = "test") -> TableReader:
     videos = metadata.get(metadata.load_json(path), "videos", dict, path)
     rows, missing = [], []
     for video, record in videos.items():
-        where, taken = f"{path}: videos['{video}']", set()
-        vos_json.check_name(video, where)
-        source = metadata.get(record, "source", str, where)
-        sent = bool(metadata.get(record, "is_sent", (bool, int), where))
-        for key, expression in metadata.get(record, "expressions", dict, where).items():
-            here = f"{where}.expressions['{key}']"
+        location, taken = f"{path}: videos['{video}']", set()
+        vos_json.check_name(video, location)
+        source = metadata.get(record, "source", str, location)
+        sent = bool(metadata.get(record, "is_sent", (bool, int), location))
+        for key, expression in metadata.get(record, "expressions", dict, location).items():
+            here = f"{location}.expressions['{key}']"
             obj_id = str(metadata.get(expression, "obj_id", (int, str), here))
             exp_id = obj_id if obj_id not in taken else f"{obj_id}_{key}"
             vos_json.check_name(exp_id, here)
@@ -68,7 +68,7 @@ def _clip(root: str, sample_id: str, row: _Row) -> ClipRef:
     pngs = {os.path.basename(path).removesuffix(".png"): path for path in files}
     if stray := sorted(pngs.keys() - set(names)):
         raise InputError(f"{root}/{row.masks}/{stray[0]}.png belongs to no frame of JPEGImages/{row.video}")
-    annotated = tuple(place for place, name in enumerate(names) if name in pngs)
+    annotated = tuple(frame for frame, name in enumerate(names) if name in pngs)
     if not annotated:
         raise InputError(f"{root}/{row.masks} holds no masks (*.png)")
     masks = PngMasks(tuple(pngs.get(name) for name in names), (None,), size_from=frames[0])

@@ -34,30 +34,30 @@ def open(root: str, split: str = "train") -> TableReader:
     check_source("refavs", root, split, SPLITS)
     path = paths.existing(root, "metadata.csv", "refavs")
     rows, junk, todo, missing = [], 0, 0, set()
-    known: dict[str, bool] = {}
+    folder_exists: dict[str, bool] = {}
     for number, row in enumerate(metadata.load_rows(path), 1):
-        where = f"{path} row {number}"
-        metadata.get_texts(row, COLUMNS, where)
+        location = f"{path} row {number}"
+        metadata.get_texts(row, COLUMNS, location)
         todo += row["split"] == "TODO"
         if row["split"] not in (*SPLITS, "TODO"):
-            raise InputError(f"{where}.split: expected one of {', '.join(SPLITS)}, found {row['split'][:40]!r}")
+            raise InputError(f"{location}.split: expected one of {', '.join(SPLITS)}, found {row['split'][:40]!r}")
         if row["split"] != split:
             continue
         if row["exp"].startswith(JUNK) or not row["exp"].strip():
             junk += 1
             continue
         if not row["fid"].isdecimal():
-            raise InputError(f"{where}.fid: expected a whole number, found {row['fid'][:40]!r}")
+            raise InputError(f"{location}.fid: expected a whole number, found {row['fid'][:40]!r}")
         if row["uid"].count("_") < 2:
-            raise InputError(f"{where}.uid: expected <directory>_<part>_<part>, found {row['uid'][:60]!r}")
-        check_name(directory(row["uid"]), f"{where}.uid")
-        wanted = [f"media/{directory(row['uid'])}"]
+            raise InputError(f"{location}.uid: expected <directory>_<part>_<part>, found {row['uid'][:60]!r}")
+        check_name(directory(row["uid"]), f"{location}.uid")
+        folders = [f"media/{directory(row['uid'])}"]
         if not is_null(row):
-            wanted.append(f"gt_mask/{directory(row['uid'])}/fid_{row['fid']}")
-        for folder in wanted:
-            if folder not in known:
-                known[folder] = paths.is_remote(root) or paths.exists(paths.inside(root, folder, where))
-            if not known[folder]:
+            folders.append(f"gt_mask/{directory(row['uid'])}/fid_{row['fid']}")
+        for folder in folders:
+            if folder not in folder_exists:
+                folder_exists[folder] = paths.is_remote(root) or paths.exists(paths.inside(root, folder, location))
+            if not folder_exists[folder]:
                 missing.add(folder)
         rows.append((row["uid"], directory(row["uid"]), {column: row[column] for column in COLUMNS}))
     if missing:

@@ -82,8 +82,8 @@ def _parse_objects(text: str) -> tuple[list[Box], list[Point]]:
 
 
 def _whole(values: Any, count: int) -> tuple[int, ...]:
-    good = isinstance(values, list) and len(values) == count
-    if not good or any(type(v) not in (int, float) or not abs(v) < 1e6 for v in values):
+    is_valid = isinstance(values, list) and len(values) == count
+    if not is_valid or any(type(v) not in (int, float) or not abs(v) < 1e6 for v in values):
         raise ValueError(f"expected {count} numbers, found {str(values)[:40]!r}")
     return tuple(round(v) for v in values)
 
@@ -103,34 +103,34 @@ def open(root: str, split: str = "train") -> TableReader:
 
 def parquet_files(root: str, split: str) -> list[str]:
     """The split's parquet files, at the root or in `data/`: `<split>-*.parquet`, or else every one there."""
-    everything = paths.matching(root, "*.parquet") or paths.matching(root, "data/*.parquet")
-    return [path for path in everything if os.path.basename(path).startswith(split)] or everything
+    all_files = paths.matching(root, "*.parquet") or paths.matching(root, "data/*.parquet")
+    return [path for path in all_files if os.path.basename(path).startswith(split)] or all_files
 
 
-def _check(row: dict[str, Any], where: str) -> dict[str, Any]:
-    identity = metadata.get(row, "id", (str, int), where)
-    text = metadata.get(row, "solution", str, where)
+def _check(row: dict[str, Any], location: str) -> dict[str, Any]:
+    identity = metadata.get(row, "id", (str, int), location)
+    text = metadata.get(row, "solution", str, location)
     try:
         boxes, points = parse_solution(text)
     except ValueError as error:
-        raise InputError(f"{where}.solution: {error}: {text[:80]!r}") from error
+        raise InputError(f"{location}.solution: {error}: {text[:80]!r}") from error
     return {
         "id": identity,
-        "problem": metadata.get(row, "problem", str, where),
+        "problem": metadata.get(row, "problem", str, location),
         "solution": text,
         "boxes": boxes,
         "points": points,
-        "img_height": metadata.get(row, "img_height", int, where),
-        "img_width": metadata.get(row, "img_width", int, where),
+        "img_height": metadata.get(row, "img_height", int, location),
+        "img_width": metadata.get(row, "img_width", int, location),
     }
 
 
 def _folder_rows(root: str, path: str) -> Iterator[tuple[str, Any, Any]]:
     for number, row in enumerate(metadata.load_rows(path), 1):
-        where = f"{path} row {number}"
-        record = _check(row, where)
-        name = metadata.get(row, "file_name", str, where)
-        paths.inside(root, name, where)
+        location = f"{path} row {number}"
+        record = _check(row, location)
+        name = metadata.get(row, "file_name", str, location)
+        paths.inside(root, name, location)
         yield str(record["id"]), name, {**record, "image": name}
 
 

@@ -108,8 +108,8 @@ def _clip(tree: _Tree, sample_id: str, row: tuple[str, str]) -> ClipRef:
     obj, annotator = divmod(int(exp_id), len(ANNOTATORS))
     anno_id = tree.anno_ids[row]
     if tree.masks is not None:
-        where = f"{tree.masks.path}['{anno_id}']"
-        track = vos_json.check_track(tree.masks.read(str(anno_id)), len(names), where)
+        location = f"{tree.masks.path}['{anno_id}']"
+        track = vos_json.check_track(tree.masks.read(str(anno_id)), len(names), location)
         masks = RleMasks((track,), vos_json.track_size([track], frames))
     else:
         pngs = paths.files(tree.root, f"{tree.maps}/{video}", [f"{n}.png" for n in names], video)

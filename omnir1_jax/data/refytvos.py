@@ -45,8 +45,8 @@ def open(root: str, split: str = "train") -> TableReader:
     if labelled:
         _check_objects(path, videos)
         if paths.exists(f"{folder}/meta.json"):
-            where = paths.inside(folder, "meta.json", "refytvos")
-            categories = metadata.get(metadata.load_json(where), "videos", dict, where)
+            location = paths.inside(folder, "meta.json", "refytvos")
+            categories = metadata.get(metadata.load_json(location), "videos", dict, location)
         if missing := _missing_annotations(folder, videos):
             raise InputError(f"{folder}/Annotations: {len(missing)} videos are missing; the first is '{missing[0]}'")
     tree = _Tree(folder, labelled, videos, categories)
@@ -61,10 +61,10 @@ def _meta(root: str, split: str) -> str:
 def _check_objects(path: str, videos: Mapping[str, Any]) -> None:
     for video, record in videos.items():
         for exp_id, expression in record["expressions"].items():
-            where = f"{path}: videos['{video}'].expressions['{exp_id}']"
-            text = metadata.get(expression, "obj_id", str, where)
+            location = f"{path}: videos['{video}'].expressions['{exp_id}']"
+            text = metadata.get(expression, "obj_id", str, location)
             if not text.isdecimal() or not 0 < int(text) < 255:
-                raise InputError(f"{where}.obj_id: expected a number from 1 to 254 as text, found {text[:40]!r}")
+                raise InputError(f"{location}.obj_id: expected a number from 1 to 254 as text, found {text[:40]!r}")
 
 
 def _missing_annotations(folder: str, videos: Mapping[str, Any]) -> list[str]:
@@ -96,8 +96,8 @@ def _clip(tree: _Tree, sample_id: str, row: tuple[str, str]) -> ClipRef:
 
 
 def _category(categories: Mapping[str, Any], video: str, obj_id: str) -> str | None:
-    where = f"meta.json: videos['{video}']"
+    location = f"meta.json: videos['{video}']"
     if video not in categories:
         return None
-    objects = metadata.get(categories[video], "objects", dict, where)
-    return metadata.get(objects[obj_id], "category", str, where) if obj_id in objects else None
+    objects = metadata.get(categories[video], "objects", dict, location)
+    return metadata.get(objects[obj_id], "category", str, location) if obj_id in objects else None

@@ -35,9 +35,9 @@ class Resting:
         with self._changed:
             self._waiting.append((number, family, tuple(visits)))
             while self._waiting[0][0] <= number - 2 * LAG:  # no batch is decided any more that this comes too late for
-                _, before, visits = self._waiting.pop(0)
-                count(self._streaks.setdefault(before, {}), visits)
-                oldest, sets = min((visit.epoch for visit in visits), default=0), self._sets.get(before, {})
+                _, reported_family, visits = self._waiting.pop(0)
+                count(self._streaks.setdefault(reported_family, {}), visits)
+                oldest, sets = min((visit.epoch for visit in visits), default=0), self._sets.get(reported_family, {})
                 for epoch in [epoch for epoch in sets if epoch < oldest]:
                     del sets[epoch]
             self._reported = number + 1
@@ -57,11 +57,11 @@ class Resting:
             if self._closed:
                 raise RuntimeError("data: the stream was closed while it waited for a report")
             streaks = dict(self._streaks.get(family, {}))
-            for before, own, visits in self._waiting:
-                if before <= last and own == family:
+            for waiting_number, waiting_family, visits in self._waiting:
+                if waiting_number <= last and waiting_family == family:
                     count(streaks, visits)
-            rests = lambda streak, seen: streak >= self._after and epoch - seen <= streak - self._after + 1
-            sets[epoch] = (number, tuple(sorted(item for item, own in streaks.items() if rests(*own))))
+            rests = lambda count, seen: count >= self._after and epoch - seen <= count - self._after + 1
+            sets[epoch] = (number, tuple(sorted(item for item, streak in streaks.items() if rests(*streak))))
             return bool(sets[epoch][1])
 
     def sets(self) -> dict[str, dict[int, tuple[int, ...]]]:
@@ -86,16 +86,18 @@ class Resting:
             return {
                 "reported": self._reported,
                 "waiting": [[number, family, [list(v) for v in visits]] for number, family, visits in self._waiting],
-                "streaks": {f: [[i, *own] for i, own in sorted(found.items())] for f, found in self._streaks.items()},
-                "sets": {f: found for f, sets in self._sets.items() if (found := decided(sets))},
+                "streaks": {f: [[i, *streak] for i, streak in sorted(s.items())] for f, s in self._streaks.items()},
+                "sets": {f: settled for f, sets in self._sets.items() if (settled := decided(sets))},
             }
 
     def set_state(self, state: Mapping[str, Any]) -> None:
         with self._changed:
             self._reported = int(state.get("reported", 0))
             self._waiting = [(n, f, tuple(Visit(*v) for v in visits)) for n, f, visits in state.get("waiting", ())]
-            self._streaks = {f: {i: (n, e) for i, n, e in own} for f, own in state.get("streaks", {}).items()}
-            self._sets = {f: {e: (n, tuple(own)) for e, n, own in sets} for f, sets in state.get("sets", {}).items()}
+            self._streaks = {f: {i: (n, e) for i, n, e in streak} for f, streak in state.get("streaks", {}).items()}
+            self._sets = {
+                f: {e: (n, tuple(streak)) for e, n, streak in sets} for f, sets in state.get("sets", {}).items()
+            }
 
 
 def count(streaks: dict[int, tuple[int, int]], visits: Iterable[Visit]) -> None:

@@ -27,9 +27,9 @@ def open(root: str, split: str = "train", keep_empty: bool | None = None) -> Tab
     videos = vos_json.load_videos(path, root, frames_root, with_size=True, with_objects=True)
     for video, record in videos.items():
         for exp_id, expression in record["expressions"].items():
-            where = f"{path}: videos['{video}'].expressions['{exp_id}']"
-            if metadata.get(expression, "type_id", int, where) not in (0, 1, 2):
-                raise InputError(f"{where}.type_id: expected 0, 1 or 2, found {expression['type_id']}")
+            location = f"{path}: videos['{video}'].expressions['{exp_id}']"
+            if metadata.get(expression, "type_id", int, location) not in (0, 1, 2):
+                raise InputError(f"{location}.type_id: expected 0, 1 or 2, found {expression['type_id']}")
     masks = metadata.index_json(paths.existing(root, "mask_dict.json", "revos"))
     vos_json.require_masks(masks, videos)
     foreground = None

@@ -41,8 +41,8 @@ def decode(run_lengths: Mapping[str, Any]) -> Bool[np.ndarray, "height width"]:
 def mask_size(run_lengths: Any) -> tuple[int, int]:
     """(height, width). Raises ValueError if it is not two positive whole numbers."""
     size = run_lengths.get("size") if isinstance(run_lengths, Mapping) else None
-    good = isinstance(size, list | tuple) and len(size) == 2 and all(type(n) is int and n > 0 for n in size)
-    if not good or size[0] * size[1] > MAX_PIXELS:
+    is_valid = isinstance(size, list | tuple) and len(size) == 2 and all(type(n) is int and n > 0 for n in size)
+    if not is_valid or size[0] * size[1] > MAX_PIXELS:
         raise ValueError("the run lengths have no good 'size' [height, width]")
     return size[0], size[1]
 
@@ -57,11 +57,11 @@ def _parse(text: str) -> np.ndarray:
     last = (digits & 32) == 0
     ends = np.flatnonzero(last)
     starts = np.concatenate([[0], ends[:-1] + 1])
-    place = np.arange(len(digits)) - np.repeat(starts, ends - starts + 1)
-    if place.max() > 6:
+    digit_index = np.arange(len(digits)) - np.repeat(starts, ends - starts + 1)
+    if digit_index.max() > 6:
         raise ValueError("the run lengths' text is damaged")
-    numbers = np.add.reduceat((digits & 31) << (5 * place), starts)
-    numbers -= np.where(digits[ends] & 16, 1 << (5 * (place[ends] + 1)), 0)
+    numbers = np.add.reduceat((digits & 31) << (5 * digit_index), starts)
+    numbers -= np.where(digits[ends] & 16, 1 << (5 * (digit_index[ends] + 1)), 0)
     numbers[1::2] = np.cumsum(numbers[1::2])
     numbers[2::2] = np.cumsum(numbers[2::2])
     return numbers

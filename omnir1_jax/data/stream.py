@@ -153,8 +153,8 @@ def put(batch: Batch, sharding: jax.sharding.Sharding | None = None) -> Batch:
     """The batch with its arrays on the device, or over the devices of `sharding` (each host gives its own samples)."""
     if sharding is None:
         return batch._replace(arrays=jax.device_put(dict(batch.arrays)))
-    place = lambda x: jax.make_array_from_process_local_data(sharding, x)
-    return batch._replace(arrays={key: place(value) for key, value in batch.arrays.items()})
+    to_device = lambda x: jax.make_array_from_process_local_data(sharding, x)
+    return batch._replace(arrays={key: to_device(value) for key, value in batch.arrays.items()})
 
 
 @runtime_checkable

@@ -26,8 +26,8 @@ from omnir1_jax.files import folders, regular_file
 _NUMPY = ("numpy.core", "numpy._core")  # older and newer numpy write other names
 
 
-def _dtype(name: str, *more: Any) -> np.dtype:
-    dtype = np.dtype(name, *more)
+def _dtype(name: str, *args: Any) -> np.dtype:
+    dtype = np.dtype(name, *args)
     if dtype.kind not in "biu":
         raise pickle.UnpicklingError(f"an array of {dtype}")
     return dtype
@@ -87,7 +87,7 @@ def convert(source: epath.PathLike, target: epath.PathLike) -> int:
     return len(out)
 
 
-def _run_lengths(mask: Any, where: str) -> dict[str, Any] | None:
+def _run_lengths(mask: Any, location: str) -> dict[str, Any] | None:
     if mask is None:
         return None
     try:
@@ -100,7 +100,7 @@ def _run_lengths(mask: Any, where: str) -> dict[str, Any] | None:
         lengths = {"size": [int(n) for n in size], "counts": list(map(int, text)) if isinstance(text, list) else text}
         rle.decode(lengths)
     except (ValueError, KeyError, TypeError, IndexError) as error:
-        raise InputError(f"{where}: expected run lengths or an array of height and width ({error})") from error
+        raise InputError(f"{location}: expected run lengths or an array of height and width ({error})") from error
     return lengths
 
 

@@ -48,10 +48,10 @@ def _damaged(position: int) -> VideoError:
 
 def _counted(path: str, index: VideoIndex, positions: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
     """Frames identified by their order."""
-    wanted, convert = set(positions), _Converter(index)
+    requested, convert = set(positions), _Converter(index)
     with video_index.open_container(path) as container:
         for position, frame in enumerate(video_index.decode_all(container)):
-            if position in wanted:
+            if position in requested:
                 yield position, convert(frame)
             if position >= positions[-1]:
                 return

@@ -284,31 +284,31 @@ def _declared_bytes(path: str) -> int:
     with open(path, "rb") as file:
         head = file.read(4096)
         if head.startswith(_EBML):
-            at, length = _ebml_size(head, 4)
-            if head[at + length : at + length + 4] != _SEGMENT:
+            offset, length = _ebml_size(head, 4)
+            if head[offset + length : offset + length + 4] != _SEGMENT:
                 return 0
-            at, length = _ebml_size(head, at + length + 4)
-            return at + length if length else 0
+            offset, length = _ebml_size(head, offset + length + 4)
+            return offset + length if length else 0
         if head[:4] == b"RIFF":
             length = struct.unpack("<I", head[4:8])[0]
             return 8 + length if length != 0xFFFFFFFF else 0
         return _boxes_end(file) if head[4:8] in (b"ftyp", b"moov", b"mdat", b"free", b"wide", b"skip") else 0
 
 
-def _ebml_size(data: bytes, at: int) -> tuple[int, int]:
+def _ebml_size(data: bytes, offset: int) -> tuple[int, int]:
     """Where an element's content begins, and its length; 0 where the length is unknown."""
-    width = 9 - data[at].bit_length() if data[at : at + 1] else 9
+    width = 9 - data[offset].bit_length() if data[offset : offset + 1] else 9
     if not 1 <= width <= 8:
-        return at, 0
-    value = int.from_bytes(data[at : at + width], "big") & ((1 << 7 * width) - 1)
-    return at + width, 0 if value == (1 << 7 * width) - 1 else value
+        return offset, 0
+    value = int.from_bytes(data[offset : offset + width], "big") & ((1 << 7 * width) - 1)
+    return offset + width, 0 if value == (1 << 7 * width) - 1 else value
 
 
 def _boxes_end(file) -> int:
     """End of the last box that holds samples or their table."""
-    at = end = 0
+    offset = end = 0
     while True:
-        file.seek(at)
+        file.seek(offset)
         head = file.read(16)
         if len(head) < 8:
             return end
@@ -317,6 +317,6 @@ def _boxes_end(file) -> int:
             length = struct.unpack(">Q", head[8:])[0]
         if length < 8:  # to the end of the file, or damaged
             return end
-        at += length
+        offset += length
         if kind in (b"moov", b"moof", b"mdat"):
-            end = at
+            end = offset

@@ -21,14 +21,16 @@ def open(root: str, split: str = "test") -> TableReader:
     path = qa.table("videomme", root, ("", "videomme/"), ("parquet", "json", "jsonl"))
     questions = []
     for number, row in enumerate(metadata.load_rows(path, COLUMNS), 1):
-        where = f"{path} row {number}"
-        texts = metadata.get_texts(row, [key for key in COLUMNS if key != "options"], where)
+        location = f"{path} row {number}"
+        texts = metadata.get_texts(row, [key for key in COLUMNS if key != "options"], location)
         if texts["duration"] not in DURATIONS:
-            raise InputError(f"{where}.duration: expected one of {', '.join(DURATIONS)}, found {texts['duration']!r}")
-        options, answer = qa.get_options(row, "options", where), texts["answer"]
-        index = qa.letter_index(options, answer, where)
+            raise InputError(
+                f"{location}.duration: expected one of {', '.join(DURATIONS)}, found {texts['duration']!r}"
+            )
+        options, answer = qa.get_options(row, "options", location), texts["answer"]
+        index = qa.letter_index(options, answer, location)
         videos = tuple(f"{folder}{texts['videoID']}.mp4" for folder in FOLDERS)
         labels = {key: texts[key] for key in LABELS}
-        question = qa.Question(where, texts["question"], (videos,), options, answer, index, labels)
+        question = qa.Question(location, texts["question"], (videos,), options, answer, index, labels)
         questions.append((texts["question_id"], question))
     return qa.reader("videomme", split, path, root, questions, qa.video_with_sound)

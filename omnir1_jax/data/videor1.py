@@ -31,17 +31,17 @@ def open(root: str, split: str = "train", file: str = "") -> TableReader:
     path = paths.existing(root, file, "videor1.file") if file else _table(root, split)
     questions = []
     for number, row in enumerate(metadata.load_rows(path)):
-        where = f"{path} row {number}"
-        texts = metadata.get_texts(row, ("problem", "solution", "path", "data_type"), where)
+        location = f"{path} row {number}"
+        texts = metadata.get_texts(row, ("problem", "solution", "path", "data_type"), location)
         if texts["data_type"] not in ("video", "image"):
-            raise InputError(f"{where}.data_type: expected video or image, found {texts['data_type'][:40]!r}")
+            raise InputError(f"{location}.data_type: expected video or image, found {texts['data_type'][:40]!r}")
         answer = tags.between(texts["solution"], "answer")
         answer = (texts["solution"] if answer is None else answer).strip()
-        options = tuple(metadata.get_list(row, "options", str, where)) if row.get("options") else ()
-        index = qa.letter_index(options, answer, where) if options and len(answer) == 1 else None
-        labels = {key: metadata.get(row, key, str, where) if key in row else "" for key in LABELS}
+        options = tuple(metadata.get_list(row, "options", str, location)) if row.get("options") else ()
+        index = qa.letter_index(options, answer, location) if options and len(answer) == 1 else None
+        labels = {key: metadata.get(row, key, str, location) if key in row else "" for key in LABELS}
         media = ((texts["path"].removeprefix("./"),),)
-        question = qa.Question(where, texts["problem"], media, options, answer, index, labels)
+        question = qa.Question(location, texts["problem"], media, options, answer, index, labels)
         questions.append((str(row.get("problem_id", number)), question))
     return qa.reader("videor1", split, path, root, questions, _sources)
 

@@ -30,18 +30,18 @@ def load_videos(path: str, root: str, frames_root: str, with_size: bool, with_ob
     videos = metadata.get(metadata.load_json(path), "videos", dict, path)
     missing = []
     for video, record in videos.items():
-        where = f"{path}: videos['{video}']"
-        frames = metadata.get_list(record, "frames", str, where)
+        location = f"{path}: videos['{video}']"
+        frames = metadata.get_list(record, "frames", str, location)
         if not frames:
-            raise InputError(f"{where}.frames: the list is empty")
+            raise InputError(f"{location}.frames: the list is empty")
         for frame in frames:
-            check_name(frame, f"{where}.frames")
+            check_name(frame, f"{location}.frames")
         if with_size:
             for key in ("height", "width"):
-                if not 0 < metadata.get(record, key, int, where) < 2**15:
-                    raise InputError(f"{where}.{key}: expected a number of pixels, found {str(record[key])[:20]}")
-        for exp_id, expression in metadata.get(record, "expressions", dict, where).items():
-            here = f"{where}.expressions['{exp_id}']"
+                if not 0 < metadata.get(record, key, int, location) < 2**15:
+                    raise InputError(f"{location}.{key}: expected a number of pixels, found {str(record[key])[:20]}")
+        for exp_id, expression in metadata.get(record, "expressions", dict, location).items():
+            here = f"{location}.expressions['{exp_id}']"
             check_name(exp_id, here)
             metadata.get(expression, "exp", str, here)
             if with_objects:
@@ -49,7 +49,7 @@ def load_videos(path: str, root: str, frames_root: str, with_size: bool, with_ob
                 metadata.get_list(expression, "anno_id", int, here)
                 if len(expression["obj_id"]) != len(expression["anno_id"]):
                     raise InputError(f"{here}: obj_id and anno_id differ in length")
-        folder = paths.inside(root, f"{frames_root}/{video}".lstrip("/") if frames_root else video, where)
+        folder = paths.inside(root, f"{frames_root}/{video}".lstrip("/") if frames_root else video, location)
         if not paths.is_remote(root) and not paths.exists(folder):
             missing.append(folder)
     if missing:
@@ -58,10 +58,10 @@ def load_videos(path: str, root: str, frames_root: str, with_size: bool, with_ob
     return videos
 
 
-def check_name(name: str, where: str) -> None:
+def check_name(name: str, location: str) -> None:
     """Frame names and expression ids become file names: one plain part of a path each."""
     if not name or "/" in name or "\\" in name or name in (".", "..") or "\0" in name:
-        raise InputError(f"{where}: {name!r} leaves its folder; expected a plain name")
+        raise InputError(f"{location}: {name!r} leaves its folder; expected a plain name")
 
 
 def require_masks(index: metadata.JsonIndex, videos: Mapping[str, Any]) -> None:
@@ -102,8 +102,10 @@ def clip(split: VosSplit, sample_id: str, row: tuple[str, str]) -> ClipRef:
         size = size or track_size(tracks, frames)
         masks = RleMasks(tuple(tracks), size)
     if split.foreground is not None:
-        where = f"{split.foreground.path}['{video}']"
-        tracks = [check_track(metadata.get(split.foreground.read(video), "masks_rle", list, where), len(names), where)]
+        location = f"{split.foreground.path}['{video}']"
+        tracks = [
+            check_track(metadata.get(split.foreground.read(video), "masks_rle", list, location), len(names), location)
+        ]
         foreground = RleMasks(tuple(tracks), size or track_size(tracks, frames))
     extra = {key: expression[key] for key in ("obj_id", "anno_id", "type_id") if key in expression}
     return ClipRef(
@@ -119,14 +121,14 @@ def clip(split: VosSplit, sample_id: str, row: tuple[str, str]) -> ClipRef:
     )
 
 
-def check_track(track: Any, length: int, where: str) -> tuple[Mapping[str, Any] | None, ...]:
+def check_track(track: Any, length: int, location: str) -> tuple[Mapping[str, Any] | None, ...]:
     """Run lengths of one object, one entry a frame. Raises `InputError`."""
-    metadata.check(track, list, where)
+    metadata.check(track, list, location)
     if len(track) != length:
-        raise InputError(f"{where}: {len(track)} masks for {length} frames")
+        raise InputError(f"{location}: {len(track)} masks for {length} frames")
     for position, entry in enumerate(track):
         if entry is not None:
-            metadata.check(entry, dict, f"{where}[{position}]")
+            metadata.check(entry, dict, f"{location}[{position}]")
     return tuple(track)
 
 

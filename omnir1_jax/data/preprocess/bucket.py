@@ -94,12 +94,12 @@ def _row(prompt: Prompt, bucket: Bucket, sizes: Sizes, name: str):
         if count and not getattr(bucket, kind):
             raise InputError(f"{name} has {kind.split('_')[0]} for which the bucket has no room: {kind} is 0")
     try:
-        free = layout.fit(length, bucket.tokens, "tokens") - length
+        padding = layout.fit(length, bucket.tokens, "tokens") - length
         vision = _vision(prompt, bucket, sizes) if bucket.cells else ()
         audio = _audio(prompt, bucket, sizes) if bucket.audio_chunks else ()
     except InputError as error:
         raise InputError(f"{name}: {error}") from error
-    pad = lambda row, value: np.pad(row, (free, 0), constant_values=value)
+    pad = lambda row, value: np.pad(row, (padding, 0), constant_values=value)
     text = (
         pad(prompt.tokens, prompt.pad),
         pad(np.ones(length, bool), False),
@@ -164,19 +164,19 @@ def _grid_bounds(
     min_pixels: float | int, max_pixels: float | int, sizes: Sizes, max_aspect: float | int
 ) -> list[tuple[int, int]]:
     """For each number of cells along the shorter side, the most along the longer one."""
-    least, most = min_pixels / sizes.cell_pixels**2, max_pixels / sizes.cell_pixels**2
+    min_cells, max_cells = min_pixels / sizes.cell_pixels**2, max_pixels / sizes.cell_pixels**2
     # Generous by the rounding errors of the square roots, which turn a 4 into 4.000000001 and so into 5.
-    whole, roof = lambda value: math.floor(value + 1e-9), lambda value: math.ceil(value + 1e-9)
+    floor, ceil = lambda value: math.floor(value + 1e-9), lambda value: math.ceil(value + 1e-9)
     grids = []
-    for rows in range(1, whole(math.sqrt(max(most, 1))) + 1):
+    for rows in range(1, floor(math.sqrt(max(max_cells, 1))) + 1):
         # As it is (a side under rows + 1/2 times the aspect, rounded), or shrunk.
-        as_it_is = min(whole(most / rows), whole(max_aspect * (rows + 0.5) + 0.5))
-        shrunk = whole(math.sqrt(most * max_aspect)) if rows == 1 else whole(most / rows)
-        grids.append((rows, max(as_it_is, min(shrunk, whole(math.sqrt(most * max_aspect))), 1)))
-    for rows in range(1, roof(math.sqrt(least)) + 1):
+        unscaled = min(floor(max_cells / rows), floor(max_aspect * (rows + 0.5) + 0.5))
+        shrunk = floor(math.sqrt(max_cells * max_aspect)) if rows == 1 else floor(max_cells / rows)
+        grids.append((rows, max(unscaled, min(shrunk, floor(math.sqrt(max_cells * max_aspect))), 1)))
+    for rows in range(1, ceil(math.sqrt(min_cells)) + 1):
         # Enlarged: sqrt(m a) is over rows - 1, so the other side is under m / (rows - 1) before it is rounded up.
-        other = least / (rows - 1) if rows > 1 else math.inf
-        grids.append((rows, roof(min(other, math.sqrt(least * max_aspect)))))
+        other = min_cells / (rows - 1) if rows > 1 else math.inf
+        grids.append((rows, ceil(min(other, math.sqrt(min_cells * max_aspect)))))
     return grids
 
 
@@ -208,13 +208,13 @@ def bucket_for(
     media += [(-(-count // 2), *bounds("video", budget.frame_max(count))[:2]) for count in video_frames]
     mels = [mel_frames(math.ceil(seconds * SAMPLE_RATE)) for seconds in audio_seconds]
     cells = sum(pairs * most for pairs, most, _ in media)
-    heard = sum(map(layout.audio_tokens, mels))
+    audio_tokens = sum(map(layout.audio_tokens, mels))
     return Bucket(
-        tokens=-(-(text_tokens + cells + heard) // multiple) * multiple,
+        tokens=-(-(text_tokens + cells + audio_tokens) // multiple) * multiple,
         cells=cells,
         windows=sum(pairs * most for pairs, _, most in media),
         frames=sum(pairs for pairs, _, _ in media),
         frame_cells=max((most for _, most, _ in media), default=0),
         audio_chunks=sum(-(-frames // (2 * sizes.n_window)) for frames in mels),
-        audio_tokens=heard,
+        audio_tokens=audio_tokens,
     )

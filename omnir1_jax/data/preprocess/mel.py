@@ -50,8 +50,8 @@ def log_mel(
         )
     if not np.isfinite(wave).all():
         raise InputError(f"{name} has samples that are not finite, the first at {int(np.argmin(np.isfinite(wave)))}")
-    kept = mel_frames(wave.size)
-    computed = min(kept + 2, MAX_SAMPLES // HOP)
+    frame_count = mel_frames(wave.size)
+    computed = min(frame_count + 2, MAX_SAMPLES // HOP)
     padded = np.zeros(min(computed * HOP + N_FFT, MAX_SAMPLES), np.float32)
     padded[: wave.size] = wave
     padded = np.pad(padded, N_FFT // 2, mode="reflect")
@@ -60,7 +60,7 @@ def log_mel(
     spectrum = np.fft.rfft(frames * window, axis=1)
     power = spectrum.real**2 + spectrum.imag**2
     logs = np.log10(np.maximum(power @ filters, 1e-10))
-    return ((np.maximum(logs[:kept], logs.max() - 8) + 4) / 4).astype(np.float32)
+    return ((np.maximum(logs[:frame_count], logs.max() - 8) + 4) / 4).astype(np.float32)
 
 
 @functools.lru_cache(maxsize=4)

@@ -75,7 +75,7 @@ def prepare(
     """
     ids = tokens.token_ids(tokenizer)
     seen: dict[str, list[_Seen]] = {"image": [], "video": []}
-    order, mels, alone, paired = [], [], [], []
+    order, mels, audio_items, paired = [], [], [], []
     for name, item in tokens.items(messages):
         kind = item["type"]
         name = f"{name} ({kind})"
@@ -93,7 +93,7 @@ def prepare(
             wave, rate = _sound(item["audio"], item, name)
             if wave is None:
                 raise InputError(f"{name}: the video has no audio track")
-            alone.append(len(mels))
+            audio_items.append(len(mels))
             mels.append(mel.log_mel(wave, sample_rate=rate, bins=sizes.mel_bins, name=name))
     with_sound = any(index is not None for index in paired)
     if with_sound and None in paired:
@@ -101,43 +101,45 @@ def prepare(
             f"video {paired.index(None)} of the prompt has no sound while another has: the model's positions know "
             "only prompts whose videos all have sound, or none; give the sound as an audio item instead"
         )
-    heard = [layout.audio_tokens(len(one)) for one in mels]
-    count = lambda one: layout.grid_cells(one.grid, sizes.merge)
+    audio_lengths = [layout.audio_tokens(len(medium)) for medium in mels]
+    count = lambda medium: layout.grid_cells(medium.grid, sizes.merge)
     runs = {
-        "image": [np.full(count(one), ids.image, np.int32) for one in seen["image"]],
+        "image": [np.full(count(medium), ids.image, np.int32) for medium in seen["image"]],
         "video": [
-            np.full(count(one), ids.video, np.int32) if index is None else _talking(one, heard[index], ids, sizes)
-            for one, index in zip(seen["video"], paired)
+            np.full(count(medium), ids.video, np.int32)
+            if index is None
+            else _talking(medium, audio_lengths[index], ids, sizes)
+            for medium, index in zip(seen["video"], paired)
         ],
-        "audio": [np.full(heard[index], ids.audio, np.int32) for index in alone],
+        "audio": [np.full(audio_lengths[index], ids.audio, np.int32) for index in audio_items],
     }
     text = tokens.chat_text(messages, template=tokenizer, add_generation_prompt=add_generation_prompt)
     token_ids = tokens.expand(tokenizer(text)["input_ids"], ids, runs)[None]
     mask = np.ones(token_ids.shape, bool)
-    grids = {kind: np.array([one.grid for one in seen[kind]], np.int32).reshape(-1, 3) for kind in seen}
+    grids = {kind: np.array([medium.grid for medium in seen[kind]], np.int32).reshape(-1, 3) for kind in seen}
     positions, following = layout.rope_index(
         token_ids,
         mask,
         ids=ids,
         image_grids=grids["image"],
         video_grids=grids["video"],
-        seconds_per_grid=np.array([one.seconds for one in seen["video"]], np.float32),
-        audio_lengths=np.array([len(one) for one in mels], np.int32),
+        seconds_per_grid=np.array([medium.seconds for medium in seen["video"]], np.float32),
+        audio_lengths=np.array([len(medium) for medium in mels], np.int32),
         use_audio_in_video=with_sound,
         position_id_per_second=sizes.position_id_per_second,
         seconds_per_chunk=sizes.seconds_per_chunk,
         merge=sizes.merge,
     )
     vision_index, audio_index = layout.media_index(token_ids, mask, ids)
-    none = np.zeros((0, 2, sizes.cell_pixels, sizes.cell_pixels, 3), np.uint8)
+    no_cells = np.zeros((0, 2, sizes.cell_pixels, sizes.cell_pixels, 3), np.uint8)
     return Prompt(
         tokens=token_ids[0],
         positions=positions[0],
         next_position=int(following[0]),
         vision_index=vision_index[0],
         audio_index=audio_index[0],
-        cells=np.concatenate([none, *(one.cells for one in order)]),
-        grids=np.array([one.grid for one in order], np.int32).reshape(-1, 3),
+        cells=np.concatenate([no_cells, *(medium.cells for medium in order)]),
+        grids=np.array([medium.grid for medium in order], np.int32).reshape(-1, 3),
         mels=mels,
         pad=ids.pad,
     )
@@ -219,12 +221,12 @@ def _sound(source: Any, item: tokens.Item, name: str) -> tuple[np.ndarray | None
     return source, item.get("sample_rate")
 
 
-def _talking(video: _Seen, heard: int, ids: tokens.TokenIds, sizes: Sizes) -> Int[np.ndarray, " s"]:
+def _talking(video: _Seen, audio_length: int, ids: tokens.TokenIds, sizes: Sizes) -> Int[np.ndarray, " s"]:
     """Ids of a video with its sound: pieces of 2 s of each in turn, between the sound's start and end tokens."""
     pairs = video.grid[0]
     cells = layout.grid_cells(video.grid, sizes.merge)
     times = np.repeat(np.arange(pairs), cells // pairs) * video.seconds * sizes.position_id_per_second
     size = int(sizes.position_id_per_second * sizes.seconds_per_chunk)
-    pieces = layout.interleave(times, np.arange(heard), size)
+    pieces = layout.interleave(times, np.arange(audio_length), size)
     kinds = [np.full(end - first, ids.audio if sound else ids.video) for sound, first, end in pieces]
     return np.concatenate([[ids.audio_start], *kinds, [ids.audio_end]]).astype(np.int32)

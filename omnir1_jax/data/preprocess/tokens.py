@@ -71,13 +71,13 @@ def token_ids(tokenizer: PreTrainedTokenizerBase) -> TokenIds:
       InputError: it lacks one.
     """
     vocab = tokenizer.get_added_vocab()
-    lacking = [spelled for spelled in SPELLING.values() if spelled not in vocab]
+    lacking = [text for text in SPELLING.values() if text not in vocab]
     if lacking:
         raise InputError(
             f"the tokenizer of {tokenizer.name_or_path or 'this model'} lacks {', '.join(lacking)}: "
             "it is not one of Qwen2.5-Omni"
         )
-    ids = {name: vocab[spelled] for name, spelled in SPELLING.items()}
+    ids = {name: vocab[text] for name, text in SPELLING.items()}
     pad, end = ids.pop("pad"), ids.pop("end")
     return TokenIds(**ids, pad=pad, eos=(end,))
 
@@ -106,8 +106,8 @@ def items(messages: Sequence[Message]) -> Iterator[tuple[str, Item]]:
                 raise InputError(f"{name}: type must be one of {', '.join(_KEYS)}, got {kind!r}")
             unknown = sorted(set(item) - {"type", kind} - _KEYS[kind])
             if unknown or kind not in item:
-                what = f"unknown key {unknown[0]}" if unknown else f"no key {kind}"
-                raise InputError(f"{name} ({kind}): {what}; known are {', '.join(sorted({kind} | _KEYS[kind]))}")
+                problem = f"unknown key {unknown[0]}" if unknown else f"no key {kind}"
+                raise InputError(f"{name} ({kind}): {problem}; known are {', '.join(sorted({kind} | _KEYS[kind]))}")
             if kind == "text":
                 _check_text(item["text"], name)
             yield name, item
@@ -170,13 +170,13 @@ def _without_data(item: Item) -> Item:
 def _content(content: str | Sequence[Item]) -> str:
     if isinstance(content, str):
         return content
-    place = lambda start, kind, end: SPELLING[start] + SPELLING[kind] + SPELLING[end]
-    spelled = {
-        "image": place("vision_start", "image", "vision_end"),
-        "video": place("vision_start", "video", "vision_end"),
-        "audio": place("audio_start", "audio", "audio_end"),
+    spell = lambda start, kind, end: SPELLING[start] + SPELLING[kind] + SPELLING[end]
+    placeholders = {
+        "image": spell("vision_start", "image", "vision_end"),
+        "video": spell("vision_start", "video", "vision_end"),
+        "audio": spell("audio_start", "audio", "audio_end"),
     }
-    return "".join(item["text"] if item["type"] == "text" else spelled[item["type"]] for item in content)
+    return "".join(item["text"] if item["type"] == "text" else placeholders[item["type"]] for item in content)
 
 
 def expand(
@@ -193,13 +193,15 @@ def expand(
       InputError: the chat template placed another number of placeholders than there are media.
     """
     token_ids = np.asarray(token_ids, np.int32)
-    places = [
-        (int(at), run) for kind in MEDIA for at, run in _pair(token_ids, kind, getattr(ids, kind), runs.get(kind, ()))
+    positioned = [
+        (int(position), run)
+        for kind in MEDIA
+        for position, run in _pair(token_ids, kind, getattr(ids, kind), runs.get(kind, ()))
     ]
     pieces, start = [], 0
-    for at, run in sorted(places, key=lambda place: place[0]):
-        pieces += [token_ids[start:at], run]
-        start = at + 1
+    for position, run in sorted(positioned, key=lambda pair: pair[0]):
+        pieces += [token_ids[start:position], run]
+        start = position + 1
     return np.concatenate([*pieces, token_ids[start:]]).astype(np.int32)
 
 

@@ -118,22 +118,22 @@ def _say(
 
 
 def _nouns(facts: Sequence[ShapeFacts]) -> Iterator[_Noun]:
-    everything = tuple(range(len(facts)))
-    yield _Noun("shape", "shapes", everything)
+    all_shapes = tuple(range(len(facts)))
+    yield _Noun("shape", "shapes", all_shapes)
     looks = [(f.shape.colour, f.shape.kind) for f in facts]
     for kind in dict.fromkeys(kind for _, kind in looks):
-        yield _Noun(kind, PLURALS[kind], tuple(n for n in everything if looks[n][1] == kind))
+        yield _Noun(kind, PLURALS[kind], tuple(n for n in all_shapes if looks[n][1] == kind))
     for colour in dict.fromkeys(colour for colour, _ in looks):
-        domain = tuple(n for n in everything if looks[n][0] == colour)
+        domain = tuple(n for n in all_shapes if looks[n][0] == colour)
         yield _Noun(f"{colour} shape", f"{colour} shapes", domain)
     for colour, kind in dict.fromkeys(looks):
-        domain = tuple(n for n in everything if looks[n] == (colour, kind))
+        domain = tuple(n for n in all_shapes if looks[n] == (colour, kind))
         yield _Noun(f"{colour} {kind}", f"{colour} {PLURALS[kind]}", domain)
     for kind in dict.fromkeys(kind for _, kind in looks):
-        alike = [n for n in everything if looks[n][1] == kind]
-        domain = tuple(n for n in alike if facts[n].striped)
+        same_kind = [n for n in all_shapes if looks[n][1] == kind]
+        domain = tuple(n for n in same_kind if facts[n].striped)
         if domain:
-            sure = all(facts[n].striped is not None for n in alike)
+            sure = all(facts[n].striped is not None for n in same_kind)
             yield _Noun(f"striped {kind}", f"striped {PLURALS[kind]}", domain, sure)
 
 
@@ -158,21 +158,21 @@ def _clauses(facts: Sequence[ShapeFacts]) -> Iterator[_Clause]:
             judge = each(lambda f, way=way: _goes(f, way, f.extent[0 if way in ("left", "right") else 1]))
             to = way if way in ("up", "down") else f"to the {way}"
             yield _Clause(f"goes_{way}", "video", (f"that moves {to}",), (f"that move {to}",), judge, REFERRING)
-        whole = each(lambda f: not f.enters and not f.leaves)
+        whole_time = each(lambda f: not f.enters and not f.leaves)
         yield _Clause(
-            "stays", "video", ("that is there from start to end",), ("that are there from start to end",), whole
+            "stays", "video", ("that is there from start to end",), ("that are there from start to end",), whole_time
         )
-    come = ("that is not there at the beginning", "that comes into the picture")
-    yield _Clause("enters", "video", come, ("that come into the picture",), each(lambda f: f.enters))
-    go = ("that leaves the picture", "that is gone at the end")
-    yield _Clause("leaves", "video", go, ("that leave the picture",), each(lambda f: f.leaves))
-    came, left = (lambda f: f.first if f.enters else None), (lambda f: f.last if f.leaves else None)
-    yield _Clause("enters_last", "video", ("that enters last", "that comes in last"), (), most(came, 2))
-    yield _Clause("enters_first", "video", ("that is the first to come in",), (), most(_negative(came), 2))
+    enters = ("that is not there at the beginning", "that comes into the picture")
+    yield _Clause("enters", "video", enters, ("that come into the picture",), each(lambda f: f.enters))
+    leaves = ("that leaves the picture", "that is gone at the end")
+    yield _Clause("leaves", "video", leaves, ("that leave the picture",), each(lambda f: f.leaves))
+    entry_frame, exit_frame = (lambda f: f.first if f.enters else None), (lambda f: f.last if f.leaves else None)
+    yield _Clause("enters_last", "video", ("that enters last", "that comes in last"), (), most(entry_frame, 2))
+    yield _Clause("enters_first", "video", ("that is the first to come in",), (), most(_negative(entry_frame), 2))
     yield _Clause(
-        "leaves_first", "video", ("that leaves first", "that is the first to go"), (), most(_negative(left), 2)
+        "leaves_first", "video", ("that leaves first", "that is the first to go"), (), most(_negative(exit_frame), 2)
     )
-    yield _Clause("leaves_last", "video", ("that is the last to go",), (), most(left, 2))
+    yield _Clause("leaves_last", "video", ("that is the last to go",), (), most(exit_frame, 2))
     yield _Clause("fastest", "video", ("that moves fastest",), (), most(lambda f: f.speed, 1.0, 1.5))
     yield from _place_clauses(facts, most)
     yield from _sound_clauses(facts, each, most)
@@ -188,7 +188,7 @@ def _place_clauses(facts: Sequence[ShapeFacts], most) -> Iterator[_Clause]:
     """Where and how large shapes are; of those that can be compared."""
     length = len(facts[0].clear)
     when, needs = (" at the start", "video") if length > 1 else ("", "image")
-    reach = max(max(map(abs, place)) for f in facts for place in f.places)
+    reach = max(max(map(abs, position)) for f in facts for position in f.places)
     for side, (dx, dy) in {**DIRECTIONS}.items():
         value = lambda f, dx=dx, dy=dy: f.places[0][0] * dx + f.places[0][1] * dy if f.clear[0] else float("nan")
         end = {
@@ -209,10 +209,10 @@ def _sound_clauses(facts: Sequence[ShapeFacts], each, most) -> Iterator[_Clause]
     tone = lambda f: None if f.shape.tone is None else TONES[f.shape.tone]
     began = lambda f: None if f.shape.sounds is None else f.shape.sounds[0]
     lasted = lambda f: None if f.shape.sounds is None else f.shape.sounds[1] - f.shape.sounds[0]
-    one, many = ("that makes a sound", "that can be heard"), ("that make a sound",)
-    yield _Clause("sounds", "sound", one, many, each(lambda f: f.shape.sounds is not None))
-    one, many = ("that never makes a sound", "that stays silent"), ("that stay silent",)
-    yield _Clause("silent", "sound", one, many, each(lambda f: f.shape.sounds is None))
+    singular, plural = ("that makes a sound", "that can be heard"), ("that make a sound",)
+    yield _Clause("sounds", "sound", singular, plural, each(lambda f: f.shape.sounds is not None))
+    singular, plural = ("that never makes a sound", "that stays silent"), ("that stay silent",)
+    yield _Clause("silent", "sound", singular, plural, each(lambda f: f.shape.sounds is None))
     yield _Clause("high", "sound", ("that makes the high tone", "with the highest sound"), (), most(tone, 100))
     yield _Clause("low", "sound", ("that makes the low tone", "with the lowest sound"), (), most(_negative(tone), 100))
     yield _Clause("sounds_first", "sound", ("that is heard first",), (), most(_negative(began), 1))
@@ -220,11 +220,11 @@ def _sound_clauses(facts: Sequence[ShapeFacts], each, most) -> Iterator[_Clause]
     yield _Clause("longest", "sound", ("that sounds longest",), (), most(lasted, 1, 1.5))
 
 
-def _goes(fact: ShapeFacts, way: str, length: int) -> Truth:
+def _goes(fact: ShapeFacts, direction: str, length: int) -> Truth:
     """Whether it goes one way, of the frame's `length` along it; a shape that drifts that way a little is doubtful."""
-    if fact.direction == way or fact.still:
-        return fact.direction == way
-    dx, dy = DIRECTIONS[way]
+    if fact.direction == direction or fact.still:
+        return fact.direction == direction
+    dx, dy = DIRECTIONS[direction]
     (x0, y0), (x1, y1) = fact.places[0], fact.places[-1]
     return False if (x1 - x0) * dx + (y1 - y0) * dy <= 0.08 * length else None
 
@@ -260,8 +260,8 @@ def _separate(ranges: dict[int, tuple[Number, Number]], largest: bool) -> dict[i
     if len(ranges) < 2:
         return dict.fromkeys(ranges, False)
     for n, (low, high) in ranges.items():
-        others = [r for m, r in ranges.items() if m != n]
-        if all(low >= 1.25 * r[1] if largest else high * 1.25 <= r[0] for r in others):
+        other_ranges = [r for m, r in ranges.items() if m != n]
+        if all(low >= 1.25 * r[1] if largest else high * 1.25 <= r[0] for r in other_ranges):
             return {m: m == n for m in ranges}
     return dict.fromkeys(ranges)
 
@@ -278,22 +278,23 @@ def _names(nouns: Sequence[_Noun]) -> dict[int, str]:
 def _in_time(facts: Sequence[ShapeFacts], nouns: Sequence[_Noun]) -> Iterator[Expression]:
     """Sentences about the one shape that comes after another, is gone before it, or is heard as it comes or goes."""
     for other, name in _names(nouns).items():
-        rest, mark = tuple(n for n in range(len(facts)) if n != other), facts[other]
-        first, last = (tuple(n for n in rest if facts[n].seen[t]) for t in (mark.first, mark.last))  # there at its time
-        came = {n: facts[n].first - mark.first for n in rest if facts[n].enters}
-        left = {n: mark.last - facts[n].last for n in rest if facts[n].leaves}
-        found = []
-        if mark.enters:
-            found += [("comes_after", "video", f"that comes in right after the {name}", _next(came), rest)]
-            clause, who = f"that is heard while the {name} comes in", _heard(facts, mark.first)
-            found += [("heard_at", "sound", clause, who, first)]
-        if mark.leaves:
-            found += [("goes_before", "video", f"that leaves right before the {name}", _next(left), rest)]
-            clause, who = f"that is heard while the {name} leaves", _heard(facts, mark.last)
-            found += [("heard_at", "sound", clause, who, last)]
-        for topic, needs, clause, target, among in found:
-            if target is not None and target in among and len(among) > 1:
-                yield Expression(f"the shape {clause}", (target,), REASONING, needs, topic, among)
+        rest, landmark = tuple(n for n in range(len(facts)) if n != other), facts[other]
+        # Seen when it first appears, and when it was last there.
+        first, last = (tuple(n for n in rest if facts[n].seen[t]) for t in (landmark.first, landmark.last))
+        entry_gaps = {n: facts[n].first - landmark.first for n in rest if facts[n].enters}
+        exit_gaps = {n: landmark.last - facts[n].last for n in rest if facts[n].leaves}
+        candidates = []
+        if landmark.enters:
+            candidates += [("comes_after", "video", f"that comes in right after the {name}", _next(entry_gaps), rest)]
+            clause, sounding = f"that is heard while the {name} comes in", _heard(facts, landmark.first)
+            candidates += [("heard_at", "sound", clause, sounding, first)]
+        if landmark.leaves:
+            candidates += [("goes_before", "video", f"that leaves right before the {name}", _next(exit_gaps), rest)]
+            clause, sounding = f"that is heard while the {name} leaves", _heard(facts, landmark.last)
+            candidates += [("heard_at", "sound", clause, sounding, last)]
+        for topic, needs, clause, target, domain in candidates:
+            if target is not None and target in domain and len(domain) > 1:
+                yield Expression(f"the shape {clause}", (target,), REASONING, needs, topic, domain)
 
 
 def _next(gaps: dict[int, int]) -> int | None:
@@ -307,34 +308,34 @@ def _next(gaps: dict[int, int]) -> int | None:
 def _heard(facts: Sequence[ShapeFacts], moment: int) -> int | None:
     """The shape that sounds through a moment and the frames around it."""
     spans = {n: f.shape.sounds for n, f in enumerate(facts) if f.shape.sounds}
-    around = (max(0, moment - 1), min(len(facts[0].clear), moment + 2))
-    return next((n for n, (start, end) in spans.items() if start <= around[0] and around[1] <= end), None)
+    window = (max(0, moment - 1), min(len(facts[0].clear), moment + 2))
+    return next((n for n, (start, end) in spans.items() if start <= window[0] and window[1] <= end), None)
 
 
 def _relations(facts: Sequence[ShapeFacts], nouns: Sequence[_Noun]) -> Iterator[Expression]:
     """Sentences about one shape by way of another, and about several at once."""
-    everything = tuple(range(len(facts)))
+    all_shapes = tuple(range(len(facts)))
     names = _names(nouns)
     for other, name in names.items():
-        truths = {n: facts[n].behind.get(other, False) for n in everything if n != other}
+        truths = {n: facts[n].behind.get(other, False) for n in all_shapes if n != other}
         targets = tuple(n for n in truths if truths[n])
         if len(targets) == 1 and None not in truths.values():
             does, needs = ("passes", "video") if len(facts[0].clear) > 1 else ("is", "image")
             yield Expression(
-                f"the shape that {does} behind the {name}", targets, REASONING, needs, "behind", everything
+                f"the shape that {does} behind the {name}", targets, REASONING, needs, "behind", all_shapes
             )
         colour, kind = facts[other].shape.colour, facts[other].shape.kind
-        targets = tuple(n for n in everything if n != other and facts[n].shape.colour == colour)
+        targets = tuple(n for n in all_shapes if n != other and facts[n].shape.colour == colour)
         if len(targets) == 1 and colour not in name:
             text = f"the shape that has the same colour as the {name}"
-            yield Expression(text, targets, REASONING, "image", "same_colour", everything)
-        rest = tuple(n for n in everything if n != other)
+            yield Expression(text, targets, REASONING, "image", "same_colour", all_shapes)
+        rest = tuple(n for n in all_shapes if n != other)
         if len(rest) >= 2:
             yield Expression(f"every shape except the {name}", rest, REASONING, "image", "except")
-        alike = {facts[n].shape.kind for n in rest}
-        if len(rest) >= 2 and len(alike) == 1 and kind not in alike:
-            text = f"the only shape that is not a {alike.pop()}"
-            yield Expression(text, (other,), REASONING, "image", "odd_one", everything)
+        other_kinds = {facts[n].shape.kind for n in rest}
+        if len(rest) >= 2 and len(other_kinds) == 1 and kind not in other_kinds:
+            text = f"the only shape that is not a {other_kinds.pop()}"
+            yield Expression(text, (other,), REASONING, "image", "odd_one", all_shapes)
     pairs = [(a, b) for a in names for b in names if a < b]
     for a, b in pairs:
         yield Expression(f"the {names[a]} and the {names[b]}", (a, b), REFERRING, "image", "pair")
@@ -343,6 +344,6 @@ def _relations(facts: Sequence[ShapeFacts], nouns: Sequence[_Noun]) -> Iterator[
 def _nothing(facts: Sequence[ShapeFacts], rng: np.random.Generator) -> Iterator[Expression]:
     """The name of a shape that is not there, near to one that is: its colour and kind are there, but not together."""
     looks = {(f.shape.colour, f.shape.kind) for f in facts}
-    near = [(c, k) for c in COLOURS for k in KINDS if (c, k) not in looks and any(c == d for d, _ in looks)]
-    colour, kind = near[int(rng.integers(len(near)))]
+    absent = [(c, k) for c in COLOURS for k in KINDS if (c, k) not in looks and any(c == d for d, _ in looks)]
+    colour, kind = absent[int(rng.integers(len(absent)))]
     yield Expression(f"the {colour} {kind}", (), NOTHING, "image", "nothing")

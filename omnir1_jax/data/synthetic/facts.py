@@ -54,29 +54,31 @@ class ShapeFacts:
         return sum(steps) / max(1, len(steps))
 
 
-def observe(scene: Scene, whole: Bool[np.ndarray, "objects time height width"] | None = None) -> tuple[ShapeFacts, ...]:
-    """Facts of every shape, in the scene's order. `whole`: `render.whole_masks(scene)` if at hand."""
-    whole = render.whole_masks(scene) if whole is None else whole
-    seen = render.visible_masks(whole)
-    areas = whole.sum((2, 3))
+def observe(
+    scene: Scene, whole_masks: Bool[np.ndarray, "objects time height width"] | None = None
+) -> tuple[ShapeFacts, ...]:
+    """Facts of every shape, in the scene's order. `whole_masks`: `render.whole_masks(scene)` if at hand."""
+    whole_masks = render.whole_masks(scene) if whole_masks is None else whole_masks
+    seen = render.visible_masks(whole_masks)
+    areas = whole_masks.sum((2, 3))
     seen_areas = seen.sum((2, 3))
-    covered = _covered_shares(whole, areas)
-    return tuple(_observe_shape(scene, n, seen_areas[n], covered[n]) for n in range(len(scene.shapes)))
+    covered_shares = _covered_shares(whole_masks, areas)
+    return tuple(_observe_shape(scene, n, seen_areas[n], covered_shares[n]) for n in range(len(scene.shapes)))
 
 
-def _observe_shape(scene: Scene, n: int, seen_area: np.ndarray, covered: np.ndarray) -> ShapeFacts:
+def _observe_shape(scene: Scene, n: int, seen_area: np.ndarray, covered_shares: np.ndarray) -> ShapeFacts:
     config, shape = scene.config, scene.shapes[n]
-    at = [shape.at(t) for t in range(*shape.present)]
-    places, radii = tuple((x, y) for x, y, _ in at), tuple(r for _, _, r in at)
+    course = [shape.at(t) for t in range(*shape.present)]
+    places, radii = tuple((x, y) for x, y, _ in course), tuple(r for _, _, r in course)
     seen = []
     for t in range(config.frames):
-        full = _full_area(shape.kind, shape.at(t)[2])
-        seen.append(bool(seen_area[t] >= max(CLEAR_AREA, CLEAR_SHARE * full)))
+        full_area = _full_area(shape.kind, shape.at(t)[2])
+        seen.append(bool(seen_area[t] >= max(CLEAR_AREA, CLEAR_SHARE * full_area)))
     dark = range(*shape.shadow)
     clear = [yes and t not in dark for t, yes in enumerate(seen)]
     ratio = radii[-1] / radii[0]
     moved = sum(math.dist(a, b) for a, b in pairwise(places))
-    behind = {m: _behind(covered[m], clear) for m in range(n + 1, len(scene.shapes))}
+    behind = {m: _behind(covered_shares[m], clear) for m in range(n + 1, len(scene.shapes))}
     return ShapeFacts(
         shape=shape,
         extent=(config.width, config.height),
@@ -118,14 +120,14 @@ def _direction(places: Sequence[tuple[float, float]], width: int, height: int) -
     return None
 
 
-def _covered_shares(whole: np.ndarray, areas: np.ndarray) -> np.ndarray:
+def _covered_shares(whole_masks: np.ndarray, areas: np.ndarray) -> np.ndarray:
     """[n, m, t]: what share of shape n the nearer shape m covers in frame t."""
-    count, total = len(whole), whole.shape[1]
+    count, total = len(whole_masks), whole_masks.shape[1]
     out = np.zeros((count, count, total))
     for n in range(count):
         for m in range(n + 1, count):
-            both = (whole[n] & whole[m]).sum((1, 2))
-            out[n, m] = both / np.maximum(areas[n], 1)
+            overlap = (whole_masks[n] & whole_masks[m]).sum((1, 2))
+            out[n, m] = overlap / np.maximum(areas[n], 1)
     return out
 
 

@@ -67,9 +67,9 @@ def open(
         for j in range(per_clip)
     )
     make = functools.partial(_MAKERS[family], config)
-    for name, wanted, chosen in (("plain", "vos", plain), ("mixed", "vos", mixed), ("heard", "refavs", heard)):
-        if chosen and (family != wanted or (plain and mixed)):
-            raise InputError(f"synthetic.{name}: of {wanted} alone, not '{family}'; plain or mixed, not both")
+    for name, required_family, chosen in (("plain", "vos", plain), ("mixed", "vos", mixed), ("heard", "refavs", heard)):
+        if chosen and (family != required_family or (plain and mixed)):
+            raise InputError(f"synthetic.{name}: of {required_family} alone, not '{family}'; plain or mixed, not both")
         if chosen:
             make = functools.partial(make, **{name: True})
     return make_reader("synthetic", split, items, make, "synthetic")
@@ -161,8 +161,8 @@ def heard_in(config: WorldConfig, seed: int, number: int) -> tuple[Clip, tuple[E
 def _told_by_voice(clip: Clip, e: Expression) -> bool:
     """Whether the first frame and the sound tell which shape is meant: no other there, or heard, has its voice."""
     (target,), shapes = e.targets, clip.scene.shapes
-    alike = [n for n, s in enumerate(shapes) if n != target and VOICES[s.colour] == VOICES[shapes[target].colour]]
-    return e.topic != "heard_at" and not any(clip.masks[n, 0].any() or shapes[n].tone for n in alike)
+    same_voice = [n for n, s in enumerate(shapes) if n != target and VOICES[s.colour] == VOICES[shapes[target].colour]]
+    return e.topic != "heard_at" and not any(clip.masks[n, 0].any() or shapes[n].tone for n in same_voice)
 
 
 def _lesson(family: str, config: WorldConfig, sample_id: str, seed: int) -> ClipRef:
@@ -193,8 +193,8 @@ def _refcocog(config: WorldConfig, sample_id: str, row: tuple[int, int]) -> Clip
 
 def _qa(config: WorldConfig, sample_id: str, row: tuple[int, int]) -> ClipRef:
     # A clip whose shapes look alike, or that nothing can be asked about, gives way to another.
-    clip, asked = _first_with(lambda clip: writers.questions(clip, 1 + row[1]), config, row[0])
-    question, options, answer = _nth(asked, row[1], sample_id)
+    clip, questions = _first_with(lambda clip: writers.questions(clip, 1 + row[1]), config, row[0])
+    question, options, answer = _nth(questions, row[1], sample_id)
     index = qa.answer_index(options, answer, sample_id)
     audio = AudioBytes(sound.to_wav(clip.sound))
     extra = {"options": options, "answer": answer, "answer_index": index}

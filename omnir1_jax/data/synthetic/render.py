@@ -76,20 +76,20 @@ def whole_masks(scene: Scene) -> Bool[np.ndarray, "objects time height width"]:
     for n, shape in enumerate(scene.shapes):
         for t in range(config.frames):
             if (window := _window(shape, t, config.height, config.width)) is not None:
-                where, u, v = window
-                out[n, t][where] = covers(shape.kind, u, v)
+                pixels, u, v = window
+                out[n, t][pixels] = covers(shape.kind, u, v)
     return out
 
 
 def visible_masks(
-    whole: Bool[np.ndarray, "objects time height width"],
+    full_masks: Bool[np.ndarray, "objects time height width"],
 ) -> Bool[np.ndarray, "objects time height width"]:
     """What is seen of each shape: later shapes hide earlier ones."""
-    hidden = np.zeros(whole.shape[1:], bool)
-    out = np.empty_like(whole)
-    for n in range(len(whole) - 1, -1, -1):
-        out[n] = whole[n] & ~hidden
-        hidden |= whole[n]
+    hidden = np.zeros(full_masks.shape[1:], bool)
+    out = np.empty_like(full_masks)
+    for n in range(len(full_masks) - 1, -1, -1):
+        out[n] = full_masks[n] & ~hidden
+        hidden |= full_masks[n]
     return out
 
 
@@ -101,9 +101,9 @@ def frames(scene: Scene) -> UInt8[np.ndarray, "time height width 3"]:
         for shape in scene.shapes:
             if (window := _window(shape, t, config.height, config.width)) is None:
                 continue
-            where, u, v = window
+            pixels, u, v = window
             mask = covers(shape.kind, u, v)
-            out[t][where][mask] = _paint(shape, t, u, v, config.rims)[mask]
+            out[t][pixels][mask] = _paint(shape, t, u, v, config.rims)[mask]
     return out
 
 

@@ -37,7 +37,7 @@ def make_scene(config: WorldConfig, seed: int) -> Scene:
 def make_clip(config: WorldConfig, seed: int) -> Clip:
     """The clip of a seed, the same on every run and platform. Raises `InputError` as `make_scene` does."""
     scene = make_scene(config, seed)
-    whole = render.whole_masks(scene)
+    whole_masks = render.whole_masks(scene)
     rng = np.random.Generator(np.random.PCG64([seed, WORDING]))
-    sentences = expressions.describe(facts.observe(scene, whole), rng, config.relations)
-    return Clip(scene, render.frames(scene), render.visible_masks(whole), sound.track(scene), sentences)
+    sentences = expressions.describe(facts.observe(scene, whole_masks), rng, config.relations)
+    return Clip(scene, render.frames(scene), render.visible_masks(whole_masks), sound.track(scene), sentences)

@@ -225,8 +225,8 @@ def _draw_shapes(config: WorldConfig, rng: np.random.Generator) -> tuple[Shape, 
         cross = bool(shapes) and _chance(rng, config.occlusion)
         candidates = []
         for _ in range(12):
-            way = _draw_way(config, rng, present, max(radius), bool(speck))
-            shape = Shape(kind, colour, striped, present, way, radius, speck=speck, shadow=shadow)
+            course = _draw_way(config, rng, present, max(radius), bool(speck))
+            shape = Shape(kind, colour, striped, present, course, radius, speck=speck, shadow=shadow)
             candidates.append((_crossing(shape, shapes, cross), len(candidates), shape))
         shapes.append(min(candidates)[2])
     return tuple(shapes)
@@ -266,19 +266,19 @@ def _draw_way(
             if math.dist(start, end) >= 0.35 * config.width:
                 break
     if config.brief:
-        way = [(first, *start)]
+        course = [(first, *start)]
         if first > 0 and not grown:
-            way = [(first - 1, *_outside(config, start, radius)), (first + slide, *start)]
-        way += [(last - 1, *end)]
+            course = [(first - 1, *_outside(config, start, radius)), (first + slide, *start)]
+        course += [(last - 1, *end)]
         if last < config.frames:
-            way[-1:] = [(last - 1 - slide, *end), (last, *_outside(config, end, radius))]
+            course[-1:] = [(last - 1 - slide, *end), (last, *_outside(config, end, radius))]
     elif first > 0:
-        way = [(first - 1, *_outside(config, start, radius)), (first + slide, *start), (last - 1, *end)]
+        course = [(first - 1, *_outside(config, start, radius)), (first + slide, *start), (last - 1, *end)]
     elif last < config.frames:
-        way = [(first, *start), (last - 1 - slide, *end), (last, *_outside(config, end, radius))]
+        course = [(first, *start), (last - 1 - slide, *end), (last, *_outside(config, end, radius))]
     else:
-        way = [(first, *start), (last - 1, *end)]
-    return tuple((float(t), *(round(v * GRID) / GRID for v in point)) for t, *point in way)
+        course = [(first, *start), (last - 1, *end)]
+    return tuple((float(t), *(round(v * GRID) / GRID for v in point)) for t, *point in course)
 
 
 def _spot(config: WorldConfig, rng: np.random.Generator, radius: float) -> tuple[float, float]:
@@ -288,15 +288,15 @@ def _spot(config: WorldConfig, rng: np.random.Generator, radius: float) -> tuple
     return x, y
 
 
-def _outside(config: WorldConfig, near: tuple[float, float], radius: float) -> tuple[float, float]:
+def _outside(config: WorldConfig, point: tuple[float, float], radius: float) -> tuple[float, float]:
     """A place just beyond the nearest edge, so that the slide is short and plain."""
-    x, y = near
+    x, y = point
     width, height = config.width, config.height
     beyond = {x: (-radius, y), width - x: (width + radius, y), y: (x, -radius), height - y: (x, height + radius)}
     return beyond[min(beyond)]
 
 
-def _crossing(shape: Shape, others: list[Shape], wanted: bool) -> int:
+def _crossing(shape: Shape, others: list[Shape], is_crossing: bool) -> int:
     """How far the way is from what is wanted: to cross another for a while, or to stay clear of all. 0 is best."""
     frames = range(*shape.present)
     touching = 0
@@ -304,8 +304,8 @@ def _crossing(shape: Shape, others: list[Shape], wanted: bool) -> int:
         for t in frames:
             if other.present[0] <= t < other.present[1]:
                 (x, y, r), (u, v, s) = shape.at(t), other.at(t)
-                touching += math.dist((x, y), (u, v)) < (0.7 if wanted else 1.05) * (r + s)
-    if not wanted:
+                touching += math.dist((x, y), (u, v)) < (0.7 if is_crossing else 1.05) * (r + s)
+    if not is_crossing:
         return touching
     return abs(touching - max(1, len(frames) // 4))
 
@@ -313,8 +313,8 @@ def _crossing(shape: Shape, others: list[Shape], wanted: bool) -> int:
 def _give_tones(scene: Scene, rng: np.random.Generator) -> Scene | None:
     """Tones for some shapes, one at a time; None if they do not fit one after another."""
     config = scene.config
-    most = min(config.sounding[1], len(scene.shapes))
-    count = int(rng.integers(min(config.sounding[0], most), most + 1))
+    max_count = min(config.sounding[1], len(scene.shapes))
+    count = int(rng.integers(min(config.sounding[0], max_count), max_count + 1))
     if count == 0:
         return scene
     order = [int(i) for i in rng.permutation(len(scene.shapes))[:count]]
@@ -322,13 +322,15 @@ def _give_tones(scene: Scene, rng: np.random.Generator) -> Scene | None:
     names = [names[i] for i in rng.permutation(count)]
     if config.voices:
         names = [VOICES[scene.shapes[i].colour] for i in order]
-    shapes, taken = list(scene.shapes), []
+    shapes, used_spans = list(scene.shapes), []
     for index, tone in zip(order, names):
         first, last = shapes[index].present
         length = max(1, min(last - first, config.frames // (count + 1)))
         length = int(rng.integers(max(1, length // 2), length + 1))
         fits = [
-            (t, t + length) for t in range(first, last - length + 1) if all(t + length <= a or b <= t for a, b in taken)
+            (t, t + length)
+            for t in range(first, last - length + 1)
+            if all(t + length <= a or b <= t for a, b in used_spans)
         ]
         if not config.rims:
             fits = [span for span in fits if _plain_who(shapes, index, tone, span)]
@@ -336,9 +338,9 @@ def _give_tones(scene: Scene, rng: np.random.Generator) -> Scene | None:
             return None
         if not fits:
             continue  # it stays silent: with its voice one could not hear who sounds
-        taken.append(_pick(rng, fits))
-        shapes[index] = replace(shapes[index], tone=tone, sounds=taken[-1])
-    return replace(scene, shapes=tuple(shapes)) if taken else None
+        used_spans.append(_pick(rng, fits))
+        shapes[index] = replace(shapes[index], tone=tone, sounds=used_spans[-1])
+    return replace(scene, shapes=tuple(shapes)) if used_spans else None
 
 
 def _plain_who(shapes: list[Shape], index: int, tone: str, span: tuple[int, int]) -> bool:

@@ -37,14 +37,14 @@ def clip_rng(seed: int) -> np.random.Generator:
     return np.random.Generator(np.random.PCG64([seed, 10**6 + 1]))
 
 
-def pick(clip: Clip, count: int, needs: tuple[str, ...], **how: Any) -> tuple[Expression, ...]:
-    return expressions.choose(clip.expressions, clip_rng(clip.scene.seed), count, needs, **how)
+def pick(clip: Clip, count: int, needs: tuple[str, ...], **options: Any) -> tuple[Expression, ...]:
+    return expressions.choose(clip.expressions, clip_rng(clip.scene.seed), count, needs, **options)
 
 
 def single(clip: Clip, count: int, needs: tuple[str, ...]) -> tuple[Expression, ...]:
     """Sentences about one shape each."""
-    alone = [e for e in clip.expressions if len(e.targets) == 1]
-    return expressions.choose(alone, clip_rng(clip.scene.seed), count, needs)
+    single_target = [e for e in clip.expressions if len(e.targets) == 1]
+    return expressions.choose(single_target, clip_rng(clip.scene.seed), count, needs)
 
 
 def mixed(clip: Clip, count: int) -> tuple[Expression, ...]:
@@ -52,13 +52,13 @@ def mixed(clip: Clip, count: int) -> tuple[Expression, ...]:
 
     The noun of a sentence by sound or behaviour fits at least `OPEN` shapes, so that it is not a description by itself.
     """
-    alone = [e for e in clip.expressions if len(e.targets) == 1]
-    alone = [e for e in alone if e.needs == "image" or len(e.among) >= OPEN]
-    left = {n: list(expressions.choose(alone, clip_rng(clip.scene.seed), count, (n,))) for n in SEEN_HEARD}
+    single_target = [e for e in clip.expressions if len(e.targets) == 1]
+    single_target = [e for e in single_target if e.needs == "image" or len(e.among) >= OPEN]
+    remaining = {n: list(expressions.choose(single_target, clip_rng(clip.scene.seed), count, (n,))) for n in SEEN_HEARD}
     chosen = []
     for number in range(count):
         needs = (IN_TURN[number % len(IN_TURN)], *SEEN_HEARD)
-        pool = next((left[need] for need in needs if left[need]), [])
+        pool = next((remaining[need] for need in needs if remaining[need]), [])
         chosen += [pool.pop(0)] if pool else []
     return tuple(chosen)
 
@@ -235,7 +235,7 @@ def mp4(root: epath.PathLike, config: WorldConfig, clips: int, seed: int) -> Non
             for j, (question, options, answer) in enumerate(questions(clip)):
                 item = {"id": f"{name}/q{j}", "video": f"videos/{name}.mp4", "question": question}
                 lines.append(item | {"options": list(options), "answer": answer})
-        write(root / f"{split}.jsonl", "".join(json.dumps(line) + "\n" for line in lines).encode())
+        write(root / f"{split}.jsonl", "".join(json.dumps(row) + "\n" for row in lines).encode())
 
 
 def questions(clip: Clip, count: int = 2) -> tuple[tuple[str, tuple[str, ...], str], ...]:

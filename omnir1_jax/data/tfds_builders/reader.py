@@ -27,14 +27,14 @@ def open(root: epath.PathLike, split: str = "train") -> TableReader:
     """
     directory = _version_directory(str(root))
     recorded = metadata.load_json(f"{directory}/metadata.json")
-    where = f"{directory}/metadata.json"
-    splits = metadata.get(recorded, "items", dict, where)
+    location = f"{directory}/metadata.json"
+    splits = metadata.get(recorded, "items", dict, location)
     if split not in splits:
-        raise InputError(f"{where}: no split '{split}'; there are {', '.join(splits) or 'none'}")
+        raise InputError(f"{location}: no split '{split}'; there are {', '.join(splits) or 'none'}")
     builder = _builder(directory)
     if builder.name not in FAMILY:
         raise InputError(f"{directory} holds the dataset '{builder.name}', not one of {', '.join(FAMILY)}")
-    clips = [_check(entry, f"{where}.items['{split}'][{n}]") for n, entry in enumerate(splits[split])]
+    clips = [_check(entry, f"{location}.items['{split}'][{n}]") for n, entry in enumerate(splits[split])]
     length = len(_source(directory, split))
     if length != len(clips):
         raise InputError(f"{directory}: split '{split}' has {length} examples, metadata.json tells of {len(clips)}")
@@ -57,10 +57,10 @@ def _version_directory(root: str) -> str:
     return versions[-1]
 
 
-def _check(entry: Any, where: str) -> tuple[str, list[str]]:
+def _check(entry: Any, location: str) -> tuple[str, list[str]]:
     if not (isinstance(entry, list) and len(entry) == 2 and isinstance(entry[0], str) and isinstance(entry[1], list)):
-        raise InputError(f"{where}: expected [clip, names of its items]")
-    return entry[0], [metadata.check(label, str, where) for label in entry[1]]
+        raise InputError(f"{location}: expected [clip, names of its items]")
+    return entry[0], [metadata.check(label, str, location) for label in entry[1]]
 
 
 @functools.lru_cache(maxsize=8)
@@ -81,7 +81,7 @@ def _source(directory: str, split: str):
 
 def _clip(directory: str, name: str, split: str, sample_id: str, row: tuple[int, int]) -> ClipRef:
     index, position = row
-    where = f"{directory}: example {index} of '{split}'"
+    location = f"{directory}: example {index} of '{split}'"
     try:
         example = _source(directory, split)[index]
         names = tuple(text.decode() for text in example["frame_names"])
@@ -92,20 +92,20 @@ def _clip(directory: str, name: str, split: str, sample_id: str, row: tuple[int,
         audio = AudioBytes(example["audio"]) if example["audio"] else None
         foreground = example["foreground"]
     except DAMAGE as error:
-        raise InputError(f"{where}: damaged ({first_line(error)})") from error
+        raise InputError(f"{location}: damaged ({first_line(error)})") from error
 
     def track(data: bytes):
-        return vos_json.check_track(json_file.parse(data, where), len(names), where)
+        return vos_json.check_track(json_file.parse(data, location), len(names), location)
 
-    chosen = json_file.parse(targets.encode(), where)
+    chosen = json_file.parse(targets.encode(), location)
     masks = None
     if chosen is not None:
         if not isinstance(chosen, list) or any(type(n) is not int or not 0 <= n < len(tracks) for n in chosen):
-            raise InputError(f"{where}: targets {targets[:40]!r} are not among its {len(tracks)} tracks")
+            raise InputError(f"{location}: targets {targets[:40]!r} are not among its {len(tracks)} tracks")
         masks = RleMasks(tuple(track(tracks[n]) for n in chosen), size)
     known = min(size) > 0
     if not (known or masks is None) or not names or len(frames.blobs) != len(names):
-        raise InputError(f"{where}: {len(frames.blobs)} frames, {len(names)} names, size {size}")
+        raise InputError(f"{location}: {len(frames.blobs)} frames, {len(names)} names, size {size}")
     return ClipRef(
         dataset=name,
         sample_id=sample_id,
@@ -116,5 +116,5 @@ def _clip(directory: str, name: str, split: str, sample_id: str, row: tuple[int,
         masks=masks,
         foreground=RleMasks((track(foreground),), size) if foreground else None,
         size=size if known else None,
-        extra=metadata.check(json_file.parse(extra.encode(), where), dict, where),
+        extra=metadata.check(json_file.parse(extra.encode(), location), dict, location),
     )
