@@ -22,19 +22,19 @@ def thin(
     if len(x) <= points:
         return x, y
     keep = []
-    for at in np.array_split(np.arange(len(x)), points // 2):
-        finite = at[np.isfinite(y[at])]
-        keep += sorted({finite[np.argmin(y[finite])], finite[np.argmax(y[finite])]}) if len(finite) else [at[0]]
+    for indices in np.array_split(np.arange(len(x)), points // 2):
+        finite = indices[np.isfinite(y[indices])]
+        keep += sorted({finite[np.argmin(y[finite])], finite[np.argmax(y[finite])]}) if len(finite) else [indices[0]]
     return x[keep], y[keep]
 
 
 def smooth(y: Float[np.ndarray, "n"], window: int) -> Float[np.ndarray, "n"]:
     """Centred moving mean of what is finite; the window shrinks at the ends."""
-    good = np.isfinite(y)
-    total = np.cumsum(np.concatenate([[0.0], np.where(good, y, 0.0)]))
-    count = np.cumsum(np.concatenate([[0], good]))
-    at = np.arange(len(y))
-    low, high = np.maximum(at - window // 2, 0), np.minimum(at + window // 2 + 1, len(y))
+    is_finite = np.isfinite(y)
+    total = np.cumsum(np.concatenate([[0.0], np.where(is_finite, y, 0.0)]))
+    count = np.cumsum(np.concatenate([[0], is_finite]))
+    indices = np.arange(len(y))
+    low, high = np.maximum(indices - window // 2, 0), np.minimum(indices + window // 2 + 1, len(y))
     seen = count[high] - count[low]
     return np.where(seen > 0, (total[high] - total[low]) / np.maximum(seen, 1), np.nan)
 
@@ -61,14 +61,14 @@ def curve(
     """One curve over the steps. None is a number that was not finite: a gap, and a mark at the bottom."""
     steps = np.array(x, np.float64)
     values = np.clip(np.array([math.nan if v is None else v for v in y], np.float64), -1e30, 1e30)
-    good = np.isfinite(values)
-    broken = int((~good).sum())
-    caption = f"{title}: " + (f"last {values[good][-1]:.4g}" if good.any() else "never finite")
-    caption += f", {broken} not finite" if broken else ""
+    is_finite = np.isfinite(values)
+    bad_count = int((~is_finite).sum())
+    caption = f"{title}: " + (f"last {values[is_finite][-1]:.4g}" if is_finite.any() else "never finite")
+    caption += f", {bad_count} not finite" if bad_count else ""
     parts: list[Html] = []
     if len(steps):
         span = (steps[0], steps[-1]) if steps[-1] > steps[0] else (steps[0] - 1.0, steps[0] + 1.0)
-        reach = _range(values[good]) if good.any() else (0.0, 1.0)
+        reach = _range(values[is_finite]) if is_finite.any() else (0.0, 1.0)
         px = lambda v: LEFT + (v - span[0]) / (span[1] - span[0]) * (width - LEFT - RIGHT)
         py = lambda v: height - BOTTOM - (v - reach[0]) / (reach[1] - reach[0]) * (height - TOP - BOTTOM)
         parts += _axes(ticks(*span, least=1.0), ticks(*reach), px, py, width, height)
@@ -77,9 +77,9 @@ def curve(
             parts.append(_path(*thin(steps, smooth(values, max(len(steps) // 20, 5)), POINTS // 2), px, py, "curve"))
         else:
             parts.append(_path(steps, values, px, py, "curve"))
-            dots = zip(px(steps[good]), py(values[good]))
+            dots = zip(px(steps[is_finite]), py(values[is_finite]))
             parts += [Html(f'<circle class="dot" cx="{a:.1f}" cy="{b:.1f}" r="2.5"/>') for a, b in dots]
-        marks = sorted({round(px(a)) for a in steps[~good]})
+        marks = sorted({round(px(a)) for a in steps[~is_finite]})
         base = height - BOTTOM
         parts += [Html(f'<line class="bad" x1="{a}" x2="{a}" y1="{base}" y2="{base - 7}"/>') for a in marks]
     return _figure(caption, parts, width, height)
@@ -95,9 +95,9 @@ def histogram(title: str, values: Sequence[Number], low: Number, high: Number, b
     py = lambda v: height - BOTTOM - v / (1.05 * top) * (height - TOP - BOTTOM)
     parts = _axes(ticks(low, high, 10), ticks(0.0, 1.05 * top, least=1.0), px, py, width, height)
     for count, a, b in zip(counts, edges[:-1], edges[1:]):
-        said = text(f"{a:.3g} to {b:.3g}: {count}")
+        tooltip = text(f"{a:.3g} to {b:.3g}: {count}")
         box = f'x="{px(a) + 1:.1f}" width="{px(b) - px(a) - 2:.1f}" y="{py(count):.1f}"'
-        parts.append(Html(f'<rect class="bar" {box} height="{py(0) - py(count):.1f}"><title>{said}</title></rect>'))
+        parts.append(Html(f'<rect class="bar" {box} height="{py(0) - py(count):.1f}"><title>{tooltip}</title></rect>'))
     mean = f", mean {finite.mean():.4g}" if len(finite) else ""
     return _figure(f"{title}: {len(finite)} values{mean}", parts, width, height)
 
@@ -135,9 +135,9 @@ def short(value: Number) -> str:
 
 def _path(x, y, px, py, kind: str) -> Html:
     """A line with gaps where y is not finite."""
-    words, pen = [], False
+    commands, pen = [], False
     for a, b in zip(x, y):
         if math.isfinite(b):
-            words.append(f"{'L' if pen else 'M'}{px(a):.1f} {py(b):.1f}")
+            commands.append(f"{'L' if pen else 'M'}{px(a):.1f} {py(b):.1f}")
         pen = math.isfinite(b)
-    return Html(f'<path class="{kind}" d="{"".join(words)}"/>')
+    return Html(f'<path class="{kind}" d="{"".join(commands)}"/>')

@@ -36,9 +36,9 @@ def filled(
     frame: UInt8[np.ndarray, "h w 3"], mask: Bool[np.ndarray, "y x"], colour: Colour = PREDICTED, share: float = FILL
 ) -> UInt8[np.ndarray, "h w 3"]:
     """The frame with `share` of the colour wherever the mask is."""
-    over = stretch(mask, frame.shape[1], frame.shape[0])
+    resized = stretch(mask, frame.shape[1], frame.shape[0])
     out = frame.copy()
-    out[over] = np.round((1 - share) * frame[over] + share * np.array(colour)).astype(np.uint8)
+    out[resized] = np.round((1 - share) * frame[resized] + share * np.array(colour)).astype(np.uint8)
     return out
 
 
@@ -46,11 +46,11 @@ def outlined(
     frame: UInt8[np.ndarray, "h w 3"], mask: Bool[np.ndarray, "y x"], colour: Colour = TRUTH, thickness: int = 2
 ) -> UInt8[np.ndarray, "h w 3"]:
     """The frame with the mask's edge in the colour, on a dark line that shows on any ground."""
-    over = stretch(mask, frame.shape[1], frame.shape[0]).astype(np.uint8)
-    found, _ = cv2.findContours(over, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
+    resized = stretch(mask, frame.shape[1], frame.shape[0]).astype(np.uint8)
+    contours, _ = cv2.findContours(resized, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
     out = frame.copy()
-    cv2.drawContours(out, found, -1, DARK, thickness + 1, cv2.LINE_AA)
-    cv2.drawContours(out, found, -1, colour, max(thickness - 1, 1), cv2.LINE_AA)
+    cv2.drawContours(out, contours, -1, DARK, thickness + 1, cv2.LINE_AA)
+    cv2.drawContours(out, contours, -1, colour, max(thickness - 1, 1), cv2.LINE_AA)
     return out
 
 

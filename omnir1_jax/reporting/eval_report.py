@@ -40,10 +40,10 @@ class Row(NamedTuple):
 
 def chosen(scores: Sequence[Number | None], count: int = 3) -> dict[str, list[int]]:
     """Which samples are worth a picture: indices of the best, median and worst by J&F, none in two lists."""
-    known = sorted((i for i, score in enumerate(scores) if score is not None), key=lambda i: (-scores[i], i))
-    count = min(count, math.ceil(len(known) / 3))
-    best, worst = known[:count], known[len(known) - count :] if len(known) > count else []
-    between = known[len(best) : len(known) - len(worst)]
+    ranked = sorted((i for i, score in enumerate(scores) if score is not None), key=lambda i: (-scores[i], i))
+    count = min(count, math.ceil(len(ranked) / 3))
+    best, worst = ranked[:count], ranked[len(ranked) - count :] if len(ranked) > count else []
+    between = ranked[len(best) : len(ranked) - len(worst)]
     start = max((len(between) - count) // 2, 0)
     return {"best": best, "median": between[start : start + count], "worst": worst[::-1]}
 
@@ -68,16 +68,16 @@ def write_eval_report(
         raise InputError(f"{target}: an evaluation without a sample has no report")
     sections: list[object] = [tag("h1", title), tag("p", f"Evaluation report: {len(rows)} samples.", class_="soft")]
     if results:
-        header = list(dict.fromkeys(key for line in results for key in line))
-        sections.append(html.table(header, [[line.get(key) for key in header] for line in results]))
+        header = list(dict.fromkeys(key for entry in results for key in entry))
+        sections.append(html.table(header, [[entry.get(key) for key in header] for entry in results]))
     if settings:
         sections += [html.heading("Settings"), html.table((), [(key, value) for key, value in settings.items()])]
     scores = [row.mean for row in rows]
-    known = [score for score in scores if score is not None]
-    if known:
+    scored = [score for score in scores if score is not None]
+    if scored:
         sections += [
             html.heading("Distribution of J&F"),
-            charts.histogram("J&F of each sample, in percent", [100 * score for score in known], 0.0, 100.0),
+            charts.histogram("J&F of each sample, in percent", [100 * score for score in scored], 0.0, 100.0),
             html.table(("", "mean", "lowest", "quarter", "median", "three quarters", "highest"), _spread(rows)),
         ]
     sections += _clips(rows, chosen(scores, count))
@@ -95,9 +95,11 @@ def _spread(rows: Sequence[Row]) -> list[tuple[object, ...]]:
         ("F", [row.f for row in rows]),
         ("J&F", [row.mean for row in rows]),
     ):
-        known = 100 * np.array([value for value in values if value is not None], np.float64)
-        if len(known):
-            out.append((name, float(known.mean()), *(float(v) for v in np.percentile(known, [0, 25, 50, 75, 100]))))
+        percentages = 100 * np.array([value for value in values if value is not None], np.float64)
+        if len(percentages):
+            out.append(
+                (name, float(percentages.mean()), *(float(v) for v in np.percentile(percentages, [0, 25, 50, 75, 100])))
+            )
     return out
 
 
@@ -106,21 +108,21 @@ def _percent(value: float | None) -> str:
 
 
 def _clips(rows: Sequence[Row], picked: Mapping[str, Sequence[int]]) -> list[Html]:
-    out, room = [], IMAGE_BYTES
+    out, bytes_left = [], IMAGE_BYTES
     for kind, indices in picked.items():
         if indices:
             out.append(html.heading(f"{kind.capitalize()} clips"))
         for i in indices:
             row = rows[i]
             out.append(tag("h3", html.clipped(row.query, 400)))
-            said = f"{row.sample_id} · J&F {_percent(row.mean)}, J {_percent(row.j)}, F {_percent(row.f)}"
-            out.append(tag("p", " · ".join([said, *row.failures]), class_="soft"))
+            caption = f"{row.sample_id} · J&F {_percent(row.mean)}, J {_percent(row.j)}, F {_percent(row.f)}"
+            out.append(tag("p", " · ".join([caption, *row.failures]), class_="soft"))
             if row.note:
                 out.append(tag("pre", html.clipped(row.note, 2000)))
             if row.picture:
                 small = shrink(row.picture, f"the picture of {row.sample_id}")
-                room -= len(small) * 4 // 3
-                if room >= 0:
+                bytes_left -= len(small) * 4 // 3
+                if bytes_left >= 0:
                     out.append(html.picture(small, f"Clip {row.sample_id}"))
     return out
 
@@ -128,23 +130,23 @@ def _clips(rows: Sequence[Row], picked: Mapping[str, Sequence[int]]) -> list[Htm
 def _failures(rows: Sequence[Row]) -> list[Html]:
     kinds = Counter(kind for row in rows for kind in row.failures)
     failed = sum(bool(row.failures) for row in rows)
-    said = f"{failed} of {len(rows)} samples failed in some way."
-    out = [html.heading("Failures"), tag("p", said, class_="soft")]
+    summary = f"{failed} of {len(rows)} samples failed in some way."
+    out = [html.heading("Failures"), tag("p", summary, class_="soft")]
     if kinds:
         score = lambda kind: [100 * row.mean for row in rows if kind in row.failures and row.mean is not None]
         mean = lambda values: float(np.mean(values)) if values else None
-        listed = [(kind, count, 100 * count / len(rows), mean(score(kind))) for kind, count in kinds.most_common()]
-        out.append(html.table(("kind", "times", "per 100 samples", "their mean J&F"), listed))
+        table_rows = [(kind, count, 100 * count / len(rows), mean(score(kind))) for kind, count in kinds.most_common()]
+        out.append(html.table(("kind", "times", "per 100 samples", "their mean J&F"), table_rows))
     return out
 
 
 def _samples(rows: Sequence[Row]) -> list[Html]:
     """Every sample, or the first of very many, behind a click."""
     percent = lambda value: None if value is None else 100 * value
-    listed = [
+    table_rows = [
         (row.sample_id, html.clipped(row.query, 200), *map(percent, (row.mean, row.j, row.f)), ", ".join(row.failures))
         for row in rows[:SHOWN_ROWS]
     ]
-    said = f"All {len(rows)}" if len(rows) <= SHOWN_ROWS else f"The first {SHOWN_ROWS} of {len(rows)}"
-    table = html.table(("sample", "query", "J&F", "J", "F", "failures"), listed)
-    return [html.heading("Samples"), html.details(said, table)]
+    summary = f"All {len(rows)}" if len(rows) <= SHOWN_ROWS else f"The first {SHOWN_ROWS} of {len(rows)}"
+    table = html.table(("sample", "query", "J&F", "J", "F", "failures"), table_rows)
+    return [html.heading("Samples"), html.details(summary, table)]

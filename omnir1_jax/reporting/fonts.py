@@ -28,9 +28,9 @@ def _covers(path: str) -> frozenset[int]:
 @functools.cache
 def _system_fonts() -> tuple[str, ...]:
     """Regular faces first, the likely ones first among them."""
-    dull = lambda path: any(word in path.lower() for word in ("bold", "italic", "oblique", "mono", "serif"))
-    known = lambda path: "cjk" not in path.lower() and "noto" not in path.lower()
-    return tuple(sorted(font_manager.findSystemFonts(), key=lambda path: (dull(path), known(path), path)))
+    is_styled = lambda path: any(word in path.lower() for word in ("bold", "italic", "oblique", "mono", "serif"))
+    lacks_cjk = lambda path: "cjk" not in path.lower() and "noto" not in path.lower()
+    return tuple(sorted(font_manager.findSystemFonts(), key=lambda path: (is_styled(path), lacks_cjk(path), path)))
 
 
 @functools.cache
@@ -110,9 +110,9 @@ def block(
     height = round(size * LINE_HEIGHT)
     image = Image.new("RGB", (width, height * len(lines)), (255, 255, 255))
     pen = ImageDraw.Draw(image)
-    for row, words in enumerate(lines):
+    for row, line in enumerate(lines):
         x = 0.0
-        for font, stretch in runs(words, size, bold):
+        for font, stretch in runs(line, size, bold):
             # One base line for all fonts of a line.
             pen.text((x, row * height + size), stretch, font=font, fill=colour, anchor="ls")
             x += font.getlength(stretch)

@@ -100,15 +100,15 @@ def text(value: object) -> Html:
     return Html(html.escape(_UNPRINTABLE.sub("\ufffd", str(value)), quote=True))
 
 
-def join(parts: Iterable[object], by: str = "\n") -> Html:
+def join(parts: Iterable[object], separator: str = "\n") -> Html:
     """Parts behind each other."""
-    return Html(by.join(text(part) for part in parts))
+    return Html(separator.join(text(part) for part in parts))
 
 
 def tag(name: str, /, *content: object, **attributes: object) -> Html:
     """An element. `class_` is the attribute `class`."""
-    listed = "".join(f' {key.rstrip("_")}="{text(value)}"' for key, value in attributes.items())
-    return Html(f"<{name}{listed}>{join(content, '')}</{name}>")
+    attribute_text = "".join(f' {key.rstrip("_")}="{text(value)}"' for key, value in attributes.items())
+    return Html(f"<{name}{attribute_text}>{join(content, '')}</{name}>")
 
 
 def empty(name: str, /, **attributes: object) -> Html:
@@ -125,8 +125,8 @@ def table(header: Sequence[object], rows: Sequence[Sequence[object]], caption: s
     head = [tag("tr", *(cell("th", value, i) for i, value in enumerate(header)))] if header and rows else []
     first = "td" if header else "th"
     body = [tag("tr", *(cell(first if not i else "td", value, i) for i, value in enumerate(row))) for row in rows]
-    words = [tag("caption", caption)] if caption else []
-    return tag("div", tag("table", *words, *head, *body), class_="scroll")
+    head_rows = [tag("caption", caption)] if caption else []
+    return tag("div", tag("table", *head_rows, *head, *body), class_="scroll")
 
 
 def tiles(values: Sequence[tuple[str, object]]) -> Html:
@@ -138,14 +138,14 @@ def picture(data: bytes, alt: str, caption: object = "") -> Html:
     """An image inside the page; `data` is PNG or JPEG."""
     kind = "png" if data.startswith(b"\x89PNG") else "jpeg"
     source = Html(f"data:image/{kind};base64,{base64.b64encode(data).decode()}")
-    shown = Html(f'<img alt="{text(alt)}" src="{source}">')
-    return tag("figure", shown, *([tag("figcaption", caption)] if caption else []))
+    image = Html(f'<img alt="{text(alt)}" src="{source}">')
+    return tag("figure", image, *([tag("figcaption", caption)] if caption else []))
 
 
-def details(summary: object, *content: object, shown: bool = False) -> Html:
+def details(summary: object, *content: object, is_open: bool = False) -> Html:
     """Content that opens, or closes, on a click."""
-    opened = {"open": ""} if shown else {}
-    return tag("details", tag("summary", summary), *content, **opened)
+    attributes = {"open": ""} if is_open else {}
+    return tag("details", tag("summary", summary), *content, **attributes)
 
 
 def heading(title: str) -> Html:
@@ -168,12 +168,12 @@ def policy(script: str = "", live: bool = False) -> str:
     Args:
       live: the page may also ask the server that it is from.
     """
-    own = "'self'" if live else "'none'"
+    same_origin = "'self'" if live else "'none'"
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     scripts = f"'sha256-{digest}'" if script else "'none'"
     return (
-        f"default-src 'none'; img-src data:{' ' + own if live else ''}; style-src 'unsafe-inline'; "
-        f"script-src {scripts}; connect-src {own}; base-uri 'none'; form-action {own}"
+        f"default-src 'none'; img-src data:{' ' + same_origin if live else ''}; style-src 'unsafe-inline'; "
+        f"script-src {scripts}; connect-src {same_origin}; base-uri 'none'; form-action {same_origin}"
     )
 
 
@@ -186,8 +186,8 @@ def page(title: str, *content: object, script: str = "", live: bool = False) -> 
     """
     titles = re.findall(r'<h2 id="[^"]*">([^<]*)</h2>', join(content))
     links = [tag("a", Html(title), href=f"#{_anchor(html.unescape(title))}") for title in titles]
-    listed = [tag("nav", *links)] if links else []
-    content = (*content[:1], *listed, *content[1:], *([Html(f"<script>{script}</script>")] if script else []))
+    navigation = [tag("nav", *links)] if links else []
+    content = (*content[:1], *navigation, *content[1:], *([Html(f"<script>{script}</script>")] if script else []))
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{policy(script, live)}">\n'

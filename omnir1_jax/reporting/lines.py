@@ -28,10 +28,10 @@ def cut(path: pathlib.Path, last_step: int) -> None:
     with path.open("r+b") as file:
         keep = 0
         for number, row in enumerate(file, 1):
-            found = _STEP.match(row)
-            if not row.endswith(b"\n") or (found and int(found[1]) > last_step):
+            match = _STEP.match(row)
+            if not row.endswith(b"\n") or (match and int(match[1]) > last_step):
                 break
-            if not found:
+            if not match:
                 raise InputError(f"{path} line {number} does not begin with its step; repair the line or move the file")
             keep += len(row)
         file.truncate(keep)
@@ -76,12 +76,12 @@ def read_metrics(data: bytes, name: str, first: int = 1) -> Iterator[dict[str, A
     for row in read(data, name, first):
         for key, value in row.items():
             number = type(value) is float or (type(value) is int and abs(value) < 10**300)  # a larger one is no float
-            good = value is None or number or (isinstance(value, str) and "/" not in key)
+            is_valid = value is None or number or (isinstance(value, str) and "/" not in key)
             if key in ("step", "seconds"):
-                good = type(value) in (int, float) and 0 <= value < 1e15
-            if not good:
-                place = f"{name}: {key[:80]!r} of step {json_file.describe(row['step'])}"
-                raise InputError(f"{place} is {json_file.describe(value)}, not a number")
+                is_valid = type(value) in (int, float) and 0 <= value < 1e15
+            if not is_valid:
+                location = f"{name}: {key[:80]!r} of step {json_file.describe(row['step'])}"
+                raise InputError(f"{location} is {json_file.describe(value)}, not a number")
         yield row
 
 

@@ -93,8 +93,8 @@ class RunLog:
         self._rollouts = (self.path / ROLLOUTS).open("ab", buffering=0)
         self._events = _open_events(self.path / TENSORBOARD, resume_step + 1) if tensorboard else None
         self._last, self._total, self._quiet = resume_step, total_steps, quiet
-        name, known = str(config.get("name", "")), owner or str(workdir)
-        self._trackers = [Tracker(tracker, name, known, config, self.say) for tracker in trackers]
+        name, tracker_id = str(config.get("name", "")), owner or str(workdir)
+        self._trackers = [Tracker(tracker, name, tracker_id, config, self.say) for tracker in trackers]
         self._durations = collections.deque(maxlen=50)
         self._rewards: dict[str, float] = {}  # the last one of each task
         self._validated = ""
@@ -114,9 +114,9 @@ class RunLog:
         self._track(0, validated)
         if self._events:
             self._event(0, _scalars(validated))
-        found = describe_validation(validated)
-        self.say(f"step 0/{self._total}  {found}")
-        self._validated = f"{found.split('  ')[0]} at 0" if found else ""
+        validation = describe_validation(validated)
+        self.say(f"step 0/{self._total}  {validation}")
+        self._validated = f"{validation.split('  ')[0]} at 0" if validation else ""
 
     def step(
         self,
@@ -137,13 +137,16 @@ class RunLog:
         """
         if step <= self._last:
             raise ValueError(f"step {step} is logged after step {self._last}; steps count from 1")
-        if own := {"step", "seconds", names.TASK} & metrics.keys():
-            raise ValueError(f"a metric may not be named {min(own)!r}")
+        if reserved := {"step", "seconds", names.TASK} & metrics.keys():
+            raise ValueError(f"a metric may not be named {min(reserved)!r}")
         values = {name: float(np.asarray(value)) for name, value in metrics.items()}
         if task and HEADLINE[0] in values:
             self._rewards[task] = values[HEADLINE[0]]
-        others = {name: value for name, value in self._rewards.items() if name != task}
-        text, named = describe(step, self._total, values, seconds, [*self._durations, seconds], task, others), values
+        other_rewards = {name: value for name, value in self._rewards.items() if name != task}
+        text, named = (
+            describe(step, self._total, values, seconds, [*self._durations, seconds], task, other_rewards),
+            values,
+        )
         head: dict[str, Any] = {"step": step}
         if task:
             head, named = head | {names.TASK: task}, names.with_task(task, values)
@@ -157,10 +160,10 @@ class RunLog:
         self._durations.append(seconds)
         self._bar.update(step - self._last)
         self._last = step
-        found = describe_validation(validated)
-        self.say(f"{text}  {found or self._validated}".rstrip())
-        if found:
-            self._validated = f"{found.split('  ')[0]} at {step}"
+        validation = describe_validation(validated)
+        self.say(f"{text}  {validation or self._validated}".rstrip())
+        if validation:
+            self._validated = f"{validation.split('  ')[0]} at {step}"
         if self._remote and time.monotonic() - self._copied_at > UPLOAD_SECONDS:
             self._copied_at = time.monotonic()
             self.later(self._flush)
@@ -274,13 +277,13 @@ def describe(
     seconds: Number,
     durations: Sequence[Number],
     task: str = "",
-    others: Mapping[str, Number] = MappingProxyType({}),
+    other_rewards: Mapping[str, Number] = MappingProxyType({}),
 ) -> str:
-    """A step in one line; `others`: the last reward of each other task."""
-    shown = [name for name in HEADLINE if name in metrics][:2]
-    parts = [f"{name.split('/')[-1].replace('total', 'reward')} {metrics[name]:.4g}" for name in shown]
-    if others and parts:
-        parts[0] += f" ({', '.join(f'{name} {value:.4g}' for name, value in others.items())})"
+    """A step in one line; `other_rewards`: the last reward of each other task."""
+    headline = [name for name in HEADLINE if name in metrics][:2]
+    parts = [f"{name.split('/')[-1].replace('total', 'reward')} {metrics[name]:.4g}" for name in headline]
+    if other_rewards and parts:
+        parts[0] += f" ({', '.join(f'{name} {value:.4g}' for name, value in other_rewards.items())})"
     if metrics.get("learn/skipped"):
         parts.append(f"skipped {metrics['learn/skipped']:.0f}")
     rate = ""
@@ -289,9 +292,9 @@ def describe(
     elif "time/tflops_per_second" in metrics:
         rate = f"  {metrics['time/tflops_per_second']:.3g} TFLOP/s"
     # The median: the first step compiles. It is also the only one known then, so nothing is foretold from it.
-    left = clock(statistics.median(durations) * max(total - step, 0)) if len(durations) > 1 else "?"
+    time_left = clock(statistics.median(durations) * max(total - step, 0)) if len(durations) > 1 else "?"
     return "  ".join(
-        [f"step {step}/{total}", *([task] if task else []), *parts, f"{seconds:.2f} s/step{rate}", f"left {left}"]
+        [f"step {step}/{total}", *([task] if task else []), *parts, f"{seconds:.2f} s/step{rate}", f"left {time_left}"]
     )
 
 
@@ -304,8 +307,8 @@ def describe_validation(metrics: Mapping[str, Number]) -> str:
 
 def clock(seconds: Number) -> str:
     """Hours, minutes and seconds."""
-    whole = round(seconds)
-    return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"
+    total = round(seconds)
+    return f"{total // 3600}:{total // 60 % 60:02d}:{total % 60:02d}"
 
 
 def file_name(text: str) -> str:

@@ -23,10 +23,10 @@ class Copy:
         if not self._remote.exists():
             return
         stat, parts = self._remote.stat(), _parts(self._folder)
-        whole = stat.length, stat.mtime
-        if whole != self._whole or not self._added <= {part.name for part in parts}:
+        version = stat.length, stat.mtime
+        if version != self._whole or not self._added <= {part.name for part in parts}:
             self._local.write_bytes(self._remote.read_bytes())
-            self._whole, self._added = whole, set()
+            self._whole, self._added = version, set()
         for part in parts:
             if int(part.name) == self._local.stat().st_size:
                 with self._local.open("ab") as file:
@@ -66,5 +66,5 @@ class Parts:
 
 
 def _parts(folder: epath.Path | None) -> list[epath.Path]:
-    found = [p for p in folder.iterdir() if p.name.isdecimal()] if folder is not None and folder.exists() else []
-    return sorted(found, key=lambda path: int(path.name))
+    folders = [p for p in folder.iterdir() if p.name.isdecimal()] if folder is not None and folder.exists() else []
+    return sorted(folders, key=lambda path: int(path.name))

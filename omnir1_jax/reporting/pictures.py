@@ -29,8 +29,8 @@ def draw(example: Example) -> UInt8[np.ndarray, "h w 3"]:
     if keyframes:
         per_row = min(KEYFRAMES_A_ROW, len(keyframes))
         width = (inner - GAP * (per_row - 1)) // per_row
-        most = (min(width, KEYFRAME_SIZE[0]), KEYFRAME_SIZE[1])
-        rows.append(_grid([_keyframe(clip, keyframe, most) for keyframe in keyframes], per_row))
+        max_size = (min(width, KEYFRAME_SIZE[0]), KEYFRAME_SIZE[1])
+        rows.append(_grid([_keyframe(clip, keyframe, max_size) for keyframe in keyframes], per_row))
     if len(clip.frames) > 1 or not keyframes:
         rows.append(_strip(clip, {keyframe.frame for keyframe in keyframes}, inner))
     rows += _legend(clip, keyframes, inner)
@@ -60,62 +60,64 @@ def marked(
     return frame if truth is None else marks.outlined(frame, truth, thickness=thickness)
 
 
-def _sized(clip: Clip, at: int, width: int, height: int) -> Image:
-    """Frame `at`, as large as fits, in the clip's own aspect, with its masks."""
+def _sized(clip: Clip, index: int, width: int, height: int) -> Image:
+    """Frame `index`, as large as fits, in the clip's own aspect, with its masks."""
     scale = min(width / clip.size[0], height / clip.size[1])
     size = (max(1, round(clip.size[0] * scale)), max(1, round(clip.size[1] * scale)))
-    pick = lambda masks: None if masks is None else masks[at]
-    frame = marks.fit(clip.frames[at], *size)
+    pick = lambda masks: None if masks is None else masks[index]
+    frame = marks.fit(clip.frames[index], *size)
     return marked(frame, pick(clip.predicted), pick(clip.truth), 1 if max(size) < 240 else 2)
 
 
-def _keyframe(clip: Clip, keyframe: Keyframe, most: tuple[int, int]) -> Image:
-    tile = _sized(clip, keyframe.frame, most[0] - 2 * FRAME, most[1] - 2 * FRAME)
+def _keyframe(clip: Clip, keyframe: Keyframe, max_size: tuple[int, int]) -> Image:
+    tile = _sized(clip, keyframe.frame, max_size[0] - 2 * FRAME, max_size[1] - 2 * FRAME)
     for box in true_boxes(clip, keyframe.frame):
         tile = marks.boxed(tile, tuple(float(x) for x in box), clip.size, marks.TRUTH)
     for box in keyframe.boxes:
         tile = marks.boxed(tile, box, clip.size, marks.PREDICTED, 3)
-    width = max(tile.shape[1] + 2 * FRAME, min(most[0], 240))
-    words = keyframe.description or "(no description)"
-    found = "" if keyframe.boxes else "no box was read"
+    width = max(tile.shape[1] + 2 * FRAME, min(max_size[0], 240))
+    description = keyframe.description or "(no description)"
+    note = "" if keyframe.boxes else "no box was read"
     rows = [
         marks.framed(np.pad(tile, ((FRAME, FRAME), (FRAME, FRAME), (0, 0)), constant_values=255), marks.KEYFRAME),
         fonts.block(_when(clip, keyframe.frame), width, 12, colour=GREY),
-        fonts.block(words, width, 14, max_lines=6),
+        fonts.block(description, width, 14, max_lines=6),
     ]
-    if found:
-        rows.append(fonts.block(found, width, 12, colour=(190, 40, 20)))
-    return _stack(rows, most[0], 3)
+    if note:
+        rows.append(fonts.block(note, width, 12, colour=(190, 40, 20)))
+    return _stack(rows, max_size[0], 3)
 
 
-def true_boxes(clip: Clip, at: int) -> Float[np.ndarray, "n 4"]:
+def true_boxes(clip: Clip, index: int) -> Float[np.ndarray, "n 4"]:
     """True boxes of the objects that are in a frame."""
     if clip.boxes is None:
         return np.zeros((0, 4), np.float32)
-    return clip.boxes[:, at][~(clip.boxes[:, at] == -1).all(axis=1)]
+    return clip.boxes[:, index][~(clip.boxes[:, index] == -1).all(axis=1)]
 
 
 def _strip(clip: Clip, keyframes: set[int], inner: int) -> Image:
     """All frames, or evenly chosen ones with the keyframes among them, small."""
-    shown = range(len(clip.frames))
-    if len(shown) > STRIP_FRAMES:
-        room = max(STRIP_FRAMES - len(keyframes), 0)
-        shown = sorted({*np.linspace(0, len(shown) - 1, room).round().astype(int).tolist(), *keyframes})
-    per_row = min(STRIP_A_ROW, max(len(shown), 4))
+    shown_frames = range(len(clip.frames))
+    if len(shown_frames) > STRIP_FRAMES:
+        sampled_count = max(STRIP_FRAMES - len(keyframes), 0)
+        shown_frames = sorted(
+            {*np.linspace(0, len(shown_frames) - 1, sampled_count).round().astype(int).tolist(), *keyframes}
+        )
+    per_row = min(STRIP_A_ROW, max(len(shown_frames), 4))
     width = (inner - 6 * (per_row - 1)) // per_row
     tiles = []
-    for at in shown:
-        tile = _sized(clip, at, width, STRIP_HEIGHT)
-        if at in keyframes:
+    for index in shown_frames:
+        tile = _sized(clip, index, width, STRIP_HEIGHT)
+        if index in keyframes:
             tile = marks.framed(tile, marks.KEYFRAME, 3)
-        label = fonts.block(_when(clip, at), width, 11, colour=marks.KEYFRAME if at in keyframes else GREY)
+        label = fonts.block(_when(clip, index), width, 11, colour=marks.KEYFRAME if index in keyframes else GREY)
         tiles.append(_stack([tile, label], width, 1))
     return _grid(tiles, per_row, gap=6)
 
 
-def _when(clip: Clip, at: int) -> str:
-    number = at if clip.numbers is None else clip.numbers[at]
-    return f"frame {number}" if clip.seconds is None else f"frame {number}, {clip.seconds[at]:g} s"
+def _when(clip: Clip, index: int) -> str:
+    number = index if clip.numbers is None else clip.numbers[index]
+    return f"frame {number}" if clip.seconds is None else f"frame {number}, {clip.seconds[index]:g} s"
 
 
 def _facts(example: Example, inner: int) -> Image:
@@ -130,10 +132,10 @@ def _facts(example: Example, inner: int) -> Image:
 
 
 def _rewards(example: Example) -> str:
-    said = [] if example.reward is None else [f"reward {example.reward:.3g}"]
-    said += [] if example.advantage is None else [f"advantage {example.advantage:+.3g}"]
+    parts = [] if example.reward is None else [f"reward {example.reward:.3g}"]
+    parts += [] if example.advantage is None else [f"advantage {example.advantage:+.3g}"]
     # Adding 0.0 turns -0.0 into 0.
-    return "  ·  ".join(said + [f"{name} {value + 0.0:.3g}" for name, value in example.rewards.items()])
+    return "  ·  ".join(parts + [f"{name} {value + 0.0:.3g}" for name, value in example.rewards.items()])
 
 
 def _legend(clip: Clip, keyframes: list[Keyframe], inner: int) -> list[Image]:
@@ -149,11 +151,11 @@ def _legend(clip: Clip, keyframes: list[Keyframe], inner: int) -> list[Image]:
         entries.append(("keyframe", marks.KEYFRAME, False))
     row = np.full((18, inner, 3), 255, np.uint8)
     x = 0
-    for words, colour, solid in entries:
+    for label, colour, solid in entries:
         cv2.rectangle(row, (x + 1, 3), (x + 13, 14), colour, -1 if solid else 2)
-        label = fonts.block(words, round(fonts.length(words, 12)) + 4, 12, colour=GREY)[:18]
-        row[1 : 1 + len(label), x + 20 : x + 20 + label.shape[1]] = label[: len(row) - 1]
-        x += 20 + label.shape[1] + 20
+        image = fonts.block(label, round(fonts.length(label, 12)) + 4, 12, colour=GREY)[:18]
+        row[1 : 1 + len(image), x + 20 : x + 20 + image.shape[1]] = image[: len(row) - 1]
+        x += 20 + image.shape[1] + 20
     return [row] if entries else []
 
 
@@ -170,10 +172,10 @@ def _grid(tiles: list[Image], per_row: int, gap: int = GAP) -> Image:
     """Tiles of one width, row by row, aligned at their tops."""
     rows = []
     for start in range(0, len(tiles), per_row):
-        line = tiles[start : start + per_row]
-        height = max(len(tile) for tile in line)
+        row_tiles = tiles[start : start + per_row]
+        height = max(len(tile) for tile in row_tiles)
         cells = []
-        for tile in line:
+        for tile in row_tiles:
             cells += [np.pad(tile, ((0, height - len(tile)), (0, gap), (0, 0)), constant_values=255)]
         rows.append(np.concatenate(cells, axis=1)[:, :-gap])
     return _stack(rows, max(row.shape[1] for row in rows), gap)

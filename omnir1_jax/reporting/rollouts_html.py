@@ -82,7 +82,7 @@ class Query:
     @classmethod
     def parse(cls, values: Mapping[str, str]) -> "Query":
         """From an address; what is not a value of a field leaves the field as it is."""
-        found: dict[str, Any] = {}
+        fields: dict[str, Any] = {}
         for field in dataclasses.fields(cls):
             value = values.get(field.name, "")
             if field.default is None:
@@ -90,10 +90,10 @@ class Query:
                     number = float(value)
                 except ValueError:
                     continue
-                found |= {field.name: number} if math.isfinite(number) else {}
+                fields |= {field.name: number} if math.isfinite(number) else {}
             elif value and (field.name != "order" or value in ORDERS):
-                found[field.name] = value
-        return cls(**found)
+                fields[field.name] = value
+        return cls(**fields)
 
     def matches(self, group: Group) -> list[bool]:
         """For each completion."""
@@ -110,10 +110,10 @@ class Query:
         """Those with a completion that is asked for, in order."""
         return sorted((group for group in groups if any(self.matches(group))), key=ORDERS[self.order])
 
-    def link(self, **more: object) -> str:
+    def link(self, **changes: object) -> str:
         """The address of the page that shows it."""
-        changed = {k: v for k, v in dataclasses.asdict(self).items() if v not in ("", None)} | more
-        return f"?{urlencode(changed)}#rollouts"
+        parameters = {k: v for k, v in dataclasses.asdict(self).items() if v not in ("", None)} | changes
+        return f"?{urlencode(parameters)}#rollouts"
 
 
 def _within(value: Number, low: Number | None, high: Number | None) -> bool:
@@ -124,14 +124,14 @@ def form(query: Query, groups: Sequence[Group]) -> Html:
     """The filter, with the tasks and failures that there are."""
     tasks = sorted({group.task for group in groups})
     kinds = sorted({kind for group in groups for failures in group.failures for kind in failures})
-    both = lambda names: [(name, name) for name in names]
+    pairs = lambda names: [(name, name) for name in names]
     return tag(
         "form",
-        _choice("Task", "task", query.task, [("", "all"), *both(tasks)]),
+        _choice("Task", "task", query.task, [("", "all"), *pairs(tasks)]),
         _range("Step", "step", query),
         _range("Reward", "reward", query),
-        _choice("Failure", "failure", query.failure, [("", "all"), (ANY, "any"), (NONE, "none"), *both(kinds)]),
-        _choice("Order", "order", query.order, both(ORDERS)),
+        _choice("Failure", "failure", query.failure, [("", "all"), (ANY, "any"), (NONE, "none"), *pairs(kinds)]),
+        _choice("Order", "order", query.order, pairs(ORDERS)),
         tag("button", "Show"),
         class_="filter",
         action="#rollouts",
@@ -139,46 +139,52 @@ def form(query: Query, groups: Sequence[Group]) -> Html:
 
 
 def _choice(label: str, name: str, value: str, options: Sequence[tuple[str, str]]) -> Html:
-    listed = [tag("option", said, value=key, **({"selected": ""} if key == value else {})) for key, said in options]
-    return tag("label", label, tag("select", *listed, name=name))
+    option_tags = [
+        tag("option", caption, value=key, **({"selected": ""} if key == value else {})) for key, caption in options
+    ]
+    return tag("label", label, tag("select", *option_tags, name=name))
 
 
 def _range(label: str, name: str, query: Query) -> Html:
     fields = []
     for end in ("from", "to"):
         value = getattr(query, f"{name}_{end}")
-        own = {"value": f"{value:.12g}"} if value is not None else {}
-        fields.append(html.empty("input", type="number", step="any", name=f"{name}_{end}", placeholder=end, **own))
+        attributes = {"value": f"{value:.12g}"} if value is not None else {}
+        fields.append(
+            html.empty("input", type="number", step="any", name=f"{name}_{end}", placeholder=end, **attributes)
+        )
     return tag("label", label, tag("span", *fields))
 
 
 def group(run: RunFiles, chosen: Group, query: Query, picture: Picture) -> Html:
     """A prompt with its completions side by side; those that are not asked for are pale."""
-    rows, good = run.rollouts(chosen), query.matches(chosen)
-    names = {row.get("picture"): place for place, row in enumerate(rows)}
-    shown = []
+    rows, matching = run.rollouts(chosen), query.matches(chosen)
+    names = {row.get("picture"): index for index, row in enumerate(rows)}
+    pictures = []
     for name in run.pictures(chosen):
-        place = names.get(name)
-        said = f"completion {place + 1}, reward {html.text(rows[place].get('reward'))}" if place is not None else name
-        shown.append(picture(chosen.step, name, f"step {chosen.step}, {said}"))
-    known = chosen.known()
+        index = names.get(name)
+        caption = (
+            f"completion {index + 1}, reward {html.text(rows[index].get('reward'))}" if index is not None else name
+        )
+        pictures.append(picture(chosen.step, name, f"step {chosen.step}, {caption}"))
+    rewards = chosen.known()
     facts = [f"step {chosen.step}", chosen.task, chosen.sample_id]
-    facts += [f"reward {min(known):.3g} to {max(known):.3g}"] if known else []
-    facts += ["pictures"] if shown else []
+    facts += [f"reward {min(rewards):.3g} to {max(rewards):.3g}"] if rewards else []
+    facts += ["pictures"] if pictures else []
     head = [
         tag("b", html.clipped(str(rows[0].get("query", "")), 600) or "(no query)"),
         tag("span", " · ".join(fact for fact in facts if fact), class_="soft"),
         tag("span", *map(_chip, chosen.rewards, chosen.failures), class_="chips"),
     ]
-    cards = [_card(place, row, asked) for place, (row, asked) in enumerate(zip(rows, good), 1)]
-    content = [*filter(None, shown), _terms(rows), tag("div", *cards, class_="cards")]
+    cards = [_card(index, row, matches) for index, (row, matches) in enumerate(zip(rows, matching), 1)]
+    content = [*filter(None, pictures), _terms(rows), tag("div", *cards, class_="cards")]
     data = {"data-step": chosen.step, "data-task": chosen.task}
     return tag("details", tag("summary", *head), *content, class_="group", **data)
 
 
 def _chip(reward: Number | None, failures: Sequence[str]) -> Html:
-    said = html.text(reward) if reward is None else f"{reward:.3g}"
-    return tag("span", said, class_="chip bad" if failures else "chip", title=", ".join(failures) or "no failure")
+    caption = html.text(reward) if reward is None else f"{reward:.3g}"
+    return tag("span", caption, class_="chip bad" if failures else "chip", title=", ".join(failures) or "no failure")
 
 
 def _terms(rows: Sequence[Mapping[str, Any]]) -> Html:
@@ -186,14 +192,14 @@ def _terms(rows: Sequence[Mapping[str, Any]]) -> Html:
     names = list(dict.fromkeys(name for row in rows for name in row.get("rewards") or {}))
     values = [(name, [row.get(name) for row in rows]) for name in ("reward", "advantage")]
     values += [(name, [(row.get("rewards") or {}).get(name) for row in rows]) for name in names]
-    cells = [(name, *(None if value is None else value + 0.0 for value in listed)) for name, listed in values]
-    return tag("div", html.table(("", *(f"#{place}" for place in range(1, len(rows) + 1))), cells), class_="terms")
+    cells = [(name, *(None if value is None else value + 0.0 for value in row_values)) for name, row_values in values]
+    return tag("div", html.table(("", *(f"#{number}" for number in range(1, len(rows) + 1))), cells), class_="terms")
 
 
-def _card(place: int, row: Mapping[str, Any], asked: bool) -> Html:
+def _card(number: int, row: Mapping[str, Any], matches: bool) -> Html:
     """One completion: what it says, how it was read, what System 2 found."""
     reward, failures = row.get("reward"), [str(kind) for kind in row.get("failures") or ()]
-    head = [f"#{place}"] + ([f"reward {reward:.4g}"] if reward is not None else [])
+    head = [f"#{number}"] + ([f"reward {reward:.4g}"] if reward is not None else [])
     text = lambda value, limit: html.clipped(str(value), limit)
     parts = [tag("h4", " · ".join(head))]
     parts += [tag("p", ", ".join(failures), class_="bad")] if failures else []
@@ -204,10 +210,10 @@ def _card(place: int, row: Mapping[str, Any], asked: bool) -> Html:
         pieces = [(_span(p), _frames(p.get("frames")), _fault(p.get("description"), p.get("failure"))) for p in plan]
         parts.append(html.table(("seconds", "frames", "description"), pieces, "Plan"))
     if keyframes := row.get("keyframes"):
-        looked = [(k.get("frame"), text(k.get("description", ""), 300), _found(k)) for k in keyframes]
-        parts.append(html.table(("frame", "description", "System 2's boxes"), looked, "Keyframes"))
+        table_rows = [(k.get("frame"), text(k.get("description", ""), 300), _found(k)) for k in keyframes]
+        parts.append(html.table(("frame", "description", "System 2's boxes"), table_rows, "Keyframes"))
     data = {"data-reward": "" if reward is None else repr(float(reward)), "data-failures": json.dumps(failures)}
-    return tag("article", *parts, class_="card" if asked else "card other", **data)
+    return tag("article", *parts, class_="card" if matches else "card other", **data)
 
 
 def _span(piece: Mapping[str, Any]) -> str:
@@ -218,17 +224,17 @@ def _frames(frames: Any) -> str | None:
     return html.clipped("–".join(dict.fromkeys(map(str, frames))), 40) if isinstance(frames, list) else None
 
 
-def _fault(said: Any, failure: Any) -> Html:
+def _fault(piece_text: Any, failure: Any) -> Html:
     """A text with what is wrong with it."""
-    words = [html.clipped(str(said or ""), 300), tag("span", html.clipped(str(failure or ""), 300), class_="bad")]
-    return html.join(words, " ")
+    parts = [html.clipped(str(piece_text or ""), 300), tag("span", html.clipped(str(failure or ""), 300), class_="bad")]
+    return html.join(parts, " ")
 
 
 def _found(keyframe: Mapping[str, Any]) -> Html:
     """Corners in pixels of the clip, or the answer in which there was no box."""
     number = lambda value: f"{value:.0f}" if isinstance(value, float) else str(value)
     boxes = keyframe.get("boxes")
-    listed = [",".join(map(number, box)) for box in boxes if isinstance(box, list)] if isinstance(boxes, list) else []
-    if listed:
-        return html.text(html.clipped("; ".join(listed), 400))
+    corners = [",".join(map(number, box)) for box in boxes if isinstance(box, list)] if isinstance(boxes, list) else []
+    if corners:
+        return html.text(html.clipped("; ".join(corners), 400))
     return _fault("", f"no box in: {keyframe.get('answer', '')}")

@@ -44,12 +44,12 @@ class GrowingFile:
             while block := file.read(BLOCK):
                 block = rest + block
                 end = block.rfind(b"\n") + 1
-                whole, rest = block[:end], block[end:]
-                if whole:
-                    yield self._offset, self._lines, whole
+                complete, rest = block[:end], block[end:]
+                if complete:
+                    yield self._offset, self._lines, complete
                     self._offset += end
-                    self._lines += whole.count(b"\n")
-                    self._tail = (self._tail + whole)[-TAIL:]
+                    self._lines += complete.count(b"\n")
+                    self._tail = (self._tail + complete)[-TAIL:]
 
 
 @dataclasses.dataclass
@@ -126,23 +126,23 @@ class RunFiles:
 
     def _read_steps(self) -> bool:
         changed = False
-        for offset, before, block in self._files[0].blocks():
+        for offset, line_count, block in self._files[0].blocks():
             changed = True
             if not offset:
                 self.steps.clear()
-            self.steps += lines.read_metrics(block, str(self.folder / METRICS), before + 1)
+            self.steps += lines.read_metrics(block, str(self.folder / METRICS), line_count + 1)
         if changed:
             self.logged_at = (self.folder / METRICS).stat().mtime
         return changed
 
     def _read_rollouts(self) -> bool:
         changed, name = False, str(self.folder / ROLLOUTS)
-        for offset, before, block in self._files[1].blocks():
+        for offset, line_count, block in self._files[1].blocks():
             changed = True
             if not offset:
                 self.groups.clear()
             sizes = [len(row) + 1 for row in block.split(b"\n")[:-1]]
-            rows = [_checked(row, name) for row in lines.read(block, name, before + 1)]
+            rows = [_checked(row, name) for row in lines.read(block, name, line_count + 1)]
             for row, size in zip(rows, sizes):
                 self._add(row, offset, size)
                 offset += size
@@ -203,10 +203,12 @@ def _checked(row: dict[str, Any], name: str) -> dict[str, Any]:
     """
     step = row["step"]
     plan, keyframes, failures, rewards = (row.get(key) or kind() for key, kind in _KINDS.items())
-    good = type(step) is int and 0 <= step < 10**15 and isinstance(failures, list) and isinstance(rewards, dict)
-    good = good and all(isinstance(part, list) and all(isinstance(x, dict) for x in part) for part in (plan, keyframes))
-    numbers = [row.get("reward"), row.get("advantage"), *(rewards.values() if good else ())]
-    if not good or not all(x is None or (type(x) in (int, float) and abs(x) < 1e300) for x in numbers):
-        what = "has no lists of keyframes and failures, or no rewards"
-        raise InputError(f"{name}: a rollout of step {json_file.describe(step)} {what}")
+    is_valid = type(step) is int and 0 <= step < 10**15 and isinstance(failures, list) and isinstance(rewards, dict)
+    is_valid = is_valid and all(
+        isinstance(part, list) and all(isinstance(x, dict) for x in part) for part in (plan, keyframes)
+    )
+    numbers = [row.get("reward"), row.get("advantage"), *(rewards.values() if is_valid else ())]
+    if not is_valid or not all(x is None or (type(x) in (int, float) and abs(x) < 1e300) for x in numbers):
+        problem = "has no lists of keyframes and failures, or no rewards"
+        raise InputError(f"{name}: a rollout of step {json_file.describe(step)} {problem}")
     return row

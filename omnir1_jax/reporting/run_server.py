@@ -62,9 +62,9 @@ class Answer(NamedTuple):
     body: bytes
 
 
-def text(status: int, said: str) -> Answer:
+def text(status: int, message: str) -> Answer:
     """An answer in a line."""
-    return Answer(status, "text/plain; charset=utf-8", said.encode("utf-8", "replace"))
+    return Answer(status, "text/plain; charset=utf-8", message.encode("utf-8", "replace"))
 
 
 class Page:
@@ -80,8 +80,8 @@ class Page:
           InputError: a file of the run is not what the log writes.
         """
         address = urlsplit(target)
-        if found := _PICTURE.fullmatch(address.path):
-            return self._picture(*found.groups())
+        if match := _PICTURE.fullmatch(address.path):
+            return self._picture(*match.groups())
         with self._lock:
             if address.path == "/version":
                 self._run.refresh()
@@ -98,19 +98,19 @@ class Page:
             return text(404, "There is no such picture.")
         return Answer(200, "image/png", path.read_bytes())
 
-    def _page(self, asked: Mapping[str, str]) -> str:
-        run, query = self._run, Query.parse(asked)
-        number = int(asked["page"]) if re.fullmatch(r"[1-9]\d{0,8}", asked.get("page", "")) else 1
+    def _page(self, parameters: Mapping[str, str]) -> str:
+        run, query = self._run, Query.parse(parameters)
+        number = int(parameters["page"]) if re.fullmatch(r"[1-9]\d{0,8}", parameters.get("page", "")) else 1
         rollouts = self._rollouts(query, number) if run.groups else []
         if run.steps:
             head, *parts = train_report.parts(run, rollouts)
         else:
             head = tag("h1", train_report.title(run))
             parts = [tag("section", tag("p", "No step has been logged yet."), id="part-status")]
-        mark = tag("p", self._now(), class_="soft", id="now")
-        lost = tag("p", "The server does not answer.", class_="bad", id="lost", hidden="")
+        status = tag("p", self._now(), class_="soft", id="now")
+        no_answer = tag("p", "The server does not answer.", class_="bad", id="lost", hidden="")
         version = tag("span", id="version", **{"data-version": run.version})
-        content = (head, html.join([mark, lost, version]), *parts)
+        content = (head, html.join([status, no_answer, version]), *parts)
         return html.page(f"{train_report.title(run)} run", *content, script=FOLLOW, live=True)
 
     def _now(self) -> str:
@@ -121,18 +121,18 @@ class Page:
         return f"{since}This page follows the run."
 
     def _rollouts(self, query: Query, number: int) -> list[Html]:
-        run, found = self._run, query.select(self._run.groups)
-        pages = max(-(-len(found) // PROMPTS), 1)
+        run, groups = self._run, query.select(self._run.groups)
+        pages = max(-(-len(groups) // PROMPTS), 1)
         number = min(number, pages)
-        shown = found[(number - 1) * PROMPTS : number * PROMPTS]
+        page_groups = groups[(number - 1) * PROMPTS : number * PROMPTS]
         links = [("← previous", number - 1)] * (number > 1) + [("next →", number + 1)] * (number < pages)
-        listed = [tag("a", said, href=query.link(page=at)) for said, at in links]
-        said = f"{len(found)} of the {len(run.groups)} prompts, page {number} of {pages}."
+        link_tags = [tag("a", label, href=query.link(page=page_number)) for label, page_number in links]
+        label = f"{len(groups)} of the {len(run.groups)} prompts, page {number} of {pages}."
         return [
             rollouts_html.form(query, run.groups),
-            tag("p", said, class_="soft"),
-            *(rollouts_html.group(run, group, query, _linked) for group in shown),
-            tag("p", *listed, class_="pages"),
+            tag("p", label, class_="soft"),
+            *(rollouts_html.group(run, group, query, _linked) for group in page_groups),
+            tag("p", *link_tags, class_="pages"),
         ]
 
 

@@ -32,20 +32,20 @@ def spread(values: Sequence[float]) -> str:
     return f"{statistics.fmean(values):.1f} ± {statistics.stdev(values):.1f}"
 
 
-def tables(found: Mapping[str, Any]) -> list[Table]:
+def tables(results: Mapping[str, Any]) -> list[Table]:
     """The measured tables; those of the main reward, then the ablation if there is one."""
-    cold, runs = found["before"], found["runs"]
+    cold, runs = results["before"], results["runs"]
     main = [run for run in runs.values() if run["reward"] == "all"]
-    clips = f"{found['clips']} held-out clips"
+    clips = f"{results['clips']} held-out clips"
     out: list[Table] = []
     if main:
         rows = [("cold start, its own plan", f"{cold['vos']['plan']:.1f}")]
-        rows += [(f"its description in {said}", f"{cold['vos'][rule]:.1f}") for rule, said in BASELINES.items()]
+        rows += [(f"its description in {label}", f"{cold['vos'][rule]:.1f}") for rule, label in BASELINES.items()]
         rows += [("trained, its own plan", spread([run["vos"]["plan"] for run in main]))]
         gains = [run["vos"]["plan"] - cold["vos"]["plan"] for run in main]
         rows += [("gain over the cold start", spread(gains))]
         seeds = f"{len(main)} seeds" if len(main) > 1 else f"seed {main[0]['seed']}"
-        out.append((f"Segmentation, {clips}, {found['steps']} steps, {seeds}", ("", "J&F"), rows))
+        out.append((f"Segmentation, {clips}, {results['steps']} steps, {seeds}", ("", "J&F"), rows))
         sounds = list(cold["refavs"])
         rows = [("cold start", *(f"{cold['refavs'][sound]:.1f}" for sound in sounds))]
         rows += [("trained", *(spread([run["refavs"][sound] for run in main]) for sound in sounds))]
@@ -59,18 +59,18 @@ def tables(found: Mapping[str, Any]) -> list[Table]:
     if len({run["reward"] for run in runs.values()}) > 1:
         rows = []
         for reward, title in TITLES.items():
-            own = [run for run in runs.values() if run["reward"] == reward]
-            if own:
-                learnt = [100 * run["learnt"]["vos box IoU"]["last"] for run in own]
-                rows.append((title, spread([run["vos"]["plan"] for run in own]), spread(learnt), len(own)))
+            chosen = [run for run in runs.values() if run["reward"] == reward]
+            if chosen:
+                learnt = [100 * run["learnt"]["vos box IoU"]["last"] for run in chosen]
+                rows.append((title, spread([run["vos"]["plan"] for run in chosen]), spread(learnt), len(chosen)))
         out.append(("Rewards, segmentation", ("reward", "J&F", "box IoU, sampled", "seeds"), rows))
     return out
 
 
-def markdown(found: Sequence[Table]) -> str:
+def markdown(tables: Sequence[Table]) -> str:
     """The tables as text."""
     parts = []
-    for caption, header, rows in found:
+    for caption, header, rows in tables:
         table = [header, ["---"] * len(header), *rows]
         parts.append(f"{caption}\n\n" + "\n".join("| " + " | ".join(map(str, row)) + " |" for row in table) + "\n")
     return "\n".join(parts)
@@ -83,12 +83,12 @@ def curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], target: epath.Path) 
 
     with matplotlib.rc_context({"font.family": "DejaVu Sans"}):
         figure = Figure(figsize=(12, 3.4), layout="constrained")
-        for place, (title, (segmented, key)) in enumerate(CURVES.items(), 1):
-            axes = figure.add_subplot(1, len(CURVES), place, title=title, xlabel="step")
+        for column, (title, (segmented, key)) in enumerate(CURVES.items(), 1):
+            axes = figure.add_subplot(1, len(CURVES), column, title=title, xlabel="step")
             for number, (name, rows) in enumerate(runs.items()):
                 of_task = [names.without_task(row) for row in rows if (names.task_of(row) == "vos") == segmented]
-                own = [row for row in of_task if row.get(key) is not None]
-                steps, values = (np.array([row[what] for row in own], np.float64) for what in ("step", key))
+                logged = [row for row in of_task if row.get(key) is not None]
+                steps, values = (np.array([row[field] for row in logged], np.float64) for field in ("step", key))
                 if not values.any():  # not measured, as the run's reward had no use for it
                     continue
                 axes.plot(steps, charts.smooth(values, max(len(values) // 8, 3)), color=f"C{number}", label=name)
@@ -100,12 +100,12 @@ def curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], target: epath.Path) 
             figure.savefig(file, format="png", dpi=110)
 
 
-def write(out: epath.PathLike, found: Mapping[str, Any]) -> str:
+def write(out: epath.PathLike, results: Mapping[str, Any]) -> str:
     """Writes `table.md`, `curves.png` and `report.html` from a summary and the runs beside it; the tables as text."""
     out = epath.Path(out)
-    measured = tables(found)
+    measured = tables(results)
     runs = {}
-    for name in found["runs"]:
+    for name in results["runs"]:
         path = out / "runs" / name / METRICS
         runs[name] = list(lines.read_metrics(regular_file.read_bytes(path), str(path)))
     text = markdown(measured)
@@ -113,21 +113,21 @@ def write(out: epath.PathLike, found: Mapping[str, Any]) -> str:
         scratch.write_text(text)
     curves(runs, out / "curves.png")
     folders = sorted((out / "runs" / next(iter(runs)) / "pictures").glob("*"), key=lambda path: int(path.name))
-    shown = []
+    pictures = []
     for folder in folders[-2:]:  # one of each family
         for path in sorted(folder.glob("*.png")):
-            said = f"step {folder.name}, {path.stem}"
-            shown.append(html.picture(shrink(path.read_bytes(), str(path)), "A clip", said))
-    total = sum(found["seconds"].values())
+            label = f"step {folder.name}, {path.stem}"
+            pictures.append(html.picture(shrink(path.read_bytes(), str(path)), "A clip", label))
+    total = sum(results["seconds"].values())
     sections = [
         tag("h1", "Omni-R1 at toy size"),
         tag("p", f"System 1 trained by GRPO in the synthetic world, {total / 60:.0f} minutes in all.", class_="soft"),
         html.heading("What was learnt"),
         *(html.table(header, rows, caption) for caption, header, rows in measured),
         html.picture((out / "curves.png").read_bytes(), "Curves of the runs"),
-        *([html.heading("Clips after training"), *shown] if shown else []),
+        *([html.heading("Clips after training"), *pictures] if pictures else []),
         html.heading("Seconds"),
-        html.table((), list(found["seconds"].items())),
+        html.table((), list(results["seconds"].items())),
     ]
     html.write(out / "report.html", html.page("Omni-R1 at toy size", *sections))
     return text

@@ -64,58 +64,58 @@ def parts(run: RunFiles, rollouts: Sequence[Html]) -> list[Html]:
       rollouts: what stands under their heading; none where there are none.
     """
     count = sum("seconds" in row for row in run.steps)
-    said = f"Training report: {count} step{'s' * (count != 1)} logged."
-    found = {
-        "status": [tag("p", said, class_="soft"), html.tiles(_headline(run.steps, run.config))],
+    summary = f"Training report: {count} step{'s' * (count != 1)} logged."
+    contents = {
+        "status": [tag("p", summary, class_="soft"), html.tiles(_headline(run.steps, run.config))],
         "summary": _summary(run.summary),
         "curves": _curves(run.steps),
         "rollouts": [html.heading("Rollouts"), *rollouts] if rollouts else [],
         "failures": _failures(run.steps),
     }
     if run.config:
-        shown = html.clipped(json.dumps(run.config, indent=2, ensure_ascii=False), CONFIG_CHARACTERS)
-        settings = html.details("Every setting of the run", tag("pre", shown))
-        found["configuration"] = [html.heading("Configuration"), settings]
-    sections = [tag("section", html.join(content), id=f"part-{name}") for name, content in found.items() if content]
+        config_text = html.clipped(json.dumps(run.config, indent=2, ensure_ascii=False), CONFIG_CHARACTERS)
+        settings = html.details("Every setting of the run", tag("pre", config_text))
+        contents["configuration"] = [html.heading("Configuration"), settings]
+    sections = [tag("section", html.join(content), id=f"part-{name}") for name, content in contents.items() if content]
     return [tag("h1", title(run)), *sections]
 
 
 def _rollouts(run: RunFiles) -> list[Html]:
     """A choice of prompts over the whole run that keeps the report small."""
-    room = IMAGE_BYTES
+    bytes_left = IMAGE_BYTES
 
     def picture(step: int, name: str, caption: str) -> Html | None:
-        nonlocal room
+        nonlocal bytes_left
         path = run.folder / PICTURES / str(step) / name
         small = shrink(regular_file.read_bytes(path), str(path))
-        if (size := len(small) * 4 // 3) > room:
+        if (size := len(small) * 4 // 3) > bytes_left:
             return None
-        room -= size
+        bytes_left -= size
         return html.picture(small, caption, caption)
 
-    shown, size = [], 0
+    pairs, size = [], 0
     for group in choose(run):
         drawn = rollouts_html.group(run, group, Query(), picture)
         size += len(drawn.encode())
-        if shown and size > ROLLOUT_BYTES + IMAGE_BYTES - room:
+        if pairs and size > ROLLOUT_BYTES + IMAGE_BYTES - bytes_left:
             break
-        shown.append((group, drawn))
-    shown.sort(key=lambda pair: -pair[0].step)
-    groups = [group for group, _ in shown]
+        pairs.append((group, drawn))
+    pairs.sort(key=lambda pair: -pair[0].step)
+    groups = [group for group, _ in pairs]
     total = sum(len(group.rewards) for group in run.groups)
-    said = (
+    summary = (
         f"{len(groups)} of the {len(run.groups)} prompts, {sum(len(g.rewards) for g in groups)} of the {total} rollouts"
     )
-    left = " The others are left out here; python -m omnir1_jax.serve --run DIRECTORY shows all of them."
-    note = tag("p", f"{said}.{left * (len(groups) < len(run.groups))}", class_="soft")
-    return [note, rollouts_html.form(Query(), groups), tag("div", *(drawn for _, drawn in shown))] if shown else []
+    rest_note = " The others are left out here; python -m omnir1_jax.serve --run DIRECTORY shows all of them."
+    note = tag("p", f"{summary}.{rest_note * (len(groups) < len(run.groups))}", class_="soft")
+    return [note, rollouts_html.form(Query(), groups), tag("div", *(drawn for _, drawn in pairs))] if pairs else []
 
 
 def choose(run: RunFiles) -> list[Group]:
     """The prompts of a report, the most important first: the last with pictures, the last, some of the whole run."""
     pictured = itertools.islice((group for group in reversed(run.groups) if run.pictures(group)), PICTURED_PROMPTS)
     even = np.linspace(len(run.groups) - 1, 0, PROMPTS).round().astype(int) if run.groups else ()
-    chosen = [*pictured, *(run.groups[at] for at in even)]
+    chosen = [*pictured, *(run.groups[index] for index in even)]
     return list({id(group): group for group in chosen}.values())[:PROMPTS]
 
 
@@ -125,31 +125,31 @@ def _headline(steps: Sequence[Mapping[str, Any]], config: Mapping[str, Any]) -> 
     rows: list[tuple[str, object]] = []
     if config.get("objective"):
         rows.append(("objective", str(config["objective"])))
-    asked = config.get("steps")
-    rows.append(("steps", f"{steps[-1]['step']} of {asked}" if isinstance(asked, int) else str(steps[-1]["step"])))
+    total = config.get("steps")
+    rows.append(("steps", f"{steps[-1]['step']} of {total}" if isinstance(total, int) else str(steps[-1]["step"])))
     if schedule := _learning_rate(config):
         rows.append(("learning rate", schedule))
     rates = [row[RATE] for row in steps if row.get(RATE) is not None]
     if rates:
         rows.append(("learning rate, at the last step", f"{rates[-1]:.3g}"))
     if seconds:
-        left = (asked - steps[-1]["step"]) * statistics.median(seconds) if isinstance(asked, int) else 0
-        rows += [("time left", clock(left))] if left > 0 else []
+        seconds_left = (total - steps[-1]["step"]) * statistics.median(seconds) if isinstance(total, int) else 0
+        rows += [("time left", clock(seconds_left))] if seconds_left > 0 else []
         rows.append(("time in steps", clock(sum(seconds))))
         rows.append(("seconds a step, median", f"{statistics.median(seconds):.3g}"))
     several = len({*tasks} - {None}) > 1  # whose rewards and failures are of different scales
     failed = lambda row: [row[name] or 0 for name in row if name.startswith("failure/")]
     steps = [row | {"failures": sum(failed(row))} if failed(row) else row for row in steps]
-    shown = {"reward/total": "reward", "learn/loss": "loss", "loss": "loss", "failures": "failures a step"}
-    for metric, said in shown.items():
+    labels = {"reward/total": "reward", "learn/loss": "loss", "loss": "loss", "failures": "failures a step"}
+    for metric, label in labels.items():
         for task in dict.fromkeys(tasks):
-            own = [row for row, name in zip(steps, tasks) if name == task]
-            known = [row[metric] for row in own if isinstance(row.get(metric), (int, float))]
-            if known:
-                part = max(1, len(known) // 20)
-                first, last = statistics.fmean(known[:part]), statistics.fmean(known[-part:])
-                over = f" (means of {part} steps)" if part > 1 else ""
-                rows.append((f"{said}{f' of {task}' * several}, first to last", f"{first:.4g} → {last:.4g}{over}"))
+            task_rows = [row for row, name in zip(steps, tasks) if name == task]
+            values = [row[metric] for row in task_rows if isinstance(row.get(metric), (int, float))]
+            if values:
+                part = max(1, len(values) // 20)
+                first, last = statistics.fmean(values[:part]), statistics.fmean(values[-part:])
+                note = f" (means of {part} steps)" if part > 1 else ""
+                rows.append((f"{label}{f' of {task}' * several}, first to last", f"{first:.4g} → {last:.4g}{note}"))
     rows.append(("numbers that were not finite", str(sum(value is None for row in steps for value in row.values()))))
     skipped = [row["learn/skipped"] for row in steps if isinstance(row.get("learn/skipped"), (int, float))]
     if skipped:
@@ -159,14 +159,14 @@ def _headline(steps: Sequence[Mapping[str, Any]], config: Mapping[str, Any]) -> 
 
 def _learning_rate(config: Mapping[str, Any]) -> str:
     """The peak with its schedule, in words."""
-    own = config.get("optimizer")
-    if not isinstance(own, Mapping) or not isinstance(own.get("learning_rate"), (int, float)):
+    optimizer = config.get("optimizer")
+    if not isinstance(optimizer, Mapping) or not isinstance(optimizer.get("learning_rate"), (int, float)):
         return ""
-    parts = [f"{own['learning_rate']:g}, {own.get('schedule', '')}"]
-    if own.get("schedule") != "constant":
-        parts.append(f"to {own['learning_rate'] * own.get('final_share', 0):g}")
-    if own.get("warmup_steps"):
-        parts.append(f"after {own['warmup_steps']} updates of warm-up")
+    parts = [f"{optimizer['learning_rate']:g}, {optimizer.get('schedule', '')}"]
+    if optimizer.get("schedule") != "constant":
+        parts.append(f"to {optimizer['learning_rate'] * optimizer.get('final_share', 0):g}")
+    if optimizer.get("warmup_steps"):
+        parts.append(f"after {optimizer['warmup_steps']} updates of warm-up")
     return " ".join(parts)
 
 
@@ -175,9 +175,15 @@ def _summary(summary: Mapping[str, Any]) -> list[Html]:
     numbers = lambda value: (
         isinstance(value, Mapping) and not any(isinstance(v, (Mapping, list)) for v in value.values())
     )
-    known = {key: value for key, value in summary.items() if numbers(value)}
-    alike = lambda one, other: one is not other and 2 * len(one.keys() & other.keys()) > max(len(one), len(other))
-    beside = {key: value for key, value in known.items() if any(alike(value, other) for other in known.values())}
+    flat_parts = {key: value for key, value in summary.items() if numbers(value)}
+    shares_keys = lambda first, second: (
+        first is not second and 2 * len(first.keys() & second.keys()) > max(len(first), len(second))
+    )
+    beside = {
+        key: value
+        for key, value in flat_parts.items()
+        if any(shares_keys(value, second) for second in flat_parts.values())
+    }
     tables = []
     leaves = flatten_dict({key: value for key, value in summary.items() if key not in beside}, sep=" / ")
     flat = [(name, _leaf(value)) for name, value in leaves.items()][:200]
@@ -212,7 +218,7 @@ def _curves(steps: Sequence[Mapping[str, Any]]) -> list[Html]:
     for group in order:
         names = sorted(groups[group], key=lambda key: not key.endswith("/total"))  # what matters most comes first
         drawn = [charts.curve(key, *series[key]) for key in names]
-        out.append(html.details(tag("b", group), tag("div", *drawn, class_="grid"), shown=group in GROUPS))
+        out.append(html.details(tag("b", group), tag("div", *drawn, class_="grid"), is_open=group in GROUPS))
     return out
 
 
@@ -242,13 +248,13 @@ def _failures(steps: Sequence[Mapping[str, Any]]) -> list[Html]:
         part = max(1, len(counts) // 10)
         mean = statistics.fmean
         rows.append((kind.removeprefix("failure/"), sum(counts), mean(counts[:part]), mean(counts[-part:])))
-    met = sorted((row for row in rows if row[1]), key=lambda row: -row[1])
+    table_rows = sorted((row for row in rows if row[1]), key=lambda row: -row[1])
     never = [row[0] for row in rows if not row[1]]
     if not rows:
         return []
     out = [html.heading("Failures")]
-    if met:
-        out.append(html.table(("kind", "in all", "a step, first tenth", "a step, last tenth"), met))
+    if table_rows:
+        out.append(html.table(("kind", "in all", "a step, first tenth", "a step, last tenth"), table_rows))
     if never:
         out.append(tag("p", f"Never: {', '.join(never)}.", class_="soft"))
     return out

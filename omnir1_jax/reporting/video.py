@@ -79,11 +79,11 @@ def write(
     encoder = h264_encoder(ENCODERS)
     with tempfile.TemporaryDirectory(prefix="omnir1_jax_video_") as folder:
         # On this machine first: the index is moved to the front when all is written, which needs a real file.
-        made = pathlib.Path(folder, "video.mp4")
-        with av.open(str(made), "w", format="mp4", options={"movflags": "+faststart"}) as container:
+        path = pathlib.Path(folder, "video.mp4")
+        with av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"}) as container:
             _encode(container, str(target), encoder, iter(frames), rate, audio, sample_rate, times)
         with atomic_path(target) as scratch, scratch.open("wb") as out:
-            out.write(made.read_bytes())
+            out.write(path.read_bytes())
     return epath.Path(target)
 
 
