@@ -141,22 +141,22 @@ def answer(
     unended = {"completion/unended": common.count(common.unended(completions, config.sampling.eos))}
     if not eval_config.task.grounds:
         return Answers(completions, unended)
-    reading = eval_config.task.read(frozen, config, batch, completions)
+    parsed = eval_config.task.read(frozen, config, batch, completions)
     if eval_config.keyframes != "plan":
-        reading = reading._replace(requests=elsewhere(eval_config, reading.plan, batch, config.keyframes, key))
-    answers = Answers(completions, unended, reading)
+        parsed = parsed._replace(requests=elsewhere(eval_config, parsed.plan, batch, config.keyframes, key))
+    answers = Answers(completions, unended, parsed)
     frame, valid = answers.chosen.frame, answers.chosen.valid
-    at = jnp.take_along_axis(batch.frame_index, frame, axis=1)
+    clip_frames = jnp.take_along_axis(batch.frame_index, frame, axis=1)
     if eval_config.oracle:
         true = jnp.take_along_axis(batch.boxes, frame[:, None, :, None], axis=2).swapaxes(1, 2)
-        prompts = Prompts(true, ~box_rules.is_missing(true) & valid[..., None], at)
+        prompts = Prompts(true, ~box_rules.is_missing(true) & valid[..., None], clip_frames)
     elif eval_config.host:
         blank = jnp.zeros((*frame.shape, slots(eval_config), 4))
-        prompts = Prompts(blank, blank[..., 0] > 0, at)
+        prompts = Prompts(blank, blank[..., 0] > 0, clip_frames)
     else:
-        boxes = common.find(models, frozen, batch.sharp, reading.requests, slots(eval_config))
-        answers, prompts = answers._replace(boxes=boxes), Prompts(boxes.original[:, 0], boxes.used[:, 0], at)
-    return answers._replace(prompts=prompts, failures={**eval_config.task.failures(batch, reading, answers), **unended})
+        boxes = common.find(models, frozen, batch.sharp, parsed.requests, slots(eval_config))
+        answers, prompts = answers._replace(boxes=boxes), Prompts(boxes.original[:, 0], boxes.used[:, 0], clip_frames)
+    return answers._replace(prompts=prompts, failures={**eval_config.task.failures(batch, parsed, answers), **unended})
 
 
 def slots(eval_config: EvalConfig) -> int:
@@ -177,19 +177,19 @@ def elsewhere(eval_config: EvalConfig, plans: Plan, batch: Query, count: int, ke
 
 def choose(eval_config: EvalConfig, plan: Plan, batch: Query, count: int, key: Key[Array, ""]) -> Keyframes:
     """Frames in place of the plan's, and the piece of the plan that describes each. [b count]"""
-    most = batch.frame_valid.shape[1]
-    place = jnp.arange(count)
+    max_frames = batch.frame_valid.shape[1]
+    slot = jnp.arange(count)
 
     def one(frames: Int[Array, ""], number: Int[Array, ""]) -> tuple[Int[Array, "k"], Bool[Array, "k"]]:
-        some = jnp.minimum(frames, count)
+        chosen_count = jnp.minimum(frames, count)
         if eval_config.keyframes == "first":
-            return jnp.zeros(count, jnp.int32), place == 0
+            return jnp.zeros(count, jnp.int32), slot == 0
         if eval_config.keyframes == "uniform":
-            return (2 * place + 1) * frames // jnp.maximum(2 * some, 1), place < some
-        noise = jax.random.uniform(jax.random.fold_in(key, number), (most,))
-        rank = jnp.argsort(jnp.argsort(jnp.where(jnp.arange(most) < frames, noise, 2.0)))
-        drawn = jnp.sort(jnp.where(rank < some, jnp.arange(most), most))
-        return jnp.pad(drawn, (0, max(count - most, 0)))[:count], place < some
+            return (2 * slot + 1) * frames // jnp.maximum(2 * chosen_count, 1), slot < chosen_count
+        noise = jax.random.uniform(jax.random.fold_in(key, number), (max_frames,))
+        rank = jnp.argsort(jnp.argsort(jnp.where(jnp.arange(max_frames) < frames, noise, 2.0)))
+        drawn = jnp.sort(jnp.where(rank < chosen_count, jnp.arange(max_frames), max_frames))
+        return jnp.pad(drawn, (0, max(count - max_frames, 0)))[:count], slot < chosen_count
 
     frame, valid = jax.vmap(one)(jnp.sum(batch.frame_valid, axis=1), batch.number)
     described = jnp.ones(len(frame), bool) if eval_config.oracle else jnp.any(plan.valid, axis=1)

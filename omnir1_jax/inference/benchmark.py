@@ -48,21 +48,21 @@ def evaluate(
     weights = load.fingerprint(systems)
     values = [identity.identity(systems, part.benchmark, part.options, weights) for part in parts]
     store.check_folder(out)
-    with folders.hold(out, store.KIND, store.FLAG, names=[*store.NAMES, *tops], adopt=store.adopt) as mark:
-        if (RUN in mark.names) == several and RESULTS in mark.names:
+    with folders.hold(out, store.KIND, store.FLAG, names=[*store.NAMES, *tops], adopt=store.adopt) as holder:
+        if (RUN in holder.names) == several and RESULTS in holder.names:
             kind = "one evaluation" if several else "an evaluation for each of several tasks or rules for keyframes"
             raise InputError(f"{store.FLAG}: {out} holds {kind}; name another directory")
-        places = [pathlib.Path(out, part.label) for part in parts]
-        for place, identity_values in zip(places, values):
-            store.check_folder(place, identity_values, mark.id)
+        directories = [pathlib.Path(out, part.label) for part in parts]
+        for directory, identity_values in zip(directories, values):
+            store.check_folder(directory, identity_values, holder.id)
         for top in tops:
             folders.begin(out, top, store.FLAG)
         results = {}
-        for part, place, identity_values in zip(parts, places, values):
+        for part, directory, identity_values in zip(parts, directories, values):
             result = run.evaluate(
-                systems, part.benchmark, part.options, place, quiet=quiet, values=identity_values, owner=mark.id
+                systems, part.benchmark, part.options, directory, quiet=quiet, values=identity_values, owner=holder.id
             )
-            report.write(place, part.benchmark, result)
+            report.write(directory, part.benchmark, result)
             results[part.label] = result
         if several:
             with folders.file(out, RESULTS, store.FLAG) as scratch:
@@ -71,12 +71,12 @@ def evaluate(
 
 
 def _parts(systems: load.Systems, options: Options, keyframes: tuple[str, ...]) -> list[Part]:
-    asked = list(tasks.benchmarks(systems, options))
+    benchmarks = list(tasks.benchmarks(systems, options))
     rules = keyframes or (options.keyframes,)
     parts = []
-    for benchmark, rule in itertools.product(asked, rules):
+    for benchmark, rule in itertools.product(benchmarks, rules):
         if not benchmark.task.plans and rule != "plan" and len(rules) > 1:
             continue
-        label = "/".join([benchmark.name] * (len(asked) > 1) + [rule] * (len(rules) > 1))
+        label = "/".join([benchmark.name] * (len(benchmarks) > 1) + [rule] * (len(rules) > 1))
         parts.append(Part(label, benchmark, dataclasses.replace(options, keyframes=rule)))
     return parts

@@ -34,8 +34,8 @@ def digest(system2: str) -> str | None:
         folder = pathlib.Path(settings.rpartition("@")[0] or settings)
         files = sorted(path for path in folder.iterdir() if path.is_file()) if folder.is_dir() else []
     else:
-        where = system2.rpartition(":")[0]
-        source = where if where.endswith(".py") else getattr(importlib.import_module(where), "__file__", None)
+        module = system2.rpartition(":")[0]
+        source = module if module.endswith(".py") else getattr(importlib.import_module(module), "__file__", None)
         files = [pathlib.Path(source)] if source else []
     total = hashlib.blake2b(digest_size=8)
     for path in files:
@@ -117,8 +117,8 @@ def masks(
         elif not len(slots):
             continue
         else:
-            every = range(len(sample.clip))
-            frames = media.load_frames(sample.ref.frames, every, sample_id=sample.sample_id)
+            positions = range(len(sample.clip))
+            frames = media.load_frames(sample.ref.frames, positions, sample_id=sample.sample_id)
             union = segmenter(frames, descriptions, numbers).any(axis=0)
         t, height, width = union.shape
         out[row, :t, :height, :width] = union

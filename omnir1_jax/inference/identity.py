@@ -110,8 +110,8 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Differen
 def describe(differing: list[Difference]) -> str:
     """Differences as the end of "DIRECTORY holds an evaluation with ..."."""
     named = [_describe(difference) for difference in differing[:MAX_NAMED]]
-    more = len(differing) - len(named)
-    return ", and ".join(named) + (f", and {more} more differences" if more else "")
+    unnamed = len(differing) - len(named)
+    return ", and ".join(named) + (f", and {unnamed} more differences" if unnamed else "")
 
 
 def _differences(path: tuple[str, ...], old: Any, new: Any, open_levels: int) -> Iterator[Difference]:

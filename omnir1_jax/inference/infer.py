@@ -146,12 +146,12 @@ def answer(systems: Systems, ask: Ask, seed: int = 0) -> Result:
     done = run.launch(systems, eval_config, batch, seed)
     answers, masks = jax.device_get((done.answers, done.masks))
     line = records.record(sample, answers, 0, ask.task, systems.tokenizer)
-    kept = None
+    clip_masks = None
     if masks is not None and any(keyframe["boxes"] for keyframe in line["keyframes"]):
         height, width = sample.size
-        kept = masks[0, : len(sample.clip), :height, :width]
+        clip_masks = masks[0, : len(sample.clip), :height, :width]
     seen = tuple(int(t) for t in choose_frames(ref, count, benchmark.decode, np.random.default_rng(0)))
-    return Result(ask, ref, count, sample.size, fps, times, seen, sound, line, kept)
+    return Result(ask, ref, count, sample.size, fps, times, seen, sound, line, clip_masks)
 
 
 def clip_ref(ask: Ask) -> ClipRef:
@@ -236,18 +236,20 @@ def _natural(file: pathlib.Path) -> list[Any]:
     return [(i % 2 == 0, int(part) if i % 2 else 0, part) for i, part in enumerate(parts)]
 
 
-def _sound(ask: Ask, ref: ClipRef, usual: float) -> tuple[Sound, float]:
+def _sound(ask: Ask, ref: ClipRef, default_seconds: float) -> tuple[Sound, float]:
     """The sound, and the seconds that the prompt has room for."""
     if ref.audio is None:
         if ask.task.needs_sound:
             raise InputError("--audio: this task needs sound, and images have none; name a sound file")
         return Sound(None, 0.0, "no sound was given"), 0.0
-    asked = ask.audio_seconds > 0 or (ask.audio_seconds < 0 and (usual > 0 or bool(ask.audio) or not ask.task.grounds))
+    wants_sound = ask.audio_seconds > 0 or (
+        ask.audio_seconds < 0 and (default_seconds > 0 or bool(ask.audio) or not ask.task.grounds)
+    )
     source = ask.audio or ask.video
     try:
         wave = audio.load_audio(ref.audio, sample_id=ref.sample_id)
     except BadSample as error:
-        if asked:
+        if wants_sound:
             raise InputError(f"{'--audio' if ask.audio else '--video'}: {error.reason}") from error
         return Sound(None, 0.0, f"not heard; it cannot be read: {error.reason}"), 0.0
     if wave is None:
@@ -256,14 +258,14 @@ def _sound(ask: Ask, ref: ClipRef, usual: float) -> tuple[Sound, float]:
         return Sound(None, 0.0, "the video has no audio track"), 0.0
     length = len(wave) / SAMPLE_RATE
     silence = "" if wave.any() else "; the sound is silent throughout"
-    if not asked:
+    if not wants_sound:
         return Sound(wave, 0.0, "not heard: this query goes by sight" + silence), 0.0
-    seconds = ask.audio_seconds if ask.audio_seconds > 0 else usual
+    seconds = ask.audio_seconds if ask.audio_seconds > 0 else default_seconds
     if seconds <= 0:
         seconds = next((size for size in SECONDS if size >= length), SECONDS[-1])
-    heard = min(length, seconds)
-    note = "heard whole" if heard == length else f"heard for the first {heard:g} of {length:.1f} seconds"
-    return Sound(wave, heard, note + silence), float(seconds)
+    audible = min(length, seconds)
+    note = "heard whole" if audible == length else f"heard for the first {audible:g} of {length:.1f} seconds"
+    return Sound(wave, audible, note + silence), float(seconds)
 
 
 def _benchmark(systems: Systems, ask: Ask, entry: ConfigDict, ref: ClipRef, sound: Sound) -> Benchmark:

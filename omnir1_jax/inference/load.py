@@ -109,8 +109,8 @@ def load_systems(
     policy, grounder = from_checkpoint.in_place(trained), None
     if system2 == "frozen":
         base = chosen if from_checkpoint.is_run(checkpoint) else config
-        same = trained.trainable is not None or base is None or base.thinker.path == trained.config.thinker.path
-        grounder = trained.loaded if same else models.load(base, models.sizes(base)._replace(sam2=None), mesh)
+        is_shared = trained.trainable is not None or base is None or base.thinker.path == trained.config.thinker.path
+        grounder = trained.loaded if is_shared else models.load(base, models.sizes(base)._replace(sam2=None), mesh)
     return systems(chosen, policy, grounder, mesh, temperature=temperature, max_tokens=max_tokens)
 
 
@@ -123,8 +123,8 @@ def check(system2: str, names: Sequence[str] = ("self",)) -> str:
     if lookup.is_path(system2):
         grounders.make(system2, setting="--system2")
     elif system2 not in names:
-        known = ", ".join((*names, "NAME:SETTINGS", "module:object", "file.py:object"))
-        raise InputError(f"--system2: {system2!r} is none of {known}")
+        choices = ", ".join((*names, "NAME:SETTINGS", "module:object", "file.py:object"))
+        raise InputError(f"--system2: {system2!r} is none of {choices}")
     return system2
 
 

@@ -70,9 +70,9 @@ def fill(result: Result, folder: pathlib.Path) -> None:
 def files(result: Result, folder: str | pathlib.Path) -> Files:
     """Paths of an answer's files in a folder."""
     folder, segmented = pathlib.Path(folder), result.masks is not None
-    said = PLAN if result.ask.task.grounds else ANSWER
+    answer_file = PLAN if result.ask.task.grounds else ANSWER
     optional = [folder / name if segmented else None for name in (OVERLAY, MASKS)]
-    return Files(folder / said, folder / SHEET, *optional)
+    return Files(folder / answer_file, folder / SHEET, *optional)
 
 
 def check_target(out: str | pathlib.Path) -> None:
@@ -111,7 +111,9 @@ def answer_json(result: Result) -> dict[str, Any]:
         ends = piece["frames"] and [result.seen[min(t, len(result.seen) - 1)] for t in piece["frames"]]
         times = ends and _seconds(result, ends[0], ends[1] + 1)
         pieces.append(piece | {"frames": ends, "seconds_in_video": times})
-    keyframes = [one | {"seconds": (_seconds(result, one["frame"]) or [None])[0]} for one in line["keyframes"]]
+    keyframes = [
+        keyframe | {"seconds": (_seconds(result, keyframe["frame"]) or [None])[0]} for keyframe in line["keyframes"]
+    ]
     masks = None
     if result.masks is not None:
         masks = {"folder": MASKS, "frames_with_object": int(result.masks.any(axis=(1, 2)).sum())}
@@ -142,8 +144,13 @@ def example(result: Result, frames: UInt8[np.ndarray, "t h w 3"]) -> Example:
     """The answer as a picture shows it."""
     line = result.line
     keyframes = tuple(
-        Keyframe(one["frame"], one["description"], one["answer"], tuple(tuple(box) for box in one["boxes"]))
-        for one in line["keyframes"]
+        Keyframe(
+            keyframe["frame"],
+            keyframe["description"],
+            keyframe["answer"],
+            tuple(tuple(box) for box in keyframe["boxes"]),
+        )
+        for keyframe in line["keyframes"]
     )
     times = None if result.times is None else tuple(round(float(t), 2) for t in result.times[:-1])
     clip = Clip(frames, result.size[::-1], None, result.masks, seconds=times)
@@ -163,9 +170,11 @@ def example(result: Result, frames: UInt8[np.ndarray, "t h w 3"]) -> Example:
 
 def _frames(result: Result) -> UInt8[np.ndarray, "t h w 3"]:
     """All frames at the size of the video that will be shown."""
-    most = FILM_PIXELS if result.ask.task.grounds else SMALL_PIXELS
+    max_pixels = FILM_PIXELS if result.ask.task.grounds else SMALL_PIXELS
     try:
-        return media.load_frames(result.ref.frames, range(result.count), size=media.within(most), sample_id="infer")
+        return media.load_frames(
+            result.ref.frames, range(result.count), size=media.within(max_pixels), sample_id="infer"
+        )
     except BadSample as error:
         raise InputError(f"--video: {error.reason}") from error
 

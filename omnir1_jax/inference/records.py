@@ -32,12 +32,12 @@ def record(
     }
     if answers is None or sample.fault is not None:
         return line | {"failures": ["sample/bad"]}
-    at = (row, 0)
-    tokens = answers.completions.tokens[at][: int(answers.completions.lengths[at])].tolist()
+    index = (row, 0)
+    tokens = answers.completions.tokens[index][: int(answers.completions.lengths[index])].tolist()
     line["completion"] = tokenizer.decode(tokens, skip_special_tokens=True)
-    failures = [name for name, count in answers.failures.items() if count[at]]
+    failures = [name for name, count in answers.failures.items() if count[index]]
     if task.grounds:
-        description, prompts = task.describe(None, answers.reading, answers, at), answers.prompts
+        description, prompts = task.describe(None, answers.reading, answers, index), answers.prompts
         slots = np.flatnonzero(answers.chosen.valid[row]).tolist()
         keyframes = [
             keyframe._replace(frame=int(prompts.frames[row, k]), boxes=_boxes(prompts, row, k))

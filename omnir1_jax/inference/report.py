@@ -60,20 +60,25 @@ def _picture(folder: pathlib.Path, benchmark: Benchmark, line: Mapping[str, Any]
     try:
         ref = benchmark.reader[line["position"]]
         count = media.frame_count(ref.frames, ref.sample_id)
-        shown = _shown(count, [keyframe["frame"] for keyframe in line["keyframes"]])
-        frames = media.load_frames(ref.frames, shown, size=media.within(MOST_PIXELS), sample_id=ref.sample_id)
-        truth = None if ref.masks is None else decode_masks(ref.masks, shown, ref.sample_id)
+        shown_frames = _shown(count, [keyframe["frame"] for keyframe in line["keyframes"]])
+        frames = media.load_frames(ref.frames, shown_frames, size=media.within(MOST_PIXELS), sample_id=ref.sample_id)
+        truth = None if ref.masks is None else decode_masks(ref.masks, shown_frames, ref.sample_id)
     except BadSample:
         return None
     names = scores.names(ref, count)
-    predicted = predictions.read(str(folder / PREDICTIONS), *scores.place(ref), [names[t] for t in shown])
-    place = {frame: i for i, frame in enumerate(shown)}
+    predicted = predictions.read(str(folder / PREDICTIONS), *scores.place(ref), [names[t] for t in shown_frames])
+    position_of = {frame: i for i, frame in enumerate(shown_frames)}
     keyframes = tuple(
-        Keyframe(place[one["frame"]], one["description"], one["answer"], tuple(tuple(box) for box in one["boxes"]))
-        for one in line["keyframes"]
+        Keyframe(
+            position_of[entry["frame"]],
+            entry["description"],
+            entry["answer"],
+            tuple(tuple(box) for box in entry["boxes"]),
+        )
+        for entry in line["keyframes"]
     )
     size = predicted.shape[2], predicted.shape[1]
-    clip = Clip(frames, size, None if truth is None else truth.any(0), predicted > 0, numbers=tuple(shown))
+    clip = Clip(frames, size, None if truth is None else truth.any(0), predicted > 0, numbers=tuple(shown_frames))
     example = Example(
         line["sample_id"],
         line["query"],

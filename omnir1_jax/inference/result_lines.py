@@ -68,12 +68,12 @@ _KEYS: dict[str, tuple[Callable[[Any], bool], str]] = {
 }
 
 
-def parse(row: bytes, place: str) -> dict[str, Any]:
+def parse(row: bytes, location: str) -> dict[str, Any]:
     """One line.
 
     Args:
       row: its bytes.
-      place: the file and the line's number, for errors.
+      location: the file and the line's number, for errors.
 
     Raises:
       InputError: not an object with a position, or a key of another type than it is written with.
@@ -81,12 +81,12 @@ def parse(row: bytes, place: str) -> dict[str, Any]:
     try:
         line = json_file.parse_object(row, "it")
     except InputError as error:
-        raise InputError(f"{place} is damaged ({error}); name another directory with --out") from error
-    for key, (test, words) in _KEYS.items():
+        raise InputError(f"{location} is damaged ({error}); name another directory with --out") from error
+    for key, (test, requirement) in _KEYS.items():
         if (key in line or key == "position") and not test(line.get(key)):
             value = json_file.describe(line.get(key))
             raise InputError(
-                f"{place} is damaged ({key} must be {words}, not {value}); name another directory with --out"
+                f"{location} is damaged ({key} must be {requirement}, not {value}); name another directory with --out"
             )
     return line
 

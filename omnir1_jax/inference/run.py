@@ -47,8 +47,8 @@ def launch(systems: Systems, eval_config: EvalConfig, batch: Batch, seed: int, h
         return AnsweredBatch(batch, None, None)
     models, mesh = systems.models, systems.mesh
     sharding = None if mesh is None else batch_sharding(mesh)
-    put = functools.partial(placed, sharding=sharding)
-    query, key = Query(**tree_of(put(batch.arrays))), jax.random.key(seed)
+    to_devices = functools.partial(placed, sharding=sharding)
+    query, key = Query(**tree_of(to_devices(batch.arrays))), jax.random.key(seed)
     if jax.process_count() > 1:
         key = jax.random.wrap_key_data(replicate(jax.random.key_data(key), mesh))
     answers = ANSWER(models, systems.step, eval_config, systems.policy, systems.frozen, query, key)
@@ -61,11 +61,11 @@ def launch(systems: Systems, eval_config: EvalConfig, batch: Batch, seed: int, h
         return AnsweredBatch(batch, answers._replace(prompts=boxes), masks)
     if eval_config.host:
         boxes_found = host.prompts(models.grounder, jax.device_get(answers), batch.samples, slots(eval_config))
-        answers = answers._replace(prompts=put(boxes_found))
-    clips, valid = put(batch.clips), put(batch.frame_valid)
+        answers = answers._replace(prompts=to_devices(boxes_found))
+    clips, valid = to_devices(batch.clips), to_devices(batch.frame_valid)
     logits = SEGMENT(models.segmenter, systems.frozen.segmenter, clips, valid, query.original, answers.prompts)
     if hole_area:
-        logits = put(sam2.fill_holes(np.asarray(logits), hole_area))  # on the host
+        logits = to_devices(sam2.fill_holes(np.asarray(logits), hole_area))  # on the host
     return AnsweredBatch(batch, answers, segment.lift(logits, query.original, canvas))
 
 
@@ -73,14 +73,14 @@ def placed(tree: Any, sharding: jax.sharding.Sharding | None) -> Any:
     """Host arrays, equal in every process, on the devices of `sharding`."""
     if jax.process_count() == 1:
         return jax.device_put(tree, sharding)
-    place = lambda x: jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
-    return jax.tree.map(lambda x: place(np.asarray(x)), tree)
+    to_device = lambda x: jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
+    return jax.tree.map(lambda x: to_device(np.asarray(x)), tree)
 
 
 def fetched(tree: Any) -> Any:
     """Arrays on the host, all rows of all processes."""
-    one = lambda x: x if x.is_fully_addressable else multihost_utils.process_allgather(x, tiled=True)
-    return jax.device_get(jax.tree.map(one, tree) if jax.process_count() > 1 else tree)
+    gather = lambda x: x if x.is_fully_addressable else multihost_utils.process_allgather(x, tiled=True)
+    return jax.device_get(jax.tree.map(gather, tree) if jax.process_count() > 1 else tree)
 
 
 def on_host(systems: Systems, task: tasks.Task) -> bool:
@@ -94,8 +94,10 @@ def eval_config_of(systems: Systems, benchmark: Benchmark, options: Options) -> 
     Raises:
       InputError: one that the task does not have; names the flag.
     """
-    given = options.system2 == "oracle" or bool(options.boxes)
-    return EvalConfig(benchmark.task, options.keyframes, given, options.objects, host=on_host(systems, benchmark.task))
+    boxes_given = options.system2 == "oracle" or bool(options.boxes)
+    return EvalConfig(
+        benchmark.task, options.keyframes, boxes_given, options.objects, host=on_host(systems, benchmark.task)
+    )
 
 
 def answered(
@@ -108,14 +110,14 @@ def answered(
     Args:
       batch_size: rows of a batch, some of them filled up.
     """
-    eval_config, before = eval_config_of(systems, benchmark, options), None
+    eval_config, previous = eval_config_of(systems, benchmark, options), None
     for batch in samples.batches(benchmark, groups, batch_size, max(systems.config.loader.threads, 1)):
-        now = launch(systems, eval_config, batch, options.seed, options.hole_area)
-        if before is not None:
-            yield on_the_host(before)
-        before = now
-    if before is not None:
-        yield on_the_host(before)
+        current = launch(systems, eval_config, batch, options.seed, options.hole_area)
+        if previous is not None:
+            yield on_the_host(previous)
+        previous = current
+    if previous is not None:
+        yield on_the_host(previous)
 
 
 def batched(chosen: Sequence[int], batch_size: int) -> list[Sequence[int]]:
@@ -189,7 +191,7 @@ def finish(
     answers, masks = done.answers, done.masks
     new = [(row, sample) for row, sample in enumerate(done.batch.samples) if sample.position not in store.lines]
 
-    def one(item: tuple[int, Sample]) -> dict[str, Any]:
+    def finish_one(item: tuple[int, Sample]) -> dict[str, Any]:
         row, sample = item
         line = records.record(sample, answers, row, benchmark.task, systems.tokenizer)
         if not benchmark.task.grounds:
@@ -202,7 +204,7 @@ def finish(
 
     if benchmark.task.grounds:
         store.begin(sample.position for _, sample in new)
-    for line in pool.map(one, new):
+    for line in pool.map(finish_one, new):
         store.add(line)
         bar.update()
 

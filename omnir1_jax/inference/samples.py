@@ -91,8 +91,8 @@ class Batch(NamedTuple):
 def arrays_of(clip: DecodedClip, benchmark: Benchmark) -> Arrays:
     """What both systems are shown of a clip, and what is known of it."""
     task, config = benchmark.task, benchmark.example
-    shown = {**task.prompt(clip, config), **task.frames(clip, config)}
-    return {**shown, **_frames(clip, benchmark)} if task.grounds else shown
+    arrays = {**task.prompt(clip, config), **task.frames(clip, config)}
+    return {**arrays, **_frames(clip, benchmark)} if task.grounds else arrays
 
 
 def _frames(clip: DecodedClip, benchmark: Benchmark) -> Arrays:
@@ -112,15 +112,15 @@ def _boxes(clip: DecodedClip, benchmark: Benchmark, frames: int) -> Float[np.nda
     """True boxes in the seen frames, or those that another System 2 found."""
     out = np.full((benchmark.objects, frames, 4), detail_data.ABSENT, np.float32)
     if benchmark.boxes is not None:
-        given = benchmark.boxes.get(clip.ref.sample_id, {})
+        listed_boxes = benchmark.boxes.get(clip.ref.sample_id, {})
         for t, frame in enumerate(clip.frame_indices):
-            for slot, box in enumerate(given.get(int(frame), ())[: benchmark.objects]):
+            for slot, box in enumerate(listed_boxes.get(int(frame), ())[: benchmark.objects]):
                 out[slot, t] = box
     elif clip.masks is not None and len(clip.masks):
         areas = np.count_nonzero(clip.masks, axis=(1, 2, 3))
-        kept = np.sort(np.argsort(-areas, kind="stable")[: benchmark.objects])
-        boxes = detail_data.boxes(clip.masks[kept])
-        out[: len(kept), : boxes.shape[1]] = boxes
+        largest = np.sort(np.argsort(-areas, kind="stable")[: benchmark.objects])
+        boxes = detail_data.boxes(clip.masks[largest])
+        out[: len(largest), : boxes.shape[1]] = boxes
     return out
 
 
@@ -132,8 +132,8 @@ def read_boxes(path: str) -> dict[str, dict[int, Boxes]]:
     """
     form = '{"sample_id": ..., "boxes": {"3": [[x0, y0, x1, y1]]}}'
     return {
-        sample_id: {_frame(frame, place): _frame_boxes(value, place) for frame, value in boxes.items()}
-        for place, sample_id, boxes in by_sample(path, "--boxes", "boxes", dict, form)
+        sample_id: {_frame(frame, location): _frame_boxes(value, location) for frame, value in boxes.items()}
+        for location, sample_id, boxes in by_sample(path, "--boxes", "boxes", dict, form)
     }
 
 
@@ -143,24 +143,24 @@ def by_sample(path: str, flag: str, key: str, kind: type, form: str) -> Iterator
     Raises:
       InputError: a line of another form.
     """
-    for place, line in json_file.lines(regular_file.read_bytes(path, flag), f"{flag}: {path}"):
+    for location, line in json_file.lines(regular_file.read_bytes(path, flag), f"{flag}: {path}"):
         sample_id, value = (line.get("sample_id"), line.get(key)) if isinstance(line, dict) else (None, None)
         if not isinstance(sample_id, str) or not isinstance(value, kind):
-            raise InputError(f"{place}: expected {form}")
-        yield place, sample_id, value
+            raise InputError(f"{location}: expected {form}")
+        yield location, sample_id, value
 
 
-def _frame(key: str, place: str) -> int:
+def _frame(key: str, location: str) -> int:
     if not (key.isascii() and key.isdigit() and len(key) < 10):
-        raise InputError(f"{place}: {key[:40]!r} is not the number of a frame")
+        raise InputError(f"{location}: {key[:40]!r} is not the number of a frame")
     return int(key)
 
 
-def _frame_boxes(boxes: Any, place: str) -> Boxes:
+def _frame_boxes(boxes: Any, location: str) -> Boxes:
     for box in boxes if isinstance(boxes, list) else [boxes]:
         numbers = isinstance(box, list) and len(box) == 4 and all(type(x) in (int, float) for x in box)
         if not numbers or not all(abs(x) < MAX_COORDINATE for x in box):
-            raise InputError(f"{place}: a frame's boxes must be a list of [x0, y0, x1, y1], found {str(box)[:60]!r}")
+            raise InputError(f"{location}: a frame's boxes must be a list of [x0, y0, x1, y1], found {str(box)[:60]!r}")
     return tuple(tuple(float(np.float32(x)) for x in box) for box in boxes)
 
 
@@ -174,11 +174,11 @@ def read(benchmark: Benchmark, position: int) -> Sample:
         clip = _with_sound(clip, benchmark, position)
         arrays = arrays_of(clip, benchmark)
         arrays["number"] = np.int32(position)
-        every_frame = None
+        all_frames = None
         if benchmark.side:
-            every = range(media.frame_count(ref.frames, name))
-            every_frame = media.load_frames(ref.frames, every, size=(benchmark.side, benchmark.side), sample_id=name)
-        return Sample(position, name, ref, arrays, every_frame, clip.size, None)
+            positions = range(media.frame_count(ref.frames, name))
+            all_frames = media.load_frames(ref.frames, positions, size=(benchmark.side, benchmark.side), sample_id=name)
+        return Sample(position, name, ref, arrays, all_frames, clip.size, None)
     except BadSample as error:
         return Sample(position, name, ref, None, None, None, error.reason)
     except InputError as error:  # a query or a clip that does not fit its shapes
@@ -193,10 +193,12 @@ def _with_sound(clip: DecodedClip, benchmark: Benchmark, position: int) -> Decod
     groups = benchmark.reader.clips()
     clip_group = next(i for i, group in enumerate(groups) if position in group)
     other = groups[(clip_group + 1) % len(groups)][0]
-    heard = decode(benchmark.reader[other], benchmark.decode, frame_sampling.generator(benchmark.seed, 0, other)).audio
-    if heard is None or len(groups) < 2:
+    other_audio = decode(
+        benchmark.reader[other], benchmark.decode, frame_sampling.generator(benchmark.seed, 0, other)
+    ).audio
+    if other_audio is None or len(groups) < 2:
         raise BadSample(clip.ref.sample_id, "no other clip's sound to take")
-    return dataclasses.replace(clip, audio=heard)
+    return dataclasses.replace(clip, audio=other_audio)
 
 
 def length(frames: int) -> int:
@@ -213,16 +215,16 @@ def length(frames: int) -> int:
 
 def collate(samples: Sequence[Sample], batch_size: int) -> Batch:
     """A batch of `batch_size` rows."""
-    good = [sample for sample in samples if sample.arrays is not None]
-    if not good:
+    readable = [sample for sample in samples if sample.arrays is not None]
+    if not readable:
         return Batch(tuple(samples), None, None, None)
-    rows = [sample if sample.arrays is not None else good[0] for sample in samples]
-    rows += [good[0]] * (batch_size - len(rows))
-    arrays = {key: np.stack([row.arrays[key] for row in rows]) for key in good[0].arrays}
-    if good[0].clip is None:
+    rows = [sample if sample.arrays is not None else readable[0] for sample in samples]
+    rows += [readable[0]] * (batch_size - len(rows))
+    arrays = {key: np.stack([row.arrays[key] for row in rows]) for key in readable[0].arrays}
+    if readable[0].clip is None:
         return Batch(tuple(samples), arrays, None, None)
     counts = [len(row.clip) for row in rows]
-    clips = np.zeros((batch_size, length(max(counts)), *good[0].clip.shape[1:]), np.uint8)
+    clips = np.zeros((batch_size, length(max(counts)), *readable[0].clip.shape[1:]), np.uint8)
     for out, row in zip(clips, rows):
         out[: len(row.clip)] = row.clip
     return Batch(tuple(samples), arrays, clips, np.arange(clips.shape[1]) < np.array(counts)[:, None])

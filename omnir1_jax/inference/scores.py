@@ -102,26 +102,27 @@ def table(
         answered = Subset(reader, tuple(line["position"] for line in lines))
         completions = {line["sample_id"]: line["completion"] for line in lines}
         return score_answers.score(answered, completions, scoring, task.metric)
-    known = [line for line in lines if line["scores"] is not None]
-    if not known or served(reader, lines):
+    scored = [line for line in lines if line["scores"] is not None]
+    if not scored or served(reader, lines):
         return {"unscored": len(lines)}
     if task.mask_rules == "refavs":
-        subset = Subset(reader, tuple(line["position"] for line in known if line["predicted"]))
+        subset = Subset(reader, tuple(line["position"] for line in scored if line["predicted"]))
         out = score_masks.score_refavs(subset, root) if len(subset) else {}
         percent = {key: 100 * value for key, value in out.items() if key in ("J", "F")}
         return {**out, **percent, "J&F": (percent["J"] + percent["F"]) / 2} if out else {"unscored": len(lines)}
-    rows = [_row(reader, line, root, scoring) for line in known]
+    rows = [_row(reader, line, root, scoring) for line in scored]
     out = score_masks.table(score_masks.rules(reader), rows)
-    if reader.name == "refdavis" and len(known) == len(reader):
+    if reader.name == "refdavis" and len(scored) == len(reader):
         out["unsupervised"] = _unsupervised(reader, root, dataset_root)
     return out
 
 
 def blank(reader: Reader, task: tasks.Task, positions: Iterable[int], dataset_root: str) -> dict[str, Any]:
     """The table of items without any prediction: its entries are those that answers will have."""
-    lines, nothing = [], {"predicted": False, "scores": score_masks.missing(reader), "type_id": None, "completion": ""}
+    lines: list[Line] = []
+    unanswered = {"predicted": False, "scores": score_masks.missing(reader), "type_id": None, "completion": ""}
     for position in positions:
-        line = {"position": position, **nothing}
+        line = {"position": position, **unanswered}
         try:
             ref = reader[position]
             line |= {"sample_id": ref.sample_id, "type_id": ref.extra.get("type_id")}
@@ -134,8 +135,8 @@ def blank(reader: Reader, task: tasks.Task, positions: Iterable[int], dataset_ro
         return entries | dict.fromkeys(("J", "F", "S", "J&F"), 0.0)
     entries = table(reader, task, lines, "", dataset_root)
     if "unsupervised" in entries:
-        one = np.zeros((1, 1))
-        entries["unsupervised"] = refdavis.aggregate_unsupervised([[(one, one)]])
+        one_pixel = np.zeros((1, 1))
+        entries["unsupervised"] = refdavis.aggregate_unsupervised([[(one_pixel, one_pixel)]])
     return entries
 
 
@@ -151,9 +152,9 @@ def _row(reader: Reader, line: Line, root: str, scoring: score_answers.Scoring) 
 def paper(benchmark: str, table: Mapping[str, Any]) -> dict[str, float]:
     """The paper's columns for this benchmark, those that the table has, in percent."""
     out = {}
-    for name, way in PAPER.get(benchmark, {}).items():
+    for name, keys in PAPER.get(benchmark, {}).items():
         value: Any = table
-        for key in way:
+        for key in keys:
             value = value.get(key) if isinstance(value, Mapping) else None
         if value is not None:
             out[name] = value

@@ -23,8 +23,8 @@ def logits(
     prompts: Prompts,
 ) -> Float[Array, "b n t y x"]:
     """Mask logits of each object slot in every frame of the videos, at the segmenter's mask size."""
-    one = segmenters.Prompts(*jax.tree.map(lambda x: x[:, None], tuple(prompts)))
-    return segmenter.logits(params, clips, frame_valid, original, one)[:, 0]
+    one_group = segmenters.Prompts(*jax.tree.map(lambda x: x[:, None], tuple(prompts)))
+    return segmenter.logits(params, clips, frame_valid, original, one_group)[:, 0]
 
 
 @functools.partial(jax.jit, static_argnums=2)
@@ -37,7 +37,7 @@ def lift(
     """
     grid = jnp.array(logits.shape[3:], jnp.float32)
 
-    def one(logits: Float[Array, "n y x"], original: Int[Array, "2"]) -> Bool[Array, "height width"]:
+    def lift_frame(logits: Float[Array, "n y x"], original: Int[Array, "2"]) -> Bool[Array, "height width"]:
         raised = jax.image.scale_and_translate(
             logits,
             (logits.shape[0], *canvas),
@@ -49,8 +49,8 @@ def lift(
         )
         return jnp.any(raised > 0, axis=0)
 
-    every = jax.vmap(one, (0, 0))
-    return jax.lax.map(lambda frame: every(frame, original), jnp.moveaxis(logits, 2, 0)).swapaxes(0, 1)
+    lift_frames = jax.vmap(lift_frame, (0, 0))
+    return jax.lax.map(lambda frame: lift_frames(frame, original), jnp.moveaxis(logits, 2, 0)).swapaxes(0, 1)
 
 
 def canvas(sizes: list[tuple[int, int]]) -> tuple[int, int]:

@@ -65,16 +65,16 @@ def require() -> Any:
 
 def handler(respond: Callable[[Ask], Result], limits: Limits, folder: pathlib.Path) -> Callable[..., Shown]:
     """`(video, sound, query, task) -> Shown`; never raises. Files of the last answers lie below `folder`."""
-    kept: collections.deque[pathlib.Path] = collections.deque()
+    folders: collections.deque[pathlib.Path] = collections.deque()
 
     def run(video: str | None, sound: str | None, query: str | None, task: str | None) -> Shown:
         try:
             ask = checked(video, sound, query, task, limits)
             result, out = respond(ask), folder / uuid.uuid4().hex
             files = outputs.write(result, out)
-            kept.append(out)
-            while len(kept) > KEPT:
-                shutil.rmtree(kept.popleft(), ignore_errors=True)
+            folders.append(out)
+            while len(folders) > KEPT:
+                shutil.rmtree(folders.popleft(), ignore_errors=True)
             return shown(result, files)
         except InputError as error:
             return Shown(readable(str(error), video, sound))
@@ -117,15 +117,15 @@ def checked(video: str | None, sound: str | None, query: str | None, task: str |
 def shown(result: Result, files: outputs.Files) -> Shown:
     """An answer as parts of the page."""
     fields = outputs.answer_json(result)
-    words = fields["result"]
+    text = fields["result"]
     if fields["task"] == "qa" and fields["answer"]:
-        words = f"{fields['answer']}\n({words})"
-    words += f"\nSound: {fields['sound']['note']}."
-    listed = [str(files.said)]
+        text = f"{fields['answer']}\n({text})"
+    text += f"\nSound: {fields['sound']['note']}."
+    downloads = [str(files.said)]
     if files.masks is not None:
-        listed.append(shutil.make_archive(str(files.masks), "zip", files.masks))
+        downloads.append(shutil.make_archive(str(files.masks), "zip", files.masks))
     overlay = None if files.overlay is None else str(files.overlay)
-    return Shown(words, overlay, str(files.sheet), fields["reasoning"], plan(fields), listed)
+    return Shown(text, overlay, str(files.sheet), fields["reasoning"], plan(fields), downloads)
 
 
 def plan(fields: dict[str, Any]) -> str:
@@ -133,7 +133,9 @@ def plan(fields: dict[str, Any]) -> str:
     if fields["task"] == "qa":
         return ""
     time = lambda value: "" if value is None else f"{value:.2f} s"
-    boxes = lambda found: ", ".join("(" + " ".join(f"{x:.0f}" for x in box) + ")" for box in found) or "none"
+    boxes = lambda frame_boxes: (
+        ", ".join("(" + " ".join(f"{x:.0f}" for x in box) + ")" for box in frame_boxes) or "none"
+    )
     pieces = [
         (
             f"{piece['start']:g} to {piece['end']:g} s",
@@ -144,8 +146,8 @@ def plan(fields: dict[str, Any]) -> str:
         for piece in fields["plan"]
     ]
     frames = [
-        (str(one["frame"]), time(one["seconds"]), one["description"], boxes(one["boxes"]))
-        for one in fields["keyframes"]
+        (str(keyframe["frame"]), time(keyframe["seconds"]), keyframe["description"], boxes(keyframe["boxes"]))
+        for keyframe in fields["keyframes"]
     ]
     parts = []
     if pieces:
@@ -184,7 +186,7 @@ def page(gradio: Any, run: Callable[..., Shown], limits: Limits) -> Any:
                 task = gradio.Radio(list(TASKS), value=next(iter(TASKS)), label="Task")
                 button = gradio.Button("Run", variant="primary", elem_id="run")
             with gradio.Column(scale=2):
-                found = gradio.Textbox(label="Result", lines=2, interactive=False, elem_id="result")
+                result = gradio.Textbox(label="Result", lines=2, interactive=False, elem_id="result")
                 overlay = gradio.Video(
                     label="Overlay", interactive=False, include_audio=True, buttons=["download"], elem_id="overlay"
                 )
@@ -198,7 +200,7 @@ def page(gradio: Any, run: Callable[..., Shown], limits: Limits) -> Any:
         button.click(
             run,
             [video, sound, query, task],
-            [found, overlay, sheet, reasoning, table, files],
+            [result, overlay, sheet, reasoning, table, files],
             api_name="run",
             concurrency_limit=1,
             show_progress="minimal",
@@ -249,17 +251,17 @@ def opened(gradio: Any, run: Callable[..., Shown], limits: Limits, folder: str, 
 @contextlib.contextmanager
 def upload_folder() -> Iterator[pathlib.Path]:
     """A folder of this process alone (mode 0700), in which Gradio keeps what it is sent; removed with it at the end."""
-    before, scratch = os.environ.get("GRADIO_TEMP_DIR"), tempfile.tempdir
+    previous, scratch = os.environ.get("GRADIO_TEMP_DIR"), tempfile.tempdir
     with tempfile.TemporaryDirectory(prefix="omnir1_jax_uploads_", ignore_cleanup_errors=True) as folder:
         os.environ["GRADIO_TEMP_DIR"] = tempfile.tempdir = folder  # the latter: uploads while they arrive
         try:
             yield pathlib.Path(folder)
         finally:
             tempfile.tempdir = scratch
-            if before is None:
+            if previous is None:
                 del os.environ["GRADIO_TEMP_DIR"]
             else:
-                os.environ["GRADIO_TEMP_DIR"] = before
+                os.environ["GRADIO_TEMP_DIR"] = previous
 
 
 def answerer(systems: Systems, system2: str = "self") -> Callable[[Ask], Result]:

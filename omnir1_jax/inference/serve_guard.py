@@ -154,8 +154,8 @@ def foreign(scope: Any, names: Names) -> Refusal | None:
         return Refusal(403, "The page is served under its own address; open the one that its command printed.")
     other = Refusal(403, "This page takes no requests of other sites.")
     for origin in _values(scope, b"origin"):
-        scheme, _, place = origin.lower().partition("://")
-        if scheme not in ("http", "https") or place != hosts[0].lower():
+        scheme, _, origin_host = origin.lower().partition("://")
+        if scheme not in ("http", "https") or origin_host != hosts[0].lower():
             return other
     sites, modes = _values(scope, b"sec-fetch-site"), _values(scope, b"sec-fetch-mode")
     followed = modes == ["navigate"] and scope.get("method") == "GET"  # a link to the page

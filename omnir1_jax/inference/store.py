@@ -106,7 +106,7 @@ def check_folder(folder: str | os.PathLike, values: Mapping[str, Any] | None = N
 
 def adopt(folder: epath.Path) -> Sequence[str] | None:
     """What an earlier version, without marks, wrote in an evaluation's folder; None for another folder."""
-    marked = [RUN] if _is_run(folder / RUN) else []
+    run_files = [RUN] if _is_run(folder / RUN) else []
     inner = [
         above.name
         for above in folder.iterdir()
@@ -114,10 +114,10 @@ def adopt(folder: epath.Path) -> Sequence[str] | None:
         and not folders.is_link(above)
         and (_is_run(above / RUN) or any(_is_run(path / RUN) for path in above.iterdir()))
     ]
-    if not marked and not inner:
+    if not run_files and not inner:
         return None
     entries = [path for path in folder.iterdir() if not folders.is_link(path)]
-    archives = [path.name for path in entries if path.suffix == ".zip" and marked]
+    archives = [path.name for path in entries if path.suffix == ".zip" and run_files]
     return [*inner, *archives, *(path.name for path in entries if path.name in (*NAMES, CACHE))]
 
 

@@ -158,15 +158,15 @@ def count_note(benchmark: Benchmark) -> tuple[str, ...]:
 
 def _held_out(systems: Systems, options: Options) -> Iterator[Benchmark]:
     entries = systems.config.data
-    known = [name for name in entries if _held_out_dataset(entries[name]) and _family(systems.config, name).scored]
-    if not known:
+    names = [name for name in entries if _held_out_dataset(entries[name]) and _family(systems.config, name).scored]
+    if not names:
         raise InputError(
             "--benchmark: the config has no task to hold out: one in the synthetic world or on a dataset of your own, "
             "whose masks or metric can be scored"
         )
-    for name in options.tasks or known:
-        if name not in known:
-            raise InputError(f"--tasks: {name!r} is none of {', '.join(known)}")
+    for name in options.tasks or names:
+        if name not in names:
+            raise InputError(f"--tasks: {name!r} is none of {', '.join(names)}")
         entry, task = settings.task(**entries[name].to_dict()), _family(systems.config, name)
         label = _held_out_dataset(entry)
         dataset = entry.datasets[label].to_dict() | {"split": options.split or "valid"}
@@ -281,7 +281,7 @@ def _where(config: ConfigDict, name: str) -> str:
     return root if not root or "://" in root else str(epath.Path(config.data_root) / root)
 
 
-def _budget(own: PixelBudget, tokens: int, example: Any) -> PixelBudget:
-    most = tokens * example.sizes.cell_pixels**2
-    low = min(own.image_min, own.video_min, most)
-    return PixelBudget(low, most, low, most)
+def _budget(budget: PixelBudget, tokens: int, example: Any) -> PixelBudget:
+    max_pixels = tokens * example.sizes.cell_pixels**2
+    min_pixels = min(budget.image_min, budget.video_min, max_pixels)
+    return PixelBudget(min_pixels, max_pixels, min_pixels, max_pixels)

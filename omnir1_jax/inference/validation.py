@@ -44,8 +44,8 @@ class Validation:
         if training.frozen is None:
             raise InputError("validate.every: objective 'masks' trains no answers that could be validated; set it to 0")
         self.run = training
-        same = {field.name for field in dataclasses.fields(Options)} & vars(settings).keys()
-        self._options = Options(**{name: getattr(settings, name) for name in same})
+        shared_names = {field.name for field in dataclasses.fields(Options)} & vars(settings).keys()
+        self._options = Options(**{name: getattr(settings, name) for name in shared_names})
         systems = load.systems(training.config, training.loaded, mesh=training.mesh, frozen=training.frozen)
         if jax.process_count() > 1 and systems.models.on_host:
             raise InputError("validate.every: System 2 on the host is validated in one process only; set it to 0")
@@ -61,14 +61,14 @@ class Validation:
     def _entries(self, benchmark: Benchmark) -> list[str]:
         """Those of `validate.metrics` that the benchmark's table has. InputError: none, or no `validate.metric`."""
         chosen = tasks.positions(benchmark, self._options)
-        known = flat(scores.blank(benchmark.reader, benchmark.task, chosen, benchmark.root))
-        metrics = [name for name in self._settings.metrics if name in known]
+        table = flat(scores.blank(benchmark.reader, benchmark.task, chosen, benchmark.root))
+        metrics = [name for name in self._settings.metrics if name in table]
         task, _, name = self._settings.metric.partition("/")
-        listed = "nothing, since its ground truth is kept by a server" if "unscored" in known else ", ".join(known)
+        available = "nothing, since its ground truth is kept by a server" if "unscored" in table else ", ".join(table)
         if not metrics:
-            raise InputError(f"validate.metrics: the table of {benchmark.name} has none of these, but {listed}")
-        if task == benchmark.name and name not in known:
-            raise InputError(f"validate.metric: the table of {task} has no {name!r}, but {listed}")
+            raise InputError(f"validate.metrics: the table of {benchmark.name} has none of these, but {available}")
+        if task == benchmark.name and name not in table:
+            raise InputError(f"validate.metric: the table of {task} has no {name!r}, but {available}")
         return metrics
 
     def __call__(self, trainable: Any) -> Validated:
@@ -83,11 +83,11 @@ class Validation:
                 _compute(systems, benchmark, self._options)
         metrics = self._metrics(tables)
         value = self._value(tables) if tables else 0.0
-        if jax.process_count() > 1:  # as two words, since 64 bits would be rounded
-            words = multihost_utils.broadcast_one_to_all(np.array([value], np.float64).view(np.uint32))
-            value = float(np.asarray(words, np.uint32).view(np.float64)[0])
-        same = {name: x for name, x in vars(self._settings).items() if name not in ("every", "at_start", "root")}
-        return Validated(metrics, Score(repr(same), value))
+        if jax.process_count() > 1:  # as two halves, since 64 bits would be rounded
+            halves = multihost_utils.broadcast_one_to_all(np.array([value], np.float64).view(np.uint32))
+            value = float(np.asarray(halves, np.uint32).view(np.float64)[0])
+        options = {name: x for name, x in vars(self._settings).items() if name not in ("every", "at_start", "root")}
+        return Validated(metrics, Score(repr(options), value))
 
     def systems(self, trainable: Any) -> Systems:
         """The systems with the trained parameters, a copy of them in the dtype of the frozen ones."""
