@@ -31,13 +31,13 @@ def transitions() -> np.ndarray:
     """uint8 [2, states, 256]: the next state outside and inside an array, after json.decoder (RFC 8259, strict)."""
     table = np.full((2, len(STATE), 256), STATE["BAD"], np.uint8)
 
-    def rule(state: str, chars: bytes, then: str, contexts: tuple[int, ...] = (0, 1)) -> None:
+    def rule(state: str, chars: bytes, next_state: str, contexts: tuple[int, ...] = (0, 1)) -> None:
         for context in contexts:
-            table[context, STATE[state], list(chars)] = STATE[then]
+            table[context, STATE[state], list(chars)] = STATE[next_state]
 
     def value(state: str) -> None:
         rule(state, _SPACE, state)
-        for chars, then in (
+        for chars, next_state in (
             (b'"', "STRING"),
             (b"[", "FIRST_ITEM"),
             (b"-", "MINUS"),
@@ -47,7 +47,7 @@ def transitions() -> np.ndarray:
             (b"f", "f"),
             (b"n", "n"),
         ):
-            rule(state, chars, then)
+            rule(state, chars, next_state)
 
     def after(state: str) -> None:
         rule(state, _SPACE, "AFTER")
@@ -62,8 +62,8 @@ def transitions() -> np.ndarray:
         rule(inner, b"\\", escape)
         rule(escape, b'"\\/bfnrt', inner)
         rule(escape, b"u", hexes[0])
-        for state, then in zip(hexes, [*hexes[1:], inner]):
-            rule(state, _HEX, then)
+        for state, next_state in zip(hexes, [*hexes[1:], inner]):
+            rule(state, _HEX, next_state)
 
     rule("START", b"{", "FIRST_KEY")
     rule("FIRST_KEY", _SPACE, "FIRST_KEY")
@@ -94,8 +94,8 @@ def transitions() -> np.ndarray:
         rule(state, _DIGITS, "EXPONENT")
     for word in ("true", "false", "null"):
         for i in range(1, len(word)):
-            then = word[: i + 1] if i + 1 < len(word) else "AFTER"
-            rule(word[:i], word[i].encode(), then)
+            next_state = word[: i + 1] if i + 1 < len(word) else "AFTER"
+            rule(word[:i], word[i].encode(), next_state)
     return table
 
 
@@ -137,20 +137,20 @@ def parse(
     def step(carry):
         t, state, depth, bits, value, trace = carry
         active = t < run
-        here = code[jnp.where(active, base + t, 0)]
-        byte = here & 0xFF
+        packed = code[jnp.where(active, base + t, 0)]
+        byte = packed & 0xFF
         context = (depth > 0).astype(jnp.int32)
-        then = table[(context * len(STATE) + state) * 256 + byte].astype(jnp.int32)
-        opened = (byte == ord("[")) & (then == STATE["FIRST_ITEM"])
-        closed = (byte == ord("]")) & (then == STATE["AFTER"])
+        next_state = table[(context * len(STATE) + state) * 256 + byte].astype(jnp.int32)
+        opened = (byte == ord("[")) & (next_state == STATE["FIRST_ITEM"])
+        closed = (byte == ord("]")) & (next_state == STATE["AFTER"])
         deeper = depth + opened - closed
-        then = jnp.where(deeper > rules.MAX_NESTING, STATE["BAD"], then)
-        at_key = (then == STATE["KEY"]) & ((state == STATE["FIRST_KEY"]) | (state == STATE["NEXT_KEY"]))
-        bits = jnp.where(active & at_key, here >> 8, bits)
-        at_value = active & (state == STATE["VALUE"]) & (then != STATE["VALUE"]) & (depth == 0)
+        next_state = jnp.where(deeper > rules.MAX_NESTING, STATE["BAD"], next_state)
+        at_key = (next_state == STATE["KEY"]) & ((state == STATE["FIRST_KEY"]) | (state == STATE["NEXT_KEY"]))
+        bits = jnp.where(active & at_key, packed >> 8, bits)
+        at_value = active & (state == STATE["VALUE"]) & (next_state != STATE["VALUE"]) & (depth == 0)
         chosen = at_value[:, None] & ((bits[:, None] >> flag) & 1 == 1)
         value = jnp.where(chosen, (begin + t)[:, None], value)
-        state = jnp.where(active, then, state)
+        state = jnp.where(active, next_state, state)
         depth = jnp.where(active, deeper, depth)
         trace = jax.lax.dynamic_update_slice(trace, state.astype(jnp.uint8)[None], (t, 0))
         return t + 1, state, depth, bits, value, trace
@@ -168,7 +168,9 @@ def parse(
     return Parse(state == STATE["END"], value, trace)
 
 
-def loose_keys(group: UInt8[Array, "n m"], trace: UInt8[Array, "m n"], good: Bool[Array, "n"]) -> Int[Array, "n m"]:
+def loose_keys(
+    group: UInt8[Array, "n m"], trace: UInt8[Array, "m n"], well_formed: Bool[Array, "n"]
+) -> Int[Array, "n m"]:
     """Key bits of the lenient parse of a group aligned to position 0, for use with `parse`.
 
     Bit 0: the first key that contains "bbox" in any case; bits 1 and 2: the first two different keys that contain
@@ -176,16 +178,16 @@ def loose_keys(group: UInt8[Array, "n m"], trace: UInt8[Array, "m n"], good: Boo
     the last duplicate's value replaces the first one's.
     """
     state = trace.T.astype(jnp.int32)
-    before = shift(state, -1)
+    previous = shift(state, -1)
     position = positions(group)
-    quote = (state == STATE["KEY"]) & ((before == STATE["FIRST_KEY"]) | (before == STATE["NEXT_KEY"]))
-    quote &= good[:, None]
-    closing = (state == STATE["COLON"]) & (before == STATE["KEY"])
+    quote = (state == STATE["KEY"]) & ((previous == STATE["FIRST_KEY"]) | (previous == STATE["NEXT_KEY"]))
+    quote &= well_formed[:, None]
+    closing = (state == STATE["COLON"]) & (previous == STATE["KEY"])
     opened = jax.lax.cummax(jnp.where(quote, position, -1), axis=1)
     shut = jax.lax.cummin(jnp.where(closing, position, position.size), axis=1, reverse=True)
     escapes = jnp.cumsum(state == STATE["KEY_ESCAPE"], axis=1, dtype=jnp.int32)
     # Letters only, so that a hit which begins within a key also ends there.
-    in_key = (state == STATE["KEY"]) & ~quote & good[:, None]
+    in_key = (state == STATE["KEY"]) & ~quote & well_formed[:, None]
     gather = lambda x, p: jnp.take_along_axis(x, jnp.clip(p, 0, position.size - 1), axis=1)
     clean = in_key & (gather(escapes, shut) == gather(escapes, opened))
 
@@ -195,8 +197,8 @@ def loose_keys(group: UInt8[Array, "n m"], trace: UInt8[Array, "m n"], good: Boo
 
     def equal(reference: Int[Array, "n"]) -> Bool[Array, "n m"]:
         """Opening quotes of all keys spelled as the one that opens at `reference`, quotes included."""
-        some = reference < position.size
-        stop = jnp.where(some, gather(shut, reference[:, None])[:, 0] - reference + 1, 0)
+        has_reference = reference < position.size
+        stop = jnp.where(has_reference, gather(shut, reference[:, None])[:, 0] - reference + 1, 0)
 
         def step(carry):
             i, alive = carry
@@ -205,7 +207,7 @@ def loose_keys(group: UInt8[Array, "n m"], trace: UInt8[Array, "m n"], good: Boo
             return i + 1, alive & ((shifted == letter) | (i >= stop[:, None]))
 
         longest = jnp.max(stop)
-        _, alive = jax.lax.while_loop(lambda c: c[0] < longest, step, (jnp.int32(0), quote & some[:, None]))
+        _, alive = jax.lax.while_loop(lambda c: c[0] < longest, step, (jnp.int32(0), quote & has_reference[:, None]))
         return alive
 
     everywhere = jnp.ones_like(quote)

@@ -45,22 +45,22 @@ class Tokens(NamedTuple):
 
 def _added_tokens(name: str, added: list[Added]) -> AddedTokens:
     """Rejects added tokens that overlap: a plain search would match differently from the tokenizer."""
-    spelled = [t.content.encode() for t in added]
-    for token, text in zip(added, spelled):
+    spellings = [t.content.encode() for t in added]
+    for token, text in zip(added, spellings):
         if not token.plain:
             raise InputError(f"tokenizer {name}: added token {token.content!r} strips or normalises; make it plain")
-        for other in spelled:
+        for other in spellings:
             inside = text != other and other in text
             if inside or any(text.endswith(other[:i]) for i in range(1, min(len(other), len(text)))):
                 raise InputError(f"tokenizer {name}: added tokens {text.decode()!r} and {other.decode()!r} overlap")
     ids = [t.id for t in added]
-    if not spelled:
-        spelled, ids = [b""], [0]
-    table = np.zeros((len(spelled), max(1, *map(len, spelled))), np.uint8)
-    for row, text in zip(table, spelled):
+    if not spellings:
+        spellings, ids = [b""], [0]
+    table = np.zeros((len(spellings), max(1, *map(len, spellings))), np.uint8)
+    for row, text in zip(table, spellings):
         row[: len(text)] = np.frombuffer(text, np.uint8)
     return AddedTokens(
-        jnp.asarray(table), jnp.asarray([len(t) for t in spelled], jnp.int32), jnp.asarray(ids, jnp.int32)
+        jnp.asarray(table), jnp.asarray([len(t) for t in spellings], jnp.int32), jnp.asarray(ids, jnp.int32)
     )
 
 
@@ -103,11 +103,11 @@ def _units(
         return jnp.where(jnp.any(hit, axis=1), jnp.argmax(hit, axis=1).astype(jnp.int32), -1)
 
     begins = jnp.any(byte[:, None] == added.spelled[:, 0][:, None].astype(jnp.int32), axis=1) & real
-    which = jax.lax.cond(jnp.any(begins), search, lambda _: jnp.full((n, m), -1, jnp.int32), None)
-    which = jnp.where(real, which, -1)
+    added_index = jax.lax.cond(jnp.any(begins), search, lambda _: jnp.full((n, m), -1, jnp.int32), None)
+    added_index = jnp.where(real, added_index, -1)
     # Tokens do not overlap, so only the latest match can cover a position.
-    until = jax.lax.cummax(jnp.where(which >= 0, position + added.length[which], 0), axis=1)
-    covered = (position < until) & (which < 0)
+    until = jax.lax.cummax(jnp.where(added_index >= 0, position + added.length[added_index], 0), axis=1)
+    covered = (position < until) & (added_index < 0)
 
     one, two, three = (shift(byte, i) & 0x3F for i in (1, 2, 3))
     point = jnp.select(
@@ -117,7 +117,7 @@ def _units(
     )
     begins = real & ~covered & ((byte & 0xC0) != 0x80)
     index = jnp.cumsum(begins, axis=1, dtype=jnp.int32) - 1
-    unit = jnp.where(which >= 0, SPECIAL + which, point)
+    unit = jnp.where(added_index >= 0, SPECIAL + added_index, point)
     row = jnp.arange(n)[:, None]
     out = jnp.zeros((n, m), jnp.int32).at[row, jnp.where(begins, index, m)].set(unit, mode="drop")
     return out, jnp.sum(begins, axis=1, dtype=jnp.int32)
@@ -138,19 +138,19 @@ def _merge(
 
     def step(carry):
         _, token, following, alive = carry
-        into = jnp.minimum(following, b - 1)
-        after = jnp.take_along_axis(token, into, axis=1)
-        paired = alive & (following < b) & (jnp.take_along_axis(piece, into, axis=1) == piece)
-        paired &= jnp.take_along_axis(real, into, axis=1)
-        rank = hashing.find(tables.merges, token, after)
+        next_index = jnp.minimum(following, b - 1)
+        next_token = jnp.take_along_axis(token, next_index, axis=1)
+        paired = alive & (following < b) & (jnp.take_along_axis(piece, next_index, axis=1) == piece)
+        paired &= jnp.take_along_axis(real, next_index, axis=1)
+        rank = hashing.find(tables.merges, token, next_token)
         key = jnp.where(paired & (rank >= 0), rank * b + position, never)
         best = jnp.full((n, b), never).at[row, piece].min(key)
         wins = (key < never) & (jnp.take_along_axis(best, piece, axis=1) == key)
         token = jnp.where(wins, tables.merged[jnp.maximum(rank, 0)], token)
-        gone = jnp.zeros((n, b), bool).at[row, jnp.where(wins, into, b)].set(True, mode="drop")
-        beyond = jnp.take_along_axis(following, into, axis=1)
+        removed = jnp.zeros((n, b), bool).at[row, jnp.where(wins, next_index, b)].set(True, mode="drop")
+        beyond = jnp.take_along_axis(following, next_index, axis=1)
         following = jnp.where(wins, beyond, following)
-        return jnp.any(wins), token, following, alive & ~gone
+        return jnp.any(wins), token, following, alive & ~removed
 
     carry = (jnp.bool_(True), token, jnp.broadcast_to(position + 1, (n, b)), real)
     _, token, _, alive = jax.lax.while_loop(lambda c: c[0], step, carry)
@@ -172,10 +172,12 @@ def encode(tables: Bpe, text: UInt8[Array, "n m"], length: Int[Array, "n"], max_
     width = jnp.where(unit >= SPECIAL, 1, utf8_length(unit))
     owner, nth, total = spread(jnp.where(jnp.arange(unit.shape[1]) < count[:, None], width, 0), m)
     take = lambda x: jnp.take_along_axis(x, owner, axis=1)
-    mine = take(unit)
-    special = mine >= SPECIAL
-    byte = utf8_byte(jnp.where(special, 0, mine), nth)
-    token = jnp.where(special, tables.added.id[jnp.where(special, mine - SPECIAL, 0)], tables.byte_id[byte & 0xFF])
+    source_unit = take(unit)
+    special = source_unit >= SPECIAL
+    byte = utf8_byte(jnp.where(special, 0, source_unit), nth)
+    token = jnp.where(
+        special, tables.added.id[jnp.where(special, source_unit - SPECIAL, 0)], tables.byte_id[byte & 0xFF]
+    )
     real = jnp.arange(m) < total[:, None]
     token, alive = _merge(tables, token, take(piece), real)
 

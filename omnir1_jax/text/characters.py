@@ -59,20 +59,20 @@ def store() -> None:
 def work_out() -> dict[str, np.ndarray]:
     """Property words of all code points, the decompositions and the composing pairs."""
     points = [p for p in range(SPECIAL) if p != 0x0A and not 0xD800 <= p < 0xE000]
-    everything = "".join(map(chr, points))
+    all_text = "".join(map(chr, points))
     word = np.zeros(SPECIAL, np.int32)
-    where = np.array(points)
+    code_points = np.array(points)
     word[0x0A] = SPACE
     for kind, pattern in ((LETTER, r"\p{L}"), (NUMBER, r"\p{N}"), (SPACE, r"\s")):
         # A private character stands in: only those of the class change.
-        marked = normalizers.Replace(Regex(pattern), "\ue000").normalize_str(everything)
-        hit = np.array([a != b for a, b in zip(marked, everything, strict=True)])
-        word[where[hit]] = kind
+        replaced = normalizers.Replace(Regex(pattern), "\ue000").normalize_str(all_text)
+        in_class = np.array([a != b for a, b in zip(replaced, all_text, strict=True)])
+        word[code_points[in_class]] = kind
 
     nfd, nfc = normalizers.NFD(), normalizers.NFC()
     single = list(map(chr, points))
-    apart = _normalised(nfd, single)
-    split = {p: d for p, c, d in zip(points, single, apart, strict=True) if c != d}
+    nfd_forms = _normalised(nfd, single)
+    split = {p: d for p, c, d in zip(points, single, nfd_forms, strict=True) if c != d}
 
     # Marks are those that U+0315 (class 232) or U+0334 (class 1) swap with. Only their relative order
     # matters, so it is tested against one mark of each known order.
@@ -83,13 +83,17 @@ def work_out() -> dict[str, np.ndarray]:
         swapped[[p for p, s, t in zip(solid, probes, _normalised(nfd, probes), strict=True) if s != t]] = True
     marks = sorted({0x0334, 0x0315} | set(np.flatnonzero(swapped).tolist()))
     higher = np.zeros(len(marks), np.int32)
-    known: list[str] = []
+    representatives: list[str] = []
     for mark in marks:
         c = chr(mark)
-        same = _normalised(nfd, [c + k for k in known] + [k + c for k in known])
-        twins = [k for j, k in enumerate(known) if same[j] == c + k and same[len(known) + j] == k + c]
+        pair_forms = _normalised(nfd, [c + k for k in representatives] + [k + c for k in representatives])
+        twins = [
+            k
+            for j, k in enumerate(representatives)
+            if pair_forms[j] == c + k and pair_forms[len(representatives) + j] == k + c
+        ]
         if not twins:
-            known.append(c)
+            representatives.append(c)
             probes = [chr(m) + c for m in marks]
             higher += np.array([s != t for s, t in zip(probes, _normalised(nfd, probes), strict=True)])
     order = dict(zip(marks, (higher + 1).tolist()))
@@ -109,10 +113,10 @@ def work_out() -> dict[str, np.ndarray]:
         if together[point] != chr(point):
             word[point] |= _CHANGES
         elif len(parts) > 1:
-            lead = nfc.normalize_str(parts[:-1])
-            if len(lead) != 1:
+            base = nfc.normalize_str(parts[:-1])
+            if len(base) != 1:
                 raise AssertionError(f"U+{point:04X} does not compose from two characters")
-            pairs.append((ord(lead), ord(parts[-1]), point))
+            pairs.append((ord(base), ord(parts[-1]), point))
             word[ord(parts[-1])] |= _CHANGES
     word[_V : _V + _VOWELS] |= _CHANGES
     word[_T + 1 : _T + _TAILS] |= _CHANGES
@@ -152,7 +156,7 @@ def orders(word: Int[Array, "*s"]) -> Int[Array, "*s"]:
 def parts(table: Characters, unit: Int[Array, "*s"]) -> Int[Array, "*s 4"]:
     """Full canonical decomposition, -1 past its end."""
     decomposed = table.decomposed[words(table, unit) >> _ROW_AT]
-    none = jnp.full_like(unit, -1)
+    absent = jnp.full_like(unit, -1)
     syllable = unit - _HANGUL
     hangul = (syllable >= 0) & (syllable < _SYLLABLES)
     tail = syllable % _TAILS
@@ -161,11 +165,11 @@ def parts(table: Characters, unit: Int[Array, "*s"]) -> Int[Array, "*s 4"]:
             _L + syllable // (_VOWELS * _TAILS),
             _V + syllable // _TAILS % _VOWELS,
             jnp.where(tail > 0, _T + tail, -1),
-            none,
+            absent,
         ],
         axis=-1,
     )
-    itself = jnp.stack([unit, none, none, none], axis=-1)
+    itself = jnp.stack([unit, absent, absent, absent], axis=-1)
     return jnp.where(hangul[..., None], jamo, jnp.where(decomposed[..., :1] >= 0, decomposed, itself))
 
 

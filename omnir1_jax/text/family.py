@@ -35,8 +35,8 @@ class Family(NamedTuple):
 def byte_alphabet() -> dict[str, int]:
     """Character -> byte of the byte-level spelling: printable Latin-1 stands for itself, the rest from U+0100 on."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [b for b in range(256) if b not in set(printable)]
-    return {chr(b): b for b in printable} | {chr(0x100 + i): b for i, b in enumerate(others)}
+    unprintable = [b for b in range(256) if b not in set(printable)]
+    return {chr(b): b for b in printable} | {chr(0x100 + i): b for i, b in enumerate(unprintable)}
 
 
 def spelled_bytes(token: str) -> bytes:
@@ -61,9 +61,9 @@ def take_apart(tokenizer: Any) -> Family:
     model, normalizer, decoder = spec["model"], spec["normalizer"] or {}, spec["decoder"] or {}
     steps = (spec["pre_tokenizer"] or {}).get("pretokenizers", [spec["pre_tokenizer"] or {}])
 
-    def need(part: str, actual: Any, wanted: Any) -> None:
-        if actual != wanted:
-            raise InputError(f"tokenizer {name} is not of the Qwen2 family: its {part} is {actual!r}, not {wanted!r}")
+    def need(part: str, actual: Any, expected: Any) -> None:
+        if actual != expected:
+            raise InputError(f"tokenizer {name} is not of the Qwen2 family: its {part} is {actual!r}, not {expected!r}")
 
     need("model", model.get("type"), "BPE")
     need("normaliser", normalizer.get("type"), "NFC")

@@ -43,14 +43,14 @@ def pair_table(left: np.ndarray, right: np.ndarray) -> PairTable:
         slots = np.full(size, -1, np.int32)
         choice = np.zeros(m, np.int32)
         for _ in range(100):
-            mine = candidates[choice, index]
-            loose = slots[mine] != index
+            chosen_slot = candidates[choice, index]
+            loose = slots[chosen_slot] != index
             if not loose.any():
                 parts = slots, left, right, np.int32(seed)
                 return PairTable(*map(jnp.asarray, parts))
-            slots[mine[loose]] = index[loose]
+            slots[chosen_slot[loose]] = index[loose]
             # Whoever was overwritten, or lost the race for the slot, moves to its other slot.
-            choice[slots[mine] != index] ^= 1
+            choice[slots[chosen_slot] != index] ^= 1
     raise AssertionError("no cuckoo placement; are there equal pairs?")
 
 

@@ -39,15 +39,15 @@ def _compose(
     def step(carry):
         t, starter, starter_at, blocked, length, out = carry
         live = t < count
-        here = jax.lax.dynamic_index_in_dim(unit, t, axis=1, keepdims=False)
-        order = characters.orders(characters.words(table, here))
-        composite = characters.compose(table, starter, here)
+        current = jax.lax.dynamic_index_in_dim(unit, t, axis=1, keepdims=False)
+        order = characters.orders(characters.words(table, current))
+        composite = characters.compose(table, starter, current)
         joins = live & (starter >= 0) & (composite >= 0) & (blocked < order)
         adds = live & ~joins
         slot = jnp.where(joins, starter_at, jnp.where(adds, length, r))
-        out = out.at[row, slot].set(jnp.where(joins, composite, here), mode="drop")
+        out = out.at[row, slot].set(jnp.where(joins, composite, current), mode="drop")
         begins = adds & (order == 0)
-        starter = jnp.where(joins, composite, jnp.where(begins, here, starter))
+        starter = jnp.where(joins, composite, jnp.where(begins, current, starter))
         starter_at = jnp.where(begins, length, starter_at)
         # -1: nothing stands between the starter and what comes next.
         blocked = jnp.where(begins, -1, jnp.where(adds, order, blocked))

@@ -31,11 +31,11 @@ def piece_ends(table: Characters, unit: Int[Array, "n m"], count: Int[Array, "n"
     # Positions past the end, like added tokens, belong to no class and so end every run.
     kind = jnp.where(position < count[:, None], characters.kinds(table, unit), ADDED)
     letter, number, space, other = (kind == k for k in (LETTER, NUMBER, SPACE, OTHER))
-    line = space & ((unit == 0x0A) | (unit == 0x0D))
+    newline = space & ((unit == 0x0A) | (unit == 0x0D))
     blank = space & (unit == 0x20)
     gather = lambda x, p: jnp.take_along_axis(x, jnp.minimum(p, m - 1), axis=1)
 
-    letters, spaces, others, lines = (_run_end(x) for x in (letter, space, other, line))
+    letters, spaces, others, lines = (_run_end(x) for x in (letter, space, other, newline))
     after = lambda x: shift(x, 1)
 
     low = jnp.where((unit >= 0x41) & (unit <= 0x5A), unit + 0x20, unit)
@@ -47,10 +47,10 @@ def piece_ends(table: Characters, unit: Int[Array, "n m"], count: Int[Array, "n"
     pairs = (("r", "e"), ("v", "e"), ("l", "l"))
     long = quote & jnp.any(jnp.stack([(one == ord(a)) & (two == ord(b)) for a, b in pairs]), axis=0)
 
-    led = (other | (space & ~line)) & after(letter)
+    led = (other | (space & ~newline)) & after(letter)
     marks = other | (blank & after(other))
     mark_end = jnp.where(other, others, after(others))
-    last_line = jax.lax.cummax(jnp.where(line, position, -1), axis=1)
+    last_line = jax.lax.cummax(jnp.where(newline, position, -1), axis=1)
     broken = gather(last_line, jnp.maximum(spaces - 1, 0))
     # White space up to the end of the text matches entirely; before a character, all but the last one.
     solid_next = gather(kind, spaces) != ADDED
@@ -87,10 +87,10 @@ def piece_starts(ends: Int[Array, "n m"], count: Int[Array, "n"]) -> Bool[Array,
     row = jnp.arange(n)
 
     def step(carry):
-        here, start = carry
-        live = here < count
-        start = start.at[row, jnp.where(live, here, m)].set(True, mode="drop")
-        return jnp.where(live, ends[row, jnp.minimum(here, m - 1)], here), start
+        cursor, start = carry
+        live = cursor < count
+        start = start.at[row, jnp.where(live, cursor, m)].set(True, mode="drop")
+        return jnp.where(live, ends[row, jnp.minimum(cursor, m - 1)], cursor), start
 
     carry = (jnp.zeros(n, jnp.int32), jnp.zeros((n, m), bool))
     return jax.lax.while_loop(lambda c: jnp.any(c[0] < count), step, carry)[1]

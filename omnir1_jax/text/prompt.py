@@ -60,8 +60,8 @@ def fill(tables: Bpe, form: Template, description: Buffer, max_tokens: int) -> T
     position = jnp.arange(p + max_tokens + s, dtype=jnp.int32)
     out = jnp.pad(middle.ids, ((0, 0), (p, s)))
     out = jnp.where(position < p, jnp.pad(form.prefix, (0, max_tokens + s)), out)
-    into = position - p - middle.length[:, None]
+    offset = position - p - middle.length[:, None]
     if s:
-        out = jnp.where((into >= 0) & (into < s), form.suffix[jnp.clip(into, 0, s - 1)], out)
+        out = jnp.where((offset >= 0) & (offset < s), form.suffix[jnp.clip(offset, 0, s - 1)], out)
     length = jnp.where(middle.too_long, 0, middle.length + p + s)
     return Tokens(jnp.where(position < length[:, None], out, 0), length, middle.too_long)

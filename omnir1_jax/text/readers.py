@@ -214,31 +214,31 @@ def read_box_and_points(text: Text) -> BoxAndPoints:
     answer = scan.answer(text)
     groups = scan.groups(text, answer, 1, skip_empty=True)
     strict = _objects(text, groups, rules.BOX_AND_POINTS_KEYS)
-    row, good = strict.row, strict.parse.good
+    row, is_json = strict.row, strict.parse.good
 
     begin = jnp.where(groups.present, groups.begin, 0)
     index = jnp.minimum(begin + jnp.arange(m, dtype=jnp.int32), m - 1)
     run = jnp.where(groups.present, groups.last - groups.begin + 1, 0)[:, 0]
     aligned = jnp.where(jnp.arange(m) < run[:, None], jnp.take_along_axis(text.bytes, index, axis=1), 0)
-    bits = automaton.loose_keys(aligned, strict.parse.trace, good)
+    bits = automaton.loose_keys(aligned, strict.parse.trace, is_json)
     loose = automaton.parse(aligned, bits, row, jnp.zeros(n, jnp.int32), run, 3)
 
     def lists(source: Array, parse: automaton.Parse) -> tuple[Bool[Array, "n 3"], list[values.Numbers]]:
-        there = _present(Text(source, text.length, text.too_long), row, parse)
-        read = lambda f, k: values.numbers(source, row, parse.value[:, f], there[:, f], k)
-        return there, [read(0, 4), read(1, 2), read(2, 2)]
+        present = _present(Text(source, text.length, text.too_long), row, parse)
+        read = lambda f, k: values.numbers(source, row, parse.value[:, f], present[:, f], k)
+        return present, [read(0, 4), read(1, 2), read(2, 2)]
 
     _, (box, points_1, points_2) = lists(text.bytes, strict.parse)
     well_formed = box.in_range & points_1.in_range & points_2.in_range
-    there, (box, points_1, points_2) = lists(aligned, loose)
+    present, (box, points_1, points_2) = lists(aligned, loose)
 
     base = [
         (text.too_long, Failure.TOO_LONG),
         (~answer.present, Failure.NO_ANSWER),
         (~groups.present[:, 0], Failure.ABSENT),
-        (~good, Failure.BAD_JSON),
+        (~is_json, Failure.BAD_JSON),
     ]
-    kind = lambda f, numbers: _first_of([*base, *_list_failure(there[:, f], numbers)])
+    kind = lambda f, numbers: _first_of([*base, *_list_failure(present[:, f], numbers)])
     points = jnp.stack([jnp.where(p.in_range[:, None], p.integer, -1) for p in (points_1, points_2)], axis=1)
     return BoxAndPoints(
         formatted=scan.formatted(text),

@@ -93,9 +93,9 @@ def formatted(text: Text) -> Bool[Array, "n"]:
     starts = occurs(text.bytes, OPEN_THINK)[:, 0]
     ends = jnp.any(occurs(text.bytes, CLOSE_ANSWER) & (position == tail[:, None]), axis=1)
     # The last thing before p that is not white space is the ">" of "</think>".
-    mark = shift(occurs(text.bytes, CLOSE_THINK) & (position >= len(OPEN_THINK)), 1 - len(CLOSE_THINK))
+    after_close = shift(occurs(text.bytes, CLOSE_THINK) & (position >= len(OPEN_THINK)), 1 - len(CLOSE_THINK))
     solid = ~among(text.bytes, rules.WHITE)
-    latest = jax.lax.cummax(jnp.where(solid, 2 * position + mark, -1), axis=1)
+    latest = jax.lax.cummax(jnp.where(solid, 2 * position + after_close, -1), axis=1)
     after_think = (shift(latest, -1) % 2 == 1) & (position > 0)
     joint = occurs(text.bytes, OPEN_ANSWER) & after_think & (position + len(OPEN_ANSWER) <= tail[:, None])
     return starts & ends & jnp.any(joint, axis=1)

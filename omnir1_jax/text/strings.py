@@ -81,8 +81,8 @@ def slices(text: UInt8[Array, "n m"], begin: Int[Array, "n k"], length: Int[Arra
     truncated = length > capacity
     tail = (window & 0xC0) == 0x80
     position = jnp.arange(capacity + 1, dtype=jnp.int32)
-    kept = jnp.where(truncated, last(~tail), length)
-    return Buffer(jnp.where(position < kept[..., None], window, 0)[..., :capacity], kept, truncated)
+    kept_length = jnp.where(truncated, last(~tail), length)
+    return Buffer(jnp.where(position < kept_length[..., None], window, 0)[..., :capacity], kept_length, truncated)
 
 
 def lower_strip(text: Buffer) -> Buffer:
@@ -103,6 +103,6 @@ def join(before: UInt8[Array, "b"], middle: Buffer, after: UInt8[Array, "a"]) ->
     position = jnp.arange(b + d + a, dtype=jnp.int32)
     out = jnp.where(position < b, jnp.pad(before, (0, d + a)), jnp.pad(middle.bytes, ((0, 0), (b, a))))
     if a:
-        into = position - b - middle.length[:, None]
-        out = jnp.where((into >= 0) & (into < a), after[jnp.clip(into, 0, a - 1)], out)
+        offset = position - b - middle.length[:, None]
+        out = jnp.where((offset >= 0) & (offset < a), after[jnp.clip(offset, 0, a - 1)], out)
     return Buffer(out, middle.length + b + a, middle.truncated)

@@ -47,24 +47,24 @@ def times(text: UInt8[Array, "n m"], row: Int[Array, "l"], begin: Int[Array, "l"
     present = present & (_byte_at(text, row, begin) == ord('"'))
 
     def step(carry):
-        t, part, some, bad, live, total = carry
+        t, part, has_digit, bad, live, total = carry
         byte = _byte_at(text, row, begin + t)
         digit = (byte >= ord("0")) & (byte <= ord("9"))
         end = byte == ord('"')
         escape = byte == ord("\\")
-        here = live & digit & (part < 3)
+        in_part = live & digit & (part < 3)
         grown = jnp.minimum(total * 10 + (byte - ord("0"))[:, None], caps)
-        total = jnp.where(here[:, None] & (part[:, None] == part_of[:3]), grown, total)
+        total = jnp.where(in_part[:, None] & (part[:, None] == part_of[:3]), grown, total)
         turn = jnp.where(part == 0, byte == ord(":"), byte == ord("."))
-        onward = live & some & ~digit & (((part < 2) & turn) | (part == 2))
+        onward = live & has_digit & ~digit & (((part < 2) & turn) | (part == 2))
         broken = live & (part < 3) & ~digit & ~onward
         bad |= broken | (live & escape)
         # The third run of digits is closed by any byte; what closes it may be the end.
-        finished = live & end & ((part == 3) | ((part == 2) & some))
+        finished = live & end & ((part == 3) | ((part == 2) & has_digit))
         bad |= live & end & ~finished
         live &= ~(end | bad)
-        some = jnp.where(onward, False, some | here)
-        return t + 1, part + onward, some, bad, live, total
+        has_digit = jnp.where(onward, False, has_digit | in_part)
+        return t + 1, part + onward, has_digit, bad, live, total
 
     zeros = jnp.zeros(lanes, jnp.int32)
     no = jnp.zeros(lanes, bool)
@@ -181,36 +181,36 @@ def _round(above: Int[Array, "l"], upper: Int[Array, "l"], lower: Int[Array, "l"
 
     def draw(_, carry):
         mantissa, scale, upper, lower = carry
-        more = mantissa < 1 << 24
+        unfilled = mantissa < 1 << 24
         low = lower * 2
         carried = low >= _LIMB
         high = upper * 2 + carried
         bit = (high >= _LIMB).astype(jnp.int32)
         return (
-            jnp.where(more, mantissa * 2 + bit, mantissa),
-            scale - more,
-            jnp.where(more, high - bit * _LIMB, upper),
-            jnp.where(more, low - carried * _LIMB, lower),
+            jnp.where(unfilled, mantissa * 2 + bit, mantissa),
+            scale - unfilled,
+            jnp.where(unfilled, high - bit * _LIMB, upper),
+            jnp.where(unfilled, low - carried * _LIMB, lower),
         )
 
     # 1e-18 has 59 zeros behind the binary point before its first digit.
     mantissa, scale, upper, lower = jax.lax.fori_loop(0, 60 + 25, draw, (above, jnp.zeros_like(above), upper, lower))
     rest = (upper > 0) | (lower > 0)
-    kept = mantissa >> 1
-    kept += (mantissa & 1) & (rest | (kept & 1 == 1))
+    rounded = mantissa >> 1
+    rounded += (mantissa & 1) & (rest | (rounded & 1 == 1))
     # A power of two written into the exponent bits: exact everywhere.
     unit = jax.lax.bitcast_convert_type((scale + 1 + 127) << 23, jnp.float32)
-    return kept.astype(jnp.float32) * unit
+    return rounded.astype(jnp.float32) * unit
 
 
 def numbers(
     text: UInt8[Array, "n m"], row: Int[Array, "l"], begin: Int[Array, "l"], present: Bool[Array, "l"], k: int
 ) -> Numbers:
     """The list of k numbers that opens at `begin`; zeros where it is not one or a coordinate is out of range."""
-    good, begins = _items(text, row, begin, present, k)
+    is_list, begins = _items(text, row, begin, present, k)
     value, integer, fits = decimals(
-        text, jnp.repeat(row, k), jnp.where(good[:, None], begins, 0).reshape(-1), jnp.repeat(good, k)
+        text, jnp.repeat(row, k), jnp.where(is_list[:, None], begins, 0).reshape(-1), jnp.repeat(is_list, k)
     )
-    in_range = good & jnp.all(fits.reshape(-1, k), axis=1)
+    in_range = is_list & jnp.all(fits.reshape(-1, k), axis=1)
     keep = lambda x: jnp.where(in_range[:, None], x.reshape(-1, k), 0)
-    return Numbers(good, in_range, keep(value), keep(integer))
+    return Numbers(is_list, in_range, keep(value), keep(integer))

@@ -33,8 +33,8 @@ def byte_vocab(tokenizer: Any) -> ByteVocab:
     family = take_apart(tokenizer)
     tokens = family.vocab | {t.content: t.id for t in family.added}
     special = {t.content for t in family.added if t.special}
-    spelled = {i: b"" if token in special else spelled_bytes(token) for token, i in tokens.items()}
-    pieces = [spelled.get(i, b"") for i in range(max(spelled) + 1)]
+    spellings = {i: b"" if token in special else spelled_bytes(token) for token, i in tokens.items()}
+    pieces = [spellings.get(i, b"") for i in range(max(spellings) + 1)]
     offset = np.concatenate([[0], np.cumsum([len(p) for p in pieces])]).astype(np.int32)
     # One byte at least, so that a gather from the buffer is always in bounds.
     flat = np.frombuffer(b"".join(pieces) + b"\0", np.uint8)
@@ -62,8 +62,8 @@ def spread(count: Int[Array, "n s"], m: int) -> tuple[Int[Array, "n m"], Int[Arr
     source = jnp.arange(s, dtype=jnp.int32)
     first = jnp.zeros((n, m), jnp.int32).at[row, jnp.where(count > 0, start, m)].max(source, mode="drop")
     owner = jax.lax.cummax(first, axis=1)
-    within = jnp.arange(m, dtype=jnp.int32) - jnp.take_along_axis(start, owner, axis=1)
-    return owner, within, end[:, -1]
+    offset = jnp.arange(m, dtype=jnp.int32) - jnp.take_along_axis(start, owner, axis=1)
+    return owner, offset, end[:, -1]
 
 
 def _repair(raw: Int[Array, "n m"]) -> tuple[Int[Array, "n m"], Bool[Array, "n m"]]:
@@ -88,9 +88,9 @@ def _repair(raw: Int[Array, "n m"]) -> tuple[Int[Array, "n m"], Bool[Array, "n m
     extent = jnp.where(tail(raw), 0, extent)
     covered = (shift(extent, -1) > 1) | (shift(extent, -2) > 2) | (shift(extent, -3) > 3)
     complete_from = lambda by: shift(complete, -by) & (shift(extent, -by) > by)
-    kept = complete | complete_from(1) | complete_from(2) | complete_from(3)
-    bad = ~kept & ~covered
-    return jnp.where(kept, 1, jnp.where(bad, 3, 0)), bad
+    valid = complete | complete_from(1) | complete_from(2) | complete_from(3)
+    bad = ~valid & ~covered
+    return jnp.where(valid, 1, jnp.where(bad, 3, 0)), bad
 
 
 def detokenise(vocab: ByteVocab, ids: Int[Array, "n c"], max_bytes: int) -> tuple[Text, Int[Array, "n m"]]:
@@ -100,12 +100,12 @@ def detokenise(vocab: ByteVocab, ids: Int[Array, "n c"], max_bytes: int) -> tupl
     first byte it replaces. Bytes beyond a text's length have token -1.
     """
     v = vocab.offset.shape[0] - 1
-    known = (ids >= 0) & (ids < v)
-    begin = vocab.offset[jnp.where(known, ids, 0)]
-    count = jnp.where(known, vocab.offset[jnp.where(known, ids, 0) + 1] - begin, 0)
-    token, within, total = spread(count, max_bytes)
+    in_vocab = (ids >= 0) & (ids < v)
+    begin = vocab.offset[jnp.where(in_vocab, ids, 0)]
+    count = jnp.where(in_vocab, vocab.offset[jnp.where(in_vocab, ids, 0) + 1] - begin, 0)
+    token, offset, total = spread(count, max_bytes)
     position = jnp.arange(max_bytes, dtype=jnp.int32)
-    index = jnp.clip(jnp.take_along_axis(begin, token, axis=1) + within, 0, vocab.flat.shape[0] - 1)
+    index = jnp.clip(jnp.take_along_axis(begin, token, axis=1) + offset, 0, vocab.flat.shape[0] - 1)
     inside = position < total[:, None]
     # A zero byte past the end completes no sequence, so one truncated by the end is repaired as such.
     raw = jnp.where(inside, vocab.flat[index].astype(jnp.int32), 0)
