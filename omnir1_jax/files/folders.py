@@ -245,16 +245,18 @@ def check_replaceable(target: epath.PathLike, kind: str, flag: str, *, owner: st
     """InputError where `replace` would refuse `target`. Changes nothing."""
     if "://" not in str(target) and pathlib.Path(target).resolve() in (cwd := pathlib.Path.cwd(), *cwd.parents):
         raise InputError(f"{flag}: {target} is or holds the working directory; name a folder in it")
-    if check(target, kind, flag, owner=owner) is not None and (others := foreign(target)):
-        raise InputError(f"{flag}: {target} holds {some(others)}, not written by this command; move that elsewhere")
+    if check(target, kind, flag, owner=owner) is not None and (foreign_names := foreign(target)):
+        raise InputError(
+            f"{flag}: {target} holds {some(foreign_names)}, not written by this command; move that elsewhere"
+        )
 
 
 def remove(folder: epath.PathLike) -> list[str]:
     """Removes a folder whose mark lists all its content; otherwise removes nothing and returns the unlisted names."""
     folder = epath.Path(folder)
     mark = read(folder) or Mark("", "")
-    if others := foreign(folder):
-        return others
+    if foreign_names := foreign(folder):
+        return foreign_names
     names = sorted(mark.names, key=lambda name: name.count("/"), reverse=True)
     for name in names:
         if not name.endswith("/"):
@@ -301,8 +303,8 @@ def apart(out: epath.PathLike, flag: str, inputs: Mapping[str, epath.PathLike]) 
             continue
         source = _resolved(path)
         if target == source or source in target.parents or target in source.parents:
-            how = "is" if target == source else "is in" if source in target.parents else "contains"
-            raise InputError(f"{flag}: {out} {how} the input {path} ({name}); name a folder apart from it")
+            relation = "is" if target == source else "is in" if source in target.parents else "contains"
+            raise InputError(f"{flag}: {out} {relation} the input {path} ({name}); name a folder apart from it")
 
 
 def read(folder: epath.PathLike) -> Mark | None:

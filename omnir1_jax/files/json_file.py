@@ -12,12 +12,12 @@ from omnir1_jax.files import regular_file
 MAX_DEPTH = 64  # of nesting, because later code (copies, configs, messages) walks values by recursion
 
 
-def parse(data: bytes | str, where: str) -> Any:
+def parse(data: bytes | str, location: str) -> Any:
     """The value of a JSON text in UTF-8, with or without a byte order mark.
 
     Args:
       data: the text.
-      where: name of the text for errors: the file, and the line or key within it.
+      location: name of the text for errors: the file, and the line or key within it.
 
     Raises:
       InputError: it is not UTF-8, not JSON (with the position), or nested deeper than `MAX_DEPTH`.
@@ -27,13 +27,13 @@ def parse(data: bytes | str, where: str) -> Any:
         value = json.loads(text)
     except json.JSONDecodeError as error:
         position = f"line {error.lineno} column {error.colno}" if error.lineno > 1 else f"column {error.colno}"
-        raise InputError(f"{where} is not JSON: {error.msg} at {position}") from error
+        raise InputError(f"{location} is not JSON: {error.msg} at {position}") from error
     except ValueError as error:  # not UTF-8, or a number of thousands of digits
-        raise InputError(f"{where} is not JSON: {error}") from error
+        raise InputError(f"{location} is not JSON: {error}") from error
     except RecursionError as error:
-        raise InputError(f"{where}: nested deeper than {MAX_DEPTH} levels") from error
+        raise InputError(f"{location}: nested deeper than {MAX_DEPTH} levels") from error
     if deeper(value, MAX_DEPTH):
-        raise InputError(f"{where}: nested deeper than {MAX_DEPTH} levels")
+        raise InputError(f"{location}: nested deeper than {MAX_DEPTH} levels")
     return value
 
 
@@ -52,41 +52,41 @@ def deeper(value: Any, depth: int) -> bool:
     return bool(level)
 
 
-def read(path: epath.PathLike, what: str = "") -> Any:
+def read(path: epath.PathLike, label: str = "") -> Any:
     """The value in a JSON file.
 
     Args:
       path: local or remote; a regular file.
-      what: which flag names the file, for the message ("--summary").
+      label: which flag names the file, for the message ("--summary").
 
     Raises:
       InputError: see `parse` and `regular_file.read_bytes`.
     """
-    return parse(regular_file.read_bytes(path, what), f"{what}: {path}" if what else str(path))
+    return parse(regular_file.read_bytes(path, label), f"{label}: {path}" if label else str(path))
 
 
-def parse_object(data: bytes | str, where: str) -> dict[str, Any]:
+def parse_object(data: bytes | str, location: str) -> dict[str, Any]:
     """`parse` of what must be an object.
 
     Raises:
       InputError: it is not an object.
     """
-    value = parse(data, where)
+    value = parse(data, location)
     if not isinstance(value, dict):
-        raise InputError(f"{where} is not a JSON object, but {describe(value)}")
+        raise InputError(f"{location} is not a JSON object, but {describe(value)}")
     return value
 
 
-def read_object(path: epath.PathLike, what: str = "") -> dict[str, Any]:
+def read_object(path: epath.PathLike, label: str = "") -> dict[str, Any]:
     """`read` of what must be an object.
 
     Raises:
       InputError: it is not an object.
     """
-    return parse_object(regular_file.read_bytes(path, what), f"{what}: {path}" if what else str(path))
+    return parse_object(regular_file.read_bytes(path, label), f"{label}: {path}" if label else str(path))
 
 
-def lines(data: bytes, where: str) -> Iterator[tuple[str, Any]]:
+def lines(data: bytes, source: str) -> Iterator[tuple[str, Any]]:
     """The values of JSON lines, each with its location ("FILE line 3") for messages; empty lines are skipped.
 
     Raises:
@@ -94,7 +94,7 @@ def lines(data: bytes, where: str) -> Iterator[tuple[str, Any]]:
     """
     for number, row in enumerate(data.split(b"\n"), 1):
         if row.strip():
-            location = f"{where} line {number}"
+            location = f"{source} line {number}"
             yield location, parse(row, location)
 
 

@@ -174,14 +174,14 @@ def _await_free(path: epath.Path, flag: str, lease: Lease) -> None:
 
 
 def _renew(
-    path: epath.Path, me: dict[str, Any], lease: Lease, ended: threading.Event, lost: Callable[[str], None]
+    path: epath.Path, me: dict[str, Any], lease: Lease, ended: threading.Event, on_lost: Callable[[str], None]
 ) -> None:
     beat = 0
     while not ended.wait(lease.beat):
         try:
             holder = _read(path)
             if holder is None or holder.get("lease") != me["lease"]:
-                lost(f"{path.parent}: its lock was taken over by {_describe(holder)}")
+                on_lost(f"{path.parent}: its lock was taken over by {_describe(holder)}")
                 return
             beat += 1
             _write(path, me | {"beat": beat})

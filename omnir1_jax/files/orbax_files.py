@@ -23,10 +23,10 @@ def check_path(path: epath.PathLike, flag: str) -> None:
       flag: name of the path in the message.
     """
     path = epath.Path(path)
-    full = str(path if "://" in str(path) else path.absolute())
-    if characters := sorted(set(full) & set(_REFUSED)):
+    absolute = str(path if "://" in str(path) else path.absolute())
+    if characters := sorted(set(absolute) & set(_REFUSED)):
         raise InputError(
-            f"{flag}: {full} has {' '.join(characters)} in it, with which arrays cannot be stored; name a folder "
+            f"{flag}: {absolute} has {' '.join(characters)} in it, with which arrays cannot be stored; name a folder "
             f"whose full path has none of {' '.join(_REFUSED)}"
         )
 
@@ -53,11 +53,11 @@ def save(path: epath.PathLike, arrays: Mapping[tuple[str, ...], Any], pieces: Ma
     """
     handlers = [(kind, _OneByOne(deepcopy_host_arrays=False)) for kind in {type(array) for array in arrays.values()}]
     registry = ocp.type_handlers.create_type_handler_registry(*handlers)
-    how = ocp.args.PyTreeSave(unflatten_dict(arrays), save_args=unflatten_dict(pieces))
+    args = ocp.args.PyTreeSave(unflatten_dict(arrays), save_args=unflatten_dict(pieces))
     with ocp.Checkpointer(
         ocp.PyTreeCheckpointHandler(type_handler_registry=registry, use_compression=False)
     ) as checkpointer:
-        checkpointer.save(path, how)
+        checkpointer.save(path, args)
 
 
 def open_array(item: epath.PathLike, path: Iterable[str]) -> tensorstore.TensorStore:
@@ -86,5 +86,7 @@ def check_written(item: epath.PathLike, names: Iterable[str]) -> None:
         keys = {key.decode() for key in index.list().result()}
     except ValueError as error:  # tensorstore's, for every failure
         raise OSError(f"{item}: cannot be read back after it was written ({error})") from error
-    if lost := sorted(name for name in names if f"{name}/.zarray" not in keys):
-        raise OSError(f"{item}: {len(lost)} arrays cannot be read back after they were written ({lost[0]} first)")
+    if unreadable := sorted(name for name in names if f"{name}/.zarray" not in keys):
+        raise OSError(
+            f"{item}: {len(unreadable)} arrays cannot be read back after they were written ({unreadable[0]} first)"
+        )

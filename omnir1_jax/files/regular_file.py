@@ -48,25 +48,25 @@ def opener(path: str, flags: int) -> int:
     return descriptor
 
 
-def require(path: epath.PathLike, what: str = "") -> epath.Path:
+def require(path: epath.PathLike, label: str = "") -> epath.Path:
     """The path, which is a regular file (or a link to one).
 
     Args:
       path: local or remote.
-      what: flag or dataset that names the file, for the message ("--boxes").
+      label: flag or dataset that names the file, for the message ("--boxes").
 
     Raises:
       InputError: it is missing, a directory, a FIFO, a device, or unreachable.
     """
     if reason := problem(path):
-        raise InputError(f"{what}: {reason}" if what else reason)
+        raise InputError(f"{label}: {reason}" if label else reason)
     return epath.Path(path)
 
 
-def read_bytes(path: epath.PathLike, what: str = "") -> bytes:
+def read_bytes(path: epath.PathLike, label: str = "") -> bytes:
     """All bytes of a regular file; arguments and errors as of `require`."""
-    file = require(path, what)
+    file = require(path, label)
     try:
         return file.read_bytes()
     except OSError as error:
-        raise InputError(f"{what + ': ' if what else ''}{path} cannot be read ({error.strerror or error})") from error
+        raise InputError(f"{label + ': ' if label else ''}{path} cannot be read ({error.strerror or error})") from error
