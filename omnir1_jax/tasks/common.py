@@ -36,10 +36,10 @@ def count(flags: Bool[Array, "b g *s"]) -> Int[Array, "b g"]:
 
 
 def kinds(
-    name: str, failure: Int[Array, "b g *s"], wanted: Bool[Array, "b g *s"] | bool = True
+    name: str, failure: Int[Array, "b g *s"], mask: Bool[Array, "b g *s"] | bool = True
 ) -> dict[str, Int[Array, "b g"]]:
     """How often each kind of failure occurs in each completion where something was wanted."""
-    return {f"{name}/{kind.name.lower()}": count((failure == kind) & wanted) for kind in Failure if kind != Failure.OK}
+    return {f"{name}/{kind.name.lower()}": count((failure == kind) & mask) for kind in Failure if kind != Failure.OK}
 
 
 def unended(completions: Completions, eos: tuple[int, ...]) -> Bool[Array, "b g"]:
@@ -59,8 +59,8 @@ def total(
     """Accuracy, format and length bonus with their weights, and everything measured."""
     low, high = config.bonus_range
     bonus = grpo.length_bonus(accuracy, completions.lengths.astype(jnp.float32), low=low, high=high)
-    shape = formatted.astype(jnp.float32)
-    value = accuracy + config.reward.format * shape + config.reward.length_bonus * bonus
-    every = {**terms, "accuracy": accuracy, "format": shape, "length_bonus": bonus}
+    format_term = formatted.astype(jnp.float32)
+    value = accuracy + config.reward.format * format_term + config.reward.length_bonus * bonus
+    all_terms = {**terms, "accuracy": accuracy, "format": format_term, "length_bonus": bonus}
     failures = {**failures, "completion/unended": count(unended(completions, config.sampling.eos))}
-    return jax.lax.stop_gradient(Rewards(value, every, failures))
+    return jax.lax.stop_gradient(Rewards(value, all_terms, failures))

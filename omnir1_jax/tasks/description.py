@@ -73,9 +73,9 @@ class Clip(NamedTuple):
     numbers: tuple[int, ...] | None = None
 
 
-def text(buffer: Buffer, at: Any) -> str:
+def text(buffer: Buffer, index: Any) -> str:
     """One string of a buffer."""
-    return buffer.bytes[at][: buffer.length[at]].tobytes().decode("utf-8", "replace")
+    return buffer.bytes[index][: buffer.length[index]].tobytes().decode("utf-8", "replace")
 
 
 def boxes(rows: Float[np.ndarray, "n 4"], scale: Float[np.ndarray, "2"]) -> tuple[Box, ...]:
@@ -84,30 +84,32 @@ def boxes(rows: Float[np.ndarray, "n 4"], scale: Float[np.ndarray, "2"]) -> tupl
     return tuple(original(box) for box in rows if not (box == -1).all())
 
 
-def pieces(plan: Plan, at: At) -> tuple[Piece, ...]:
+def pieces(plan: Plan, index: At) -> tuple[Piece, ...]:
     """The groups of a plan, [b g ...]."""
     out = []
-    for slot in range(int(plan.slots_used[at])):
-        where = (*at, slot)
-        failure = Failure(int(plan.failure[where]))
-        frames = (int(plan.first_frame[where]), int(plan.last_frame[where])) if plan.valid[where] else None
-        start, end = float(plan.start[where]) / 100, float(plan.end[where]) / 100
+    for slot in range(int(plan.slots_used[index])):
+        slot_index = (*index, slot)
+        failure = Failure(int(plan.failure[slot_index]))
+        frames = (
+            (int(plan.first_frame[slot_index]), int(plan.last_frame[slot_index])) if plan.valid[slot_index] else None
+        )
+        start, end = float(plan.start[slot_index]) / 100, float(plan.end[slot_index]) / 100
         name = None if failure == Failure.OK else failure.name.lower()
-        out.append(Piece(start, end, frames, text(plan.description, where), name))
+        out.append(Piece(start, end, frames, text(plan.description, slot_index), name))
     return tuple(out)
 
 
-def keyframes(requests: Requests, grounded: GroundedBoxes | None, at: At) -> tuple[Keyframe, ...]:
+def keyframes(requests: Requests, grounded: GroundedBoxes | None, index: At) -> tuple[Keyframe, ...]:
     """What System 2 was asked and what it found; `grounded` is None where the boxes come from elsewhere."""
     out = []
-    for slot in np.flatnonzero(requests.valid[at]):
-        where = (*at, int(slot))
-        asked, answer, located = text(requests.description, where), "", ()
+    for slot in np.flatnonzero(requests.valid[index]):
+        slot_index = (*index, int(slot))
+        query, answer, located = text(requests.description, slot_index), "", ()
         if grounded is not None:
-            answer = text(grounded.answer, where)
-            if grounded.asked[where]:
-                located = boxes(grounded.box[where][: int(grounded.count[where])], grounded.scale[at[0]])
-        out.append(Keyframe(int(requests.frame[where]), asked, answer, located))
+            answer = text(grounded.answer, slot_index)
+            if grounded.asked[slot_index]:
+                located = boxes(grounded.box[slot_index][: int(grounded.count[slot_index])], grounded.scale[index[0]])
+        out.append(Keyframe(int(requests.frame[slot_index]), query, answer, located))
     return tuple(out)
 
 
@@ -126,9 +128,9 @@ def high_res_clip(frames: HighResFrames, i: int, count: int) -> Clip:
     """The frames of prompt i that System 2 may look at, in the clip's own aspect."""
     side = frames.cells.shape[3]
     used = int(frames.resized[i][0] // side * (frames.resized[i][1] // side))
-    shown = [assemble(frames.cells[i, t, :used], frames.rows_cols[i, :used]) for t in range(count)]
+    images = [assemble(frames.cells[i, t, :used], frames.rows_cols[i, :used]) for t in range(count)]
     size = (int(frames.original[i][0]), int(frames.original[i][1]))
-    return Clip(np.stack(shown), size, seconds=tuple(t / SAMPLED_FPS for t in range(count)))
+    return Clip(np.stack(images), size, seconds=tuple(t / SAMPLED_FPS for t in range(count)))
 
 
 def policy_frames(batch: Any, i: int) -> UInt8[np.ndarray, "t h w 3"]:

@@ -128,6 +128,6 @@ def sharp_arrays(frames: UInt8[np.ndarray, "t h w 3"], size: tuple[int, int], co
 def video_prompt(clip: DecodedClip, text: str, config: ExampleConfig) -> Arrays:
     """A clip, with its sound if it is heard, and a text."""
     video = {"type": "video", "video": clip.frames, "fps": SAMPLED_FPS, **(waveform(clip, config) or {})}
-    heard = [config.audio_seconds] if config.audio_seconds else []
+    audio_seconds = [config.audio_seconds] if config.audio_seconds else []
     content = [video, {"type": "text", "text": text}]
-    return policy_arrays(content, config, video_frames=[config.frames], audio_seconds=heard)
+    return policy_arrays(content, config, video_frames=[config.frames], audio_seconds=audio_seconds)

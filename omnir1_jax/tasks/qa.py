@@ -52,8 +52,8 @@ class Reading(NamedTuple):
 def prompt(clip: DecodedClip, config: ExampleConfig) -> Arrays:
     """A question about a clip, with its sound if it is heard, and the options if there are any."""
     options = clip.ref.extra.get("options") or ()
-    listed = lettered(options) if config.letters else "\n".join(options)
-    text = prompts.render(config.template, query=clip.ref.query, options=listed)
+    option_text = lettered(options) if config.letters else "\n".join(options)
+    text = prompts.render(config.template, query=clip.ref.query, options=option_text)
     if not config.stills or len(clip.frames) > 1 or not config.audio_seconds or clip.audio is None:
         return examples.video_prompt(clip, text, config)
     content = [
@@ -98,9 +98,9 @@ def read(frozen: Frozen, config: StepConfig, batch: Batch, completions: Completi
     limits = config.limits._replace(description=batch.gold.shape[1] + 1)
     answer = read_answer(reasoner.read(frozen.vocab, completions, config.completion_bytes), limits)
     gold = jnp.repeat(jnp.pad(batch.gold, ((0, 0), (0, 1))), config.group, axis=0)
-    same = jnp.all(answer.description.bytes == gold, axis=1)
+    same_text = jnp.all(answer.description.bytes == gold, axis=1)
     length = answer.description.length == jnp.repeat(batch.gold_length, config.group)
-    right = answer.answered & same & length & ~answer.description.truncated
+    right = answer.answered & same_text & length & ~answer.description.truncated
     return grouped(Reading(answer, right), config.group)
 
 
@@ -116,10 +116,10 @@ def reward(config: StepConfig, batch: Batch, completions: Completions, reading: 
     return common.total(config, right, reading.answer.formatted, completions, {}, failures(batch, reading, None))
 
 
-def describe(facts: Mapping[str, Any], reading: Reading, _: None, at: At) -> Description:
+def describe(facts: Mapping[str, Any], reading: Reading, _: None, index: At) -> Description:
     """The answer beside the right one."""
-    gold = facts["gold"][at[0]][: facts["gold_length"][at[0]]].tobytes().decode("utf-8", "replace")
-    return Description(answer=description.text(reading.answer.description, at), gold=gold)
+    gold = facts["gold"][index[0]][: facts["gold_length"][index[0]]].tobytes().decode("utf-8", "replace")
+    return Description(answer=description.text(reading.answer.description, index), gold=gold)
 
 
 def metric(ref: ClipRef, completion: str) -> dict[str, float]:

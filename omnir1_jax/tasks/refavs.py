@@ -88,9 +88,9 @@ def read(frozen: Frozen, config: StepConfig, batch: Any, completions: Completion
     text = reasoner.read(frozen.vocab, completions, config.completion_bytes)
     answer = read_answer(text, config.limits)
     answer = jax.tree.map(lambda x: x.reshape(-1, config.group, *x.shape[1:]), answer)
-    wanted = (answer.answered & (answer.description.length > 0))[..., None]
+    has_text = (answer.answered & (answer.description.length > 0))[..., None]
     description = jax.tree.map(lambda x: x[:, :, None], answer.description)
-    return Reading(answer, Requests(jnp.zeros(wanted.shape, jnp.int32), wanted, description))
+    return Reading(answer, Requests(jnp.zeros(has_text.shape, jnp.int32), has_text, description))
 
 
 def ground(models: Models, frozen: Frozen, config: StepConfig, batch: Batch, reading: Reading) -> Grounding:
@@ -98,9 +98,9 @@ def ground(models: Models, frozen: Frozen, config: StepConfig, batch: Batch, rea
     return Grounding(common.find(models, frozen, batch.sharp, reading.requests, 1))
 
 
-def failures(batch: Any, reading: Reading, found: Grounded) -> dict[str, Int[Array, "b g"]]:
+def failures(batch: Any, reading: Reading, grounding: Grounded) -> dict[str, Int[Array, "b g"]]:
     """By name; without boxes of System 2's those of the answer alone."""
-    answer, boxes = reading.answer, found.boxes
+    answer, boxes = reading.answer, grounding.boxes
     counts = {
         **common.kinds("answer", answer.failure),
         "answer/empty": common.count(answer.answered & (answer.description.length == 0)),
@@ -115,22 +115,22 @@ def failures(batch: Any, reading: Reading, found: Grounded) -> dict[str, Int[Arr
 
 
 def reward(
-    config: StepConfig, batch: Batch, completions: Completions, reading: Reading, found: Grounding, _: None
+    config: StepConfig, batch: Batch, completions: Completions, reading: Reading, grounding: Grounding, _: None
 ) -> Rewards:
     """Overlap of the found box with the true one."""
-    shape, boxes = completions.lengths.shape, found.boxes
+    shape, boxes = completions.lengths.shape, grounding.boxes
     truth = jnp.broadcast_to(batch.box[:, None], (*shape, 4))
     scale = jnp.broadcast_to(boxes.scale[:, None], (*shape, 2))
     accuracy = rewards.refavs_accuracy(boxes.box[:, :, 0, 0], truth, scale)
     accuracy = jnp.where(boxes.asked[..., 0], accuracy, 0.0)
-    counts = failures(batch, reading, found)
+    counts = failures(batch, reading, grounding)
     return common.total(config, accuracy, reading.answer.formatted, completions, {}, counts)
 
 
-def describe(facts: Any, reading: Reading, found: Grounded, at: At) -> Description:
+def describe(facts: Any, reading: Reading, grounding: Grounded, index: At) -> Description:
     """The answer and what System 2 made of it."""
-    looked = description.keyframes(reading.requests, found.boxes, at)
-    return Description(keyframes=looked, answer=description.text(reading.answer.description, at))
+    keyframes = description.keyframes(reading.requests, grounding.boxes, index)
+    return Description(keyframes=keyframes, answer=description.text(reading.answer.description, index))
 
 
 def picture(batch: Batch, i: int) -> Clip:

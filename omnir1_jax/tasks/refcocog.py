@@ -100,9 +100,9 @@ def reward(config: StepConfig, batch: Batch, completions: Completions, answer: B
     return common.total(config, sum(terms.values()), answer.formatted, completions, terms, counts)
 
 
-def describe(facts: Mapping[str, Any], answer: BoxAndPoints, _: None, at: At) -> Description:
+def describe(facts: Mapping[str, Any], answer: BoxAndPoints, _: None, index: At) -> Description:
     """The policy itself is the one that looked."""
-    box = description.boxes(answer.box[at][None], facts["scale"][at[0]])
+    box = description.boxes(answer.box[index][None], facts["scale"][index[0]])
     return Description(keyframes=(Keyframe(0, "the policy's own box", "", box),))
 
 

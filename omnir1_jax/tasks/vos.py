@@ -150,21 +150,21 @@ def ground(models: Models, frozen: Frozen, config: StepConfig, batch: Batch, rea
 
 
 def segment(
-    models: Models, frozen: Frozen, config: StepConfig, batch: Batch, reading: Reading, found: Grounding
+    models: Models, frozen: Frozen, config: StepConfig, batch: Batch, reading: Reading, grounding: Grounding
 ) -> Masks | None:
     """The matched boxes carried through the clip, in original pixels; None if no weight asks for masks."""
     if config.reward.segmentation == 0:
         return None
-    if found.masks is not None:
-        return found.masks
+    if grounding.masks is not None:
+        return grounding.masks
     if models.segmenter is None:
         raise InputError(
             "reward.segmentation: masks are weighed but the run has no segmenter; set sam2 or the weight to 0"
         )
-    back = jnp.tile(found.boxes.scale, 2)[:, None, None, None]
-    given = Prompts(found.matching.box / back, found.matching.prompt, reading.keyframes.frame)
+    to_original = jnp.tile(grounding.boxes.scale, 2)[:, None, None, None]
+    box_prompts = Prompts(grounding.matching.box / to_original, grounding.matching.prompt, reading.keyframes.frame)
     masks = segmenters.union(
-        models.segmenter, frozen.segmenter, batch.clip, batch.frame_valid, batch.sharp.original, given
+        models.segmenter, frozen.segmenter, batch.clip, batch.frame_valid, batch.sharp.original, box_prompts
     )
     if masks.union.shape[3:] != batch.truth.shape[2:]:
         raise InputError(
@@ -173,9 +173,9 @@ def segment(
     return masks
 
 
-def failures(batch: Any, reading: Reading, found: Grounded) -> dict[str, Int[Array, "b g"]]:
+def failures(batch: Any, reading: Reading, grounding: Grounded) -> dict[str, Int[Array, "b g"]]:
     """By name; without boxes of System 2's those of the plan alone. Any batch with `objects` will do."""
-    plan, boxes = reading.plan, found.boxes
+    plan, boxes = reading.plan, grounding.boxes
     counts = {
         **common.kinds("plan", plan.failure, jnp.arange(plan.failure.shape[-1]) < plan.slots_used[..., None]),
         "plan/no_answer": common.count(~plan.answered),
@@ -186,10 +186,10 @@ def failures(batch: Any, reading: Reading, found: Grounded) -> dict[str, Int[Arr
     if boxes is None:
         return counts
     limit = jnp.minimum(boxes.count, batch.objects[:, None, None])
-    taken = jnp.arange(boxes.failure.shape[-1]) < limit[..., None]
+    counted = jnp.arange(boxes.failure.shape[-1]) < limit[..., None]
     return {
         **counts,
-        **common.kinds("box", boxes.failure, boxes.asked[..., None] & taken),
+        **common.kinds("box", boxes.failure, boxes.asked[..., None] & counted),
         "box/no_group": common.count(boxes.asked & (boxes.count == 0)),
         "description/too_long": common.count(reading.requests.valid & ~boxes.asked),
     }
@@ -200,12 +200,12 @@ def reward(
     batch: Batch,
     completions: Completions,
     reading: Reading,
-    found: Grounding,
+    grounding: Grounding,
     masks: Masks | None,
 ) -> Rewards:
     """Every term of every completion."""
 
-    def one(plan, chosen, matching, union, truth, frame_valid, areas, objects):
+    def completion_terms(plan, chosen, matching, union, truth, frame_valid, areas, objects):
         first = rewards.plan_terms(plan, areas, objects, config.reward)
         similarity = jnp.zeros(())
         if union is not None:
@@ -214,11 +214,11 @@ def reward(
         return terms, rewards.accuracy(terms, first.any_valid, config.reward)
 
     union = None if masks is None else masks.union
-    per_clip = jax.vmap(one, (0, 0, 0, 0, None, None, None, None))
+    per_clip = jax.vmap(completion_terms, (0, 0, 0, 0, None, None, None, None))
     terms, accuracy = jax.vmap(per_clip)(
         reading.plan,
         reading.keyframes,
-        found.matching,
+        grounding.matching,
         union,
         batch.truth,
         batch.frame_valid,
@@ -227,18 +227,20 @@ def reward(
     )
     measured = {
         "keyframes": jnp.sum(reading.keyframes.valid, axis=2).astype(jnp.float32),
-        "boxes": jnp.sum(found.matching.prompt, axis=(2, 3)).astype(jnp.float32),
+        "boxes": jnp.sum(grounding.matching.prompt, axis=(2, 3)).astype(jnp.float32),
     }
-    every = {**terms._asdict(), **measured}
+    all_terms = {**terms._asdict(), **measured}
     if masks is None:
-        del every["segmentation"]  # not computed, and not 0
-    counts = failures(batch, reading, found)
-    return common.total(config, accuracy, reading.plan.formatted, completions, every, counts)
+        del all_terms["segmentation"]  # not computed, and not 0
+    counts = failures(batch, reading, grounding)
+    return common.total(config, accuracy, reading.plan.formatted, completions, all_terms, counts)
 
 
-def describe(facts: Any, reading: Reading, found: Grounded, at: At) -> Description:
+def describe(facts: Any, reading: Reading, grounding: Grounded, index: At) -> Description:
     """The plan, and what System 2 made of its keyframes."""
-    return Description(description.pieces(reading.plan, at), description.keyframes(reading.requests, found.boxes, at))
+    return Description(
+        description.pieces(reading.plan, index), description.keyframes(reading.requests, grounding.boxes, index)
+    )
 
 
 def picture(batch: Batch, i: int) -> Clip:
