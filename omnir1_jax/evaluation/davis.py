@@ -20,9 +20,9 @@ _DECAY_BINS = 4
 def require_same_size(gt: np.ndarray, pred: np.ndarray, name: str = "") -> None:
     """Raises InputError naming both sizes where the prediction's shape is not the ground truth's."""
     if gt.shape != pred.shape:
-        where = f"{name}: " if name else ""
+        prefix = f"{name}: " if name else ""
         raise InputError(
-            f"{where}the prediction is {'x'.join(map(str, pred.shape))} but the ground truth is "
+            f"{prefix}the prediction is {'x'.join(map(str, pred.shape))} but the ground truth is "
             f"{'x'.join(map(str, gt.shape))}; write predictions at the frames' size"
         )
 
@@ -51,8 +51,8 @@ def boundary_map(mask: Shaped[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w"]:
     s = np.ascontiguousarray(_valid(mask, None)).view(np.uint8)
     b = np.zeros(s.shape, np.uint8)
     right, below, corner = s[:-1, 1:], s[1:, :-1], s[1:, 1:]
-    here = s[:-1, :-1]
-    b[:-1, :-1] = (here ^ right) | (here ^ below) | (here ^ corner)
+    pixel = s[:-1, :-1]
+    b[:-1, :-1] = (pixel ^ right) | (pixel ^ below) | (pixel ^ corner)
     b[-1, :-1] = s[-1, :-1] ^ s[-1, 1:]
     b[:-1, -1] = s[:-1, -1] ^ s[1:, -1]
     return b
@@ -76,20 +76,20 @@ def _box(mask: np.ndarray) -> tuple[int, int, int, int]:
     return y, y + h, x, x + w
 
 
-def _matches(points: np.ndarray, others: np.ndarray, radius: int) -> int:
-    """How many pixels of `points` have a pixel of `others` within `radius`."""
+def _matches(points: np.ndarray, other_points: np.ndarray, radius: int) -> int:
+    """How many pixels of `points` have a pixel of `other_points` within `radius`."""
     top, bottom, left, right = _box(points)
     # Only the dilation near `points` is needed, so only that window is computed.
     y0, y1 = max(top - radius, 0), bottom + radius
     x0, x1 = max(left - radius, 0), right + radius
-    window = others[y0:y1, x0:x1]
+    window = other_points[y0:y1, x0:x1]
     oy0, oy1, ox0, ox1 = _box(window)
     if oy1 == 0:
         return 0
     oy0, oy1 = max(oy0 - radius, 0), oy1 + radius
     ox0, ox1 = max(ox0 - radius, 0), ox1 + radius
-    near = cv2.dilate(np.ascontiguousarray(window[oy0:oy1, ox0:ox1]), disk(radius))
-    return int(np.count_nonzero(near & points[y0:y1, x0:x1][oy0:oy1, ox0:ox1]))
+    dilated = cv2.dilate(np.ascontiguousarray(window[oy0:oy1, ox0:ox1]), disk(radius))
+    return int(np.count_nonzero(dilated & points[y0:y1, x0:x1][oy0:oy1, ox0:ox1]))
 
 
 def _contour_frame(gt: np.ndarray, pred: np.ndarray, bound: float) -> float:

@@ -67,9 +67,11 @@ def write(
 def _remove(path: epath.Path, names: Sequence[str]) -> None:
     """Removes a folder of the frames `names`; InputError, and no change, if it holds anything else."""
     expected = {f"{name}.png" for name in names}
-    others = sorted(folders.entries(path) - expected) if path.is_dir() and not folders.is_link(path) else [path.name]
-    if others:
-        raise InputError(f"{path} holds {folders.some(others)}, not written by this command; move that elsewhere")
+    unexpected = (
+        sorted(folders.entries(path) - expected) if path.is_dir() and not folders.is_link(path) else [path.name]
+    )
+    if unexpected:
+        raise InputError(f"{path} holds {folders.some(unexpected)}, not written by this command; move that elsewhere")
     for name in expected:
         (path / name).unlink(missing_ok=True)
     path.rmdir()
@@ -80,12 +82,12 @@ def read(root: str, video: str, expression: str, names: Sequence[str]) -> UInt8[
 
     Raises InputError, naming the file, for a frame that is missing, unreadable or of another size.
     """
-    where = folder(root, video, expression)
-    if not where.exists():
+    directory = folder(root, video, expression)
+    if not directory.exists():
         return None
     out: list[np.ndarray] = []
     for name in names:
-        path = where / f"{name}.png"
+        path = directory / f"{name}.png"
         try:
             frame = masks.decode_label_map(paths.read_bytes(str(path)))
         except FileNotFoundError as error:
@@ -120,9 +122,9 @@ def write_zip(root: str, target: str, prefix: str = "", items: Collection[tuple[
     walk(base, "")
     if not pngs:
         raise InputError(f"{root} holds no PNG; expected <video>/<expression>/<frame>.png")
-    lead = f"{prefix}/" if prefix else ""
+    top = f"{prefix}/" if prefix else ""
     with cli.atomic_path(target) as scratch, scratch.open("wb") as file, zipfile.ZipFile(file, "w") as archive:
         for name in pngs:
             # PNGs are compressed already.
-            archive.writestr(zipfile.ZipInfo(lead + name, _STAMP), (base / name).read_bytes())
+            archive.writestr(zipfile.ZipInfo(top + name, _STAMP), (base / name).read_bytes())
     return len(pngs)

@@ -86,10 +86,10 @@ def option_index(completion: str, options: Sequence[str]) -> int | None:
         longest = max(inside, key=lambda i: len(texts[i]))
         if all(texts[i] in texts[longest] for i in inside):
             return longest
-    alone = [match for match in _ALONE.finditer(stripped) if _names_option(match, letters)]
+    standalone = [match for match in _ALONE.finditer(stripped) if _names_option(match, letters)]
     # A letter before a lower-case word is less certain: "plan B is ... (C)".
-    sure = [match for match in alone if not _LOWER.match(stripped, match.end())]
-    return letters.index((sure or alone)[0].group().upper()) if alone else None
+    sure = [match for match in standalone if not _LOWER.match(stripped, match.end())]
+    return letters.index((sure or standalone)[0].group().upper()) if standalone else None
 
 
 def _names_option(match: re.Match, letters: str) -> bool:
@@ -127,8 +127,8 @@ def accuracy(
         counted = [right for right in judged if right is not None or not of_answered]
         return {"accuracy": 100 * counted.count(True) / len(counted) if counted else math.nan, "count": len(counted)}
 
-    everything = hits.pop(("", ""), [])
-    table: dict[str, Any] = {**share(everything), "unanswered": everything.count(None)}
+    all_hits = hits.pop(("", ""), [])
+    table: dict[str, Any] = {**share(all_hits), "unanswered": all_hits.count(None)}
     for (group, value), judged in sorted(hits.items()):
         table.setdefault(group, {})[value] = share(judged)
     return table

@@ -37,8 +37,8 @@ def edit_distance(a: Sequence[str], b: Sequence[str]) -> int:
 
 def word_error_rate(reference: str, hypothesis: str) -> float:
     """Edits in words per reference word (an empty reference counts as one word)."""
-    words = reference.split()
-    return edit_distance(words, hypothesis.split()) / max(1, len(words))
+    reference_words = reference.split()
+    return edit_distance(reference_words, hypothesis.split()) / max(1, len(reference_words))
 
 
 @functools.cache
@@ -80,8 +80,8 @@ def video_r1(rows: Iterable[Mapping[str, Any]]) -> Mapping[str, Any]:
     for row in rows:
         gold, answer = extract_answer(row["solution"]), extract_answer(row["completion"])
         scores[row["problem_type"]].append(score_answer(row["problem_type"], gold, answer))
-    everything = [x for values in scores.values() for x in values]
-    if not everything:
+    all_scores = [x for values in scores.values() for x in values]
+    if not all_scores:
         raise InputError("no question to score")
     table = {kind: {"score": 100 * sum(v) / len(v), "count": len(v)} for kind, v in sorted(scores.items())}
-    return {"score": 100 * sum(everything) / len(everything), "count": len(everything), "problem_type": table}
+    return {"score": 100 * sum(all_scores) / len(all_scores), "count": len(all_scores), "problem_type": table}
