@@ -53,8 +53,8 @@ class HighResFrames:
         """The frames as images, top left on a canvas that takes any; black beyond `resized`."""
         b, t, _, side, _, _ = self.cells.shape
         rows, columns = self.grid.shape[1:]
-        at = jnp.maximum(self.grid, 0).reshape(b, 1, -1, 1, 1, 1)
-        cells = jnp.take_along_axis(jnp.asarray(self.cells), at, axis=2)
+        cell_index = jnp.maximum(self.grid, 0).reshape(b, 1, -1, 1, 1, 1)
+        cells = jnp.take_along_axis(jnp.asarray(self.cells), cell_index, axis=2)
         cells = jnp.where(self.grid.reshape(b, 1, -1, 1, 1, 1) >= 0, cells, 0)
         cells = cells.reshape(b, t, rows, columns, side, side, 3)
         return jnp.swapaxes(cells, 3, 4).reshape(b, t, rows * side, columns * side, 3)
@@ -105,11 +105,17 @@ def high_res_arrays(
     patch = sizes.cell_pixels // sizes.merge
     patches = np.array([[1, height // patch, width // patch]], np.int32)
     shape = dict(sizes=sizes, max_aspect=config.max_aspect)
-    most, windows, longest = bucket.frame_bounds(limits.image_min, limits.image_max, **shape)
+    max_cells, windows, longest = bucket.frame_bounds(limits.image_min, limits.image_max, **shape)
     vision = layout.vision_layout(
-        patches, window=sizes.window_cells, merge=sizes.merge, cells=most, windows=windows, frames=1, frame_size=most
+        patches,
+        window=sizes.window_cells,
+        merge=sizes.merge,
+        cells=max_cells,
+        windows=windows,
+        frames=1,
+        frame_size=max_cells,
     )
-    cells = np.zeros((max_frames, most, sizes.cell_pixels, sizes.cell_pixels, 3), np.uint8)
+    cells = np.zeros((max_frames, max_cells, sizes.cell_pixels, sizes.cell_pixels, 3), np.uint8)
     for t, frame in enumerate(frames):
         cut = pixels.cells([pixels.resize(frame, height, width)], sizes.cell_pixels)[:, 0]
         cells[t, : len(cut)] = cut
@@ -118,7 +124,7 @@ def high_res_arrays(
     grid[:rows, :columns] = np.arange(rows * columns).reshape(rows, columns)
     start = prompt_prefix(config.tokenizer, config.prompt)
     token_ids = tokens.expand(start, ids, {"image": [np.full(layout.grid_cells(patches[0], sizes.merge), ids.image)]})
-    length, used = len(start) - 1 + most, len(token_ids)
+    length, used = len(start) - 1 + max_cells, len(token_ids)
     mask = np.arange(length) < used
     token_ids = np.pad(token_ids, (0, length - used), constant_values=ids.pad)
     positions, following = layout.rope_index(

@@ -61,22 +61,22 @@ def find(
     """Boxes of a score above `least`, the surest first; of an empty description none."""
     import torch
 
-    asked = [n for n, text in enumerate(descriptions) if text.strip(" .")]
+    with_text = [n for n, text in enumerate(descriptions) if text.strip(" .")]
     out = [np.zeros((0, 4), np.float32) for _ in descriptions]
-    if not asked:
+    if not with_text:
         return out
     # The model reads lower case that ends in a stop; stops within would divide the description into several.
-    texts = [descriptions[n].lower().replace(".", " ").strip() + "." for n in asked]
+    texts = [descriptions[n].lower().replace(".", " ").strip() + "." for n in with_text]
     inputs = processor(
-        images=[frames[n] for n in asked], text=texts, return_tensors="pt", padding=True, truncation=True
+        images=[frames[n] for n in with_text], text=texts, return_tensors="pt", padding=True, truncation=True
     )
     with torch.inference_mode():
         output = model(**inputs)
-    sizes = [tuple(frames.shape[1:3])] * len(asked)
+    sizes = [tuple(frames.shape[1:3])] * len(with_text)
     detections = processor.post_process_grounded_object_detection(
         output, inputs.input_ids, threshold=least, target_sizes=sizes
     )
-    for n, detection in zip(asked, detections):
+    for n, detection in zip(with_text, detections):
         boxes, scores = detection["boxes"].float().numpy(), detection["scores"].float().numpy()
         out[n] = boxes[np.argsort(-scores, kind="stable")]
     return out

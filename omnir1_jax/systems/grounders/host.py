@@ -60,13 +60,13 @@ class HostGrounder:
     def ground(self, params: None, frames: HighResFrames, requests: Requests, slots: int) -> GroundedBoxes:
         """As of a `Grounder`, on concrete arrays; the function is called once for each clip."""
         valid, frame = jax.device_get((requests.valid, requests.frame))
-        pictures, described = images(frames), words(requests)
+        pictures, texts = images(frames), request_texts(requests)
         boxes, used = np.zeros((*valid.shape, slots, 4), np.float32), np.zeros((*valid.shape, slots), bool)
         for row in np.flatnonzero(valid.any(axis=(1, 2))):
-            where = np.argwhere(valid[row])
-            texts = [described[row, *at] for at in where]
-            answer = self(np.stack([pictures[row][frame[row, *at]] for at in where]), texts, slots)
-            boxes[row][tuple(where.T)], used[row][tuple(where.T)] = answer
+            indices = np.argwhere(valid[row])
+            row_texts = [texts[row, *index] for index in indices]
+            answer = self(np.stack([pictures[row][frame[row, *index]] for index in indices]), row_texts, slots)
+            boxes[row][tuple(indices.T)], used[row][tuple(indices.T)] = answer
         return GroundedBoxes.of(frames, requests, jnp.asarray(boxes), jnp.asarray(used))
 
 
@@ -76,10 +76,10 @@ def images(frames: HighResFrames) -> list[UInt8[np.ndarray, "t h w 3"]]:
     return [np.ascontiguousarray(clip[:, :height, :width]) for clip, (width, height) in zip(rgb, sizes)]
 
 
-def words(requests: Requests) -> Mapping[tuple[int, int, int], str]:
+def request_texts(requests: Requests) -> Mapping[tuple[int, int, int], str]:
     """The description of each valid request."""
     valid, text = jax.device_get((requests.valid, requests.description))
     return {
-        tuple(map(int, at)): text.bytes[*at][: text.length[*at]].tobytes().decode("utf-8", "replace")
-        for at in np.argwhere(valid)
+        tuple(map(int, index)): text.bytes[*index][: text.length[*index]].tobytes().decode("utf-8", "replace")
+        for index in np.argwhere(valid)
     }

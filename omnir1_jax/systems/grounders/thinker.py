@@ -123,9 +123,9 @@ def answer(
     t = frames.cells.shape[1]
     decoder = thinker.decoder()
     text = decoding_copy(decoder, {"params": params.text})
-    wanted = jnp.any((requests.frame[..., None] == jnp.arange(t)) & requests.valid[..., None], axis=(1, 2))
-    order = jnp.argsort(~wanted, axis=1, stable=True)  # distinct frames first, in time order
-    count = jnp.sum(wanted, axis=1)
+    is_needed = jnp.any((requests.frame[..., None] == jnp.arange(t)) & requests.valid[..., None], axis=(1, 2))
+    order = jnp.argsort(~is_needed, axis=1, stable=True)  # distinct frames first, in time order
+    count = jnp.sum(is_needed, axis=1)
 
     slots = min(t, g * k)
     at_a_time = min(slots, GATHERED) if shards("embed", decoder.config.hidden_size) > 1 else 1
@@ -133,43 +133,45 @@ def answer(
 
     def read(slot: Int[Array, ""]) -> PromptCache:
         """`at_a_time` frames of each clip from `slot` on, one row each."""
-        at = jnp.take(order, slot + jnp.arange(at_a_time), axis=1, mode="clip")
-        cells = jnp.take_along_axis(frames.cells, at[:, :, None, None, None, None], axis=1)
-        each = lambda x: constrain(jnp.repeat(x, at_a_time, axis=0), ("batch", *(None,) * (x.ndim - 1)))
+        frame_index = jnp.take(order, slot + jnp.arange(at_a_time), axis=1, mode="clip")
+        cells = jnp.take_along_axis(frames.cells, frame_index[:, :, None, None, None, None], axis=1)
+        per_frame = lambda x: constrain(jnp.repeat(x, at_a_time, axis=0), ("batch", *(None,) * (x.ndim - 1)))
         pixels = jnp.repeat(cells.reshape(-1, *cells.shape[2:])[:, :, None], 2, axis=2)
-        vision = VisionInputs(pixels, each(frames.rows_cols), each(frames.windows), each(frames.frames))
+        vision = VisionInputs(pixels, per_frame(frames.rows_cols), per_frame(frames.windows), per_frame(frames.frames))
         seen = thinker.apply({"params": {"vision": params.vision}}, vision, method=lambda m, x: m.vision(x))
-        embeddings = decoder.apply(text, each(frames.tokens), method="embed")
+        embeddings = decoder.apply(text, per_frame(frames.tokens), method="embed")
         prompt = Prompt(
-            place(embeddings, seen, each(frames.vision_index)),
-            *map(each, (frames.positions, frames.mask, frames.next_position)),
+            place(embeddings, seen, per_frame(frames.vision_index)),
+            *map(per_frame, (frames.positions, frames.mask, frames.next_position)),
         )
         cache = decoder.apply(text, prompt, method="prefill")
-        apart = lambda x, axis: x.reshape(*x.shape[:axis], b, at_a_time, *x.shape[axis + 1 :])
-        return cache._replace(keys=apart(cache.keys, 1), values=apart(cache.values, 1), last=apart(cache.last, 0))
+        split_batch = lambda x, axis: x.reshape(*x.shape[:axis], b, at_a_time, *x.shape[axis + 1 :])
+        return cache._replace(
+            keys=split_batch(cache.keys, 1), values=split_batch(cache.values, 1), last=split_batch(cache.last, 0)
+        )
 
     def body(state: tuple[Array, tuple[Array, ...]]) -> tuple[Array, tuple[Array, ...]]:
-        slot, kept = state
+        slot, caches = state
         cache = read(slot)
         new = (cache.keys, cache.values, cache.last)
-        put = lambda old, x, axis: jax.lax.dynamic_update_slice_in_dim(old, x, slot, axis)
-        return slot + at_a_time, tuple(put(old, x, axis) for old, x, axis in zip(kept, new, (2, 2, 1)))
+        insert = lambda old, x, axis: jax.lax.dynamic_update_slice_in_dim(old, x, slot, axis)
+        return slot + at_a_time, tuple(insert(old, x, axis) for old, x, axis in zip(caches, new, (2, 2, 1)))
 
     like = jax.eval_shape(read, jax.ShapeDtypeStruct((), jnp.int32))
     buffer = lambda x, axis: jnp.zeros((*x.shape[:axis], slots, *x.shape[axis + 1 :]), x.dtype)
     empty = (buffer(like.keys, 2), buffer(like.values, 2), buffer(like.last, 1))
     with jax.named_scope("frames/together" if at_a_time > 1 else "frames"):
-        _, kept = jax.lax.while_loop(lambda state: state[0] < jnp.max(count), body, (jnp.zeros((), jnp.int32), empty))
+        _, caches = jax.lax.while_loop(lambda state: state[0] < jnp.max(count), body, (jnp.zeros((), jnp.int32), empty))
 
     # Each request becomes a row of its own with its frame's cache, so that one pass over the weights serves them all.
-    place_of = jnp.take_along_axis(jnp.cumsum(wanted, axis=1) - 1, requests.frame.reshape(b, g * k), axis=1)
-    place_of = jnp.clip(place_of, 0, slots - 1)
+    cache_slot = jnp.take_along_axis(jnp.cumsum(is_needed, axis=1) - 1, requests.frame.reshape(b, g * k), axis=1)
+    cache_slot = jnp.clip(cache_slot, 0, slots - 1)
     keys, values = (
-        jnp.take_along_axis(x, place_of[None, :, :, None, None, None], axis=2).reshape(-1, b * g * k, *x.shape[3:])
-        for x in kept[:2]
+        jnp.take_along_axis(x, cache_slot[None, :, :, None, None, None], axis=2).reshape(-1, b * g * k, *x.shape[3:])
+        for x in caches[:2]
     )
     repeat = lambda x: jnp.repeat(x, g * k, axis=0)
-    last = jnp.take_along_axis(kept[2], place_of[..., None], axis=1).reshape(b * g * k, -1)
+    last = jnp.take_along_axis(caches[2], cache_slot[..., None], axis=1).reshape(b * g * k, -1)
     generated = generate(
         decoder,
         text,

@@ -55,8 +55,8 @@ def make(name: str, sam2: Sam2Segmenter | None, setting: str = "step.segmenter")
 def extents(masks: Bool[Array, "b g n t y x"], frames: HighResFrames, requests: Requests, slots: int) -> GroundedBoxes:
     """The boxes around each object's mask in the frames that were asked about."""
     n, (y, x) = min(masks.shape[2], slots), masks.shape[4:]
-    at = requests.frame[:, :, None, :, None, None]
-    seen = jnp.swapaxes(jnp.take_along_axis(masks[:, :, :n], at, axis=3), 2, 3)  # [b g k n y x]
+    frame_index = requests.frame[:, :, None, :, None, None]
+    seen = jnp.swapaxes(jnp.take_along_axis(masks[:, :, :n], frame_index, axis=3), 2, 3)  # [b g k n y x]
     rows, columns = seen.any(axis=-1), seen.any(axis=-2)
     low = lambda hit: jnp.argmax(hit, axis=-1)
     high = lambda hit: hit.shape[-1] - jnp.argmax(hit[..., ::-1], axis=-1)

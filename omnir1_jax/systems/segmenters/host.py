@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 from omnir1_jax.data.canvas import resize_mask
 from omnir1_jax.errors import InputError
 from omnir1_jax.systems.frames import HighResFrames
-from omnir1_jax.systems.grounders.host import images, words
+from omnir1_jax.systems.grounders.host import images, request_texts
 from omnir1_jax.systems.grounders.protocol import Requests
 
 
@@ -58,15 +58,15 @@ class HostSegmenter:
         """As of a `TextSegmenter`, on concrete arrays."""
         valid, frame, real = jax.device_get((requests.valid, requests.frame, frame_valid))
         (b, g, _), t = valid.shape, real.shape[1]
-        pictures, described = images(frames), words(requests)
+        pictures, texts = images(frames), request_texts(requests)
         masks: dict[tuple[int, int], np.ndarray] = {}
         for row, member in np.argwhere(valid.any(axis=2)):
             slots = np.flatnonzero(valid[row, member])
             count = int(real[row].sum())
-            texts = [described[row, member, k] for k in slots]
-            masks[row, member] = self(pictures[row][:count], texts, [int(frame[row, member, k]) for k in slots])
+            row_texts = [texts[row, member, k] for k in slots]
+            masks[row, member] = self(pictures[row][:count], row_texts, [int(frame[row, member, k]) for k in slots])
         out = np.zeros((b, g, max([1, *(len(mask) for mask in masks.values())]), t, *size), bool)
-        for at, mask in masks.items():
+        for index, mask in masks.items():
             for n, k in np.ndindex(mask.shape[:2]):
-                out[*at, n, k] = resize_mask(mask[n, k], size)
+                out[*index, n, k] = resize_mask(mask[n, k], size)
         return jnp.asarray(out)

@@ -74,7 +74,7 @@ def _follow(model, keep: Callable, blank: tuple, chunk: int, params, clip, frame
     t, objects = clip.shape[1], g * n
     flat = lambda x: jnp.moveaxis(x, 3, 2).reshape(b, objects, k, *x.shape[4:])
     boxes, used = flat(boxes), flat(used)
-    at = jnp.broadcast_to(frame[:, :, None], (b, g, n, k)).reshape(b, objects, k)
+    prompt_frame = jnp.broadcast_to(frame[:, :, None], (b, g, n, k)).reshape(b, objects, k)
     real = used.any(axis=2)
     order = jnp.argsort(~real, axis=1, stable=True)  # tracked objects first, so that the others cost nothing
     chunk = min(chunk, objects)
@@ -82,23 +82,25 @@ def _follow(model, keep: Callable, blank: tuple, chunk: int, params, clip, frame
     order = jnp.pad(order, ((0, 0), (0, chunks * chunk - objects)), constant_values=objects)
     features = jax.vmap(lambda frames: sam2.encode_frames(model, params, frames))(clip)
 
-    def track(features, boxes, at, used, which, frame_valid, original):
-        chosen = lambda x: jnp.take(x, which, axis=0, mode="fill", fill_value=0)
+    def track(features, boxes, prompt_frame, used, chunk_objects, frame_valid, original):
+        chosen = lambda x: jnp.take(x, chunk_objects, axis=0, mode="fill", fill_value=0)
         tracks = sam2.track(
-            model, params, features, chosen(boxes), chosen(at), chosen(used),
+            model, params, features, chosen(boxes), chosen(prompt_frame), chosen(used),
             frame_valid=frame_valid, size=original[::-1], axis_name="clips",
         )  # fmt: skip
         return keep(tracks)
 
     def body(state):
-        turn, kept = state
-        which = jax.lax.dynamic_slice_in_dim(order, turn * chunk, chunk, axis=1)
-        new = jax.vmap(track, axis_name="clips")(features, boxes, at, used, which, frame_valid, original)
-        put = jax.vmap(lambda old, x, which: old.at[which].set(x, mode="drop"))
-        return turn + 1, tuple(put(old, x, which) for old, x in zip(kept, new, strict=True))
+        turn, results = state
+        chunk_objects = jax.lax.dynamic_slice_in_dim(order, turn * chunk, chunk, axis=1)
+        new = jax.vmap(track, axis_name="clips")(
+            features, boxes, prompt_frame, used, chunk_objects, frame_valid, original
+        )
+        write = jax.vmap(lambda old, x, chunk_objects: old.at[chunk_objects].set(x, mode="drop"))
+        return turn + 1, tuple(write(old, x, chunk_objects) for old, x in zip(results, new, strict=True))
 
     with jax.named_scope("objects"):
         rounds = jnp.max(-(-jnp.sum(real, axis=1) // chunk))
         start = tuple(jnp.broadcast_to(x, (b, objects, t, *x.shape)) for x in blank)
-        _, kept = jax.lax.while_loop(lambda state: state[0] < rounds, body, (jnp.zeros((), rounds.dtype), start))
-    return tuple(x.reshape(b, g, n, *x.shape[2:]) for x in kept)
+        _, results = jax.lax.while_loop(lambda state: state[0] < rounds, body, (jnp.zeros((), rounds.dtype), start))
+    return tuple(x.reshape(b, g, n, *x.shape[2:]) for x in results)
