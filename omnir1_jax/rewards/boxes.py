@@ -18,8 +18,8 @@ def area(box: Float[Array, "*b 4"]) -> Float[Array, "*b"]:
 
 def iou(a: Float[Array, "*#b 4"], b: Float[Array, "*#b 4"]) -> Float[Array, "..."]:
     """Intersection over union with the + 1 convention; 0 where either box has no pixel."""
-    both = jnp.concatenate([jnp.maximum(a[..., :2], b[..., :2]), jnp.minimum(a[..., 2:], b[..., 2:])], axis=-1)
-    inter = area(both)
+    corners = jnp.concatenate([jnp.maximum(a[..., :2], b[..., :2]), jnp.minimum(a[..., 2:], b[..., 2:])], axis=-1)
+    inter = area(corners)
     union = area(a) + area(b) - inter
     real = (area(a) > 0) & (area(b) > 0) & (union > 0)
     return jnp.where(real, inter / jnp.where(real, union, 1.0), 0.0)

@@ -17,9 +17,9 @@ def refavs_accuracy(
       truth: in original pixels, -1 where the object is not in the frame.
       scale: resized over original width and height.
     """
-    there = ~boxes.is_missing(predicted) & ~boxes.is_missing(truth)
+    present = ~boxes.is_missing(predicted) & ~boxes.is_missing(truth)
     scaled = truth * jnp.concatenate([scale, scale], axis=-1)
-    return jnp.where(there, boxes.iou(predicted, scaled), 0.0)
+    return jnp.where(present, boxes.iou(predicted, scaled), 0.0)
 
 
 def refcocog_terms(
@@ -47,12 +47,12 @@ def refcocog_terms(
     inside = (answer.box[:, None, :2] <= guess) & (guess <= answer.box[:, None, 2:])
     straight = jnp.linalg.norm(guess - points, axis=-1).mean(axis=1)
     crossed = jnp.linalg.norm(guess - points[:, ::-1], axis=-1).mean(axis=1)
-    near = jnp.clip((150.0 - jnp.minimum(straight, crossed)) * 0.02, 0.0, 1.0)
+    closeness = jnp.clip((150.0 - jnp.minimum(straight, crossed)) * 0.02, 0.0, 1.0)
 
     corners = jnp.clip((30.0 - jnp.mean(jnp.abs(answer.box - box), axis=1)) * 0.05, 0.0, 1.0)
     return {
         "overlap": jnp.where(has_box, overlap, 0.0),
-        "points": jnp.where(has_points & jnp.all(inside, axis=(1, 2)), near, 0.0),
+        "points": jnp.where(has_points & jnp.all(inside, axis=(1, 2)), closeness, 0.0),
         "corners": jnp.where(has_box, corners, 0.0),
         "strict": answer.strict.astype(jnp.float32),
     }

@@ -88,7 +88,7 @@ def plan_terms(
     order = jnp.argsort(jnp.where(plan.valid, plan.first_frame, last), stable=True)
     follower = jnp.where(plan.valid, plan.first_frame, last)[order][1:]
     clear = jnp.append(plan.last_frame[order][:-1] < follower, True)
-    each = jnp.where(clear, config.distance_reward, config.overlap_punishment)
+    pair_terms = jnp.where(clear, config.distance_reward, config.overlap_punishment)
     away = jnp.abs(pieces - config.target_pieces) / config.target_pieces
     return PlanTerms(
         structure=0.2 * (plan.count + jnp.sum(plan.complete) + pieces) / number,
@@ -96,7 +96,7 @@ def plan_terms(
         count=count.astype(jnp.float32),
         span=-0.2 * jnp.sum(jnp.maximum(size - 1, 0)).astype(jnp.float32),
         overlap=-0.5 * (jnp.sum(size) - distinct).astype(jnp.float32),
-        diversity=jnp.sum(each * (jnp.arange(each.shape[0]) < pieces)),
+        diversity=jnp.sum(pair_terms * (jnp.arange(pair_terms.shape[0]) < pieces)),
         closeness=jnp.where(pieces > 0, jnp.maximum(1.0 - away, 0.0), 0.0).astype(jnp.float32),
         any_valid=pieces > 0,
     )
@@ -131,7 +131,7 @@ def match(
     score = boxes.iou(predicted[:, :, None], gt[:, None, :])
     score = jnp.where((slot & ~boxes.is_missing(predicted))[:, :, None] & matched[:, None, :], score, 0.0)
     to = jnp.stack([boxes.assign(s) for s in score])
-    hit = jnp.take_along_axis(score, to[..., None], axis=2)[..., 0]
+    matched_score = jnp.take_along_axis(score, to[..., None], axis=2)[..., 0]
     counts = jnp.take_along_axis(real, to, axis=1)
     rows = jnp.arange(k)[:, None]
     box = jnp.full_like(predicted, boxes.MISSING).at[rows, to].set(predicted)
@@ -139,7 +139,7 @@ def match(
     return Matching(
         box=box,
         prompt=jnp.all(box != boxes.MISSING, axis=-1) & slot,
-        alignment=jnp.sum(hit * counts) / jnp.maximum(jnp.sum(counts), 1),
+        alignment=jnp.sum(matched_score * counts) / jnp.maximum(jnp.sum(counts), 1),
         mismatch=-jnp.sum(excess) / (objects + TINY) * 0.5 / jnp.maximum(jnp.sum(keyframes.valid), 1),
     )
 
