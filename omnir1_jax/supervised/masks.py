@@ -161,10 +161,10 @@ def losses(
     """
     seen, known = visible(batch) & tracks.known, tracks.known
     truth = batch.masks.astype(jnp.float32)[:, :, :, None] / 255
-    apart = jnp.stack((focal(masks.logits, truth, config.focus), dice(masks.logits, truth)), axis=-1)
-    both = config.mask * apart[..., 0] + config.dice * apart[..., 1]  # [b n t m]
-    best = 1 + jnp.argmin(both[..., 1:], axis=-1)
-    chosen = apart[..., 0, :] + jnp.take_along_axis(apart, best[..., None, None], axis=-2)[..., 0, :]
+    per_mask = jnp.stack((focal(masks.logits, truth, config.focus), dice(masks.logits, truth)), axis=-1)
+    weighted = config.mask * per_mask[..., 0] + config.dice * per_mask[..., 1]  # [b n t m]
+    best = 1 + jnp.argmin(weighted[..., 1:], axis=-1)
+    chosen = per_mask[..., 0, :] + jnp.take_along_axis(per_mask, best[..., None, None], axis=-2)[..., 0, :]
     quality = overlap(jax.lax.stop_gradient(masks.logits), truth)
     missed = jnp.mean(jnp.abs(masks.iou - quality), axis=-1)
     parts = Losses(
