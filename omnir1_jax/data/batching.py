@@ -10,7 +10,7 @@ from omnir1_jax.errors import InputError
 
 
 class Fault(NamedTuple):
-    """One sample that was passed over. "dropped" is no fault of the data and does not count against it."""
+    """One sample that was skipped. "dropped" is not a fault of the data and does not count against it."""
 
     sample_id: str
     reason: str
@@ -43,7 +43,7 @@ class Batch(NamedTuple):
     draws: tuple[Draw, ...]
     faults: tuple[Fault, ...]
     without_sound: int
-    tried: int  # samples read for it, passed over or not
+    tried: int  # samples read for it, skipped ones included
 
 
 def collate(family: str, items: Sequence[Item]) -> Batch:
@@ -54,7 +54,7 @@ def collate(family: str, items: Sequence[Item]) -> Batch:
     first, arrays = items[0], {}
     for key, example in first.arrays.items():
         if len(items) == 1:
-            # Frames are tens of megabytes a sample: alone in its batch, one is not copied.
+            # Frames are tens of megabytes per sample: a sample alone in its batch is not copied.
             arrays[key] = np.asarray(example)[None]
             continue
         stacked = np.zeros((len(items), *example.shape), example.dtype)

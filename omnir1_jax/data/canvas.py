@@ -1,4 +1,4 @@
-"""The part of a batch that System 2 and SAM see: sharp frames on a fixed canvas, masks, boxes and areas.
+"""The part of a batch that System 2 and SAM see: high-resolution frames on a fixed canvas, masks, boxes and areas.
 
 Frames and masks are stretched to their canvases, as SAM 2 takes its input. Boxes and areas are taken from the masks at
 the frames' own size.

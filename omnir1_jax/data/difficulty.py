@@ -1,6 +1,6 @@
-"""Lists of prompts with what samples of a policy earned: which of a reader's items are worth a group of completions.
+"""Difficulty lists: prompts with the rewards that a policy's samples earned, to choose the items worth training on.
 
-A line a prompt: {"task": "vos", "sample_id": "revos/train/...", "mean": 1.2, "spread": 0.4, "rewards": [...]}.
+One line per prompt: {"task": "vos", "sample_id": "revos/train/...", "mean": 1.2, "spread": 0.4, "rewards": [...]}.
 """
 
 import math
@@ -30,7 +30,7 @@ class Measured(NamedTuple):
 class Order:
     """How the epochs of a family run through its items, `scores` having one entry per item.
 
-    "weighted": an item is drawn in proportion to its score, in each epoch a whole number of times next to its share.
+    "weighted": an item is drawn in proportion to its score, its expected count rounded up or down in each epoch.
     "easy_first": the first epoch goes from the highest score to the lowest, later ones are shuffled (as SortaGrad of
     arXiv 1512.02595 does by length).
     """
@@ -50,7 +50,7 @@ class Order:
 
     @property
     def digest(self) -> str:
-        """Of what decides the order."""
+        """A digest of what decides the order."""
         return f"{self.how} {zlib.crc32(self.scores.tobytes()):08x}"
 
 
@@ -61,7 +61,8 @@ def order(
     measured: Mapping[str, Measured],
     setting: str,
 ) -> Order:
-    """The order of a family's items by a list; an item has the mean of its prompts, of none that is listed that of all.
+    """The order of a family's items by a list. An item's score is the mean over its listed prompts; an item with none
+    gets the mean of all.
 
     Args:
       items: (reader, positions), see `pipeline.items`.
@@ -81,14 +82,14 @@ def order(
 
 
 def read(path: str, setting: str) -> dict[str, Measured]:
-    """What is listed of each prompt, by sample id; of one that is listed twice the last.
+    """Mean and spread of each prompt, by sample id; if a prompt is listed twice, the last line counts.
 
     Raises:
-      InputError: no such file, or a line that is none of a list; names the setting, file and line.
+      InputError: no such file, or an invalid line; names the setting, file and line.
     """
     try:
         rows = paths.read_bytes(path).splitlines()
-    except (OSError, ValueError) as error:  # of a path that is none
+    except (OSError, ValueError) as error:  # ValueError: an invalid path
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"{setting}: {path!r} cannot be read ({reason})") from error
     measured = {}
@@ -103,7 +104,7 @@ def read(path: str, setting: str) -> dict[str, Measured]:
 
 
 def kept(reader: Reader, measured: Mapping[str, Measured], min_spread: float) -> Reader:
-    """The items of a reader whose spread is at least so large; those that are not in the list stay."""
+    """The items of a reader whose spread is at least `min_spread`, and those that are not listed."""
     spread = lambda name: measured[name].spread if name in measured else math.inf
     positions = [position for position in range(len(reader)) if spread(prompt(reader, position)) >= min_spread]
     return reader if len(positions) == len(reader) else Subset(reader, tuple(positions))

@@ -1,11 +1,11 @@
 """A folder of one's own: video files and one jsonl of what to ask about them.
 
-`<split>.jsonl` (or the only jsonl at the root), one object a line:
+`<split>.jsonl` (or the only jsonl at the root), one object per line:
     video       path of a video file within the folder (required)
     question    what to ask; with `options` and `answer` if it can be scored          } one of the two
     expression  what to find and segment, with `masks` if it can be scored             } is required
     options     list of 2 to 10 answers to choose from
-    answer      the right one: its letter, or its text in full; without options, any text
+    answer      the right option: its letter, or its text in full; without options, any text
     id          a name, unique in the file; by default the line's number
     audio       path of a sound file within the folder, or null for a clip to be taken as silent; by default the
                 video's own track

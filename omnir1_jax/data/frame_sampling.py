@@ -30,10 +30,10 @@ def video_frame_indices(
 ) -> Int[np.ndarray, " n"]:
     """Which frames of a video file System 1 sees: linspace(0, total-1, n) in float32, rounded half to even.
 
-    n is `sampled_fps` a second, from 4 to `maximum`, even, as in the Qwen-VL utilities. A video of one frame keeps it.
+    n is `sampled_fps` per second, from 4 to `maximum`, even, as in Qwen-VL's utilities. A video of one frame keeps it.
 
     Args:
-      times: seconds of the frames, where they are unevenly spaced; then as of `evenly_in_time`.
+      times: seconds of the frames, where they are unevenly spaced; then as in `evenly_in_time`.
     """
     high = 2 * math.floor(min(maximum, total) / 2)
     n = min(max(total / fps * sampled_fps, 4), high, total)

@@ -86,7 +86,7 @@ def _from_png(source: PngMasks, frame_indices: Sequence[int], sample_id: str) ->
 def decode_label_map(data: bytes) -> UInt8[np.ndarray, "height width"]:
     """A mask image's labels: the indices of a palette PNG, the gray values of any other image.
 
-    Raises ValueError for what is not a whole, readable image.
+    Raises ValueError for a truncated or unreadable image.
     """
     if not data:
         raise ValueError("the file is empty")

@@ -54,7 +54,7 @@ def _jpeg_is_whole(data: bytes) -> bool:
 
 
 def resize(frame: UInt8[np.ndarray, "h w 3"], size: Size) -> UInt8[np.ndarray, "h2 w2 3"]:
-    """To `size`, (height, width) or a function from the frame's own to that; area averaging where it shrinks,
+    """To `size`, (height, width) or a function from the frame's own size to it; area averaging where it shrinks,
     bilinear where it grows."""
     size = size(*frame.shape[:2]) if callable(size) else size
     if frame.shape[:2] == size:
@@ -156,7 +156,7 @@ def load_frames(
     sample_id: str = "?",
 ) -> UInt8[np.ndarray, "t h w 3"]:
     """The clip's frames at `indices` (any order, repeats allowed) as RGB, resized to `size` if given: (height, width),
-    or a function from the frames' own to that.
+    or a function from the frames' own size to it.
 
     Raises BadSample, naming the file: missing, truncated, unreadable, of another size than its clip's other frames.
     """

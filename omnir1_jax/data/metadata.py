@@ -59,7 +59,7 @@ def check(value: Any, kind: type | tuple[type, ...], location: str) -> Any:
 
 
 def get_texts(record: Any, keys: Iterable[str], location: str) -> dict[str, str]:
-    """`record[key]` of several keys, each checked to be a text. Raises `InputError`."""
+    """`record[key]` of several keys, each checked to be a string. Raises `InputError`."""
     return {key: get(record, key, str, location) for key in keys}
 
 
@@ -160,7 +160,7 @@ class JsonIndex:
 
 
 def index_json(path: str) -> JsonIndex:
-    """Checks that the file is one well-formed json object and notes where each of its values lies."""
+    """Checks that the file is one well-formed json object and notes the offset of each of its values."""
     # Every byte is one character in latin-1, so positions in the text are positions in the file.
     text = load_bytes(path).decode("latin-1")
     decoder = json.JSONDecoder()

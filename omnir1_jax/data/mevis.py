@@ -11,7 +11,7 @@ SPLITS = ("train", "valid_u", "valid")
 
 
 def open(root: str, split: str = "train", keep_empty: bool | None = None) -> TableReader:
-    """One item an expression. `extra`: video, exp_id and, but for valid, obj_id and anno_id.
+    """One item per expression. `extra`: video, exp_id and, but for valid, obj_id and anno_id.
 
     `keep_empty`: also expressions without a target; by default only outside train. Raises `InputError`.
     """

@@ -1,10 +1,10 @@
 """MVBench: twenty files `json/<task>.json` of {video, question, candidates, answer}, videos below `video/`.
 
 Five tasks ask about a part of the video (start, end in seconds). One of them, episodic_reasoning, has folders of
-JPEG frames at 3 a second, numbered from 1, in place of video files.
+JPEG frames at 3 per second, numbered from 1, in place of video files.
 
 What can be downloaded today differs from this: the videos of fine_grained_pose were withdrawn, and some of clevrer and
-star lie below `video/data0613/`. A task without any video is left out, and `notes` says over how many the total is.
+star are in `video/data0613/`. A task without any video is left out, and `notes` says how many questions are counted.
 """
 
 import os

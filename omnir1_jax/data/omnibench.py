@@ -1,7 +1,7 @@
 """OmniBench: a question about one image and one sound, four options.
 
 A table (`*.jsonl`, `*.json` or `*.parquet`, at the root or in `dataset/`) of index, task type, audio type (speech,
-sound event, music), question, options, answer (an option in full), audio_path, image_path; the media lie in
+sound event, music), question, options, answer (an option in full), audio_path, image_path; the media are in
 `mm_data/audio/` and `mm_data/image/`.
 """
 

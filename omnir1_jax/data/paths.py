@@ -2,7 +2,7 @@
 
 A root may be local or remote (`gs://`, whatever etils.epath opens). A path that metadata spells must not leave the
 root. Symbolic links are followed wherever they lead: metadata cannot make one, so whoever owns the tree did (the
-Hugging Face cache keeps every file as a link into `blobs/`; frames often lie on another disk).
+Hugging Face cache keeps every file as a link into `blobs/`; frames are often on another disk).
 """
 
 import glob

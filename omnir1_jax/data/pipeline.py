@@ -2,7 +2,7 @@
 
 Every batch is a pure function of (seed, its number, shard): draws are seeded by (seed, epoch, index) and a bad sample
 is replaced by another draw of the same generator's. So a stream is the same for any number of workers, and its state
-is a number and the counts of what was passed over: small, JSON, exact.
+is a batch number and the counts of skipped samples: small, JSON, exact.
 """
 
 import functools
@@ -40,8 +40,8 @@ class Family:
     readers are concatenated. batch_size counts samples of one host. transform gives the batch's arrays for one clip
     (picklable: a function of a module, or a partial of one). weight: share of batches among families. one_per_clip: an
     item is a clip and a random one of its expressions (video segmentation); otherwise every row is an item.
-    family: that of the readers' clips where `name`, which is unique in a mixture, is another; ANY for clips of all.
-    order: of the items in an epoch; None shuffles them.
+    family: family of the readers' clips, if it differs from `name` (unique in a mixture); ANY for clips of any family.
+    order: order of the items in an epoch; None shuffles them.
     """
 
     name: str
@@ -86,9 +86,9 @@ def training_dataset(
 ) -> grain.MapDataset:
     """The endless mixture of batches of this host, random access by number.
 
-    An epoch of a family goes once through all its items in a new order, or as its `order` says. A batch is cut into
-    parts, of which every host loads its own: put together they are the batch that a single host would load. Families
-    alternate by weight in the same order on every host.
+    An epoch of a family visits each of its items once in a new order, or as its `order` says. A batch is split into
+    parts, and every host loads its own: together they are the batch that a single host would load. Families alternate
+    by weight in the same order on every host.
 
     Args:
       resting: items of a family that sit out an epoch; others take their places, each once before any twice.
@@ -130,7 +130,7 @@ def _place(parts: tuple[int, ...], count: int, rows: int, index: int) -> int:
 
 
 def items(family: Family) -> tuple[tuple[int, tuple[int, ...]], ...]:
-    """The items of an epoch: (reader, positions of which one is drawn)."""
+    """The items of an epoch: (reader, positions); one of the positions is drawn."""
     if not family.one_per_clip:
         return tuple((r, (p,)) for r, reader in enumerate(family.readers) for p in range(len(reader)))
     return tuple((r, tuple(group)) for r, reader in enumerate(family.readers) for group in reader.clips())
@@ -174,7 +174,7 @@ def _order(seed: tuple[int, ...], n: int, order: Order | None, epoch: int, resti
 
 
 def reach(families: Mapping[str, Sequence[Any]], batch: Batch) -> range:
-    """Epochs that the rows of a batch are of, those of all hosts.
+    """Epochs that the rows of a batch belong to, over all hosts.
 
     Args:
       families: of `fingerprint`.
@@ -227,7 +227,7 @@ def fault(error: BadSample) -> Fault:
 
 
 def fingerprint(families: Sequence[Family], config: PipelineConfig) -> dict[str, Any]:
-    """What a saved state must agree with to be the same stream. Neither workers nor hosts matter."""
+    """What must be equal for a saved state to resume the same stream. Numbers of workers and hosts may differ."""
     parts, count = _parts(config)
     global_batch_size = lambda family: family.batch_size // len(parts) * count
     order_digest = lambda family: [family.order.digest] if family.order else []

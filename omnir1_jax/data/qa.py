@@ -40,7 +40,7 @@ def get_options(row: dict[str, Any], key: str, location: str) -> tuple[str, ...]
 def media_file(root: str, names: Sequence[str], location: str) -> str:
     """The first of `names` (within `root`) that is there.
 
-    Raises `InputError` naming the one that is a link to nothing, else the one first looked for.
+    Raises `InputError` naming the one that is a broken link, else the first.
     """
     candidates = [paths.inside(root, name, location) for name in names]
     for path in candidates:
@@ -55,9 +55,9 @@ class Question(NamedTuple):
 
     Attributes:
       where: file and row, for messages.
-      media: for each file that it needs the names, within the root, that it may have.
+      media: for each required file, its possible names within the root.
       options: as the dataset spells them. answer_index: which of them is right, None where that is not known.
-      extra: what else the dataset says of it.
+      extra: further fields of the dataset.
     """
 
     where: str

@@ -21,7 +21,7 @@ class TableReader:
         repr=False
     )  # (sample id, row) -> clip; a partial of a module's function
     clip_of: tuple[Any, ...] = field(repr=False)  # one per row: rows with equal entries share a clip
-    notes: tuple[str, ...] = ()  # what was left out on opening, in words
+    notes: tuple[str, ...] = ()  # what was left out on opening, as text
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -43,7 +43,7 @@ class TableReader:
 
 @dataclass(frozen=True)
 class Subset:
-    """Some items of a reader, as a reader."""
+    """A reader of some items of another reader."""
 
     base: Reader = field(repr=False)
     positions: tuple[int, ...] = field(repr=False)
@@ -93,7 +93,7 @@ def make_reader(
 
 
 def in_memory(name: str, split: str, refs: Sequence[ClipRef]) -> TableReader:
-    """A reader of clips that are at hand, each a clip of its own."""
+    """A reader of clips in memory, each its own clip group."""
     ids = tuple(ref.sample_id for ref in refs)
     return TableReader(name, split, ids, tuple(refs), _itself, tuple(range(len(refs))))
 

@@ -27,7 +27,7 @@ class _Row:
 
 
 def open(root: str, split: str = "test") -> TableReader:
-    """One item an expression. `extra`: video, exp_id, source, is_sent, obj_id, annotated (positions of scored frames).
+    """One item per expression. `extra`: video, exp_id, source, is_sent, obj_id, annotated (positions of scored frames).
 
     Raises `InputError` naming what is missing or wrong.
     """
@@ -46,7 +46,7 @@ def open(root: str, split: str = "test") -> TableReader:
             exp_id = obj_id if obj_id not in taken else f"{obj_id}_{key}"
             vos_json.check_name(exp_id, here)
             taken.add(exp_id)
-            # The checking script spells the source in small letters, the scoring one as it stands.
+            # The checking script spells the source in small letters, the scoring one as in the file.
             names = dict.fromkeys(f"Annotations/{name}_{video}_{obj_id}" for name in (source.lower(), source))
             masks = next((name for name in names if paths.exists(f"{root}/{name}")), next(iter(names)))
             needed = (f"{root}/JPEGImages/{video}", f"{root}/{masks}")

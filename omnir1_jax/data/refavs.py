@@ -1,4 +1,4 @@
-"""Ref-AVS Bench: one object of a sounding scene, named by what is seen and heard. Ten frames and ten seconds a clip.
+"""Ref-AVS Bench: one object of a sounding scene, named by what is seen and heard. Ten frames and ten seconds per clip.
 
 `metadata.csv` (vid, uid, split, fid, exp), `media/<dir>/frames/{0..9}.jpg`, `media/<dir>/audio.wav`,
 `gt_mask/<dir>/fid_<fid>/0000{0..9}.png` with foreground = gray > 0. The directory is `uid` without its last two
@@ -26,7 +26,7 @@ def directory(uid: str) -> str:
 
 
 def open(root: str, split: str = "train") -> TableReader:
-    """One item a row, rows without a target among them. `extra`: vid, uid, fid, exp, dir, null (bool).
+    """One item per row, including rows without a target. `extra`: vid, uid, fid, exp, dir, null (bool).
 
     Rows of split TODO and rows whose expression is an error message are left out, and `notes` says how many.
     Raises `InputError` naming what is missing or wrong.

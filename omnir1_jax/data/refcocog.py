@@ -89,7 +89,7 @@ def _whole(values: Any, count: int) -> tuple[int, ...]:
 
 
 def open(root: str, split: str = "train") -> TableReader:
-    """One item a row. `extra`: id, boxes, points, solution, img_height, img_width. Raises `InputError`."""
+    """One item per row. `extra`: id, boxes, points, solution, img_height, img_width. Raises `InputError`."""
     check_source("refcocog", root, split, ("train",))
     if paths.exists(f"{root}/metadata.jsonl"):
         path = paths.inside(root, "metadata.jsonl", "refcocog")

@@ -1,4 +1,4 @@
-"""Ref-DAVIS17 (valid): four expressions an object, number `object*4 + annotator`, for two evaluation protocols.
+"""Ref-DAVIS17 (valid): four expressions per object, number `object*4 + annotator`, for two evaluation protocols.
 
 Frames lie in `valid/JPEGImages/<video>` or, as DAVIS ships them, `JPEGImages/480p/<video>`; expressions in
 `meta_expressions/valid/meta_expressions.json`. Masks, whichever is there:
@@ -38,7 +38,7 @@ class _Tree:
 
 
 def open(root: str, split: str = "valid", masks: str = "auto") -> TableReader:
-    """One item an expression. `extra`: video, exp_id, obj (from 0), annotator (0..3), anno_id.
+    """One item per expression. `extra`: video, exp_id, obj (from 0), annotator (0..3), anno_id.
 
     `masks`: "dict" (`mask_dict.json`), "maps" (label maps), or "auto": the first of these that is there.
     Raises `InputError` naming what is missing or wrong.

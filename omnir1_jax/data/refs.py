@@ -95,7 +95,7 @@ class RleMasks:
 
 @dataclass(frozen=True)
 class PngMasks:
-    """Masks as one image a frame: object n is `pixel == values[n]`, or `pixel > 0` where `values[n]` is None.
+    """Masks as one image per frame: object n is `pixel == values[n]`, or `pixel > 0` where `values[n]` is None.
 
     A palette image counts by its indices. A frame whose path is None has no object in it.
     """
@@ -117,11 +117,11 @@ class ClipRef:
 
     dataset: str  # "revos", "mevis", "refavs", ...
     sample_id: str  # unique and stable: "revos/train/<video>/<expression>"
-    family: str  # one of FAMILIES: what static shape its batches have
+    family: str  # one of FAMILIES, which sets the static shapes of its batches
     query: str  # the referring expression or the question
     frames: FrameSource
     audio: AudioSource | None = None
-    masks: MaskSource | None = None  # one row an object of the target; masks for every frame of `frames`
+    masks: MaskSource | None = None  # one row per object of the target; masks for every frame of `frames`
     foreground: MaskSource | None = None  # ReVOS: the union of all objects annotated in the video (metric R)
     size: tuple[int, int] | None = None  # height, width of the frames, where the dataset says it
     extra: Mapping[str, Any] = field(default_factory=dict)  # what else the dataset has, plain values by its own names
@@ -141,5 +141,5 @@ class Reader(Protocol):
         ...
 
     def clips(self) -> Sequence[Sequence[int]]:
-        """Positions of the items that share a clip, a group a clip: training draws one expression a clip."""
+        """Positions of the items that share a clip, one group per clip: training draws one expression per clip."""
         ...

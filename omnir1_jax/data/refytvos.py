@@ -26,7 +26,7 @@ class _Tree:
 
 
 def open(root: str, split: str = "train") -> TableReader:
-    """One item an expression. `extra`: video, exp_id and, in train, obj_id (a number) and category (or None).
+    """One item per expression. `extra`: video, exp_id and, in train, obj_id (a number) and category (or None).
 
     Raises `InputError` naming what is missing or wrong.
     """

@@ -1,7 +1,7 @@
-"""Items that teach nothing rest: after some flat groups in a row they sit out epochs of their family.
+"""Resting items: an item whose groups were flat (no spread of rewards) several times in a row skips some epochs.
 
-What rests in an epoch is decided at the first batch that reaches into it, from what was reported of the batches at
-least `LAG` before that one. So it is the same however far ahead batches are made, and across a resume.
+Which items rest in an epoch is decided at its first batch, from the reports on batches at least `LAG` before that one.
+So the decision does not depend on how far ahead batches are made, and is the same after a resume.
 """
 
 import threading
@@ -12,7 +12,7 @@ LAG = 16
 
 
 class Visit(NamedTuple):
-    """An item's turn in an epoch: whether all its completions earned the same."""
+    """One visit of an item in an epoch: whether all its completions got the same reward."""
 
     item: int
     epoch: int
@@ -23,7 +23,7 @@ class Resting:
     """Used by the thread that makes batches and by the one that reports on them.
 
     Args:
-      after: flat groups in a row after which an item rests: an epoch, and one more for each further flat group.
+      after: flat groups in a row after which an item rests: for one epoch, and one more for each further flat group.
     """
 
     def __init__(self, after: int):
@@ -31,10 +31,10 @@ class Resting:
         self.set_state({})
 
     def report(self, number: int, family: str, visits: Iterable[Visit]) -> None:
-        """What became of the batch of this number; of every batch, in order."""
+        """Reports the outcome of batch `number`; to be called for every batch, in order."""
         with self._changed:
             self._waiting.append((number, family, tuple(visits)))
-            while self._waiting[0][0] <= number - 2 * LAG:  # no batch is decided any more that this comes too late for
+            while self._waiting[0][0] <= number - 2 * LAG:  # every decision it came too late for is made
                 _, reported_family, visits = self._waiting.pop(0)
                 count(self._streaks.setdefault(reported_family, {}), visits)
                 oldest, sets = min((visit.epoch for visit in visits), default=0), self._sets.get(reported_family, {})
@@ -44,9 +44,9 @@ class Resting:
             self._changed.notify_all()
 
     def decide(self, family: str, epoch: int, number: int) -> bool:
-        """Settles what rests in an epoch, which batch `number` is the first of; whether that is something new.
+        """Decides which items rest in an epoch whose first batch is `number`; returns whether any do (False if already decided).
 
-        Waits for the reports that count; RuntimeError where `close` is called meanwhile.
+        Waits for the reports it needs; RuntimeError if `close` is called meanwhile.
         """
         with self._changed:
             sets = self._sets.setdefault(family, {})
@@ -80,7 +80,7 @@ class Resting:
             self._closed = False
 
     def state(self) -> dict[str, Any]:
-        """JSON-able; of the batches that were reported, whatever was decided ahead."""
+        """JSON-able state after the reported batches, without what was decided for later ones."""
         decided = lambda sets: [[e, n, list(items)] for e, (n, items) in sets.items() if n < self._reported]
         with self._changed:
             return {
@@ -101,7 +101,7 @@ class Resting:
 
 
 def count(streaks: dict[int, tuple[int, int]], visits: Iterable[Visit]) -> None:
-    """Takes visits into account: of items whose last ones were flat, how many and the epoch of the last."""
+    """Updates streaks: for items whose latest visits were flat, their number and the epoch of the last."""
     for item, epoch, flat in visits:
         if flat:
             streaks[item] = (streaks.get(item, (0, 0))[0] + 1, epoch)

@@ -16,7 +16,7 @@ SPLITS = ("train", "valid")
 
 
 def open(root: str, split: str = "train", keep_empty: bool | None = None) -> TableReader:
-    """One item an expression. `extra`: video, exp_id, obj_id, anno_id, type_id (0 referring, 1 reasoning, 2 none).
+    """One item per expression. `extra`: video, exp_id, obj_id, anno_id, type_id (0 referring, 1 reasoning, 2 none).
 
     `keep_empty`: also expressions without a target (no obj_id, or type 2); by default only outside train. The valid
     split also has `foreground`, which metric R needs. Raises `InputError` naming what is missing or wrong.

@@ -1,6 +1,6 @@
 """COCO run lengths: `{"size": [height, width], "counts": text}`, columns first, zeros before ones.
 
-The text is a base-48 variant of LEB128 (5 bits a character, 32 continues, 16 is the sign); from the fourth count on
+The text is a base-48 variant of LEB128 (5 bits per character, 32 continues, 16 is the sign); from the fourth count on
 it holds differences to the count two before. Read here with every check, since data from disk may be damaged.
 """
 

@@ -37,7 +37,7 @@ class Stream:
         config: PipelineConfig,
         identity: Mapping[str, Any],
     ):
-        """Args: dataset: from what rests, see `pipeline.training_dataset`."""
+        """Args: dataset: function from resting items to the dataset, see `pipeline.training_dataset`."""
         self._dataset, self._config, self._identity = dataset, config, dict(identity)
         self.resting = Resting(config.rest_after) if config.rest_after else None
         self._iterator: grain.DatasetIterator | None = None
@@ -51,7 +51,7 @@ class Stream:
     def __next__(self) -> Batch:
         batch = self._make()
         while self._rests_anew(batch):
-            self._end()  # what was made ahead draws what rests from here on
+            self._end()  # batches made ahead may contain items that rest from here on
             batch = self._make()
         batch = batch._replace(step=self._next)
         self._next += 1
@@ -80,10 +80,10 @@ class Stream:
         return any([self.resting.decide(batch.family, epoch, self._next) for epoch in epochs])
 
     def report(self, batch: Batch, flat: Sequence[bool]) -> None:
-        """What became of a batch, of all of them in order, where `config.rest_after` asks for it.
+        """Reports the outcome of a batch; called for every batch in order if `config.rest_after` is set.
 
         Args:
-          flat: of each row of this host, whether all its completions earned the same.
+          flat: for each row of this host, whether all its completions got the same reward.
         """
         rows = np.array([(draw.clip, draw.epoch, bad) for draw, bad in zip(batch.draws, flat, strict=True)], np.int32)
         if jax.process_count() > 1:
@@ -144,7 +144,7 @@ class Stream:
 
 def training_stream(families: Sequence[Family], config: PipelineConfig) -> Stream:
     """The endless mixture (see pipeline.training_dataset)."""
-    pipeline.training_dataset(families, config)  # what is wrong with them shows now
+    pipeline.training_dataset(families, config)  # errors in the settings show now
     dataset = functools.partial(pipeline.training_dataset, families, config)
     return Stream(dataset, config, pipeline.fingerprint(families, config))
 
@@ -159,7 +159,7 @@ def put(batch: Batch, sharding: jax.sharding.Sharding | None = None) -> Batch:
 
 @runtime_checkable
 class Stateful(Protocol):
-    """What a Prefetch wraps: a Stream, or a Prefetch."""
+    """What a Prefetch wraps: a Stream or another Prefetch."""
 
     def __next__(self) -> Batch: ...
 
@@ -236,7 +236,7 @@ class Prefetch:
         return batch
 
     def report(self, batch: Batch, flat: Sequence[bool]) -> None:
-        """As of the stream."""
+        """As `Stream.report`."""
         self._stream.report(batch, flat)  # type: ignore[attr-defined]  # a Stream's, where groups rest
 
     def get_state(self) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from jaxtyping import UInt8
 from omnir1_jax.data import video_index
 from omnir1_jax.data.video_index import VideoError, VideoIndex
 
-# Packets. To decode so many takes less time than a seek.
+# Packets. Decoding this many takes less time than a seek.
 _MIN_SKIP = 8
 
 

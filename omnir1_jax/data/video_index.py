@@ -21,9 +21,9 @@ _HEIF = (b"heic", b"heix", b"mif1", b"msf1", b"avif")
 _EBML, _SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
 _HIGHEST_RATE = 10_000.0
 _UNKNOWN_RATE = 25.0
-# A frame may be early or late by this part of its duration in a film of constant rate: containers round times.
+# At constant rate, a frame may be early or late by this share of its duration: containers round times.
 _JITTER = 0.25
-# Seconds. Tracks that begin so little apart begin together: encoders delay sound so much.
+# Seconds. Tracks that begin at most this far apart count as beginning together: encoders delay sound.
 _TRACK_DELAY_S = 0.05
 _PROBED_FRAMES = 4
 _MAX_INDICES = 32
@@ -253,7 +253,7 @@ def decode_all(container: av.container.InputContainer) -> Iterator[av.VideoFrame
 def _timing(
     seconds: Float[np.ndarray, " t"], declared: float, origin: float | None
 ) -> tuple[Float[np.ndarray, " edges"], float, bool]:
-    """Times and rate as of `VideoIndex`, and whether the rate is constant."""
+    """Times and rate as in `VideoIndex`, and whether the rate is constant."""
     count, delay = len(seconds), 0.0 if origin is None else float(seconds[0]) - origin
     start = 0.0 if abs(delay) < _TRACK_DELAY_S else delay
     seconds = seconds - seconds[0]
@@ -280,7 +280,7 @@ def _truncated(path: str, stream: av.VideoStream | None = None) -> VideoError | 
 
 
 def _declared_bytes(path: str) -> int:
-    """The least length of a file by the sizes that its outermost elements declare; 0 where they declare none."""
+    """The minimum length of a file by the sizes that its outermost elements declare; 0 where they declare none."""
     with open(path, "rb") as file:
         head = file.read(4096)
         if head.startswith(_EBML):

@@ -18,7 +18,7 @@ class VosSplit:
     root: str
     frames_root: str  # directory of the videos' folders, within `root`; "" is the root itself
     videos: Mapping[str, Any] = field(repr=False)
-    masks: metadata.JsonIndex | None  # annotation id -> run lengths a frame
+    masks: metadata.JsonIndex | None  # annotation id -> run lengths per frame
     foreground: metadata.JsonIndex | None = None  # video -> union of all its annotations
 
 
@@ -122,7 +122,7 @@ def clip(split: VosSplit, sample_id: str, row: tuple[str, str]) -> ClipRef:
 
 
 def check_track(track: Any, length: int, location: str) -> tuple[Mapping[str, Any] | None, ...]:
-    """Run lengths of one object, one entry a frame. Raises `InputError`."""
+    """Run lengths of one object, one entry per frame. Raises `InputError`."""
     metadata.check(track, list, location)
     if len(track) != length:
         raise InputError(f"{location}: {len(track)} masks for {length} frames")

@@ -25,7 +25,7 @@ class Bucket:
       cells: n, visual tokens.
       windows: w, attention windows.
       frames: f, images and frame pairs.
-      frame_cells: most cells of one of them.
+      frame_cells: largest number of cells of one of them.
       audio_chunks: c, chunks of sound.
       audio_tokens: a, tokens of sound.
     """
@@ -135,7 +135,7 @@ def _audio(prompt: Prompt, bucket: Bucket, sizes: Sizes):
 
 
 class FrameBounds(NamedTuple):
-    """Most cells, most windows, and most cells along a side."""
+    """Largest number of cells, of windows, and of cells along a side."""
 
     cells: int
     windows: int
@@ -149,10 +149,10 @@ def frame_bounds(
     sizes: Sizes = STOCK_SIZES,
     max_aspect: float | int = MAX_ASPECT,
 ) -> FrameBounds:
-    """What `smart_resize` can make at most of a frame with sides at most 1 : `max_aspect`.
+    """Upper bounds over the sizes that `smart_resize` gives frames with aspect ratios up to `max_aspect`.
 
     With area limits of m and M cells and sides x : y = a, it makes round(x) * round(y) <= M cells, or shrinks to
-    floor(sqrt(M a)) * floor(sqrt(M / a)) but at least one a side, or enlarges to ceil(sqrt(m a)) * ceil(sqrt(m / a)).
+    floor(sqrt(M a)) * floor(sqrt(M / a)) but at least one per side, or enlarges to ceil(sqrt(m a)) * ceil(sqrt(m / a)).
     So the area may pass M, where a side is held at one or both are rounded up.
     """
     grids = _grid_bounds(min_pixels, max_pixels, sizes, max_aspect)
@@ -163,7 +163,7 @@ def frame_bounds(
 def _grid_bounds(
     min_pixels: float | int, max_pixels: float | int, sizes: Sizes, max_aspect: float | int
 ) -> list[tuple[int, int]]:
-    """For each number of cells along the shorter side, the most along the longer one."""
+    """For each number of cells along the shorter side, the largest number along the longer one."""
     min_cells, max_cells = min_pixels / sizes.cell_pixels**2, max_pixels / sizes.cell_pixels**2
     # Generous by the rounding errors of the square roots, which turn a 4 into 4.000000001 and so into 5.
     floor, ceil = lambda value: math.floor(value + 1e-9), lambda value: math.ceil(value + 1e-9)

@@ -21,11 +21,11 @@ def mel_frames(samples: int) -> int:
 def log_mel(
     wave: np.ndarray, *, sample_rate: int | None, bins: int = 128, name: str = "audio"
 ) -> Float[np.ndarray, "m bins"]:
-    """Mel spectrogram of a mono waveform of 16 kHz, 100 frames a second.
+    """Mel spectrogram of a mono waveform of 16 kHz, 100 frames per second.
 
-    The feature extractor zero-pads to 300 s, transforms it all and cuts the frames that begin within the audio. Here
-    only those frames are made. The rest of the padding matters once: the floor lies 8 under the maximum over *all*
-    frames, of which the two after the cut still overlap the audio, and silence is never the maximum.
+    The feature extractor zero-pads to 300 s, transforms it all and keeps the frames that begin within the audio. Here
+    only those frames are computed. The padding matters once: the floor is 8 below the maximum over *all* frames, of
+    which the two after the end still overlap the audio, and silence is never the maximum.
 
     Args:
       wave: samples of one channel, nominally within -1 to 1.

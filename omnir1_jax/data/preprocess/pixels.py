@@ -1,4 +1,4 @@
-"""Images and frames to the cells that the vision encoder reads: sizes, colours, bicubic resizing, cutting."""
+"""Images and frames to the cells that the vision encoder reads: sizes, colours, bicubic resizing, patching."""
 
 import math
 from collections.abc import Sequence
@@ -19,8 +19,8 @@ def smart_resize(
     """Height and width in multiples of `factor` with about the same aspect ratio and an area between the limits.
 
     Equal to the function of the same name in transformers' Qwen2-VL processors (rounding half to even). The authors'
-    own utilities take a side of under half a factor as one factor before they look at the area; there the processor,
-    followed here, enlarges the whole image instead.
+    own utilities round a side of under half a factor up to one factor before they look at the area; the processor,
+    followed here, enlarges the image instead.
 
     Raises:
       InputError: a side of zero, or an aspect ratio over 200.
@@ -42,7 +42,7 @@ def smart_resize(
 
 
 def rgb(image: Any, name: str = "image") -> UInt8[np.ndarray, "h w 3"]:
-    """An image as RGB: gray is repeated, transparency is laid on white. Arrays are [h, w], [h, w, 1], 3 or 4, uint8.
+    """As RGB: gray is repeated, transparency is blended onto white. Arrays are [h, w], [h, w, 1], 3 or 4, uint8.
 
     Raises:
       InputError: another type or shape, or no pixels.
@@ -81,7 +81,7 @@ def resize(frame: UInt8[np.ndarray, "h w 3"], height: int, width: int) -> UInt8[
 
 
 def cells(frames: Sequence[UInt8[np.ndarray, "h w 3"]], cell: int = 28) -> UInt8[np.ndarray, "n 2 cell cell 3"]:
-    """Cuts frames of one size into cells of two frames, pair by pair, row by row; an odd last frame is repeated."""
+    """Splits frames of one size into cells of two frames, pair by pair, row by row; an odd last frame is repeated."""
     clip = np.stack([*frames, frames[-1]] if len(frames) % 2 else list(frames))
     t, h, w, _ = clip.shape
     split = clip.reshape(t // 2, 2, h // cell, cell, w // cell, cell, 3)

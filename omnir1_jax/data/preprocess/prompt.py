@@ -19,13 +19,13 @@ DEFAULT_FPS = 2.0
 
 
 class Prompt(NamedTuple):
-    """What one conversation comes to, in prompt order and without padding.
+    """One conversation as arrays, in prompt order and without padding.
 
     Attributes:
       tokens: ids with every placeholder expanded.
       positions: TMRoPE ids (time, height, width) of each token.
       next_position: the id of the first token after the prompt.
-      cells: the images' and videos' pixels, two frames a cell.
+      cells: the images' and videos' pixels, two frames per cell.
       grids: (frame pairs, rows, columns) of each image and video in patches.
       mels: spectrogram of each audio, those of videos included.
       pad: the id to pad with.
@@ -64,7 +64,7 @@ def prepare(
       `{"type": "text", "text": ...}`;
       `{"type": "image", "image": array, PIL image, path or ImageFiles/ImageBytes of one}`;
       `{"type": "video", "video": frames [t, h, w, 3] or a list of them, path or source, "fps": of the frames}`, where
-        a file is sampled at `fps` (2 by default; 4 to 768 frames, even) and a list of frames is taken as it is;
+        a file is sampled at `fps` (2 by default; 4 to 768 frames, even) and a list of frames is used unchanged;
         with `"audio"` the video's sound is interleaved with it;
       `{"type": "audio", "audio": waveform with "sample_rate": 16000, or path or source}`.
     Images and videos may carry `min_pixels` and `max_pixels`, videos `total_pixels`, in place of the budget's.

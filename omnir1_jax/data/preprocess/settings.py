@@ -52,9 +52,9 @@ class Sizes:
 
 @dataclasses.dataclass(frozen=True)
 class PixelBudget:
-    """Least and most pixels of an image and of a video's frame after resizing. The defaults are the stock model's.
+    """Minimum and maximum pixels of an image and of a video's frame after resizing. The defaults are the stock model's.
 
-    `video_total`, if given, lowers the frame's limit to an even share of what a whole clip may have (two frames make
+    `video_total`, if given, lowers the frame's limit to an even share of the clip's budget (two frames make
     one grid), though never under 1.05 times the minimum. A message's item may carry limits of its own.
     """
 
@@ -73,7 +73,7 @@ class PixelBudget:
             raise InputError(f"pixel budget: video_total must be positive, got {self.video_total}")
 
     def frame_max(self, frames: int) -> int:
-        """Most pixels of each of a video's frames."""
+        """Maximum pixels of each of a video's frames."""
         if self.video_total is None:
             return self.video_max
         share = frame_sampling.frame_pixel_budget(

@@ -1,4 +1,4 @@
-"""Messages to text and ids: the chat format, and placeholders expanded to one token a cell or a piece of sound."""
+"""Messages to text and ids: the chat format, and placeholders expanded to one token per cell or piece of sound."""
 
 import dataclasses
 import pathlib
@@ -182,7 +182,7 @@ def _content(content: str | Sequence[Item]) -> str:
 def expand(
     token_ids: Sequence[int], ids: TokenIds, runs: Mapping[str, Sequence[Int[np.ndarray, "_"]]]
 ) -> Int[np.ndarray, " s"]:
-    """Puts in place of each placeholder the ids that its medium takes, in order.
+    """Replaces each placeholder by the token ids of its medium, in order.
 
     Args:
       token_ids: with one placeholder for each medium.

@@ -1,4 +1,4 @@
-"""What can be said about a scene. A sentence is made only if what it says picks out exactly its targets.
+"""Referring expressions of a scene. A sentence is made only if it picks out exactly its targets.
 
 A sentence is a noun phrase ("the red circle", "the shape") and perhaps a clause ("that grows"). Its domain is what
 the noun phrase fits; the clause must be certain, yes or no, for every shape of the domain.
@@ -20,10 +20,10 @@ PLURALS = {kind: "crosses" if kind == "cross" else f"{kind}s" for kind in (*KIND
 @dataclass(frozen=True)
 class Expression:
     text: str
-    targets: tuple[int, ...]  # shapes of the scene; none for a sentence that fits nothing
+    targets: tuple[int, ...]  # shapes of the scene; empty for a sentence that fits nothing
     type_id: int  # REFERRING, REASONING or NOTHING, as ReVOS counts
-    needs: str  # what it takes to understand it: "image", "video" or "sound"
-    topic: str  # what it speaks of: "look", "grows", "enters_last", ...
+    needs: str  # what is needed to understand it: "image", "video" or "sound"
+    topic: str  # its topic: "look", "grows", "enters_last", ...
     among: tuple[int, ...] = field(default=(), repr=False)  # shapes that its noun fits, of which the rest picks
 
 

@@ -16,9 +16,9 @@ from omnir1_jax.data.synthetic.world import Scene, Shape
 
 Truth = bool | None  # None: too close to call
 
-CLEAR_AREA = 12  # pixels, the least of a shape that can be recognised
+CLEAR_AREA = 12  # pixels, minimum area of a recognisable shape
 CLEAR_SHARE = 0.6  # of the shape, not hidden and not beyond the frame's edge
-STRIPES_RADIUS = 8.0  # pixels, the least at which stripes can be told
+STRIPES_RADIUS = 8.0  # pixels, minimum radius at which stripes can be recognised
 DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 
 
@@ -26,7 +26,7 @@ DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 class ShapeFacts:
     shape: Shape
     extent: tuple[int, int]  # width and height of the frame
-    seen: tuple[bool, ...]  # a frame: enough of it is seen to follow it
+    seen: tuple[bool, ...]  # per frame: enough of it is seen to follow it
     clear: tuple[bool, ...]  # and it is lit, so that it can be recognised
     places: tuple[tuple[float, float], ...]  # centre in every frame it is present
     radii: tuple[float, ...]  # likewise
@@ -49,7 +49,7 @@ class ShapeFacts:
 
     @property
     def speed(self) -> float:
-        """Pixels a frame, mean over its presence."""
+        """Pixels per frame, mean over its presence."""
         steps = [math.dist(a, b) for a, b in pairwise(self.places)]
         return sum(steps) / max(1, len(steps))
 

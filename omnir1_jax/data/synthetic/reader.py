@@ -35,8 +35,8 @@ def open(
     plain (vos): only sentences about one shape that any of its frames explains, such as "the red shape".
     mixed (vos): sentences about one shape, in turn by sound, by behaviour and by looks; clips have their sound.
     heard (refavs): only sentences about a shape of the first frame that take the sound to understand.
-    lessons (vos and refavs): one item a clip instead, with masks of every shape and no query; what there is to teach
-    about it is in `extra`: looks ("red circle") and sounds of the shapes, and all true sentences.
+    lessons (vos and refavs): one item per clip instead, with masks of every shape and no query; targets for
+    supervised training are in `extra`: looks ("red circle") and sounds of the shapes, and all true sentences.
     `extra` of vos: type_id, obj_id; of refavs: fid, null; of refcocog and qa: as those readers have it.
     """
     optional("pycocotools.mask", "train")  # for the masks of every item
@@ -54,7 +54,7 @@ def open(
     if family == "refcocog":
         config = writers.refcocog_config(config)
     if family == "qa":
-        # Answers are told apart by looks, so there are no twins and at least two shapes.
+        # Answers differ by looks, so there are no twins and at least two shapes.
         config = replace(config, twins=0.0, objects=tuple(max(2, n) for n in config.objects))
     if lessons:
         if family not in ("vos", "refavs"):

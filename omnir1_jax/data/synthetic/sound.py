@@ -1,4 +1,4 @@
-"""What a scene sounds like: one tone a sounding shape, on exactly while it sounds."""
+"""What a scene sounds like: one tone per sounding shape, on exactly while it sounds."""
 
 import io
 import math
@@ -9,7 +9,7 @@ from jaxtyping import Int16
 
 from omnir1_jax.data.synthetic.world import TONES, Scene
 
-RATE = 16000  # samples a second
+RATE = 16000  # samples per second
 LOUDNESS = 0.3  # of full scale
 FADE = 0.01  # seconds
 _TABLE = np.array([round(32767 * math.sin(2 * math.pi * i / 4096)) for i in range(4096)], np.int64)

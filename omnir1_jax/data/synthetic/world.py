@@ -23,14 +23,14 @@ COLOURS = {
     "cyan": (70, 208, 220),
 }
 TONES = {"low": 220.0, "middle": 550.0, "high": 1320.0}  # Hz
-VOICES = {colour: list(TONES)[n % len(TONES)] for n, colour in enumerate(COLOURS)}  # where tones go by looks
+VOICES = {colour: list(TONES)[n % len(TONES)] for n, colour in enumerate(COLOURS)}  # if each colour has its own tone
 SPECK = 1.5  # radius in pixels of a shape that is still a speck
 GRID = 64  # positions and radii are multiples of 1/64 pixel
 
 
 @dataclass(frozen=True)
 class WorldConfig:
-    """How hard the world is. Pairs are (least, most), both included."""
+    """How hard the world is. Pairs are (minimum, maximum), both inclusive."""
 
     height: int = 96
     width: int = 128
@@ -45,7 +45,7 @@ class WorldConfig:
     growth: float = 0.35  # how often it grows or shrinks
     presence: float = 0.45  # how often it enters late or leaves early
     sounding: tuple[int, int] = (1, 2)  # how many shapes sound, at most 3
-    recording: tuple[int, float] = (10, 1.0)  # frames and frames a second where there is sound; files have ten of both
+    recording: tuple[int, float] = (10, 1.0)  # frames and frames per second with sound; files have ten of both
     voices: bool = False  # whether each colour has a tone of its own, so that one can hear which shape sounds
     rims: bool = True  # whether a shape has a white rim while it sounds, so that one can see which shape sounds
     stay: tuple[float, float] = (1.0, 1.0)  # share of the clip for which a shape is there; `presence` if that is 1

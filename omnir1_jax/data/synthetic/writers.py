@@ -147,7 +147,7 @@ def refavs_config(config: WorldConfig) -> WorldConfig:
 
 
 def refavs(root: epath.PathLike, config: WorldConfig, clips: int, seed: int) -> None:
-    """Ref-AVS Bench, ten frames and ten seconds a clip. Rows without a target (fid 0) have directories of their own;
+    """Ref-AVS Bench, ten frames and ten seconds per clip. Rows without a target (fid 0) have directories of their own;
     they make up test_n, and some are in train and val. Some ids begin with a dash."""
     root, config = epath.Path(root), refavs_config(config)
     rows: list[dict[str, Any]] = []
@@ -197,7 +197,7 @@ def refcocog_row(clip: Clip, expression: Expression, identity: str, spelling: st
 def refcocog(
     root: epath.PathLike, config: WorldConfig, clips: int, seed: int, form: str = "folder", spelling: str = "tags"
 ) -> None:
-    """refCOCOg_2k_840 with one phrase an image. `form`: "folder" or "parquet"."""
+    """refCOCOg_2k_840 with one phrase per image. `form`: "folder" or "parquet"."""
     root, config = epath.Path(root), refcocog_config(config)
     rows, images = [], []
     for number in range(clips):

@@ -1,4 +1,4 @@
-"""TFDS builders: one example a clip, with everything that is asked about it.
+"""TFDS builders: one example per clip, with all of its expressions.
 
 Frames and sound stay the encoded bytes of the source files; masks are COCO run lengths as json. Files are
 array_record, written and read without TensorFlow. Sources are opened by the project's own readers, from

@@ -21,7 +21,7 @@ DAMAGE = (OSError, ImportError, ValueError, KeyError, IndexError, TypeError, Att
 
 
 def open(root: epath.PathLike, split: str = "train") -> TableReader:
-    """One item an expression, clip by clip, with the names and contents that the source's own reader gives.
+    """One item per expression, clip by clip, with the names and contents that the source's own reader gives.
 
     `root` is the directory of a version (".../revos/1.0.0"), or one above it. Raises `InputError`.
     """
