@@ -1,1 +1,1 @@
-"""The paper's inference over whole videos: System 1 plans, System 2 finds, SAM 2 follows through every frame."""
+"""The paper's inference over whole videos: System 1 plans, System 2 grounds, SAM 2 tracks through every frame."""

@@ -2,7 +2,7 @@
 
 At evaluation there are no true objects to give boxes to. Box i of the answers is slot i of the objects, in every
 keyframe, and the answer is the union of all slots: where System 2 names one object, all its boxes prompt one track;
-where it names several it does so in a like order, and where it does not, the union forgives an exchange.
+where it names several, their order is usually the same, and otherwise the union forgives an exchange.
 """
 
 import dataclasses
@@ -35,12 +35,12 @@ class EvalConfig:
     """Choices of an evaluation that are compiled in.
 
     Attributes:
-      task: that is asked.
+      task: the benchmark's task.
       keyframes: "plan": those of System 1; otherwise the first description of its plan in frames spread evenly,
-        drawn at random, or in the first one. As many as a plan may have, whatever it had.
-      oracle: given boxes (the true ones, or another model's) in place of System 2's. With frames that are not the
-        plan's they need no plan either.
-      host: System 2 is on the host (`inference.host`): no boxes yet, only the frames that were chosen.
+        drawn at random, or in the first one: always the largest number that a plan may have.
+      oracle: whether boxes are given (ground truth, or another model's) instead of System 2's. With frames that are not
+        the plan's they need no plan either.
+      host: whether System 2 runs on the host (`inference.host`): no boxes yet, only the chosen frames.
       objects: slots for objects.
     """
 
@@ -62,13 +62,13 @@ class EvalConfig:
 @no_type_check  # also holds shapes and shardings
 @flax.struct.dataclass
 class Query:
-    """What a batch is asked; all but `policy` is None for questions.
+    """The queries of a batch; all but `policy` is None for questions.
 
     Attributes:
       policy: System 1's prompts.
       sharp: the seen frames for System 2.
-      frame_valid: which of them are real. frame_index: their places in the video.
-      boxes: given ones in pixels of the video, -1 where there is none.
+      frame_valid: which of them are real. frame_index: their positions in the video.
+      boxes: given boxes in pixels of the video, -1 where there is none.
       original: width and height of the video.
       number: position of the item in its benchmark; random draws for the item depend on it and the seed alone.
     """
@@ -83,7 +83,7 @@ class Query:
 
     @property
     def objects(self) -> Int[Array, " b"]:
-        """All slots: how many objects there are is not known."""
+        """All slots: the number of objects is not known."""
         return jnp.full(len(self.boxes), self.boxes.shape[1])
 
 
@@ -96,12 +96,12 @@ class Prompts(NamedTuple):
 
 
 class Answers(NamedTuple):
-    """What was answered and read of it, [b 1 ...]; all but the completions and their failures is None for questions.
+    """Completions and what was parsed from them, [b 1 ...]; all but these and their failures is None for questions.
 
     Attributes:
       failures: how often each kind of failure happened, by name.
-      reading: the task's own, with the requests to System 2 that were chosen.
-      boxes: of System 2 in the graph; None with boxes from elsewhere.
+      reading: the task's parsed completion, with the chosen requests to System 2.
+      boxes: boxes of System 2 in the graph; None if they come from elsewhere.
     """
 
     completions: Completions
@@ -112,7 +112,7 @@ class Answers(NamedTuple):
 
     @property
     def chosen(self) -> Requests:
-        """Frames among those seen, with what System 2 is asked about them, [b k ...]."""
+        """Keyframes among the seen frames, with their requests to System 2, [b k ...]."""
         return jax.tree.map(lambda x: x[:, 0], self.reading.requests)
 
 
@@ -128,13 +128,13 @@ def answer(
     """All but the masks. Models and both configs are static.
 
     Args:
-      config: with groups of 1.
+      config: step config with groups of 1.
       policy: the thinker's parameters as System 1: {"vision", "audio", "text"}.
       frozen: the thinker's parameters as System 2, and tables of the tokenizer.
     """
     media = reasoner.encode(models.thinker, policy, batch.policy)
     variables = {"params": policy["text"]}
-    # Noise is drawn by the item's number: it is fresh for every item, and the same in whatever batch the item is.
+    # Noise depends on the item's number: different for every item, and the same in any batch.
     completions = reasoner.sample(
         models.thinker, variables, batch.policy, media, key, config.sampling, 1, row_ids=batch.number
     )

@@ -37,8 +37,8 @@ def evaluate(
     """Every task of the benchmark with every keyframe rule; returns results by label (one label: "").
 
     Raises:
-      InputError: `out` or a directory in it is not of this evaluation, before anything is computed; another process
-        holds it.
+      InputError: `out` or a directory in it belongs to another evaluation, or another process holds it; raised before
+        anything is computed.
     """
     if jax.process_count() > 1:
         raise InputError("evaluate: one process only; it uses all of its devices")

@@ -23,7 +23,7 @@ from omnir1_jax.files import hub
 from omnir1_jax.training import checkpointing, export
 
 TOY = "toy"
-# What a run's state cannot be read without. Everything else may be set anew for its use.
+# Sections needed to read a run's state. Everything else may be set anew.
 OF_THE_RUN = ("objective", "seed", "lora", "sft")
 OF_THE_WEIGHTS = ("path", "tokenizer", "sizes")
 
@@ -33,7 +33,7 @@ class Trained(NamedTuple):
 
     Attributes:
       trainable: None where the checkpoint is the weights themselves.
-      step: of the run's checkpoint, where it is one.
+      step: step of the run's checkpoint, if it is one.
     """
 
     config: ConfigDict
@@ -53,10 +53,10 @@ def config_of(checkpoint: str, config: ConfigDict | None = None) -> ConfigDict:
     """The config to use a checkpoint with: the run's own, or `config` with the run's models.
 
     Args:
-      config: for weights without a run the only source of prompts, pixels and segmenter.
+      config: prompts, pixels and segmenter to use with weights without a run.
 
     Raises:
-      InputError: no such checkpoint, weights that no config goes with, or a setting that is invalid.
+      InputError: no such checkpoint, weights without a config, or an invalid setting.
     """
     chosen = _config_of(hub.located(checkpoint, "--checkpoint"), config)
     valid.check(chosen, training=False)
@@ -85,7 +85,7 @@ def inputs(checkpoint: str, config: ConfigDict | None = None) -> dict[str, str]:
     """Directories that `load` reads, by the flag or setting that names them; for `folders.apart`.
 
     Raises:
-      InputError: as of `config_of`.
+      InputError: as in `config_of`.
     """
     chosen = config_of(checkpoint, config)
     named = {f"{name}.path": chosen[name].path for name in ("thinker", "sam2")}
@@ -99,9 +99,9 @@ def load(
     """Reads models and trained parameters.
 
     Args:
-      config: of `config_of`.
-      segmenter: whether SAM 2 is wanted too; where it is what was trained, it always is.
-      step: which of a run's checkpoints: "best" (of those validated), "last", a number; empty: the newest good one.
+      config: result of `config_of`.
+      segmenter: whether SAM 2 is read too; it always is if it was trained.
+      step: which of a run's checkpoints: "best" (by validation), "last", or a number; empty: the newest good one.
 
     Raises:
       InputError: names the setting or file that is invalid.

@@ -23,9 +23,9 @@ from omnir1_jax.tasks.description import text
 
 
 def digest(system2: str) -> str | None:
-    """A digest of what a System 2 of the user's own is made of: the files of its directory, or its module's source.
+    """A digest of a user-defined System 2: of the files of its directory, or of its module's source.
 
-    None for one of this package, and for a module without a file.
+    None for a System 2 of this package, and for a module without a file.
     """
     if not lookup.is_path(system2):
         return None
@@ -45,10 +45,10 @@ def digest(system2: str) -> str | None:
 
 
 def prompts(ground: HostGrounder, answers: Answers, samples: Sequence[Sample], objects: int) -> Prompts:
-    """What the segmenter is given of the grounder's boxes. `answers` is on the host.
+    """The segmenter's prompts from the grounder's boxes. `answers` is on the host.
 
     Raises:
-      InputError: the grounder's answer is of another form.
+      InputError: the grounder's answer has another form.
     """
     blank = answers.prompts
     out = Prompts(np.array(blank.boxes), np.array(blank.used), np.asarray(blank.frames))
@@ -62,7 +62,7 @@ def prompts(ground: HostGrounder, answers: Answers, samples: Sequence[Sample], o
 
 
 class FileMasks:
-    """Masks of another System 2 by sample id, in place of a segmenter.
+    """Masks of another System 2 by sample id, read from a file instead of made by a segmenter.
 
     Args:
       path: lines {"sample_id": ..., "masks": [run lengths or null, ...]}, COCO's, one entry per frame of the video.
@@ -79,14 +79,14 @@ class FileMasks:
         self._path, self._masks = path, {sample_id: masks for _, sample_id, masks in lines}
 
     def load(self, config: Any) -> None:
-        """The masks are its own."""
+        """Nothing to load: the masks are in the file."""
 
     def from_text(self, *_: Any) -> Any:
-        """A file has no masks of a rollout."""
+        """Not possible: a file has no masks of rollouts."""
         raise InputError("--masks: a file of masks serves evaluations alone")
 
     def of(self, sample: Sample) -> Bool[np.ndarray, "t h w"]:
-        """Of every frame of an item; empty where the file has none."""
+        """Masks of every frame of an item; empty where the file has none."""
         out, masks = np.zeros((len(sample.clip), *sample.size), bool), self._masks.get(sample.sample_id)
         if masks is None:
             return out
@@ -104,7 +104,7 @@ class FileMasks:
 def masks(
     segmenter: HostSegmenter | FileMasks, answers: Answers, samples: Sequence[Sample], canvas: tuple[int, int]
 ) -> tuple[Bool[np.ndarray, "b t height width"], Prompts]:
-    """Masks that are made without boxes, top left on a canvas (height, width), and the boxes around them."""
+    """Masks made without boxes, top left on a canvas (height, width), and the boxes around them."""
     blank, longest = answers.prompts, length(max(len(sample.clip) for sample in samples if sample.clip is not None))
     out = np.zeros((len(blank.frames), longest, *canvas), bool)
     boxes = Prompts(np.array(blank.boxes), np.array(blank.used), np.asarray(blank.frames))

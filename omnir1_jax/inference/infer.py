@@ -1,4 +1,4 @@
-"""One video and one query of one's own: from files to what both systems say and find."""
+"""One video and one query from files: both systems' answers, boxes and masks."""
 
 import dataclasses
 import pathlib
@@ -28,29 +28,29 @@ from omnir1_jax.systems import prompts
 from omnir1_jax.tasks import TASKS, Task
 
 FAMILIES = ("vos", "refavs", "qa")
-QUESTION_TOKENS = 512  # that a question's prompt may have at least, beside its media
+QUESTION_TOKENS = 512  # minimum room for a question's text in its prompt
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
-SECONDS = (5.0, 10.0, 20.0, 30.0)  # of sound that is heard where the config has no length; few, so few programs
+SECONDS = (5.0, 10.0, 20.0, 30.0)  # of sound that is heard where the config has no length; few values, so few programs
 EXAMPLE = "00:00.00"
 
 
 @dataclasses.dataclass(frozen=True)
 class Ask:
-    """What is asked about which video.
+    """A query about a video.
 
     Attributes:
-      video: a video file, an image, or a folder of images in the order of their names; images are set upright.
+      video: a video file, an image, or a folder of images in the order of their names; images are rotated as EXIF says.
       family: "vos": find and segment what the query names; "refavs": the same by the whole sound and the first frame;
         "qa": answer a question in text.
       audio: a sound file, or a film, heard in place of the video's own track.
-      options: of a question, to choose from.
-      start: second of a video file where the clip begins.
-      end: second where it ends; None for the file's end.
-      frames: most frames that System 1 sees; 0 for the config's own.
-      audio_seconds: most sound that is heard. -1: as the config has it for this family; where it has none, a
-        question hears the sound that there is, and a query hears a sound file that is named.
-      most_frames: a longer video is refused.
-      objects: most objects of an answer.
+      options: options of a question to choose from.
+      start: start of the clip in a video file, in seconds.
+      end: its end in seconds; None for the file's end.
+      frames: maximum number of frames that System 1 sees; 0 for the config's.
+      audio_seconds: maximum length of the sound that is heard. -1: the config's for this family; if it has none,
+        questions use the video's sound, and queries only a sound file that is named.
+      most_frames: maximum number of frames of the clip; a longer one is refused.
+      objects: maximum number of objects of an answer.
       system2: "self", or another grounder as `systems.grounders` takes it.
     """
 
@@ -69,7 +69,7 @@ class Ask:
 
     @property
     def task(self) -> Task:
-        """What the family stands for."""
+        """The task of the family."""
         return TASKS[self.family]
 
 
@@ -79,7 +79,7 @@ class Sound(NamedTuple):
     Attributes:
       samples: at 16 kHz; None without a readable track.
       heard: seconds that System 1 heard.
-      note: in words.
+      note: description for the user.
     """
 
     samples: Float[np.ndarray, " n"] | None
@@ -88,14 +88,14 @@ class Sound(NamedTuple):
 
 
 class Result(NamedTuple):
-    """Everything that was said and found.
+    """The answer to a query: completion, boxes and masks.
 
     Attributes:
-      count: frames of the clip. size: their height and width. fps: None for a folder of images.
-      times: seconds in the video at which each frame appears, and last, at which the clip ends; None without fps.
-      seen: the clip's frames that System 1 saw.
-      line: as `records.record` makes it.
-      masks: of all frames at their own size; None where no box was found, and for questions.
+      count: number of frames of the clip. size: their height and width. fps: None for a folder of images.
+      times: times in seconds at which each frame appears, and at which the clip ends; None without fps.
+      seen: indices of the clip's frames that System 1 saw.
+      line: record as `records.record` makes it.
+      masks: masks of all frames at their own size; None where no box was found, and for questions.
     """
 
     ask: Ask
@@ -114,10 +114,10 @@ def answer(systems: Systems, ask: Ask, seed: int = 0) -> Result:
     """Runs both systems and the segmenter. Compiles once for each family and shape.
 
     Args:
-      seed: of sampling, where it is not greedy.
+      seed: seed of sampling, if it is not greedy.
 
     Raises:
-      InputError: a file that cannot be used, a query that does not fit; one line that says which and why.
+      InputError: a file that cannot be used, or a query that does not fit; one line that names it and the reason.
     """
     if ask.family not in FAMILIES:
         raise InputError(f"--task: {ask.family!r} is none of {', '.join(FAMILIES)}")
@@ -155,10 +155,10 @@ def answer(systems: Systems, ask: Ask, seed: int = 0) -> Result:
 
 
 def clip_ref(ask: Ask) -> ClipRef:
-    """Where the frames and the sound are.
+    """The sources of frames and sound.
 
     Raises:
-      InputError: nothing there, or a folder that is none of frames.
+      InputError: no such file, or a folder without frames.
     """
     path = pathlib.Path(ask.video)
     if not path.exists():
@@ -210,13 +210,13 @@ def check_query(ask: Ask, benchmark: Benchmark, systems: Systems) -> None:
 
 
 def sections(completion: str) -> tuple[str, str]:
-    """What a completion says between its think tags, and between its answer tags (all of it where there are none)."""
+    """A completion's text between its think tags, and between its answer tags (all of it where there are none)."""
     inside = lambda tag: completion.partition(f"<{tag}>")[2].partition(f"</{tag}>")[0].strip()
     return inside("think"), inside("answer") if "<answer>" in completion else completion.strip()
 
 
 def _folder(path: pathlib.Path) -> ImageFiles:
-    # Hidden names are of systems and editors, such as ._1.jpg beside each image on a disk from a Mac.
+    # Hidden files are made by systems and editors, such as ._1.jpg beside each image on a disk from a Mac.
     images = [file for file in path.iterdir() if file.suffix.lower() in IMAGES and not file.name.startswith(".")]
     if not images:
         raise InputError(
@@ -232,12 +232,12 @@ def _folder(path: pathlib.Path) -> ImageFiles:
 
 def _natural(file: pathlib.Path) -> list[Any]:
     """2 before 10."""
-    parts = re.split(r"([0-9]+)", file.stem)  # not all that Unicode calls a digit is part of a number
+    parts = re.split(r"([0-9]+)", file.stem)  # not every Unicode digit is part of a number
     return [(i % 2 == 0, int(part) if i % 2 else 0, part) for i, part in enumerate(parts)]
 
 
 def _sound(ask: Ask, ref: ClipRef, default_seconds: float) -> tuple[Sound, float]:
-    """The sound, and the seconds that the prompt has room for."""
+    """The sound, and the prompt's capacity for sound in seconds."""
     if ref.audio is None:
         if ask.task.needs_sound:
             raise InputError("--audio: this task needs sound, and images have none; name a sound file")
@@ -274,7 +274,7 @@ def _benchmark(systems: Systems, ask: Ask, entry: ConfigDict, ref: ClipRef, soun
     example = tasks.example_of(systems, tasks.alone(systems.config, task.name, entry))
     if not task.grounds:
         template = example.template if ask.options else prompts.load(task.templates["open"], ("query",))
-        # The config's room is for the prompts of its training, and those of the toy are short.
+        # The config's capacity is for its training prompts, and those of the toy are short.
         text_tokens = max(example.text_tokens, QUESTION_TOKENS)
         example = dataclasses.replace(example, template=template, text_tokens=text_tokens)
     decode = DecodeConfig(frames=entry.frames, sampling=task.sampling, sound="optional" if sound.heard else "ignore")

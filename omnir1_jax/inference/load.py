@@ -28,12 +28,12 @@ SYSTEM2 = ("self", "frozen", "oracle", "file")
 
 
 class Systems(NamedTuple):
-    """Everything that answers.
+    """Models, parameters and config of both systems.
 
     Attributes:
       policy: the thinker's parameters as System 1.
-      frozen: parameters of System 2 and of the segmenter, and the tokenizer's tables.
-      step: with groups of 1 and System 1's decoding.
+      frozen: the parameters of System 2 and of the segmenter, and the tokenizer's tables.
+      step: step config with groups of 1 and System 1's decoding.
     """
 
     config: ConfigDict
@@ -59,9 +59,9 @@ def systems(
     """System 1 with the thinker of `policy`, System 2 with that of `grounder` (None: the same).
 
     Args:
-      policy: also the modules, the tokenizer and the segmenter.
-      temperature: of System 1; 0 is greedy.
-      max_tokens: of System 1's answer; 0 for the config's.
+      policy: models for System 1; also gives the tokenizer and the segmenter.
+      temperature: temperature of System 1; 0 is greedy.
+      max_tokens: maximum length of System 1's answer; 0 for the config's.
       frozen: System 2's parameters and tables, in place of `grounder`.
     """
     thinker = policy.models.thinker.config
@@ -89,15 +89,15 @@ def load_systems(
     Args:
       checkpoint: see `omnir1_jax.inference.from_checkpoint`.
       config: None takes the checkpoint's own.
-      system2: "self": the checkpoint grounds too; "frozen": the weights from before training (of a run), or those that
-        the config names; "oracle" and "file": true boxes, or another model's, so nothing more is loaded;
+      system2: "self": the checkpoint grounds too; "frozen": a run's weights from before training, or those that the
+        config names; "oracle" and "file": ground truth boxes, or another model's, so nothing more is loaded;
         NAME:SETTINGS, module:object, file.py:object: another grounder (see `systems.grounders`).
       step: see `from_checkpoint.load`.
 
     Raises:
-      InputError: a checkpoint that is not there, or one of a segmenter alone.
+      InputError: a missing checkpoint, or one of a segmenter alone.
     """
-    check(system2, SYSTEM2)  # what is wrong with it shows before anything is computed
+    check(system2, SYSTEM2)  # errors show before anything is computed
     chosen = from_checkpoint.config_of(checkpoint, config)
     if chosen.objective == "masks":
         raise InputError(
@@ -115,10 +115,10 @@ def load_systems(
 
 
 def check(system2: str, names: Sequence[str] = ("self",)) -> str:
-    """A System 2: one of `names`, or a grounder of the user's own.
+    """Checks the name of a System 2: one of `names`, or a user-defined grounder.
 
     Raises:
-      InputError: something else, or nothing that can be loaded.
+      InputError: another name, or one that cannot be loaded.
     """
     if lookup.is_path(system2):
         grounders.make(system2, setting="--system2")
@@ -143,7 +143,7 @@ def grounded_by(systems: Systems, system2: str) -> Systems:
 
 
 def fingerprint(systems: Systems) -> str:
-    """Equal for equal weights: an evaluation does not resume with others."""
+    """A digest of the weights: an evaluation only resumes with the same."""
     grounder = systems.frozen.grounder
     if isinstance(grounder, ThinkerParams):
         grounder = grounder.vision, grounder.text

@@ -1,4 +1,4 @@
-"""The directory of one answered query: what was said as JSON, masks, a video and a picture to look at."""
+"""The directory of one answered query: the answer as JSON, masks, a video and a picture."""
 
 import json
 import pathlib
@@ -20,8 +20,8 @@ from omnir1_jax.tasks.description import Clip, Keyframe
 
 KIND, FLAG = "infer", "--out"
 PLAN, ANSWER, SHEET, OVERLAY, MASKS = "plan.json", "answer.json", "contact_sheet.png", "overlay.mp4", "masks"
-FILM_PIXELS, SMALL_PIXELS = 1280 * 720, 320 * 240  # most of a frame in the video; in the picture of a question
-FOLDER_FPS = 6.0  # of images that do not say
+FILM_PIXELS, SMALL_PIXELS = 1280 * 720, 320 * 240  # of a frame in the video, of one in a picture
+FOLDER_FPS = 6.0  # frame rate of folders of images
 
 WORDS = {
     "completion/unended": "the answer was cut off at its greatest length",
@@ -37,7 +37,7 @@ WORDS = {
 
 
 class Files(NamedTuple):
-    """What was written; None where there is no such thing."""
+    """Paths of the written files; None for a file that does not exist."""
 
     said: pathlib.Path
     sheet: pathlib.Path
@@ -49,7 +49,7 @@ def write(result: Result, out: str | pathlib.Path) -> Files:
     """Writes the directory atomically; an earlier answer there is replaced.
 
     Raises:
-      InputError: `out` is something else.
+      InputError: `out` is not such a directory.
     """
     check_target(out)
     with folders.replace(out, KIND, FLAG) as scratch:
@@ -83,7 +83,7 @@ def check_target(out: str | pathlib.Path) -> None:
 
 
 def answer_json(result: Result) -> dict[str, Any]:
-    """What `plan.json` or `answer.json` holds."""
+    """The content of `plan.json` or `answer.json`."""
     line = result.line
     reasoning, answer = sections(line["completion"])
     common = {
@@ -141,7 +141,7 @@ def outcome(result: Result) -> str:
 
 
 def example(result: Result, frames: UInt8[np.ndarray, "t h w 3"]) -> Example:
-    """The answer as a picture shows it."""
+    """The answer as an example for pictures."""
     line = result.line
     keyframes = tuple(
         Keyframe(
@@ -194,7 +194,7 @@ def _film(result: Result, frames: np.ndarray, target: pathlib.Path) -> None:
     fps, wave, times = result.fps or FOLDER_FPS, result.sound.samples, None
     seconds = result.count / fps
     if result.times is not None:
-        # The sound begins where the clip was told to; its first frame is the one nearest to that.
+        # The sound begins at the requested start of the clip; its first frame is the one nearest to that.
         start, first = result.ask.start or 0.0, float(result.times[0])
         times = np.maximum(result.times - (first if abs(first - start) < 0.5 / fps else start), 0.0)
         seconds = float(times[-1])

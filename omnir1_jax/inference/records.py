@@ -1,4 +1,4 @@
-"""What was answered about one item, as plain values: for the log of an evaluation and for pictures."""
+"""The answer about one item as plain values: for the log of an evaluation and for pictures."""
 
 from typing import Any
 
@@ -17,8 +17,8 @@ def record(
     """One line of `results.jsonl`, without scores.
 
     Args:
-      answers: of the whole batch, on the host; None where the sample could not be read.
-      row: of the sample in the batch.
+      answers: answers of the batch, on the host; None where the sample could not be read.
+      row: row of the sample in the batch.
     """
     line: dict[str, Any] = {
         "position": sample.position,

@@ -1,4 +1,4 @@
-"""`report.html` of an evaluation: the clips that are worth a look are read again with what was predicted for them."""
+"""`report.html` of an evaluation: a few clips are read again and drawn with their predictions."""
 
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -19,7 +19,7 @@ from omnir1_jax.reporting.eval_report import Row
 from omnir1_jax.reporting.example import Example
 from omnir1_jax.tasks.description import Clip, Keyframe
 
-MOST_PIXELS = 640 * 480  # of a frame in a picture
+MOST_PIXELS = 640 * 480  # maximum pixels of a frame in a picture
 MOST_FRAMES = 64
 
 

@@ -1,4 +1,4 @@
-"""One evaluation: every batch through both systems and the segmenter, every item written and scored, then the table."""
+"""One evaluation: runs both systems and the segmenter on every batch, writes and scores every item, makes the table."""
 
 import dataclasses
 import functools
@@ -29,7 +29,7 @@ from omnir1_jax.tasks.task import tree_of
 
 
 class AnsweredBatch(NamedTuple):
-    """A batch on its way; arrays may not be computed yet."""
+    """A batch being computed; its arrays may not be ready yet."""
 
     batch: Batch
     answers: Answers | None
@@ -92,7 +92,7 @@ def eval_config_of(systems: Systems, benchmark: Benchmark, options: Options) -> 
     """The choices that are compiled in.
 
     Raises:
-      InputError: one that the task does not have; names the flag.
+      InputError: an option that the task does not have; names the flag.
     """
     boxes_given = options.system2 == "oracle" or bool(options.boxes)
     return EvalConfig(
@@ -108,7 +108,7 @@ def answered(
     Called by every process of a run.
 
     Args:
-      batch_size: rows of a batch, some of them filled up.
+      batch_size: number of rows of a batch; missing rows are padded.
     """
     eval_config, previous = eval_config_of(systems, benchmark, options), None
     for batch in samples.batches(benchmark, groups, batch_size, max(systems.config.loader.threads, 1)):
@@ -144,11 +144,11 @@ def evaluate(
     """Runs or resumes an evaluation and writes its directory; `results.json` is also returned.
 
     Args:
-      values: its identity, where the caller has it already.
+      values: its identity, if the caller has it already.
       owner: id of the evaluation whose directory holds `out`.
 
     Raises:
-      InputError: `out` holds an evaluation of another identity; a batch that the devices cannot share.
+      InputError: `out` holds an evaluation of another identity; a batch that cannot be sharded over the devices.
     """
     systems = grounded_by(systems, options.system2)
     if options.masks:
@@ -161,7 +161,7 @@ def evaluate(
         values = identity.identity(systems, benchmark, options, fingerprint(systems))
     for note in () if quiet else count_note(benchmark):
         print(f"note: {note}", file=sys.stderr)
-    eval_config_of(systems, benchmark, options)  # what is wrong with it shows before anything is written
+    eval_config_of(systems, benchmark, options)  # errors show before anything is written
     started, threads = time.perf_counter(), max(systems.config.loader.threads, 1)
     with Store(out, values, owner) as store, futures.ThreadPoolExecutor(threads, "write") as pool:
         earlier = [store.lines[position] for position in chosen if position in store.lines]
@@ -187,7 +187,7 @@ def evaluate(
 def finish(
     systems: Systems, benchmark: Benchmark, store: Store, done: AnsweredBatch, pool: futures.Executor, bar: tqdm
 ) -> None:
-    """Writes and scores what is new of a batch, in order."""
+    """Writes and scores the new items of a batch, in order."""
     answers, masks = done.answers, done.masks
     new = [(row, sample) for row, sample in enumerate(done.batch.samples) if sample.position not in store.lines]
 
@@ -210,7 +210,7 @@ def finish(
 
 
 def judged(benchmark: Benchmark, sample: Sample, predicted: np.ndarray | None, store: Store) -> dict[str, Any]:
-    """Writes an item's prediction and scores it. An unreadable item is a prediction of nothing."""
+    """Writes an item's prediction and scores it. An unreadable item counts as an empty prediction."""
     ref = sample.ref
     if ref is None:
         return {"predicted": False, "scores": score_masks.missing(benchmark.reader), "type_id": None}
@@ -228,7 +228,7 @@ def judged(benchmark: Benchmark, sample: Sample, predicted: np.ndarray | None, s
 def summary(
     systems: Systems, benchmark: Benchmark, options: Options, lines: Sequence[Mapping[str, Any]], store: Store
 ) -> dict[str, Any]:
-    """What `results.json` says."""
+    """The content of `results.json`."""
     bad = [{"sample_id": line["sample_id"], "reason": line["fault"]} for line in lines if line["fault"] is not None]
     failures = Counter(kind for line in lines for kind in line["failures"])
 

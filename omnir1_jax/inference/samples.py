@@ -1,7 +1,7 @@
 """Host side of an evaluation: every item of a reader as arrays of static shape, in batches that never change.
 
-A batch is the same items whatever was done before, so that an evaluation that was killed and resumed computes
-the same numbers. Long or short, a batch's clips are padded to one of a few lengths.
+A batch always has the same items, so that an evaluation that was killed and resumed computes the same numbers. Long
+or short, a batch's clips are padded to one of a few lengths.
 """
 
 import collections
@@ -23,23 +23,23 @@ from omnir1_jax.errors import InputError
 from omnir1_jax.files import json_file, regular_file
 from omnir1_jax.tasks.examples import Arrays, ExampleConfig
 
-MAX_COORDINATE = 1e6  # of a box that a file names, in pixels
+MAX_COORDINATE = 1e6  # largest coordinate of a box in a file, in pixels
 SOUNDS = ("own", "muted", "swapped")
 Boxes = tuple[tuple[float, ...], ...]
 
 
 @dataclasses.dataclass(frozen=True)
 class Benchmark:
-    """How the items of one benchmark are asked.
+    """How the items of one benchmark become prompts.
 
     Attributes:
-      name: of the benchmark. root: directory of the dataset, if it is on disk.
+      name: name of the benchmark. root: directory of the dataset, if it is on disk.
       objects: slots for objects; true boxes beyond them (the smallest) are left out.
-      side: of the segmenter's frames; 0 where nothing is segmented.
+      side: side of the segmenter's frames; 0 where nothing is segmented.
       sound: "own"; "muted": silence; "swapped": that of another clip.
-      boxes: those of another System 2 by sample id and frame of the video, in place of the true ones.
-      dataset: the options that the reader was opened with, by name.
-      source: of a task of the user's own, module:object or file.py:object.
+      boxes: boxes of another System 2 by sample id and frame of the video, instead of the true ones.
+      dataset: options that the reader was opened with, by name.
+      source: where a user-defined task comes from, module:object or file.py:object.
     """
 
     name: str
@@ -75,11 +75,11 @@ class Sample(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Samples with their arrays, those of unreadable ones (and of places left over) filled with another's.
+    """Samples with their arrays; rows of unreadable samples and padding rows repeat another's arrays.
 
     Attributes:
       arrays: None where no sample could be read.
-      clips: padded at their ends. frame_valid: which of their frames are real.
+      clips: clips padded at their ends. frame_valid: which of their frames are real.
     """
 
     samples: tuple[Sample, ...]
@@ -89,7 +89,7 @@ class Batch(NamedTuple):
 
 
 def arrays_of(clip: DecodedClip, benchmark: Benchmark) -> Arrays:
-    """What both systems are shown of a clip, and what is known of it."""
+    """The inputs of both systems for a clip, and its ground truth."""
     task, config = benchmark.task, benchmark.example
     arrays = {**task.prompt(clip, config), **task.frames(clip, config)}
     return {**arrays, **_frames(clip, benchmark)} if task.grounds else arrays
@@ -109,7 +109,7 @@ def _frames(clip: DecodedClip, benchmark: Benchmark) -> Arrays:
 
 
 def _boxes(clip: DecodedClip, benchmark: Benchmark, frames: int) -> Float[np.ndarray, "n t 4"]:
-    """True boxes in the seen frames, or those that another System 2 found."""
+    """True boxes in the seen frames, or those of another System 2."""
     out = np.full((benchmark.objects, frames, 4), detail_data.ABSENT, np.float32)
     if benchmark.boxes is not None:
         listed_boxes = benchmark.boxes.get(clip.ref.sample_id, {})
@@ -165,7 +165,7 @@ def _frame_boxes(boxes: Any, location: str) -> Boxes:
 
 
 def read(benchmark: Benchmark, position: int) -> Sample:
-    """One item with everything it needs. What cannot be read is said in `fault`."""
+    """Reads one item. `fault` says why, if it cannot be read."""
     ref, name = None, f"{benchmark.reader.name}/{benchmark.reader.split}#{position}"
     try:
         ref = benchmark.reader[position]
@@ -181,7 +181,7 @@ def read(benchmark: Benchmark, position: int) -> Sample:
         return Sample(position, name, ref, arrays, all_frames, clip.size, None)
     except BadSample as error:
         return Sample(position, name, ref, None, None, None, error.reason)
-    except InputError as error:  # a query or a clip that does not fit its shapes
+    except InputError as error:  # a query or clip larger than its shapes
         return Sample(position, name, ref, None, None, None, str(error))
 
 
@@ -241,7 +241,7 @@ def batches(benchmark: Benchmark, groups: Iterable[Sequence[int]], batch_size: i
 
 
 def ahead(function: Callable[[Any], Any], items: Sequence[Any], threads: int, depth: int) -> Iterator[Any]:
-    """`map(function, items)` by threads, at most `depth` items ahead of what was taken."""
+    """`map(function, items)` by threads, at most `depth` items ahead of the consumer."""
     waiting: collections.deque[futures.Future] = collections.deque()
     with futures.ThreadPoolExecutor(threads, "read-ahead") as pool:
         try:

@@ -1,4 +1,4 @@
-"""Where an item's prediction lies, its scores, and the benchmark's table."""
+"""Where an item's prediction is stored, its scores, and the benchmark's table."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -15,7 +15,7 @@ from omnir1_jax.evaluation import mevis, predictions, refavs, refdavis, revos, s
 
 Line = Mapping[str, Any]
 _MASKS = {name: (name,) for name in ("J&F", "J", "F")}
-# The columns of the paper's tables, by where they stand in a benchmark's own.
+# The columns of the paper's tables, by their keys in a benchmark's table.
 PAPER: dict[str, dict[str, tuple[str, ...]]] = {
     "revos": {f"{kind} {name}": (kind, name) for kind in ("referring", "reasoning", "overall") for name in _MASKS},
     **dict.fromkeys(("mevis", "refavs", "refytvos", "refdavis", "reasonvos"), _MASKS),
@@ -28,7 +28,7 @@ PAPER: dict[str, dict[str, tuple[str, ...]]] = {
 
 
 def place(ref: ClipRef) -> tuple[str, str]:
-    """(video, expression): the folder of an item's PNGs, as its benchmark wants it."""
+    """(video, expression): the folder of an item's PNGs, as its benchmark requires it."""
     label = ref.sample_id.split("/", 2)[2]
     if ref.family == "refavs":
         return label, f"fid_{ref.extra['fid']}"
@@ -45,12 +45,12 @@ def names(ref: ClipRef, count: int) -> tuple[str, ...]:
 
 
 def empty(ref: ClipRef) -> Bool[np.ndarray, "t h w"] | None:
-    """The prediction of nothing for an item whose media cannot be read; None where its size is not known either."""
+    """The empty prediction for an item whose media cannot be read; None if its size is not known either."""
     try:
         if ref.masks is not None:
             return np.zeros(decode_masks(ref.masks, range(len(ref.frames)), ref.sample_id).shape[1:], bool)
     except (BadSample, TypeError):
-        pass  # the masks are as unreadable, or a video's length unknown: the dataset may say the size elsewhere
+        pass  # the masks are unreadable too, or a video's length is unknown: the dataset may give the size elsewhere
     if ref.size is None or not hasattr(ref.frames, "names"):
         return None
     return np.zeros((len(ref.frames), *ref.size), bool)
@@ -69,7 +69,7 @@ def score(ref: ClipRef, predicted: Bool[np.ndarray, "t h w"]) -> dict[str, float
 def official(
     ref: ClipRef, predicted: Bool[np.ndarray, "t h w"], clean: dict[str, float] | None
 ) -> dict[str, dict[str, float]]:
-    """{"official": scores of the published script}, where these are not the `clean` ones of `score`; else {}."""
+    """{"official": scores of the published script}, if they differ from the `clean` ones of `score`; else {}."""
     if clean is None or ref.dataset != "revos" or ref.foreground is None:
         return {}
     objects = decode_masks(ref.masks, range(len(predicted)), ref.sample_id).astype(np.uint8)
@@ -78,7 +78,7 @@ def official(
 
 
 def two_scorings(reader: Reader) -> bool:
-    """Whether the published script of the benchmark counts otherwise than `clean`."""
+    """Whether the published script of the benchmark scores differently than `clean`."""
     return score_masks.rules(reader) == "revos" or reader.name in score_answers.OFFICIAL
 
 
@@ -92,7 +92,7 @@ def table(
 ) -> dict[str, Any]:
     """The benchmark's table in percent, from the lines of its items (and, for Ref-AVS, their PNGs).
 
-    Items whose truth cannot be read, or is kept by a server, have no score and are left out of the means.
+    Items whose ground truth cannot be read, or is kept by a server, have no score and are left out of the means.
 
     Args:
       scoring: "official": as the published script counts, see `two_scorings`.
@@ -118,7 +118,7 @@ def table(
 
 
 def blank(reader: Reader, task: tasks.Task, positions: Iterable[int], dataset_root: str) -> dict[str, Any]:
-    """The table of items without any prediction: its entries are those that answers will have."""
+    """The table of items without any prediction; its entries are those of a table with answers."""
     lines: list[Line] = []
     unanswered = {"predicted": False, "scores": score_masks.missing(reader), "type_id": None, "completion": ""}
     for position in positions:
@@ -143,7 +143,7 @@ def blank(reader: Reader, task: tasks.Task, positions: Iterable[int], dataset_ro
 def _row(reader: Reader, line: Line, root: str, scoring: score_answers.Scoring) -> score_masks.Row:
     values = line["scores"]
     if scoring == "official" and score_masks.rules(reader) == "revos" and line["predicted"]:
-        if "official" not in line:  # a line of an older version: once more from its PNGs
+        if "official" not in line:  # a line of an older version: scored again from its PNGs
             return score_masks.score_position(reader, root, "compat", line["position"])
         values = line["official"]
     return score_masks.Row(line["sample_id"], int(line["type_id"] or 0), values, not line["predicted"])

@@ -54,6 +54,6 @@ def lift(
 
 
 def canvas(sizes: list[tuple[int, int]]) -> tuple[int, int]:
-    """Height and width with room for all sizes (height, width)."""
+    """Height and width that fit all sizes (height, width)."""
     up = lambda x: -(-x // CANVAS) * CANVAS
     return up(max(size[0] for size in sizes)), up(max(size[1] for size in sizes))

@@ -1,7 +1,7 @@
 """The page of `python -m omnir1_jax.infer --serve`: a video, a query, and what both systems make of them.
 
-It runs on this machine for this machine: loopback unless told otherwise, nothing is sent or fetched elsewhere, what a
-model or a user writes is shown as text. Needs `pip install omnir1_jax[serve]` (Gradio).
+It listens on loopback by default; nothing is sent or fetched elsewhere, and what a model or a user writes is shown as
+text. Needs `pip install omnir1_jax[serve]` (Gradio).
 """
 
 import collections
@@ -31,14 +31,14 @@ from omnir1_jax.reporting import html as markup
 
 TASKS = {"Find it": "vos", "Find it by its sound": "refavs", "Answer in text": "qa"}
 QUERY_CHARACTERS = 2000
-KEPT = 16  # answers whose files are still there
+KEPT = 16  # answers whose files are kept
 WAITING = 16  # requests in the queue; one runs at a time
-MAX_UPLOADS = 256  # files of visitors that lie there at a time, and of answers as they are sent
+MAX_UPLOADS = 256  # maximum number of stored files, of visitors and of answers being sent
 MAX_UPLOAD_SUM = 8  # their bytes, as multiples of the largest file
 
 
 class Limits(NamedTuple):
-    """What the page takes: megabytes of a file, seconds and frames of a clip."""
+    """Limits of the page: megabytes of a file, seconds and frames of a clip."""
 
     megabytes: int = 200
     seconds: float = 60.0
@@ -46,7 +46,7 @@ class Limits(NamedTuple):
 
 
 class Shown(NamedTuple):
-    """What the page shows of an answer, in the order of its parts; None clears a part."""
+    """The parts of an answer on the page, in order; None clears a part."""
 
     result: str
     overlay: str | None = None
@@ -64,7 +64,7 @@ def require() -> Any:
 
 
 def handler(respond: Callable[[Ask], Result], limits: Limits, folder: pathlib.Path) -> Callable[..., Shown]:
-    """`(video, sound, query, task) -> Shown`; never raises. Files of the last answers lie below `folder`."""
+    """`(video, sound, query, task) -> Shown`; never raises. Files of the last answers are in `folder`."""
     folders: collections.deque[pathlib.Path] = collections.deque()
 
     def run(video: str | None, sound: str | None, query: str | None, task: str | None) -> Shown:
@@ -78,7 +78,7 @@ def handler(respond: Callable[[Ask], Result], limits: Limits, folder: pathlib.Pa
             return shown(result, files)
         except InputError as error:
             return Shown(readable(str(error), video, sound))
-        # Whatever a file or a model brings about, the page keeps running and the log has it whole.
+        # Whatever a file or a model causes, the page keeps running and the log has the traceback.
         except Exception as error:
             logging.exception("--serve: a request failed")
             return Shown(f"Something went wrong here ({type(error).__name__}); the terminal of the page says more.")
@@ -87,7 +87,7 @@ def handler(respond: Callable[[Ask], Result], limits: Limits, folder: pathlib.Pa
 
 
 def checked(video: str | None, sound: str | None, query: str | None, task: str | None, limits: Limits) -> Ask:
-    """What is asked, or InputError in the words of the page."""
+    """The query, or InputError in the page's terms."""
     query = (query or "").strip()
     if not video:
         raise InputError("Choose a video first.")
@@ -162,7 +162,7 @@ def plan(fields: dict[str, Any]) -> str:
 
 
 def readable(message: str, *files: str | None) -> str:
-    """An error of the command in the words of the page: files by their names, without flags."""
+    """An error of the command in the page's terms: files by their names, without flags."""
     for file in files:
         if file:
             message = message.replace(file, pathlib.Path(file).name)
@@ -213,12 +213,12 @@ def opened(gradio: Any, run: Callable[..., Shown], limits: Limits, folder: str, 
     """The page, answering at the yielded address until the body ends.
 
     Args:
-      run: of `handler`, whose files lie below `folder`.
-      port: 0 takes a free one.
+      run: function made by `handler`, with files in `folder`.
+      port: TCP port; 0 for a free one.
     """
     if host not in serve_guard.LOOPBACK:
         logging.warning("--host %s: whoever reaches this address can use the page; there is no password", host)
-    sans, mono = ["system-ui", "sans-serif"], ["ui-monospace", "monospace"]  # of the visitor's machine, not fetched
+    sans, mono = ["system-ui", "sans-serif"], ["ui-monospace", "monospace"]  # the visitor's own, not fetched
     max_file = limits.megabytes * 10**6
     with upload_folder() as uploaded:
         blocks = page(gradio, run, limits)
@@ -250,10 +250,10 @@ def opened(gradio: Any, run: Callable[..., Shown], limits: Limits, folder: str, 
 
 @contextlib.contextmanager
 def upload_folder() -> Iterator[pathlib.Path]:
-    """A folder of this process alone (mode 0700), in which Gradio keeps what it is sent; removed with it at the end."""
+    """A folder of this process alone (mode 0700) for Gradio's uploads; removed at the end."""
     previous, scratch = os.environ.get("GRADIO_TEMP_DIR"), tempfile.tempdir
     with tempfile.TemporaryDirectory(prefix="omnir1_jax_uploads_", ignore_cleanup_errors=True) as folder:
-        os.environ["GRADIO_TEMP_DIR"] = tempfile.tempdir = folder  # the latter: uploads while they arrive
+        os.environ["GRADIO_TEMP_DIR"] = tempfile.tempdir = folder  # the latter: for incomplete uploads
         try:
             yield pathlib.Path(folder)
         finally:
@@ -265,7 +265,7 @@ def upload_folder() -> Iterator[pathlib.Path]:
 
 
 def answerer(systems: Systems, system2: str = "self") -> Callable[[Ask], Result]:
-    """What answers the page's requests, all with the same System 2."""
+    """Answers the page's requests, all with the same System 2."""
     return lambda ask: answer(systems, dataclasses.replace(ask, system2=system2))
 
 

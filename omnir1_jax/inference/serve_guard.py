@@ -1,6 +1,6 @@
-"""What stands before every route of the page: who may ask, how much may be uploaded, and headers of every answer.
+"""Middleware of the page: which requests are served, upload limits, and headers of every answer.
 
-A page of another site can make a visitor's browser send requests here. Such requests are known by `Host` (a name that
+A page of another site can make a visitor's browser send requests here. They are recognised by `Host` (a name that
 was pointed at this machine: DNS rebinding), by `Origin` and by `Sec-Fetch-Site`.
 """
 
@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
-MAX_BODY = 10**6  # bytes of a request that is not an upload
-MIN_AGE = 60.0  # seconds that a file stays at least, since a waiting request may name it
+MAX_BODY = 10**6  # maximum bytes of a request that is not an upload
+MIN_AGE = 60.0  # minimum seconds that a file is kept, since a waiting request may name it
 # Scripts and styles of the page itself and nothing from elsewhere, whatever a component may ask for.
 POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; style-src 'self' 'unsafe-inline'; "
@@ -38,11 +38,11 @@ class Refusal(NamedTuple):
 
 
 class Names:
-    """Names under which the page may be asked for.
+    """Host names under which the page may be requested.
 
     Args:
-      host: the address that the page listens at. A loopback one is asked for by loopback names alone; another one by
-        itself, by this machine's name, and by any literal address: only names can be pointed at this machine.
+      host: address that the page listens at. A loopback address accepts loopback names only; another one accepts
+        itself, this machine's name, and any literal address: only names can be pointed at this machine.
     """
 
     def __init__(self, host: str):
@@ -62,11 +62,11 @@ class Names:
 
 
 class Uploads:
-    """The folder of what visitors upload: bounded in number and in bytes; the oldest files go first.
+    """The folder of uploads, bounded in number and bytes of files; the oldest are removed first.
 
     Args:
-      folder: holds nothing else.
-      max_request: bytes of one upload's request.
+      folder: directory with nothing else in it.
+      max_request: maximum bytes of one upload's request.
     """
 
     def __init__(self, folder: pathlib.Path, max_files: int, max_bytes: int, max_request: int):
@@ -75,7 +75,7 @@ class Uploads:
 
     @contextlib.contextmanager
     def admit(self, size: int) -> Iterator[bool]:
-        """Whether an upload of `size` bytes is taken; it counts while it arrives."""
+        """Whether an upload of `size` bytes is accepted; it counts while it arrives."""
         fits = self.trim(size)
         if fits:
             self._arriving.append(size)
@@ -104,7 +104,7 @@ class Uploads:
 
 
 class Guard:
-    """ASGI middleware: refuses what other sites' pages ask for, bounds bodies and uploads, sends `POLICY` along."""
+    """ASGI middleware: refuses requests of other sites' pages, bounds bodies and uploads, adds the `POLICY` header."""
 
     def __init__(self, app: Any, names: Names, uploads: Uploads):
         self._app, self._names, self._uploads = app, names, uploads
@@ -165,7 +165,7 @@ def foreign(scope: Any, names: Names) -> Refusal | None:
 
 
 def body_size(scope: Any, limit: int) -> tuple[int, Refusal | None]:
-    """Bytes of a request's body as declared, which the server holds it to."""
+    """Declared bytes of a request's body, which the server enforces."""
     sizes = _values(scope, b"content-length")
     if _values(scope, b"transfer-encoding") or len(sizes) != 1 or not (sizes[0].isascii() and sizes[0].isdigit()):
         return 0, Refusal(411, "Requests need one Content-Length.")
@@ -180,7 +180,7 @@ def _bare_target(scope: Any) -> Refusal | None:
 
 
 def fetches(body: bytes) -> bool:
-    """Whether a request names a file by an address, which the page would download without any bound."""
+    """Whether a request names a file by a URL, which the page would download without limit."""
     try:
         values = [json.loads(body)]
     except ValueError:
@@ -212,7 +212,7 @@ async def _read(receive: Any, size: int) -> bytes | None:
 
 
 def _replay(body: bytes | None, receive: Any) -> Any:
-    """`receive` that gives the body once more."""
+    """A `receive` that replays the body."""
     first = {"type": "http.disconnect"} if body is None else {"type": "http.request", "body": body, "more_body": False}
     waiting = [first]
 
@@ -242,6 +242,6 @@ def _with_headers(send: Any) -> Any:
 async def _refuse(send: Any, refusal: Refusal) -> None:
     body = refusal.text.encode()
     headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"content-length", str(len(body)).encode())]
-    headers.append((b"connection", b"close"))  # what is left of the body is not read
+    headers.append((b"connection", b"close"))  # the rest of the body is not read
     await send({"type": "http.response.start", "status": refusal.status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

@@ -1,9 +1,9 @@
-"""An evaluation's directory: what it is of, a line for each item that is done, predictions, results.
+"""An evaluation's directory: its identity, one line for each finished item, predictions, results.
 
 run.json       its identity; an evaluation of another identity is refused
 results.jsonl  one line per item, appended once its predictions are written
-predictions/   PNG trees, each folder complete or not there
-pending.json   while it runs: positions of the items whose predictions may be there without a line
+predictions/   PNG trees, each folder complete or absent
+pending.json   while it runs: positions of the items that may have predictions without a line
 results.json   the tables, at the end
 .omnir1.json   the mark with the names of all these (`omnir1_jax.files.folders`)
 """
@@ -34,17 +34,17 @@ class Store:
 
     Attributes:
       interrupted: positions whose predictions an earlier process may have written, without a line.
-      adopted: the folder is an earlier version's, which did not note such positions.
+      adopted: whether an earlier version wrote the folder, which did not note such positions.
     """
 
     def __init__(self, folder: str | os.PathLike, values: Mapping[str, Any], owner: str = ""):
         """Claims and opens `folder` for the evaluation that `values` (of `identity.identity`) describe.
 
         Args:
-          owner: id of the mark of the evaluation that the folder lies in.
+          owner: id of the mark of the evaluation that contains the folder.
 
         Raises:
-          InputError: not this evaluation's folder, naming what is there or the differences; a damaged line.
+          InputError: another evaluation's folder, naming its content or the differences; a damaged line.
         """
         self.folder = pathlib.Path(folder)
         check_folder(folder, values, owner)
@@ -73,23 +73,23 @@ class Store:
         return str(self.folder / PREDICTIONS)
 
     def resume(self, positions: Iterable[int]) -> None:
-        """Takes all items without a line for interrupted ones, if an earlier version did not note which are."""
+        """Treats all items without a line as interrupted, if an earlier version did not note which are."""
         if self.adopted:
             self.interrupted |= frozenset(positions) - self.lines.keys()
             self.begin(())
 
     def begin(self, positions: Iterable[int]) -> None:
-        """Notes the items whose predictions are written next."""
+        """Notes the items whose predictions are about to be written."""
         self.path(PREDICTIONS)
         self.write_json(PENDING, sorted({*positions, *(self.interrupted - self.lines.keys())}))
 
     def end(self) -> None:
-        """All items have their lines."""
+        """Removes the list of pending items: all have their lines."""
         (self.folder / PENDING).unlink(missing_ok=True)
         folders.forget(self.folder, PENDING, FLAG)
 
     def add(self, line: Mapping[str, Any]) -> None:
-        """Writes the line of an item. A killed process loses none that was written."""
+        """Writes the line of an item; no written line is lost if the process is killed."""
         line = finite(line)
         lines.write(self._file, json.dumps(line, ensure_ascii=True, allow_nan=False).encode() + b"\n")
         self.lines[line["position"]] = line
@@ -105,7 +105,7 @@ def check_folder(folder: str | os.PathLike, values: Mapping[str, Any] | None = N
 
 
 def adopt(folder: epath.Path) -> Sequence[str] | None:
-    """What an earlier version, without marks, wrote in an evaluation's folder; None for another folder."""
+    """Names that an earlier version, without marks, wrote in an evaluation's folder; None for another folder."""
     run_files = [RUN] if _is_run(folder / RUN) else []
     inner = [
         above.name
@@ -138,7 +138,7 @@ def _positions(path: pathlib.Path) -> list[int]:
 
 
 def claim(path: pathlib.Path, values: Mapping[str, Any]) -> None:
-    """Writes to the file `path` what its directory holds results of. Values that an older file lacks are added.
+    """Writes the identity of an evaluation to the file `path`. Values that an older file lacks are added.
 
     Raises:
       InputError: it holds results of something else, naming the differences.
@@ -189,6 +189,6 @@ def read_lines(path: pathlib.Path) -> dict[int, dict[str, Any]]:
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
-    """Whole or not at all."""
+    """Writes the file atomically."""
     with cli.atomic_path(path) as scratch:
         scratch.write_text(json.dumps(finite(value), indent=2) + "\n")

@@ -28,10 +28,10 @@ PREFIX = "validate"
 
 
 class Validation:
-    """What the section `validate` asks for, of one run.
+    """Validation of one run, as set in the section `validate`.
 
-    Called by every process of the run: all compute every batch, the first one writes predictions (to a directory of
-    its own, removed at the end) and scores them.
+    Called by every process of the run: all compute every batch, the first one writes predictions (to a temporary
+    directory) and scores them.
     """
 
     def __init__(self, training: Run):
@@ -59,7 +59,7 @@ class Validation:
             raise InputError(f"validate.metric: {settings.metric!r} does not begin with a task, {names}")
 
     def _entries(self, benchmark: Benchmark) -> list[str]:
-        """Those of `validate.metrics` that the benchmark's table has. InputError: none, or no `validate.metric`."""
+        """Those of `validate.metrics` in the benchmark's table. InputError if none is, or `validate.metric` is not."""
         chosen = tasks.positions(benchmark, self._options)
         table = flat(scores.blank(benchmark.reader, benchmark.task, chosen, benchmark.root))
         metrics = [name for name in self._settings.metrics if name in table]
@@ -107,7 +107,7 @@ class Validation:
         }
 
     def _value(self, tables: Mapping[str, Mapping[str, float]]) -> float:
-        """NaN where nothing could be scored."""
+        """Value of `validate.metric`, else the mean of each task's first metric; NaN if nothing could be scored."""
         if not self._settings.metric:
             return statistics.fmean(table.get(self._chosen[task][0], math.nan) for task, table in tables.items())
         task, _, name = self._settings.metric.partition("/")
@@ -115,7 +115,7 @@ class Validation:
 
 
 def _compute(systems: Systems, benchmark: Benchmark, options: Options) -> None:
-    """What another process than the first has to compute with it."""
+    """What every process but the first computes, in step with it."""
     batch_size = identity.padded_batch_size(systems, options)
     groups = run.batched(tasks.positions(benchmark, options), batch_size)
     for _ in run.answered(systems, benchmark, options, groups, batch_size):
