@@ -1,1 +1,1 @@
-"""What a person sees of a run: its log, pictures of clips, pages that open anywhere, videos. Host only, numpy."""
+"""A run's log, pictures of clips, standalone HTML pages, videos. Host only, numpy."""

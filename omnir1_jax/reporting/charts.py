@@ -11,14 +11,14 @@ from omnir1_jax.tasks.description import Number
 
 WIDTH, HEIGHT = 360, 190
 LEFT, RIGHT, TOP, BOTTOM = 48, 10, 8, 22
-POINTS = 300  # most points of a curve
+POINTS = 300  # maximum points of a curve
 SMOOTH_FROM = 30  # steps from which a curve is drawn with its moving mean
 
 
 def thin(
     x: Float[np.ndarray, "n"], y: Float[np.ndarray, "n"], points: int = POINTS
 ) -> tuple[Float[np.ndarray, "m"], Float[np.ndarray, "m"]]:
-    """At most `points` points that keep every extreme: of each stretch the lowest and the highest, in order."""
+    """At most `points` points that keep every extreme: the lowest and the highest of each stretch, in order."""
     if len(x) <= points:
         return x, y
     keep = []
@@ -29,7 +29,7 @@ def thin(
 
 
 def smooth(y: Float[np.ndarray, "n"], window: int) -> Float[np.ndarray, "n"]:
-    """Centred moving mean of what is finite; the window shrinks at the ends."""
+    """Centred moving mean of the finite values; the window shrinks at the ends."""
     is_finite = np.isfinite(y)
     total = np.cumsum(np.concatenate([[0.0], np.where(is_finite, y, 0.0)]))
     count = np.cumsum(np.concatenate([[0], is_finite]))
@@ -49,7 +49,7 @@ def ticks(low: Number, high: Number, count: int = 4, least: Number = 0.0) -> lis
 
 
 def _range(values: Float[np.ndarray, "n"]) -> tuple[float, float]:
-    """What an axis spans: never nothing, in float64 so that differences of extremes stay finite."""
+    """The range of an axis: never empty, in float64 so that differences of extremes stay finite."""
     low, high = float(values.min()), float(values.max())
     margin = 0.06 * (high - low) or max(abs(low) * 0.1, 0.5)
     return low - margin, high + margin
@@ -58,7 +58,7 @@ def _range(values: Float[np.ndarray, "n"]) -> tuple[float, float]:
 def curve(
     title: str, x: Sequence[Number], y: Sequence[Number | None], width: int = WIDTH, height: int = HEIGHT
 ) -> Html:
-    """One curve over the steps. None is a number that was not finite: a gap, and a mark at the bottom."""
+    """One curve over the steps. None stands for a non-finite number: a gap, and a mark at the bottom."""
     steps = np.array(x, np.float64)
     values = np.clip(np.array([math.nan if v is None else v for v in y], np.float64), -1e30, 1e30)
     is_finite = np.isfinite(values)
@@ -86,7 +86,7 @@ def curve(
 
 
 def histogram(title: str, values: Sequence[Number], low: Number, high: Number, bins: int = 20) -> Html:
-    """How many values lie where between two ends; those beyond count at the ends."""
+    """Histogram between two ends; values beyond count in the outermost bins."""
     finite = np.array([v for v in values if math.isfinite(v)], np.float64)
     counts, edges = np.histogram(np.clip(finite, low, high), bins=bins, range=(low, high))
     width, height = 2 * WIDTH, HEIGHT

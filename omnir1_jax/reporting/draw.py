@@ -7,7 +7,7 @@ from jaxtyping import Bool, UInt8
 from omnir1_jax.tasks.description import Box
 
 Colour = tuple[int, int, int]
-# Told apart by every common kind of colour vision, on light and dark ground.
+# Distinguishable with every common kind of colour vision, on light and dark ground.
 PREDICTED: Colour = (255, 130, 0)
 TRUTH: Colour = (0, 200, 255)
 KEYFRAME: Colour = (235, 60, 160)

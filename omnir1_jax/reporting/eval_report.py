@@ -1,4 +1,4 @@
-"""`report.html` of an evaluation: what was scored, how the scores are spread, the clips at both ends and between."""
+"""`report.html` of an evaluation: the scores, their distribution, and the best, median and worst clips."""
 
 import math
 from collections import Counter
@@ -39,7 +39,7 @@ class Row(NamedTuple):
 
 
 def chosen(scores: Sequence[Number | None], count: int = 3) -> dict[str, list[int]]:
-    """Which samples are worth a picture: indices of the best, median and worst by J&F, none in two lists."""
+    """Samples to draw: indices of the best, median and worst by J&F, without repetition."""
     ranked = sorted((i for i, score in enumerate(scores) if score is not None), key=lambda i: (-scores[i], i))
     count = min(count, math.ceil(len(ranked) / 3))
     best, worst = ranked[:count], ranked[len(ranked) - count :] if len(ranked) > count else []
@@ -61,8 +61,8 @@ def write_eval_report(
     Args:
       target: file to write.
       rows: every sample; only those that `chosen` names need a picture.
-      results: the table at the top, one mapping a line (a method or a baseline), the same keys in each.
-      settings: shown as they are: checkpoint, benchmark, split, seconds.
+      results: the table at the top, one mapping per line (a method or a baseline), with equal keys.
+      settings: shown unchanged: checkpoint, benchmark, split, seconds.
     """
     if not rows:
         raise InputError(f"{target}: an evaluation without a sample has no report")

@@ -1,4 +1,4 @@
-"""What is logged of one completion: plain values of the host, whatever produced them."""
+"""The logged values of one completion: plain values on the host, whatever produced them."""
 
 import math
 from collections.abc import Mapping
@@ -13,9 +13,9 @@ class Example(NamedTuple):
     """One prompt and one completion.
 
     Attributes:
-      family: of the task: "vos", "refavs", "refcocog", "qa".
-      answer: what was read from the completion where that is no plan.
-      gold: the right answer where it is a text.
+      family: family of the task: "vos", "refavs", "refcocog", "qa".
+      answer: the parsed answer, if the completion is not a plan.
+      gold: the reference answer, if it is a text.
       reward: the total. rewards: every term by name, before its weight. advantage: None outside of training.
       failures: names of everything that went wrong, such as "plan/bad_json".
       clip: None where no picture is wanted.

@@ -89,7 +89,7 @@ class Html(str):
 
 
 def text(value: object) -> Html:
-    """A value as it is read on the page: numbers to four digits, strings escaped, what does not print as U+FFFD."""
+    """A value as shown on the page: numbers to four digits, strings escaped, unprintable characters as U+FFFD."""
     match value:
         case Html():
             return value
@@ -158,15 +158,15 @@ def _anchor(title: str) -> str:
 
 
 def clipped(value: str, limit: int) -> str:
-    """A long text with how much of it is left out."""
+    """A truncated text, with the number of characters left out."""
     return value if len(value) <= limit else f"{value[:limit]}\n… {len(value) - limit} more characters"
 
 
 def policy(script: str = "", live: bool = False) -> str:
-    """What a page may do: show pictures that it holds, follow its own style and script. Nothing leaves it.
+    """The content security policy: embedded pictures, own style and script; no requests elsewhere.
 
     Args:
-      live: the page may also ask the server that it is from.
+      live: whether the page may send requests to its own server.
     """
     same_origin = "'self'" if live else "'none'"
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -182,7 +182,7 @@ def page(title: str, *content: object, script: str = "", live: bool = False) -> 
 
     Args:
       script: written here, never data; it comes last.
-      live: as of `policy`.
+      live: see `policy`.
     """
     titles = re.findall(r'<h2 id="[^"]*">([^<]*)</h2>', join(content))
     links = [tag("a", Html(title), href=f"#{_anchor(html.unescape(title))}") for title in titles]

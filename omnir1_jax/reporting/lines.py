@@ -10,14 +10,14 @@ from typing import Any, BinaryIO
 from omnir1_jax.errors import InputError
 from omnir1_jax.files import json_file, regular_file
 
-# What `str.splitlines` takes for the end of a line and JSON does not escape.
+# Line ends of `str.splitlines` that JSON does not escape.
 _BREAKS = str.maketrans({code: f"\\u{code:04x}" for code in (0x85, 0x2028, 0x2029)})
-# Every line begins with its step, so that cutting need not parse a rollout of many kilobytes.
-_STEP = re.compile(rb'\{"step": ?(\d{1,18})[,}]')  # more digits are no step
+# Every line begins with its step, so that truncating need not parse a rollout of many kilobytes.
+_STEP = re.compile(rb'\{"step": ?(\d{1,18})[,}]')  # more digits are not a step
 
 
 def cut(path: pathlib.Path, last_step: int) -> None:
-    """Drops lines beyond `last_step`, and a last line that a kill cut short. A missing file stays missing.
+    """Drops lines beyond `last_step`, and an incomplete last line. A missing file stays missing.
 
     Raises:
       InputError: another line does not begin with a step.
@@ -45,7 +45,7 @@ def append(file: BinaryIO, row: Mapping[str, Any]) -> None:
 
 
 def write(file: BinaryIO, row: bytes) -> None:
-    """Hands one line to the system, all of it or nothing: a killed process loses none that was written.
+    """Writes one line in a single call, so that no written line is lost if the process is killed.
 
     Args:
       file: opened with "ab" and no buffer.
@@ -75,7 +75,7 @@ def read_metrics(data: bytes, name: str, first: int = 1) -> Iterator[dict[str, A
     """
     for row in read(data, name, first):
         for key, value in row.items():
-            number = type(value) is float or (type(value) is int and abs(value) < 10**300)  # a larger one is no float
+            number = type(value) is float or (type(value) is int and abs(value) < 10**300)  # larger: not a float
             is_valid = value is None or number or (isinstance(value, str) and "/" not in key)
             if key in ("step", "seconds"):
                 is_valid = type(value) in (int, float) and 0 <= value < 1e15

@@ -1,4 +1,4 @@
-"""A run's log in its work directory: numbers of every step, what was answered, pictures, a line on the terminal."""
+"""A run's log in its work directory: metrics of every step, rollouts, pictures, a line on the terminal."""
 
 import collections
 import math
@@ -34,13 +34,13 @@ METRICS, ROLLOUTS, PICTURES, TENSORBOARD = "metrics.jsonl", "rollouts.jsonl", "p
 ROLLOUT_PARTS = "rollouts_parts"  # on gs:// while a run is under way
 FLAG = "--workdir"
 UPLOAD_SECONDS, EVENT_SECONDS = 300, 10
-HEADLINE = ("reward/total", "learn/loss", "loss")  # the first two that a step has stand in its line
+HEADLINE = ("reward/total", "learn/loss", "loss")  # the first two that a step has are shown in its line
 
 
 class RunLog:
     """Writes `metrics.jsonl`, `rollouts.jsonl`, `pictures/<step>/*.png` and `tensorboard/` below a work directory.
 
-    Steps count from 1: a step's number is how many have been done with it. Only one process of a run has a log.
+    Steps count from 1: a step's number is the number of finished steps. Only one process of a run has a log.
     """
 
     def __init__(
@@ -61,10 +61,10 @@ class RunLog:
           workdir: also `gs://`; such a log is kept on this machine and copied by `flush`, every few minutes and at
             the end.
           owner: id of the work directory's mark, which its pictures carry.
-          tensorboard: write its events too.
-          trackers: of `trackers.TRACKERS`, which get the same numbers.
+          tensorboard: whether to write its events too.
+          trackers: names from `trackers.TRACKERS`, which get the same metrics.
           config: the run's settings, for the trackers.
-          quiet: nothing on the terminal.
+          quiet: whether to print nothing on the terminal.
         """
         self._remote = epath.Path(workdir) if "://" in str(workdir) else None
         self._scratch = tempfile.TemporaryDirectory(prefix="omnir1_jax_log_") if self._remote else None
@@ -81,7 +81,7 @@ class RunLog:
             if (self._remote / METRICS).exists():
                 (self.path / METRICS).write_bytes((self._remote / METRICS).read_bytes())
         for name in (METRICS, ROLLOUTS):
-            lines.cut(self.path / name, resume_step or -1)  # what was measured before the first step is anew too
+            lines.cut(self.path / name, resume_step or -1)  # the validation at 0 is done again too
         if self._parts:
             self._parts.open()
         self._owner = owner
@@ -96,7 +96,7 @@ class RunLog:
         name, tracker_id = str(config.get("name", "")), owner or str(workdir)
         self._trackers = [Tracker(tracker, name, tracker_id, config, self.say) for tracker in trackers]
         self._durations = collections.deque(maxlen=50)
-        self._rewards: dict[str, float] = {}  # the last one of each task
+        self._rewards: dict[str, float] = {}  # the last of each task
         self._validated = ""
         self._bar = tqdm(
             total=total_steps, initial=resume_step, unit="step", dynamic_ncols=True, disable=True if quiet else None
@@ -109,7 +109,7 @@ class RunLog:
         self.close()
 
     def start(self, validated: Mapping[str, float]) -> None:
-        """Numbers of the state before the first step, under step 0."""
+        """Logs the validation before the first step, as step 0."""
         lines.append(self._metrics, {"step": 0, **finite(validated)})
         self._track(0, validated)
         if self._events:
@@ -126,14 +126,14 @@ class RunLog:
         task: str = "",
         validated: Mapping[str, float] = MappingProxyType({}),
     ) -> None:
-        """Numbers of a finished step.
+        """Logs the metrics of a finished step.
 
         Args:
           step: larger than that of any earlier call and than `resume_step`.
           metrics: scalars by name, of numpy or jax too; what is not finite is null in the file.
-          seconds: that the step took.
-          task: of the step's batch; the metrics about completions carry it in their names.
-          validated: metrics of the validation after the step.
+          seconds: duration of the step.
+          task: task of the step's batch; the metrics about completions carry it in their names.
+          validated: the metrics of the validation after the step.
         """
         if step <= self._last:
             raise ValueError(f"step {step} is logged after step {self._last}; steps count from 1")
@@ -174,7 +174,7 @@ class RunLog:
         One piece of work waits at a time, so that what it holds in memory stays bounded.
 
         Raises:
-          What went wrong in the work before; that of the last one is raised by `flush`.
+          The error of the work before; `flush` raises that of the last one.
         """
         self._settle()
         self._pending = self._thread.submit(work)
@@ -216,13 +216,13 @@ class RunLog:
                     self._event(step, _image(f"clips/{number}", drawn.shape, encoded))
 
     def say(self, text: str) -> None:
-        """A line on the terminal that leaves the progress bar whole."""
+        """Prints a line on the terminal above the progress bar."""
         if not self._quiet:
             tqdm.write(text, file=sys.stdout)
             sys.stdout.flush()
 
     def flush(self) -> None:
-        """Returns when everything is where it has to be. Call it before a checkpoint is saved."""
+        """Returns when everything is written. Call it before a checkpoint is saved."""
         self._settle()
         self._flush()
 
@@ -317,12 +317,12 @@ def file_name(text: str) -> str:
 
 
 def picture_name(number: int, sample_id: str) -> str:
-    """The file of a step's picture: its place among those of the step, and the clip."""
+    """The file of a step's picture: its number among those of the step, and the clip."""
     return f"{number:02d}_{file_name(sample_id)}.png"
 
 
 def check_pictures(workdir: epath.PathLike, owner: str) -> None:
-    """InputError where something lies in `pictures/` under the name of a step that the run did not write."""
+    """InputError if `pictures/` has an entry with the name of a step that the run did not write."""
     folder = epath.Path(workdir) / PICTURES
     for entry in sorted(folder.iterdir()) if folder.is_dir() else ():
         if entry.name.isdecimal() and (not entry.is_dir() or folders.check(entry, PICTURES, FLAG, owner=owner) is None):

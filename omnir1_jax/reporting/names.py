@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 TASK = "task"
-OF_TASK = ("reward", "failure", "completion", "ground", "sft")  # groups of metrics that are about what a task asks for
+OF_TASK = ("reward", "failure", "completion", "ground", "sft")  # groups of metrics that depend on the task
 
 
 def with_task(task: str, metrics: Mapping[str, Any]) -> dict[str, Any]:
@@ -21,7 +21,7 @@ def _insert(name: str, task: str) -> str:
 
 
 def without_task(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row of `metrics.jsonl` under the names that a step has, without its task."""
+    """A row of `metrics.jsonl` under the names of a step's metrics, without the task."""
     task = row.get(TASK)
     begins = {f"{group}/{task}/": f"{group}/" for group in OF_TASK if task}
     return {_replaced(name, begins): value for name, value in row.items() if name != TASK}

@@ -1,9 +1,9 @@
-"""A file that grows, on a bucket, whose objects cannot be appended to: what is new goes there as a part of its own.
+"""A growing file on a bucket, whose objects cannot be appended to: new bytes are stored as further parts.
 
     rollouts.jsonl               as it was when the run was last started, or ended
     rollouts_parts/000000012345  what follows, named after the offset that it begins at
 
-A part that does not continue what stands before it is stale, and is left out.
+A part that does not continue the bytes before it is stale, and is left out.
 """
 
 import pathlib
@@ -12,14 +12,14 @@ from etils import epath
 
 
 class Copy:
-    """A local copy of a file on a bucket, or of a growing one with its parts, to which `update` adds what is new."""
+    """A local copy of a file on a bucket, or of a growing one with its parts, to which `update` appends."""
 
     def __init__(self, local: pathlib.Path, remote: epath.Path, folder: epath.Path | None = None):
         self._local, self._remote, self._folder = local, remote, folder
         self._whole, self._added = None, set()
 
     def update(self) -> None:
-        """Where the remote file was replaced, or a part has gone that was added, the copy is made anew."""
+        """Fetches new parts; if the remote file was replaced or an added part is gone, copies everything again."""
         if not self._remote.exists():
             return
         stat, parts = self._remote.stat(), _parts(self._folder)
@@ -35,7 +35,7 @@ class Copy:
 
 
 class Parts:
-    """Copies a local file that is appended to. `open` and `close` copy all of it once, `send` what is new."""
+    """Copies a local file that is appended to. `open` and `close` copy it entirely, `send` what was appended."""
 
     def __init__(self, local: pathlib.Path, remote: epath.Path, folder: epath.Path):
         self._local, self._remote, self._folder, self._sent = local, remote, folder, 0
@@ -45,11 +45,11 @@ class Parts:
         Copy(self._local, self._remote, self._folder).update()
 
     def open(self) -> None:
-        """The local file, which may have been truncated, takes the place of the remote one and its parts."""
+        """Replaces the remote file and its parts by the local file, which may have been truncated."""
         data = self._local.read_bytes() if self._local.exists() else b""
         if not self._remote.exists() or self._remote.read_bytes() != data:
             self._remote.parent.mkdir(parents=True, exist_ok=True)
-            self._remote.write_bytes(data)  # first, since a part that is left over is stale
+            self._remote.write_bytes(data)  # first, since a leftover part is stale
         for part in _parts(self._folder):
             part.unlink()
         self._sent = len(data)

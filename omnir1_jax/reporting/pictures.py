@@ -1,4 +1,4 @@
-"""One picture of one completion: what was asked, where System 2 looked and what it found, the clip with its masks."""
+"""One picture of one completion: the query, the keyframes with System 2's boxes, the clip with its masks."""
 
 import cv2
 import numpy as np
@@ -12,7 +12,7 @@ from omnir1_jax.tasks.description import Clip, Keyframe
 Image = UInt8[np.ndarray, "_ _ 3"]  # of any size
 
 WIDTH, MARGIN, GAP = 1280, 20, 12
-KEYFRAMES_A_ROW, KEYFRAME_SIZE = 4, (420, 320)  # most width and height of a tile
+KEYFRAMES_A_ROW, KEYFRAME_SIZE = 4, (420, 320)  # maximum width and height of a tile
 FRAME = 5  # around a keyframe: 4 pixels of colour, 1 of white
 STRIP_A_ROW, STRIP_FRAMES, STRIP_HEIGHT = 8, 32, 160
 WHITE, GREY = (255, 255, 255), (110, 110, 110)
@@ -41,7 +41,7 @@ def draw(example: Example) -> UInt8[np.ndarray, "h w 3"]:
 
 
 def png(image: UInt8[np.ndarray, "h w 3"]) -> bytes:
-    """Encoded."""
+    """The picture as PNG."""
     done, encoded = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
     if not done:
         raise RuntimeError("OpenCV could not encode a PNG")
@@ -139,7 +139,7 @@ def _rewards(example: Example) -> str:
 
 
 def _legend(clip: Clip, keyframes: list[Keyframe], inner: int) -> list[Image]:
-    """Only what the picture has; nothing for a picture without marks."""
+    """The marks that the picture has; empty without marks."""
     entries = []
     if clip.predicted is not None:
         entries.append(("predicted mask", marks.PREDICTED, True))
@@ -160,7 +160,7 @@ def _legend(clip: Clip, keyframes: list[Keyframe], inner: int) -> list[Image]:
 
 
 def _stack(rows: list[Image], width: int, gap: int) -> Image:
-    """Under each other, left-aligned on white."""
+    """Stacks rows, left-aligned on white."""
     out = []
     for row in rows:
         out += [np.pad(row, ((0, 0), (0, max(width - row.shape[1], 0)), (0, 0)), constant_values=255)[:, :width]]

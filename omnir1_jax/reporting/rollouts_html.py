@@ -1,4 +1,4 @@
-"""Rollouts to browse: which are asked for, and the completions of a prompt side by side."""
+"""Rollouts as HTML: the filter form, and the completions of a prompt side by side."""
 
 import dataclasses
 import json
@@ -65,7 +65,7 @@ Picture = Callable[[int, str, str], Html | None]
 
 @dataclasses.dataclass(frozen=True)
 class Query:
-    """What rollouts are asked for. An empty task or failure, and a None, ask for everything.
+    """A filter of rollouts. An empty task or failure, and None, select everything.
 
     Attributes:
       failure: a kind, ANY or NONE.
@@ -81,7 +81,7 @@ class Query:
 
     @classmethod
     def parse(cls, values: Mapping[str, str]) -> "Query":
-        """From an address; what is not a value of a field leaves the field as it is."""
+        """Parses the fields of a URL; an invalid value leaves the default."""
         fields: dict[str, Any] = {}
         for field in dataclasses.fields(cls):
             value = values.get(field.name, "")
@@ -96,7 +96,7 @@ class Query:
         return cls(**fields)
 
     def matches(self, group: Group) -> list[bool]:
-        """For each completion."""
+        """Whether each completion matches."""
         low, high = self.reward_from, self.reward_to
         if self.task not in ("", group.task) or not _within(group.step, self.step_from, self.step_to):
             return [False] * len(group.rewards)
@@ -107,7 +107,7 @@ class Query:
         ]
 
     def select(self, groups: Sequence[Group]) -> list[Group]:
-        """Those with a completion that is asked for, in order."""
+        """The groups with a matching completion, in order."""
         return sorted((group for group in groups if any(self.matches(group))), key=ORDERS[self.order])
 
     def link(self, **changes: object) -> str:
@@ -157,7 +157,7 @@ def _range(label: str, name: str, query: Query) -> Html:
 
 
 def group(run: RunFiles, chosen: Group, query: Query, picture: Picture) -> Html:
-    """A prompt with its completions side by side; those that are not asked for are pale."""
+    """A prompt with its completions side by side; those that do not match are pale."""
     rows, matching = run.rollouts(chosen), query.matches(chosen)
     names = {row.get("picture"): index for index, row in enumerate(rows)}
     pictures = []
@@ -197,7 +197,7 @@ def _terms(rows: Sequence[Mapping[str, Any]]) -> Html:
 
 
 def _card(number: int, row: Mapping[str, Any], matches: bool) -> Html:
-    """One completion: what it says, how it was read, what System 2 found."""
+    """One completion: its text, the parsed plan, System 2's boxes."""
     reward, failures = row.get("reward"), [str(kind) for kind in row.get("failures") or ()]
     head = [f"#{number}"] + ([f"reward {reward:.4g}"] if reward is not None else [])
     text = lambda value, limit: html.clipped(str(value), limit)
@@ -225,7 +225,7 @@ def _frames(frames: Any) -> str | None:
 
 
 def _fault(piece_text: Any, failure: Any) -> Html:
-    """A text with what is wrong with it."""
+    """A text with its failure."""
     parts = [html.clipped(str(piece_text or ""), 300), tag("span", html.clipped(str(failure or ""), 300), class_="bad")]
     return html.join(parts, " ")
 

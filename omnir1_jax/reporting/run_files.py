@@ -1,4 +1,4 @@
-"""The files of a run's work directory, read again and again while the run appends to them."""
+"""The files of a run's work directory, polled while the run appends to them."""
 
 import dataclasses
 import math
@@ -18,9 +18,9 @@ from omnir1_jax.reporting.parts import Copy
 from omnir1_jax.tasks.description import Number
 
 BLOCK = 1 << 20  # bytes of a file that are parsed at a time
-TAIL = 256  # bytes by which a file that was truncated and appended to again is told from one that grew
-QUERY_CHARACTERS = 200  # of a query that the index of rollouts keeps
-LOCAL_SECONDS, REMOTE_SECONDS = 1.0, 20.0  # from one look at the files to the next
+TAIL = 256  # bytes that are compared to detect that a file was truncated and appended to again
+QUERY_CHARACTERS = 200  # characters of a query in the index of rollouts
+LOCAL_SECONDS, REMOTE_SECONDS = 1.0, 20.0  # between two reads of the files
 
 
 class GrowingFile:
@@ -30,7 +30,7 @@ class GrowingFile:
         self._path, self._offset, self._lines, self._tail = path, 0, 0, None
 
     def blocks(self) -> Iterator[tuple[int, int, bytes]]:
-        """What is new: offset, number of lines before it, and whole lines. Offset 0: what was read before is void."""
+        """New blocks: offset, number of lines before it, and complete lines. Offset 0: what was read before is void."""
         if not self._path.exists():
             return
         with regular_file.require(self._path).open("rb") as file:
@@ -54,7 +54,7 @@ class GrowingFile:
 
 @dataclasses.dataclass
 class Group:
-    """The completions of one prompt in one step: lines of `rollouts.jsonl` behind each other.
+    """The completions of one prompt in one step: consecutive lines of `rollouts.jsonl`.
 
     Attributes:
       query: its beginning.
@@ -76,16 +76,16 @@ class Group:
         return [reward for reward in self.rewards if reward is not None]
 
     def spread(self) -> Number:
-        """From the least reward to the greatest."""
+        """The difference between the highest and the lowest reward."""
         return max(self.known(), default=0.0) - min(self.known(), default=0.0)
 
 
 class RunFiles:
-    """A run's settings, steps and rollouts, as they are at the last `refresh`.
+    """A run's settings, steps and rollouts as of the last `refresh`.
 
     Attributes:
       steps: the rows of `metrics.jsonl`. groups: an index of `rollouts.jsonl`. config, summary: empty if missing.
-      pictured: steps that have pictures. version: another one whenever a file has changed.
+      pictured: steps that have pictures. version: number that changes whenever a file has changed.
     """
 
     def __init__(self, workdir: epath.PathLike):
@@ -108,10 +108,10 @@ class RunFiles:
         self._files = GrowingFile(local / METRICS), GrowingFile(self._rollouts)
 
     def refresh(self) -> None:
-        """Reads what is new, unless it has just been done.
+        """Reads new lines, unless that was just done.
 
         Raises:
-          InputError: a file is not what the log writes.
+          InputError: a file was not written by the log.
         """
         if time.monotonic() - self._read_at < (REMOTE_SECONDS if self._copies else LOCAL_SECONDS):
             return
@@ -160,7 +160,7 @@ class RunFiles:
         last.failures.append(tuple(map(str, row.get("failures") or ())))
 
     def rollouts(self, group: Group) -> list[dict[str, Any]]:
-        """The lines of a group, whole.
+        """The complete lines of a group.
 
         Raises:
           InputError: the file was truncated since `refresh`.
@@ -196,10 +196,10 @@ _KINDS = {"plan": list, "keyframes": list, "failures": list, "rewards": dict}
 
 
 def _checked(row: dict[str, Any], name: str) -> dict[str, Any]:
-    """A rollout with what the page computes with: numbers that are numbers, and finite, lists that are lists.
+    """Checks the types of a rollout's fields that the page computes with.
 
     Raises:
-      InputError: it has not.
+      InputError: a field has another type, or is not finite.
     """
     step = row["step"]
     plan, keyframes, failures, rewards = (row.get(key) or kind() for key, kind in _KINDS.items())

@@ -1,4 +1,4 @@
-"""A run's page over HTTP while the run is going: the parts of its report, any of its rollouts, pictures."""
+"""A run's page over HTTP during the run: the parts of its report, all of its rollouts, pictures."""
 
 import contextlib
 import http.server
@@ -21,9 +21,9 @@ from omnir1_jax.reporting.rollouts_html import Query
 from omnir1_jax.reporting.run_files import RunFiles
 
 PROMPTS = 12  # on a page
-IDLE_SECONDS = 30  # that a connection may be silent
+IDLE_SECONDS = 30  # seconds before a silent connection is closed
 _PICTURE = re.compile(r"/pictures/(\d{1,15})/([A-Za-z0-9][A-Za-z0-9._-]{0,120}\.png)")
-# Takes over the parts that have changed, but neither rollouts that are open nor a filter that is being filled in.
+# Replaces the parts that have changed, but neither open rollouts nor a filter that is being filled in.
 FOLLOW = """
 document.addEventListener("change", event => event.target.form && event.target.form.requestSubmit());
 setInterval(async () => {
@@ -55,7 +55,7 @@ setInterval(async () => {
 
 
 class Answer(NamedTuple):
-    """What a request gets."""
+    """The response to a request."""
 
     status: int
     kind: str
@@ -63,21 +63,21 @@ class Answer(NamedTuple):
 
 
 def text(status: int, message: str) -> Answer:
-    """An answer in a line."""
+    """A response of one line."""
     return Answer(status, "text/plain; charset=utf-8", message.encode("utf-8", "replace"))
 
 
 class Page:
-    """Answers the requests about one run; threads may ask at once."""
+    """Answers the requests about one run; thread-safe."""
 
     def __init__(self, run: RunFiles):
         self._run, self._lock = run, threading.Lock()
 
     def answer(self, target: str) -> Answer:
-        """What is at a path with its query.
+        """The response for a path with its query.
 
         Raises:
-          InputError: a file of the run is not what the log writes.
+          InputError: a file of the run was not written by the log.
         """
         address = urlsplit(target)
         if match := _PICTURE.fullmatch(address.path):
@@ -149,11 +149,11 @@ def opened(
     """A server for `serve_forever`, closed at the end.
 
     Args:
-      port: 0 takes a free one.
-      refuse: why a request with these headers is not answered; empty if it is.
+      port: TCP port; 0 for a free one.
+      refuse: function from headers to the reason why a request is refused; empty if it is served.
 
     Raises:
-      InputError: the address is taken, or not this machine's.
+      InputError: the address is in use, or not this machine's.
     """
     page = Page(run)
 
@@ -186,7 +186,7 @@ def opened(
                 self.wfile.write(answer.body)
 
         def log_message(self, *_: object) -> None:
-            """The terminal is for the address."""
+            """Keeps the terminal free for the address."""
 
     class Server(socketserver.ThreadingTCPServer):
         address_family = socket.AF_INET6 if ":" in host else socket.AF_INET

@@ -1,4 +1,4 @@
-"""What the toy learnt: tables, curves of the runs, and the page that shows both with clips."""
+"""Report of the toy: tables, curves of the runs, and the page that shows both with clips."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -77,7 +77,7 @@ def markdown(tables: Sequence[Table]) -> str:
 
 
 def curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], target: epath.Path) -> None:
-    """One panel a metric with a line for each run, as PNG."""
+    """One panel per metric with a line for each run, as PNG."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

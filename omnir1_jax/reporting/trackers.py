@@ -1,6 +1,6 @@
 """Experiment trackers beside TensorBoard: W&B and trackio, fed from a thread, so that none delays or stops a run.
 
-How each is used (offline, where it lies, which account) is said by its own environment variables, as WANDB_MODE.
+How each is used (offline, directory, account) is set by its own environment variables, such as WANDB_MODE.
 """
 
 import importlib
@@ -14,8 +14,8 @@ from omnir1_jax.errors import InputError
 
 TRACKERS = ("wandb", "trackio")
 PROJECT = "omnir1_jax"
-MAX_WAITING = 10_000  # steps that a slow tracker may be behind
-END_SECONDS = 60.0  # that it has at the end
+MAX_WAITING = 10_000  # maximum steps that a slow tracker may be behind
+END_SECONDS = 60.0  # seconds that it has at the end
 
 
 def check(names: Sequence[str]) -> None:
@@ -26,15 +26,15 @@ def check(names: Sequence[str]) -> None:
 
 
 class Tracker:
-    """One tracker. What fails is counted and said once; `log` never waits."""
+    """One tracker. Failures are counted and reported once; `log` never waits."""
 
     def __init__(self, name: str, run: str, identity: str, config: Mapping[str, Any], say: Callable[[str], None]):
         """Starts the tracker's thread, which begins the run or resumes it.
 
         Args:
           run: its name.
-          identity: the same whenever the run is resumed.
-          say: prints one line.
+          identity: id of the run, the same after a resume.
+          say: function that prints one line.
         """
         self._name, self._say, self._failed = name, say, 0
         self._rows: queue.Queue[tuple[int, dict[str, float]] | None] = queue.Queue(MAX_WAITING)
@@ -47,7 +47,7 @@ class Tracker:
         self._thread.start()
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Hands over the numbers of a step."""
+        """Queues the metrics of a step."""
         try:
             self._rows.put_nowait((step, dict(values)))
         except queue.Full:
@@ -76,10 +76,10 @@ class Tracker:
         self._call(module.finish)
 
     def _call(self, function: Callable[[], Any]) -> Any:
-        """The result; None where it fails."""
+        """Calls a function; returns None if it fails."""
         try:
             return function()
-        # Whatever an optional service raises: the run does not depend on it.
+        # Any error of an optional service: the run does not depend on it.
         except (Exception, SystemExit) as error:
             self._fail(f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
             return None

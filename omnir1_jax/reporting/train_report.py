@@ -22,10 +22,10 @@ from omnir1_jax.reporting.rollouts_html import Query
 from omnir1_jax.reporting.run_files import Group, RunFiles
 
 REPORT = "report.html"
-IMAGE_BYTES = 3_300_000  # of all pictures together, in base64
+IMAGE_BYTES = 3_300_000  # of all pictures together, as base64
 ROLLOUT_BYTES = 1_200_000  # of the rollouts in a report
 CONFIG_CHARACTERS = 40_000
-PROMPTS, PICTURED_PROMPTS = 24, 6  # in a report, and how many of them for their pictures
+PROMPTS, PICTURED_PROMPTS = 24, 6  # prompts in a report, and how many of them have pictures
 # The order in which groups of curves are shown, these open; others follow by name.
 GROUPS = ("validate", "reward", "learn", "completion")
 RATE = "learn/learning_rate"
@@ -34,10 +34,10 @@ RATE = "learn/learning_rate"
 def write_report(workdir: epath.PathLike) -> epath.Path:
     """Writes `report.html` into a run's work directory and returns its path.
 
-    Reads `metrics.jsonl`, and where they are `config.json`, `summary.json`, `rollouts.jsonl` and `pictures/`.
+    Reads `metrics.jsonl`, and if they exist `config.json`, `summary.json`, `rollouts.jsonl` and `pictures/`.
 
     Raises:
-      InputError: no step has been logged, or a file is not what the log writes.
+      InputError: no step has been logged, or a file was not written by the log.
     """
     run = RunFiles(workdir)
     metrics = run.folder / METRICS
@@ -58,10 +58,10 @@ def title(run: RunFiles) -> str:
 
 
 def parts(run: RunFiles, rollouts: Sequence[Html]) -> list[Html]:
-    """Everything that the page shows of a run with at least one step, each part with an id.
+    """The parts of the page of a run with at least one step, each with an id.
 
     Args:
-      rollouts: what stands under their heading; none where there are none.
+      rollouts: content under their heading; empty if there are none.
     """
     count = sum("seconds" in row for row in run.steps)
     summary = f"Training report: {count} step{'s' * (count != 1)} logged."
@@ -81,7 +81,7 @@ def parts(run: RunFiles, rollouts: Sequence[Html]) -> list[Html]:
 
 
 def _rollouts(run: RunFiles) -> list[Html]:
-    """A choice of prompts over the whole run that keeps the report small."""
+    """A selection of prompts over the run that keeps the report small."""
     bytes_left = IMAGE_BYTES
 
     def picture(step: int, name: str, caption: str) -> Html | None:
@@ -112,7 +112,7 @@ def _rollouts(run: RunFiles) -> list[Html]:
 
 
 def choose(run: RunFiles) -> list[Group]:
-    """The prompts of a report, the most important first: the last with pictures, the last, some of the whole run."""
+    """The prompts of a report, the most important first: the last with pictures, the last, some over the entire run."""
     pictured = itertools.islice((group for group in reversed(run.groups) if run.pictures(group)), PICTURED_PROMPTS)
     even = np.linspace(len(run.groups) - 1, 0, PROMPTS).round().astype(int) if run.groups else ()
     chosen = [*pictured, *(run.groups[index] for index in even)]
@@ -137,7 +137,7 @@ def _headline(steps: Sequence[Mapping[str, Any]], config: Mapping[str, Any]) -> 
         rows += [("time left", clock(seconds_left))] if seconds_left > 0 else []
         rows.append(("time in steps", clock(sum(seconds))))
         rows.append(("seconds a step, median", f"{statistics.median(seconds):.3g}"))
-    several = len({*tasks} - {None}) > 1  # whose rewards and failures are of different scales
+    several = len({*tasks} - {None}) > 1  # their rewards and failures have different scales
     failed = lambda row: [row[name] or 0 for name in row if name.startswith("failure/")]
     steps = [row | {"failures": sum(failed(row))} if failed(row) else row for row in steps]
     labels = {"reward/total": "reward", "learn/loss": "loss", "loss": "loss", "failures": "failures a step"}
@@ -158,7 +158,7 @@ def _headline(steps: Sequence[Mapping[str, Any]], config: Mapping[str, Any]) -> 
 
 
 def _learning_rate(config: Mapping[str, Any]) -> str:
-    """The peak with its schedule, in words."""
+    """The peak learning rate and its schedule as text."""
     optimizer = config.get("optimizer")
     if not isinstance(optimizer, Mapping) or not isinstance(optimizer.get("learning_rate"), (int, float)):
         return ""
@@ -171,7 +171,7 @@ def _learning_rate(config: Mapping[str, Any]) -> str:
 
 
 def _summary(summary: Mapping[str, Any]) -> list[Html]:
-    """Parts with the same names, as before and after, stand side by side; a long list opens on a click."""
+    """The summary; parts with the same names (before and after) side by side; a long list opens on a click."""
     numbers = lambda value: (
         isinstance(value, Mapping) and not any(isinstance(v, (Mapping, list)) for v in value.values())
     )
@@ -203,7 +203,7 @@ def _leaf(value: Any) -> Any:
 
 
 def _curves(steps: Sequence[Mapping[str, Any]]) -> list[Html]:
-    """One small chart a metric, those of the same prefix together."""
+    """One small chart per metric, grouped by prefix."""
     series: dict[str, tuple[list[float], list[float | None]]] = defaultdict(lambda: ([], []))
     for row in steps:
         for key, value in row.items():
@@ -216,17 +216,17 @@ def _curves(steps: Sequence[Mapping[str, Any]]) -> list[Html]:
     order = [name for name in GROUPS if name in groups] + sorted(groups.keys() - set(GROUPS))
     out = [html.heading("Curves"), tag("p", "Over steps. Pale: each step; strong: the moving mean.", class_="soft")]
     for group in order:
-        names = sorted(groups[group], key=lambda key: not key.endswith("/total"))  # what matters most comes first
+        names = sorted(groups[group], key=lambda key: not key.endswith("/total"))  # totals first
         drawn = [charts.curve(key, *series[key]) for key in names]
         out.append(html.details(tag("b", group), tag("div", *drawn, class_="grid"), is_open=group in GROUPS))
     return out
 
 
 def shrink(data: bytes, name: str) -> bytes:
-    """A PNG as JPEG, in which frames of a film take a fifth of the room; small ones stay as they are.
+    """A PNG as JPEG, a fifth of the size for video frames; small images are kept unchanged.
 
     Raises:
-      InputError: the data is no picture.
+      InputError: the data is not a picture.
     """
     if len(data) < 60_000:
         return data

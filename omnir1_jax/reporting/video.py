@@ -17,10 +17,10 @@ from omnir1_jax.reporting import draw
 from omnir1_jax.reporting.pictures import marked
 from omnir1_jax.tasks.description import Number
 
-ENCODERS = ("libx264", "libopenh264", "h264_videotoolbox")  # in software, or without asking for a device
+ENCODERS = ("libx264", "libopenh264", "h264_videotoolbox")  # in software, without a device
 CRF = 20
 LEAST_SIDE = 480
-TICK = Fraction(1, 90000)  # seconds: unit of times that are not evenly spaced
+TICK = Fraction(1, 90000)  # seconds: time unit of frames that are not evenly spaced
 AUDIO_RATES = (96000, 88200, 64000, 48000, 44100, 32000, 24000, 22050, 16000, 12000, 11025, 8000, 7350)  # of AAC
 
 
@@ -28,7 +28,7 @@ def h264_encoder(names: tuple[str, ...]) -> str:
     """The first H.264 encoder that this build of FFmpeg has.
 
     Raises:
-      InputError: it has none.
+      InputError: there is none.
     """
     for name in names:
         try:
@@ -68,7 +68,7 @@ def write(
     Args:
       fps: frames per second; the mean, where `times` are given.
       times: seconds at which each frame appears, ascending from 0 on, where they are not evenly spaced.
-      audio: in [-1, 1], one or two channels; what is beyond that is clipped. None for a silent video.
+      audio: samples in [-1, 1], one or two channels, clipped to that range. None for a silent video.
 
     Raises:
       InputError: no frame, frames of different sizes, a rate that is not positive, or no encoder.
@@ -78,7 +78,7 @@ def write(
         raise InputError(f"{target}: {fps} frames a second is no rate")
     encoder = h264_encoder(ENCODERS)
     with tempfile.TemporaryDirectory(prefix="omnir1_jax_video_") as folder:
-        # On this machine first: the index is moved to the front when all is written, which needs a real file.
+        # Written locally first: the index is moved to the front at the end, which needs a real file.
         path = pathlib.Path(folder, "video.mp4")
         with av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"}) as container:
             _encode(container, str(target), encoder, iter(frames), rate, audio, sample_rate, times)
@@ -115,14 +115,14 @@ def _encode(container, name: str, encoder: str, frames, rate: Fraction, audio, s
         picture.time_base = unit
         container.mux(video.encode(picture))
         if sound:
-            sound.until(picture.pts * unit)  # side by side, so that a player need not jump and the muxer not wait
+            sound.until(picture.pts * unit)  # interleaved, so that a player need not jump and the muxer need not wait
     container.mux(video.encode(None))
     if sound:
         sound.finish()
 
 
 class _Sound:
-    """The sound of a video on its way into the container."""
+    """Encodes the sound of a video into the container."""
 
     SIZE = 1024  # samples of an AAC frame
 
@@ -137,7 +137,7 @@ class _Sound:
         self._stream = container.add_stream("aac", rate=rate, layout="stereo" if channels == 2 else "mono")
 
     def until(self, seconds: Fraction | float) -> None:
-        """Encodes what is heard before a time."""
+        """Encodes the samples before a time."""
         while self._at < min(self._samples.shape[1], seconds * self._rate):
             part = np.ascontiguousarray(self._samples[:, self._at : self._at + self.SIZE])
             frame = av.AudioFrame.from_ndarray(part, format="fltp", layout=self._stream.layout.name)
