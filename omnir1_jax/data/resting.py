@@ -44,7 +44,9 @@ class Resting:
             self._changed.notify_all()
 
     def decide(self, family: str, epoch: int, number: int) -> bool:
-        """Decides which items rest in an epoch whose first batch is `number`; returns whether any do (False if already decided).
+        """Decides which items rest in an epoch whose first batch is `number`.
+
+        Returns whether any do; False if it was decided before.
 
         Waits for the reports it needs; RuntimeError if `close` is called meanwhile.
         """
