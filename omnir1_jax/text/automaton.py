@@ -125,7 +125,7 @@ def parse(
 ) -> Parse:
     """Run the automaton over `run` bytes from `begin` of each lane's row, all lanes at once.
 
-    Takes as many sequential steps as the longest group has bytes. `run` 0 marks a lane without a group (not good).
+    Takes as many sequential steps as the longest group has bytes. `run` 0: a lane without a group (not good).
     """
     m, lanes = text.shape[1], row.shape[0]
     table = jnp.asarray(transitions().reshape(-1))

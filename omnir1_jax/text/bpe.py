@@ -1,4 +1,4 @@
-"""Byte-level BPE in the graph, token for token what a Qwen2 tokenizer makes of the same string."""
+"""Byte-level BPE in the graph, token for token equal to a Qwen2 tokenizer."""
 
 from typing import Any, NamedTuple
 
@@ -26,11 +26,11 @@ class AddedTokens(NamedTuple):
 
 
 class Bpe(NamedTuple):
-    """Everything that the graph needs of a tokenizer to encode."""
+    """The arrays of a tokenizer that encoding in the graph needs."""
 
     byte_id: Int[Array, "256"]
     merges: hashing.PairTable  # in rank order
-    merged: Int[Array, "m"]  # what each merge makes
+    merged: Int[Array, "m"]  # the token that each merge makes
     added: AddedTokens
     characters: Characters
 

@@ -18,7 +18,7 @@ from omnir1_jax.text.hashing import PairTable, find, pair_table
 STORED = pathlib.Path(__file__).parent / "characters.npz"
 SPECIAL = 0x110000  # units from here on are added tokens, not characters
 OTHER, LETTER, NUMBER, SPACE, ADDED = range(5)
-# A property word: class, may it change in NFC, order among marks, row of its decomposition.
+# A property word: class, whether NFC may change it, order among marks, row of its decomposition.
 _CLASS, _CHANGES, _ORDER_AT, _ROW_AT = 3, 4, 3, 11
 _HANGUL, _L, _V, _T = 0xAC00, 0x1100, 0x1161, 0x11A7
 _SYLLABLES, _VOWELS, _TAILS = 11172, 21, 28
@@ -64,7 +64,7 @@ def work_out() -> dict[str, np.ndarray]:
     code_points = np.array(points)
     word[0x0A] = SPACE
     for kind, pattern in ((LETTER, r"\p{L}"), (NUMBER, r"\p{N}"), (SPACE, r"\s")):
-        # A private character stands in: only those of the class change.
+        # Replaces the class by a private character: only its members change.
         replaced = normalizers.Replace(Regex(pattern), "\ue000").normalize_str(all_text)
         in_class = np.array([a != b for a, b in zip(replaced, all_text, strict=True)])
         word[code_points[in_class]] = kind

@@ -23,7 +23,7 @@ class Added(NamedTuple):
 
 
 class Family(NamedTuple):
-    """A Qwen2 tokenizer taken apart."""
+    """The parts of a Qwen2 tokenizer."""
 
     name: str
     vocab: dict[str, int]  # byte-level spelling -> id, without the added tokens
@@ -33,14 +33,14 @@ class Family(NamedTuple):
 
 @functools.cache
 def byte_alphabet() -> dict[str, int]:
-    """Character -> byte of the byte-level spelling: printable Latin-1 stands for itself, the rest from U+0100 on."""
+    """Character -> byte of the byte-level spelling: printable Latin-1 maps to itself, the rest from U+0100 on."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     unprintable = [b for b in range(256) if b not in set(printable)]
     return {chr(b): b for b in printable} | {chr(0x100 + i): b for i, b in enumerate(unprintable)}
 
 
 def spelled_bytes(token: str) -> bytes:
-    """The bytes a byte-level decoder makes of a token: its UTF-8 where a character is outside the alphabet."""
+    """The bytes that a byte-level decoder gives a token: its UTF-8 if a character is outside the alphabet."""
     alphabet = byte_alphabet()
     if all(c in alphabet for c in token):
         return bytes(alphabet[c] for c in token)

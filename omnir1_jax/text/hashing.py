@@ -49,7 +49,7 @@ def pair_table(left: np.ndarray, right: np.ndarray) -> PairTable:
                 parts = slots, left, right, np.int32(seed)
                 return PairTable(*map(jnp.asarray, parts))
             slots[chosen_slot[loose]] = index[loose]
-            # Whoever was overwritten, or lost the race for the slot, moves to its other slot.
+            # Pairs that were overwritten, or lost a tie for the slot, move to their other slot.
             choice[slots[chosen_slot] != index] ^= 1
     raise AssertionError("no cuckoo placement; are there equal pairs?")
 

@@ -65,7 +65,7 @@ def nfc(
     """NFC of each row of code points; added tokens are barriers. Row length may grow, to 3/2 of m at most.
 
     m must be the size in bytes that the code points came from: no character decomposes to more than 3 code points for
-    2 of its bytes. Batches that hold nothing NFC could change skip the work.
+    2 of its bytes. Batches without a character that NFC could change skip the work.
     """
     m = unit.shape[1]
     capacity = m + (m + 1) // 2

@@ -17,10 +17,10 @@ SLOT = "{description}"
 class Template(NamedTuple):
     """A prompt with one slot. The text between the slot and the nearest added tokens is encoded with it.
 
-    Pieces of the pre-tokeniser and merges may reach over the slot's edges, but never over an added token.
+    Pieces of the pre-tokeniser and merges may cross the slot's edges, but never an added token.
     """
 
-    prefix: Int[Array, "p"]  # tokens up to and with the last added token before the slot
+    prefix: Int[Array, "p"]  # tokens up to the last added token before the slot, inclusive
     before: UInt8[Array, "b"]
     after: UInt8[Array, "a"]
     suffix: Int[Array, "s"]  # tokens from the next added token on
@@ -53,7 +53,7 @@ def fill(tables: Bpe, form: Template, description: Buffer, max_tokens: int) -> T
         description.truncated.reshape(-1),
     )
     text = join(form.before, lower_strip(flat), form.after)
-    # NFC may lengthen a text; half as much again is more than living scripts need.
+    # NFC may lengthen a text; 1.5 times is more than living scripts need.
     spare = text.bytes.shape[1] // 2
     middle = encode(tables, jnp.pad(text.bytes, ((0, 0), (0, spare))), text.length, max_tokens)
     p, s = form.prefix.shape[0], form.suffix.shape[0]

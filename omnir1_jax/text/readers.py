@@ -100,7 +100,7 @@ def _first_of(cases: list[tuple[Array, Failure]]) -> Int[Array, "*s"]:
 
 
 def read_plan(text: Text, frames: Int[Array, "n"], limits: Limits = rules.DEFAULT) -> Plan:
-    """VOS plans of completions about clips of `frames` frames at 2 a second (rewards: steps 1 to 6)."""
+    """VOS plans of completions about clips of `frames` frames at 2 per second (rewards: steps 1 to 6)."""
     answer = scan.answer(text)
     n, k = text.length.shape[0], rules.plan_slots(text.bytes.shape[1], limits)
     shortest = 0 if limits.groups else rules.MIN_PIECE_BYTES

@@ -31,13 +31,13 @@ PLAN_KEYS = ("start_time", "end_time", "description")
 BOX_KEYS = ("bbox_2d",)
 BOX_AND_POINTS_KEYS = ("bbox_2d", "points_1", "points_2")
 
-# A group with fewer bytes cannot be a complete piece of a plan, whatever it holds.
+# A group with fewer bytes cannot be a complete piece of a plan.
 MIN_PIECE_BYTES = len('{"start_time":"0:0.0","end_time":"0:0.0","description":""}')
-SHORT_SLOTS = 8  # shorter groups of a plan whose failure is told apart
+SHORT_SLOTS = 8  # shorter groups of a plan whose failures are distinguished
 
 
 class Failure(enum.IntEnum):
-    """Why a group gave nothing; the first that applies, in the order of reading."""
+    """Why a group gave no result; the first that applies, in the order of reading."""
 
     OK = 0
     ABSENT = 1  # fewer groups than slots
@@ -67,6 +67,6 @@ DEFAULT = Limits()
 
 
 def plan_slots(text_bytes: int, limits: Limits) -> int:
-    """Slots for the groups of a plan in a text of at most so many bytes."""
+    """Slots for the groups of a plan in a text of at most `text_bytes` bytes."""
     answer_bytes = text_bytes - len("<answer></answer>")
     return limits.groups or SHORT_SLOTS + max(answer_bytes // MIN_PIECE_BYTES, 0)

@@ -22,7 +22,7 @@ class Span(NamedTuple):
 
 
 class Groups(NamedTuple):
-    """The `{...}` groups of each row: byte positions of the braces, and how many there are in all."""
+    """The `{...}` groups of each row: byte positions of the braces, and their total number."""
 
     count: Int[Array, "n"]
     short: Int[Array, "n"]  # groups shorter than the minimum that are not located
@@ -85,8 +85,8 @@ def answer(text: Text) -> Span:
 def formatted(text: Text) -> Bool[Array, "n"]:
     r"""Whether the whole text matches `<think>.*?</think>\s*<answer>.*?</answer>`, dot matching newlines.
 
-    Both lazy parts may stretch over further tags, so it does if it begins and ends so and any `</think>`, white
-    space, `<answer>` is in between.
+    Both lazy parts may span further tags, so it matches if its ends match and `</think>`, white space, `<answer>` is
+    anywhere in between.
     """
     position = positions(text.bytes)
     tail = text.length - len(CLOSE_ANSWER)
@@ -106,14 +106,14 @@ def groups(
 ) -> Groups:
     r"""Every `{` to the next `}` within the span, scanning on after each `}`: `\{.*?\}`, dot matching newlines.
 
-    With `skip_empty`, `{}` is none: `\{[^}]+\}`. All are counted. The first `max_groups` are located, of
+    With `skip_empty`, `{}` is not a group: `\{[^}]+\}`. All are counted. The first `max_groups` are located, of
     those with fewer than `min_bytes` bytes at most `max_short`.
     """
     position = positions(text.bytes)
     inside = (position >= within.begin[:, None]) & (position < within.end[:, None]) & within.present[:, None]
     left, right = (text.bytes == ord("{")) & inside, (text.bytes == ord("}")) & inside
     if skip_empty:
-        # A "{" met outside a group and closed at once opens none; inside one it is a byte like any other.
+        # Outside a group, a "{" closed at once does not open one; inside, it is a byte like any other.
         hollow = left & shift(right, 1)
     else:
         hollow = jnp.zeros_like(left)

@@ -41,8 +41,8 @@ def utf8_byte(point: Int[Array, "*s"], nth: Int[Array, "*s"]) -> Int[Array, "*s"
 def unescape(text: UInt8[Array, "n m"], intro: Bool[Array, "n m"]) -> Unescaped:
     """Decode every escape that `intro` (automaton.escapes) marks, surrogate pairs joined, lone ones to U+FFFD.
 
-    Right within the strings of good JSON; elsewhere the bytes mean nothing but still fit. Outside of escapes
-    bytes stay as they are.
+    Correct within the strings of valid JSON; elsewhere the bytes are meaningless but still fit. Bytes outside of
+    escapes are unchanged.
     """
     byte = text.astype(jnp.int32)
     kind = shift(byte, 1)

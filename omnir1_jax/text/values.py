@@ -1,4 +1,4 @@
-"""Times and lists of numbers, read by small automata that run over all lanes at once.
+"""Times and lists of numbers, parsed by small automata that run over all lanes at once.
 
 Every reader starts where `automaton.parse` found a value, in a group that is good JSON, so it only distinguishes
 values and never guards against broken ones.
@@ -26,7 +26,7 @@ class Times(NamedTuple):
 
 
 class Numbers(NamedTuple):
-    """A list of so many numbers, the same number in every lane."""
+    """Lists of k numbers, k the same in every lane."""
 
     good: Bool[Array, "l"]  # a list of exactly that many numbers
     in_range: Bool[Array, "l"]  # good, and no magnitude above MAX_COORDINATE
@@ -90,7 +90,7 @@ def _items(
         fresh = live & number & ~inside
         begins = jnp.where(fresh[:, None] & (slot == count[:, None]), (begin + t)[:, None], begins)
         count = count + fresh
-        # A letter of "true" would pass for an exponent's, but its first letter does not.
+        # A later letter of "true" would count as an exponent's, but its first letter does not.
         bad |= live & (~(number | among(byte, b" \t\n\r,]")) | (count > k))
         live &= ~(bad | (byte == ord("]")))
         return t + 1, count, number, bad, live, begins
@@ -108,7 +108,7 @@ def _items(
 
 
 class _Shape(NamedTuple):
-    """Of a number's text: sign, digits before the point, exponent."""
+    """Parts of a number's text: sign, digits before the point, exponent."""
 
     negative: Bool[Array, "l"]
     before_point: Int[Array, "l"]

@@ -67,7 +67,7 @@ def spread(count: Int[Array, "n s"], m: int) -> tuple[Int[Array, "n m"], Int[Arr
 
 
 def _repair(raw: Int[Array, "n m"]) -> tuple[Int[Array, "n m"], Bool[Array, "n m"]]:
-    """How many bytes each byte of not quite UTF-8 becomes, and where a replacement character begins.
+    """How many bytes each byte of possibly invalid UTF-8 becomes, and where a replacement character begins.
 
     The maximal-subpart practice of the Unicode standard (3.9), which Rust's from_utf8_lossy and Python's
     errors="replace" share: a truncated sequence becomes one U+FFFD, any other stray byte one each.
@@ -84,7 +84,7 @@ def _repair(raw: Int[Array, "n m"]) -> tuple[Int[Array, "n m"], Bool[Array, "n m
     third = second & (lead3 | lead4) & tail(next_2)
     fourth = third & lead4 & tail(next_3)
     complete = (raw < 0x80) | (lead2 & second) | (lead3 & third) | fourth
-    extent = 1 + second + third + fourth  # bytes of the longest good beginning
+    extent = 1 + second + third + fourth  # bytes of the longest valid prefix
     extent = jnp.where(tail(raw), 0, extent)
     covered = (shift(extent, -1) > 1) | (shift(extent, -2) > 2) | (shift(extent, -3) > 3)
     complete_from = lambda by: shift(complete, -by) & (shift(extent, -by) > by)
