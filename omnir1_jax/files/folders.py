@@ -34,7 +34,7 @@ MARK, VERSION = ".omnir1.json", 1
 PART, OLD = ".omnir1.part", ".omnir1.old"
 _OURS = re.compile(rf"{re.escape(MARK)}|{re.escape(locks.LOCK)}|\.{re.escape(MARK)}\.[0-9]+\.[0-9a-f]+\.part")
 
-# Names, among those in a folder, that an older version without marks wrote there; None: it is not such a folder.
+# The names in a folder that an older version without marks wrote there; None: it is not such a folder.
 Adopt = Callable[[epath.Path], Sequence[str] | None]
 
 
@@ -107,7 +107,7 @@ def claim(
     owner: str = "",
     adopt: Adopt | None = None,
 ) -> Mark:
-    """Creates and marks the folder unless it has a mark; arguments and errors as of `check`."""
+    """Creates and marks the folder unless it has a mark; arguments and errors as in `check`."""
     path = epath.Path(path)
     if mark := check(path, kind, flag, names=names, owner=owner, adopt=adopt):
         return mark
@@ -150,7 +150,7 @@ def begin(folder: epath.PathLike, name: str, flag: str) -> epath.Path:
     """Lists `name` as written by the command and returns its path. Call it before the first write.
 
     Raises:
-      InputError: something of that name is there which is not listed, or is a link.
+      InputError: an entry of that name exists that is not listed, or is a link.
     """
     folder = epath.Path(folder)
     mark = _marked(folder, flag)
@@ -185,7 +185,7 @@ def replace(target: epath.PathLike, kind: str, flag: str, *, owner: str = "") ->
       owner: id of the folder that contains `target` and owns it.
 
     Raises:
-      InputError: `target` is something else, or holds what is not listed; another process is writing it.
+      InputError: `target` is not such a folder, or has unlisted entries; another process is writing it.
     """
     target = epath.Path(target)
     check_replaceable(target, kind, flag, owner=owner)

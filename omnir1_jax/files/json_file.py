@@ -1,4 +1,4 @@
-"""JSON files of the user: each possible fault is an error of one line."""
+"""JSON files of the user; every fault is an error of one line."""
 
 import json
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from etils import epath
 from omnir1_jax.errors import InputError
 from omnir1_jax.files import regular_file
 
-MAX_DEPTH = 64  # of nesting, because later code (copies, configs, messages) walks values by recursion
+MAX_DEPTH = 64  # maximum nesting, because later code (copies, configs, messages) recurses
 
 
 def parse(data: bytes | str, location: str) -> Any:
@@ -66,7 +66,7 @@ def read(path: epath.PathLike, label: str = "") -> Any:
 
 
 def parse_object(data: bytes | str, location: str) -> dict[str, Any]:
-    """`parse` of what must be an object.
+    """`parse` that requires an object.
 
     Raises:
       InputError: it is not an object.
@@ -78,7 +78,7 @@ def parse_object(data: bytes | str, location: str) -> dict[str, Any]:
 
 
 def read_object(path: epath.PathLike, label: str = "") -> dict[str, Any]:
-    """`read` of what must be an object.
+    """`read` that requires an object.
 
     Raises:
       InputError: it is not an object.

@@ -1,4 +1,4 @@
-"""Arrays that orbax writes: one by one, to a path that allows it, and checked by reading them back."""
+"""Writes arrays with orbax: one by one, to a checked path, verified by reading the index back."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -32,10 +32,10 @@ def check_path(path: epath.PathLike, flag: str) -> None:
 
 
 class _OneByOne(ocp.type_handlers.NumpyHandler):
-    """Writes arrays that exist only while they are written."""
+    """Orbax handler for arrays that exist only while they are written."""
 
     def typestr(self) -> str:
-        return "jax.Array"  # what they are restored as
+        return "jax.Array"  # the type they are restored as
 
     async def serialize(self, values: Any, infos: Any, args: Any = None) -> list[Any]:
         for value, info, arg in zip(values, infos, args, strict=True):
@@ -45,11 +45,11 @@ class _OneByOne(ocp.type_handlers.NumpyHandler):
 
 
 def save(path: epath.PathLike, arrays: Mapping[tuple[str, ...], Any], pieces: Mapping[tuple[str, ...], Any]) -> None:
-    """Writes a tree of arrays, each asked for when the one before is on disk; not compressed, for speed.
+    """Writes a tree of arrays, each made when the one before is on disk; not compressed, for speed.
 
     Args:
-      arrays: by path; what has `shape`, `dtype` and becomes an array by `np.asarray`.
-      pieces: in which each of them lies there.
+      arrays: arrays by path, or objects with `shape` and `dtype` that `np.asarray` turns into arrays.
+      pieces: save arguments (chunks) by path.
     """
     handlers = [(kind, _OneByOne(deepcopy_host_arrays=False)) for kind in {type(array) for array in arrays.values()}]
     registry = ocp.type_handlers.create_type_handler_registry(*handlers)
@@ -61,7 +61,7 @@ def save(path: epath.PathLike, arrays: Mapping[tuple[str, ...], Any], pieces: Ma
 
 
 def open_array(item: epath.PathLike, path: Iterable[str]) -> tensorstore.TensorStore:
-    """An array of a tree, to be read as a whole or in parts."""
+    """An array of a tree, to be read entirely or in parts."""
     kvstore = _kvstore(item) | {"path": f"{'.'.join(path)}/"}
     return tensorstore.open({"driver": "zarr", "kvstore": kvstore}, open=True).result()
 
@@ -84,7 +84,7 @@ def check_written(item: epath.PathLike, names: Iterable[str]) -> None:
     try:
         index = tensorstore.KvStore.open(_kvstore(item)).result()
         keys = {key.decode() for key in index.list().result()}
-    except ValueError as error:  # tensorstore's, for every failure
+    except ValueError as error:  # tensorstore raises it for every failure
         raise OSError(f"{item}: cannot be read back after it was written ({error})") from error
     if unreadable := sorted(name for name in names if f"{name}/.zarray" not in keys):
         raise OSError(

@@ -64,7 +64,7 @@ def require(path: epath.PathLike, label: str = "") -> epath.Path:
 
 
 def read_bytes(path: epath.PathLike, label: str = "") -> bytes:
-    """All bytes of a regular file; arguments and errors as of `require`."""
+    """All bytes of a regular file; arguments and errors as in `require`."""
     file = require(path, label)
     try:
         return file.read_bytes()

@@ -1,4 +1,4 @@
-"""Models and datasets that the paper and this package name: where they are, under which licence, how they get here."""
+"""Models and datasets of the paper and this package: location, licence, how to get them."""
 
 from typing import NamedTuple
 
@@ -9,9 +9,9 @@ class Source(NamedTuple):
     """One model or dataset.
 
     Attributes:
-      repo: on the hub; "" where it is elsewhere, and `by_hand` says how to get it.
-      files: patterns of the names that are wanted; None for all.
-      licence: as its own page has it; "see its page" where none was found.
+      repo: repository on the hub; "" if it is elsewhere, and `by_hand` says how to get it.
+      files: patterns of the required files; None for all.
+      licence: licence on its own page; "see its page" where none was found.
     """
 
     repo: str
