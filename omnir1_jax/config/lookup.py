@@ -1,4 +1,4 @@
-"""Objects of the user's own: `module:object` or `file.py:object`, wherever a registered name is accepted."""
+"""User-defined objects: `module:object` or `file.py:object`, wherever a registered name is accepted."""
 
 import hashlib
 import importlib
@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from types import ModuleType
 from typing import Any, TypeVar
 
-import cloudpickle  # of grain, which carries readers and transforms into its workers with it
+import cloudpickle  # grain's, which sends readers and transforms to its workers
 
 from omnir1_jax.errors import InputError
 
@@ -38,10 +38,10 @@ def registered(name: str, registry: Mapping[str, T], setting: str) -> T:
 
 
 def function(name: str, registry: Mapping[str, T], setting: str) -> T:
-    """As `registered`, of functions.
+    """As `registered`, for functions.
 
     Raises:
-      InputError: there is no such thing, or it cannot be called; names the setting.
+      InputError: there is no such entry or object, or it cannot be called; names the setting.
     """
     value = registered(name, registry, setting)
     if not callable(value):

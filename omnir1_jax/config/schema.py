@@ -1,4 +1,4 @@
-"""What a section of settings is made of: fields with a default, a sentence that explains them, and a rule."""
+"""Sections of settings: fields with a default, a sentence that explains them, and a rule."""
 
 import dataclasses
 import functools
@@ -10,19 +10,19 @@ from typing import Any, Literal, NamedTuple, Protocol, TypeVar, runtime_checkabl
 from omnir1_jax.config import lookup
 from omnir1_jax.errors import InputError
 
-MAX = 2**31 - 1  # what an int32 of a device holds
+MAX = 2**31 - 1  # the range of an int32 on a device
 
 
 @runtime_checkable
 class Rule(Protocol):
-    """What a value may be."""
+    """The allowed values of a setting."""
 
     def fault(self, value: Any) -> str | None:
-        """What is wrong with a value, as the end of a sentence that begins with it."""
+        """Why a value is invalid, as the end of a sentence that begins with it; None if it is valid."""
 
 
 class Whole(NamedTuple):
-    """A whole number; `also`: one that means something else, as -1."""
+    """A whole number; `also`: a further value with a special meaning, such as -1."""
 
     low: int = 0
     high: int = MAX
@@ -42,7 +42,7 @@ class Whole(NamedTuple):
 
 
 class Number(NamedTuple):
-    """A finite number; `above`, `below`: without the limit itself."""
+    """A finite number; `above`, `below`: the limit itself is excluded."""
 
     low: float = 0.0
     high: float = math.inf
@@ -86,7 +86,7 @@ class Text(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """One of some names; `own`: or an object of the user's own, as module:object or file.py:object."""
+    """One of some names; `own`: or a user-defined object, as module:object or file.py:object."""
 
     names: Collection[str]
     empty: bool = False
@@ -121,7 +121,7 @@ class Each(NamedTuple):
 
 
 class Weights(NamedTuple):
-    """Objects of the user's own, each with a number: pairs, since names of files hold dots, which keys may not."""
+    """User-defined objects, each with a number: pairs, since file names have dots, which keys may not."""
 
     def fault(self, value: Any) -> str | None:
         if not isinstance(value, tuple | list):
@@ -156,7 +156,7 @@ class Fields(NamedTuple):
 
     Attributes:
       kind: the dataclass; None for a mapping whose keys are checked elsewhere.
-      apart: fields that are no settings here.
+      apart: fields that are not settings here.
     """
 
     kind: type | None = None
@@ -170,7 +170,7 @@ class Fields(NamedTuple):
 
 
 class Sections(NamedTuple):
-    """A mapping of sections of one kind, by names of the user's own."""
+    """A mapping of sections of one kind, by user-defined names."""
 
     kind: type["Section"]
 
@@ -206,7 +206,7 @@ def setting(default: Any, doc: str, rule: Rule | None = None) -> Any:
 
     Args:
       doc: what it is, for the reference page: a noun phrase, and what values mean that are not obvious.
-      rule: what it may be, where its type does not say so (`of_type`).
+      rule: its allowed values, if its type does not give them (`of_type`).
     """
     metadata = {"doc": doc, "rule": rule}
     if isinstance(default, dict):
@@ -216,7 +216,7 @@ def setting(default: Any, doc: str, rule: Rule | None = None) -> Any:
 
 @functools.cache
 def rules(kind: type) -> dict[str, Any]:
-    """The rule of every field of a dataclass; that of a section is its class."""
+    """The rule of every field of a dataclass; the rule of a section is its class."""
     hints = typing.get_type_hints(kind)
     own = lambda field: field.metadata.get("rule")
     return {f.name: of_type(hints[f.name], f.default) if own(f) is None else own(f) for f in dataclasses.fields(kind)}
@@ -253,7 +253,7 @@ def of_type(hint: Any, default: Any) -> Any:
 
 
 def check(name: str, value: Any, rule: Rule) -> None:
-    """InputError that names the setting where its value breaks the rule."""
+    """Raises InputError, naming the setting, if the value breaks the rule."""
     if fault := rule.fault(value):
         raise InputError(f"{name}: {' '.join(repr(value).split())} {fault}")
     if isinstance(rule, Fields) and rule.kind is not None:
