@@ -1,1 +1,1 @@
-"""From a config to what a command works with: models, parameters, data, optimizer, the step."""
+"""Builds models, parameters, data, optimizer and the step from a config."""

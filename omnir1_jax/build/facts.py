@@ -1,4 +1,4 @@
-"""What all processes of a run have to have alike, as values by dotted name."""
+"""Values, by dotted name, that must be equal in all processes of a run."""
 
 import functools
 import hashlib
@@ -20,7 +20,7 @@ from omnir1_jax.data.pipeline import Family, items
 from omnir1_jax.data.refs import BadSample, Reader
 from omnir1_jax.build import models
 
-# Settings that machines may have of their own: paths, of which the content is compared, and ways of loading.
+# Settings that may differ between machines: paths, whose content is compared, and options of loading.
 LOCAL = (
     "data_root",
     "data.*.datasets.*.root",
@@ -34,11 +34,11 @@ LOCAL = (
     "prompts.*",
 )
 PACKAGE = sys.modules[__name__.partition(".")[0]]
-IDS = 1000  # of a dataset that are compared, spread over it
+IDS = 1000  # ids of a dataset that are compared, evenly spaced
 
 
 def of_settings(config: ConfigDict) -> dict[str, Any]:
-    """Settings, versions, the package's own source, and what the paths among the settings hold."""
+    """Settings, versions, the package's own source, and the content of paths among the settings."""
     flat = flatten_dict(settings.plain(config), sep=".")
     return {
         "package.version": PACKAGE.__version__,

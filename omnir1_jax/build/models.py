@@ -1,4 +1,4 @@
-"""From a config to modules, parameters and the tokenizer: read from a directory, or of random weights."""
+"""Modules, parameters and the tokenizer from a config: read from a directory, or with random weights."""
 
 import dataclasses
 import functools
@@ -36,7 +36,7 @@ from omnir1_jax.text.bpe import bpe_tables
 from omnir1_jax.text.prompt import template
 from omnir1_jax.text.vocab import byte_vocab
 
-# SAM 2's random features of places, and its tokens, which have to differ from the start.
+# SAM 2's random position features, and its tokens, which have to differ from the start.
 BROAD = (
     "positional",
     "image_positional",
@@ -53,10 +53,10 @@ DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float
 
 
 class Loaded(NamedTuple):
-    """Models with their parameters; a run that trains SAM 2 itself has nothing else.
+    """Models with their parameters; a run that trains SAM 2 has only the segmenter.
 
     Attributes:
-      grounder_params: its own; None where it is the run's own thinker.
+      grounder_params: the grounder's parameters; None if it is the run's thinker.
     """
 
     models: Models
@@ -120,7 +120,7 @@ def sam2_config(own: ConfigDict | sections.Sam2) -> sam2.Sam2Config | None:
 
 
 class Sizes(NamedTuple):
-    """What is known before any parameter is read. `grounder`: tokenizer and thinker of another one than the policy's."""
+    """Configs of the models, before any parameter is read. `grounder`: those of a grounder that is not the policy's."""
 
     tokenizer: PreTrainedTokenizerBase | None
     thinker: ThinkerConfig | None
@@ -136,13 +136,13 @@ def sizes(config: ConfigDict) -> Sizes:
 
 
 def grounder_sizes(config: ConfigDict) -> Sizes | None:
-    """Of the thinker that `grounder` names; None where it names none."""
+    """Sizes of the thinker in section `grounder`; None if it is empty."""
     own = config.grounder
     return thinker_sizes(config, "grounder") if own.path or own.sizes else None
 
 
 def thinker_sizes(config: ConfigDict, name: str) -> Sizes:
-    """InputError where the tokenizer is not one for the weights: a token past the vocabulary has no logit to learn."""
+    """Checks that the tokenizer fits the weights (InputError): a token past the vocabulary has no logit to learn."""
     words = tokenizer(config, name)
     ids, count = TokenIds(**dataclasses.asdict(tokens.token_ids(words))), len(words)
     thinker = thinker_config(config[name], ids, count, name, config.thinker)
@@ -150,7 +150,7 @@ def thinker_sizes(config: ConfigDict, name: str) -> Sizes:
     if count > thinker.text.vocab_size:
         raise InputError(f"{setting} has {count} tokens, the model's vocabulary {thinker.text.vocab_size}")
     for token, own in dataclasses.asdict(thinker.tokens).items():
-        if token not in ("pad", "eos") and own != getattr(ids, token):  # these two are the tokenizer's to say
+        if token not in ("pad", "eos") and own != getattr(ids, token):  # these two come from the tokenizer
             raise InputError(f"{setting} has {token} at {getattr(ids, token)}, the model at {own}")
     return Sizes(words, thinker, None)
 
@@ -200,7 +200,7 @@ def _thinker_params(
 
 
 def originals(config: ConfigDict, loaded: Loaded) -> dict[str, Any]:
-    """The thinker's parameters as they were before they were quantised: those of its directory, `Deferred`."""
+    """The thinker's parameters before quantisation: those of its directory, `Deferred`."""
     if config.thinker.frozen == "float":
         return loaded.params
     dtype, thinker = jnp.dtype(config.thinker.param_dtype), loaded.models.thinker.config
@@ -210,7 +210,7 @@ def originals(config: ConfigDict, loaded: Loaded) -> dict[str, Any]:
 
 
 def frozen_format(config: ConfigDict) -> quantise.Format | None:
-    """How the thinkers' frozen parameters are quantised; None where they are not."""
+    """The format of the thinkers' quantised frozen parameters; None if they are not quantised."""
     own = section(sections.Thinker, config.thinker)
     return None if own.frozen == "float" else quantise.Format(int(own.frozen.removeprefix("int")), own.frozen_group)
 
@@ -222,7 +222,7 @@ def tokenizer_tables(config: ConfigDict, words: PreTrainedTokenizerBase) -> Thin
 
 
 def replicated(params: Any, mesh: Mesh | None) -> Any:
-    """On the default device, or on all devices of the mesh."""
+    """Parameters on the default device, or replicated over the mesh."""
     return jax.tree.map(jnp.asarray, params) if mesh is None else replicate(params, mesh)
 
 
@@ -256,7 +256,7 @@ def draw(
 
 
 def trainable(config: ConfigDict, loaded: Loaded) -> Any:
-    """What training changes, in float32: the decoder or an adapter of it; the whole thinker, or SAM 2 itself."""
+    """The trained parameters in float32: the decoder or a LoRA adapter of it, the whole thinker, or SAM 2."""
     master = lambda tree: jax.tree.map(lambda x: jnp.array(x, jnp.float32), tree)
     if config.objective == "masks":
         if loaded.segmenter_params is None:
@@ -270,7 +270,7 @@ def trainable(config: ConfigDict, loaded: Loaded) -> Any:
 
 
 def trained_axes(config: ConfigDict, found: Sizes) -> Any:
-    """Shapes of what `trainable` gives, boxed with their logical axes."""
+    """Shapes of `trainable`'s result, boxed with their logical axes."""
     if config.objective == "masks":
         if found.sam2 is None:
             raise InputError("sam2.sizes: objective 'masks' trains a segmenter; name its path or its sizes")
@@ -284,7 +284,7 @@ def trained_axes(config: ConfigDict, found: Sizes) -> Any:
 
 
 def lora_config(own: ConfigDict | sections.Lora) -> sections.Lora | None:
-    """The adapter that is trained, if one is."""
+    """The LoRA adapter's settings; None without one."""
     own = section(sections.Lora, own)
     return own if own.rank else None
 
@@ -301,17 +301,17 @@ def prompt_texts(config: ConfigDict) -> dict[str, str]:
 
 
 def frozen(config: ConfigDict, loaded: Loaded, mesh: Mesh | None = None) -> Frozen | None:
-    """Everything that the step reads and does not change; nothing where SAM 2 itself is trained.
+    """The inputs that the step does not change; None where SAM 2 is trained.
 
     Args:
-      mesh: that of the parameters, on whose devices the tables are put too.
+      mesh: mesh of the parameters, over which the tokenizer's tables are replicated.
     """
     words = loaded.tokenizer
     if words is None:
         return None
     tables = replicated(tokenizer_tables(config, words), mesh)
     tied = isinstance(loaded.models.grounder, ThinkerGrounder) and loaded.grounder_params is None
-    own = tables.replace(vocab=None, bpe=None)  # the run's own thinker is not held twice
+    own = tables.replace(vocab=None, bpe=None)  # without a second copy of the run's thinker
     return Frozen(
         encoders={"vision": loaded.params["vision"], "audio": loaded.params["audio"]},
         reference=loaded.params["text"],
@@ -323,7 +323,7 @@ def frozen(config: ConfigDict, loaded: Loaded, mesh: Mesh | None = None) -> Froz
 
 
 def step_config(config: ConfigDict, ids: TokenIds) -> StepConfig:
-    """The step's choices."""
+    """The step's config."""
     step, grpo = section(sections.Step, config.step), section(sections.Grpo, config.grpo)
     reward = section(sections.Reward, config.reward)
     base = StepConfig.of(step, grpo, reward, lora_config(config.lora), ids)

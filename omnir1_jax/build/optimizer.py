@@ -11,10 +11,10 @@ from optax.contrib import MuonDimensionNumbers
 from omnir1_jax.config.sections import Optimizer
 from omnir1_jax.errors import InputError
 
-MUON_RMS = 0.2  # of Muon's updates, about that of AdamW's, so that both take one learning rate (arXiv 2502.16982)
+MUON_RMS = 0.2  # RMS of Muon's updates, about that of AdamW's, so that both take one learning rate (arXiv 2502.16982)
 DECAYED = ("kernel", "embedding", "a", "b")  # last names of the matrices' paths
 
-# From the peak learning rate, the updates after the warm-up, and the share of the rate that is left at the last one.
+# Functions of the peak learning rate, the updates after the warm-up, and the share of the rate at the last one.
 SCHEDULES: dict[str, Callable[[float, int, float], Callable[[Any], Any]]] = {
     "cosine": optax.cosine_decay_schedule,
     "linear": lambda rate, updates, share: optax.linear_schedule(rate, share * rate, updates),
@@ -25,7 +25,7 @@ ENDLESS = ("constant",)  # schedules that do not depend on how many updates a ru
 
 
 def schedule(own: Optimizer, gradients: int) -> Callable[[Any], Any]:
-    """Learning rate by update, over a run of so many gradients."""
+    """Learning rate by update, over a run of `gradients` gradients."""
     total = max(gradients // own.accumulate, 1)
     after = SCHEDULES[own.schedule](own.learning_rate, max(total - own.warmup_steps, 1), own.final_share)
     if own.warmup_steps == 0:
@@ -35,10 +35,10 @@ def schedule(own: Optimizer, gradients: int) -> Callable[[Any], Any]:
 
 
 def make(own: Optimizer, gradients: int, trainable: Any) -> optax.GradientTransformation:
-    """The chain for parameters like `trainable` (shapes will do).
+    """The optimizer for parameters like `trainable` (shapes suffice).
 
     Args:
-      gradients: of the whole run.
+      gradients: number of gradients in the run.
 
     Raises:
       InputError: a freeze pattern that matches nothing, or all.
@@ -72,7 +72,7 @@ def _muon(own: Optimizer, rate: Callable[[Any], Any]) -> optax.GradientTransform
 
 
 def _matrices(tree: Any) -> Any:
-    """Which axes of a kernel are its matrix; those before them count layers, or the taps of a convolution."""
+    """The matrix axes of a kernel; those before them count layers, or the taps of a convolution."""
 
     def matrix(path: tuple[str, ...], leaf: Any) -> MuonDimensionNumbers | None:
         if path[-1] != "kernel" or isinstance(leaf, optax.MaskedNode):  # frozen
@@ -84,7 +84,7 @@ def _matrices(tree: Any) -> Any:
             return MuonDimensionNumbers((n - 3, n - 2), n - 1)
         return MuonDimensionNumbers(n - 2, n - 1)
 
-    if not isinstance(tree, Mapping):  # optax.tree.map_params asks with a stand-in for all parameters
+    if not isinstance(tree, Mapping):  # optax.tree.map_params calls with a placeholder for all parameters
         return MuonDimensionNumbers()
     return _by_path(tree, matrix)
 

@@ -27,12 +27,12 @@ OPENING = 1800.0  # seconds within which all processes have to open their datase
 
 
 class Run(NamedTuple):
-    """All that the training loop touches.
+    """Everything that the training loop uses.
 
     Attributes:
       steps: `(state, frozen, batch, key) -> (state, metrics, rollout or None)` of each task; `state` is donated.
       to_batch: the step's batch from the pipeline's family name and arrays.
-      batch_sharding: of every array of a batch, along its first axis.
+      batch_sharding: sharding of every array of a batch, along its first axis.
     """
 
     config: ConfigDict
@@ -47,12 +47,12 @@ class Run(NamedTuple):
 
 
 def mesh_of(config: ConfigDict) -> Mesh | None:
-    """The mesh that the config asks for; None on a single device."""
+    """The mesh of the config; None on a single device."""
     return make_mesh(config.mesh.to_dict()) if jax.device_count() > 1 else None
 
 
 def keep_compiled(folder: epath.PathLike) -> None:
-    """Compiled programs lie in `folder` from now on, unless a place for them was chosen already."""
+    """Sets `folder` as the cache of compiled programs, unless one was set already."""
     if not jax.config.jax_compilation_cache_dir:
         jax.config.update("jax_compilation_cache_dir", str(folder))
 
@@ -99,7 +99,7 @@ def build(config: ConfigDict) -> Run:
 
 
 def check_heads(thinker: ThinkerConfig, mesh: Mesh) -> None:
-    """InputError where the devices of `mesh.tensor` cannot share the decoder's heads."""
+    """InputError if the decoder's heads do not divide over `mesh.tensor`."""
     parts, text = mesh.shape["tensor"], thinker.text
     for count, name in ((text.num_kv_heads, "key heads"), (text.num_heads, "heads")):
         if count % parts:
@@ -111,7 +111,7 @@ def check_heads(thinker: ThinkerConfig, mesh: Mesh) -> None:
 
 
 def on_mesh(mesh: Mesh | None, step: Any) -> Any:
-    """The step traced and run where `jax.set_mesh` holds, by which the modules lay out what they compute."""
+    """The step traced and run under `jax.set_mesh`, which the modules use to shard activations."""
     if mesh is None:
         return step
 
@@ -130,12 +130,12 @@ def on_mesh(mesh: Mesh | None, step: Any) -> Any:
 
 
 def batches(run: Run) -> Prefetch:
-    """The endless stream of the run's batches, on the device ahead of their use."""
+    """The endless stream of the run's batches, prefetched to the device."""
     stream = training_stream(run.families, data.pipeline_config(run.config, data.share_of(run.mesh)))
     return Prefetch(stream, run.batch_sharding, depth=run.config.loader.prefetch)
 
 
 def step_key(config: ConfigDict, mesh: Mesh | None = None) -> Key[Array, ""]:
-    """The run's key; the step folds its own number in."""
+    """The run's key; the step folds in its number."""
     make = lambda: jax.random.key(config.seed)
     return make() if mesh is None else jax.jit(make, out_shardings=replicated(mesh))()

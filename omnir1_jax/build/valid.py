@@ -1,4 +1,4 @@
-"""Whether a config is valid: its values by the rules of its sections, registered names, and what belongs together."""
+"""Whether a config is valid: its values by the rules of its sections, registered names, and combinations."""
 
 import inspect
 import types
@@ -23,7 +23,7 @@ from omnir1_jax.systems import grounders
 from omnir1_jax.systems.segmenters import SEGMENTERS
 from omnir1_jax.tasks import TASKS
 
-OPTIONS = ("name", "root", "split")  # of a dataset; the others are its reader's
+OPTIONS = ("name", "root", "split")  # settings of a dataset; the others are its reader's
 # Fields of ThinkerConfig that have settings or a source of their own.
 SWITCHES = ("dtype", "remat", "attention", "tokens")
 
@@ -32,7 +32,7 @@ def check(config: ConfigDict, *, training: bool = True) -> Settings:
     """The settings, typed.
 
     Args:
-      training: check also what settings may not be together in a training run.
+      training: whether to check combinations of settings in a training run too.
 
     Raises:
       InputError: names the first setting whose value is invalid.
@@ -46,7 +46,7 @@ def check(config: ConfigDict, *, training: bool = True) -> Settings:
 
 
 def notes(config: ConfigDict) -> list[str]:
-    """What a valid config does that its author may not expect, one line each."""
+    """Warnings about a valid config, one line each."""
     reward = section(Reward, config.reward).weights()
     if config.objective != "grpo" or not (reward.gated_by_segmentation and reward.segmentation <= 1e-6):
         return []
@@ -58,7 +58,7 @@ def notes(config: ConfigDict) -> list[str]:
 
 
 def _registered(settings: Settings) -> Iterator[tuple[str, Any, Rule]]:
-    """Settings whose names and fields are those of other rooms: (name, value, rule)."""
+    """Settings whose names and fields come from registries: (name, value, rule)."""
     yield "thinker.sizes", settings.thinker.sizes, Fields(ThinkerConfig, apart=SWITCHES)
     yield "grounder.sizes", settings.grounder.sizes, Fields(ThinkerConfig, apart=SWITCHES)
     yield "sam2.sizes", settings.sam2.sizes, Fields(sam2.Sam2Config)
@@ -93,7 +93,7 @@ def _dataset(name: str, options: Any) -> Iterator[tuple[str, Any, Rule]]:
 
 
 class _OneOf(NamedTuple):
-    """A value of one of these types; those that are no plain JSON are the reader's to judge."""
+    """A value of one of these types; types that are not plain JSON are checked by the reader."""
 
     kinds: tuple[Any, ...]
 
@@ -104,7 +104,7 @@ class _OneOf(NamedTuple):
 
 
 def _together(settings: Settings) -> Iterator[tuple[str, str]]:
-    """What is wrong with settings that are valid by themselves: (setting, fault)."""
+    """Invalid combinations of settings: (setting, fault)."""
     if settings.data and not any(entry.weight for entry in settings.data.values()):
         yield f"data.{next(iter(settings.data))}.weight", "every task has weight 0; give one of them a share of the steps"
     for name, entry in settings.data.items():
