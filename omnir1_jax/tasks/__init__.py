@@ -1,6 +1,6 @@
-"""Tasks: what a completion means, whether System 2 looks, and what the answer earns.
+"""Tasks: what a completion means, whether System 2 is used, and its reward.
 
-Each module has one object that says it all; `data.<name>.family` names it, or one of the user's own.
+Each module defines one `Task` object; `data.<name>.family` names it, or a user-defined one.
 """
 
 from omnir1_jax.config import lookup
@@ -12,7 +12,7 @@ TASKS: dict[str, Task] = {task.name: task for task in (vos.TASK, refavs.TASK, re
 
 
 def get(name: str, setting: str = "data.*.family") -> Task:
-    """The task of this name, or the user's own as module:object or file.py:object.
+    """The task of this name, or a user-defined one as module:object or file.py:object.
 
     Raises:
       InputError: there is none; names the setting.

@@ -1,4 +1,4 @@
-"""What the tasks share: questions to System 2, counts of failures, the terms beside the accuracy."""
+"""Shared by the tasks: requests to System 2, counts of failures, the terms beside the accuracy."""
 
 from typing import Protocol, runtime_checkable
 
@@ -16,10 +16,10 @@ from omnir1_jax.text.rules import Failure
 
 @runtime_checkable
 class Grounded(Protocol):
-    """What a task found with System 2, or an evaluation in its place.
+    """System 2's results for a task, or their substitute in an evaluation.
 
     Attributes:
-      boxes: None where they come from elsewhere.
+      boxes: System 2's boxes; None if they come from elsewhere.
     """
 
     boxes: GroundedBoxes | None
@@ -38,7 +38,7 @@ def count(flags: Bool[Array, "b g *s"]) -> Int[Array, "b g"]:
 def kinds(
     name: str, failure: Int[Array, "b g *s"], mask: Bool[Array, "b g *s"] | bool = True
 ) -> dict[str, Int[Array, "b g"]]:
-    """How often each kind of failure occurs in each completion where something was wanted."""
+    """How often each kind of failure occurs in each completion, where `mask` is true."""
     return {f"{name}/{kind.name.lower()}": count((failure == kind) & mask) for kind in Failure if kind != Failure.OK}
 
 

@@ -1,4 +1,4 @@
-"""What a person reads and sees of one completion: plain values of the host, and how they are read from arrays."""
+"""The readable form of one completion: plain values on the host, and how they are read from arrays."""
 
 from typing import Any, NamedTuple
 
@@ -31,7 +31,7 @@ class Piece(NamedTuple):
 
 
 class Keyframe(NamedTuple):
-    """A frame that System 2 looked at, what it was asked and what it answered, as text and as boxes.
+    """A frame that System 2 looked at, with its query and its answer as text and as boxes.
 
     boxes: inclusive (x_min, y_min, x_max, y_max) in the pixels of the clip's own size.
     """
@@ -43,10 +43,10 @@ class Keyframe(NamedTuple):
 
 
 class Description(NamedTuple):
-    """What a completion says.
+    """The content of a completion.
 
     Attributes:
-      answer: what was read, for a task without plans. gold: the right answer where it is a text.
+      answer: the parsed answer, for a task without plans. gold: the reference answer, if it is a text.
     """
 
     pieces: tuple[Piece, ...] = ()
@@ -56,12 +56,12 @@ class Description(NamedTuple):
 
 
 class Clip(NamedTuple):
-    """What a picture shows.
+    """The content of a picture.
 
     frames: at any size, in the aspect of `size`. size: width and height that all boxes refer to. truth, predicted:
     masks of all objects together at any size, stretched over the frame. boxes: true ones of n objects, -1 where an
-    object is not in the frame. seconds: when each frame is seen. numbers: of the frames in their video, where these
-    are not all of it from the first on.
+    object is not in the frame. seconds: when each frame is seen. numbers: frame numbers in the video, if the clip
+    is not the entire video.
     """
 
     frames: UInt8[np.ndarray, "t h w 3"]
@@ -79,7 +79,7 @@ def text(buffer: Buffer, index: Any) -> str:
 
 
 def boxes(rows: Float[np.ndarray, "n 4"], scale: Float[np.ndarray, "2"]) -> tuple[Box, ...]:
-    """Boxes in resized pixels in those of the clip's own size, missing ones left out."""
+    """Converts boxes from resized pixels to pixels of the clip's own size; missing ones are left out."""
     original = lambda box: tuple(float(x) for x in box / np.tile(scale, 2))
     return tuple(original(box) for box in rows if not (box == -1).all())
 
@@ -100,7 +100,7 @@ def pieces(plan: Plan, index: At) -> tuple[Piece, ...]:
 
 
 def keyframes(requests: Requests, grounded: GroundedBoxes | None, index: At) -> tuple[Keyframe, ...]:
-    """What System 2 was asked and what it found; `grounded` is None where the boxes come from elsewhere."""
+    """System 2's requests and boxes; `grounded` is None if the boxes come from elsewhere."""
     out = []
     for slot in np.flatnonzero(requests.valid[index]):
         slot_index = (*index, int(slot))
@@ -145,6 +145,6 @@ def policy_frames(batch: Any, i: int) -> UInt8[np.ndarray, "t h w 3"]:
 
 
 def policy_clip(batch: Any, i: int) -> Clip:
-    """The clip as System 1 sees it: the picture of a task that has no better one."""
+    """The clip as System 1 sees it: the default picture of a task."""
     frames = policy_frames(batch, i)
     return Clip(frames, (frames.shape[2], frames.shape[1]), seconds=tuple(t / SAMPLED_FPS for t in range(len(frames))))

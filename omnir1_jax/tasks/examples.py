@@ -1,4 +1,4 @@
-"""What tasks make their examples of: System 1's prompt and System 2's frames as arrays of static shape.
+"""Building blocks of examples: System 1's prompt and System 2's frames as arrays of static shape.
 
 The functions run in the pipeline's workers. Arrays are flat, their keys paths such as "policy/vision/pixels".
 """
@@ -28,20 +28,20 @@ Arrays = dict[str, np.ndarray]
 
 @dataclass(frozen=True, kw_only=True)
 class ExampleConfig:
-    """What all prompts need.
+    """Config shared by all prompts.
 
     Attributes:
       system: System 1's system message.
-      template: of the task's user message, and of System 2's whole prompt.
-      budget: pixels of System 1's images and frames, and of System 2's.
-      text_tokens: most tokens of a prompt that are not media.
-      frames: most frames of a clip. audio_seconds: most sound, 0 for none. objects: most objects of a target.
+      template: template of the task's user message. grounding: template of System 2's prompt.
+      policy_budget: pixels of System 1's images and frames. sharp_budget: pixels of System 2's.
+      text_tokens: maximum tokens of a prompt that are not media.
+      frames: maximum frames of a clip. audio_seconds: maximum sound, 0 for none. objects: maximum objects of a target.
       segmenter_side: side of the segmenter's frames; 0 leaves them out.
       max_aspect: longest side over shortest; a clip beyond it is a bad sample.
-      grounder: tokenizer and sizes of another thinker that is shown System 2's frames.
-      letters: options of a question are listed behind letters.
-      stills: one frame with a sound is a picture and a sound of its own; otherwise a video, so that all clips have one
-        shape.
+      grounder: tokenizer and sizes of the thinker that sees System 2's frames, if it is another one.
+      letters: whether the options of a question are listed with letters.
+      stills: whether one frame with sound becomes an image and an audio; otherwise a video, so that all clips have
+        one shape.
     """
 
     tokenizer: PreTrainedTokenizerBase = field(repr=False)
@@ -63,14 +63,14 @@ class ExampleConfig:
 
     @property
     def high_res(self) -> FramesConfig:
-        """Of System 2's frames."""
+        """Config of System 2's frames."""
         grounder = self.grounder or (self.tokenizer, self.sizes)
         return FramesConfig(*grounder, self.grounding, self.sharp_budget, self.max_aspect)
 
 
 @contextlib.contextmanager
 def bad_sample(clip: DecodedClip) -> Iterator[None]:
-    """A clip that does not fit its shapes is a bad sample, not the end of the run."""
+    """Turns the error of a clip that does not fit its shapes into a bad sample, so that the run continues."""
     try:
         yield
     except InputError as error:
@@ -120,7 +120,7 @@ def waveform(clip: DecodedClip, config: ExampleConfig) -> dict[str, Any] | None:
 
 
 def sharp_arrays(frames: UInt8[np.ndarray, "t h w 3"], size: tuple[int, int], config: ExampleConfig) -> Arrays:
-    """`HighResFrames` of one clip, `frames` long at most."""
+    """`HighResFrames` of one clip of at most `frames` frames."""
     arrays = high_res_arrays(frames, size, config.frames, config.high_res)
     return {f"sharp/{name}": value for name, value in arrays.items()}
 

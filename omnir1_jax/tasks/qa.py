@@ -105,7 +105,7 @@ def read(frozen: Frozen, config: StepConfig, batch: Batch, completions: Completi
 
 
 def failures(batch: Batch, reading: Reading, _: None) -> dict[str, Int[Array, "b g"]]:
-    """By name."""
+    """Counts of failures by name."""
     wrong = (reading.answer.failure == Failure.OK) & ~reading.right
     return {**common.kinds("answer", reading.answer.failure), "answer/wrong": common.count(wrong)}
 
@@ -117,13 +117,13 @@ def reward(config: StepConfig, batch: Batch, completions: Completions, reading: 
 
 
 def describe(facts: Mapping[str, Any], reading: Reading, _: None, index: At) -> Description:
-    """The answer beside the right one."""
+    """The answer and the reference answer."""
     gold = facts["gold"][index[0]][: facts["gold_length"][index[0]]].tobytes().decode("utf-8", "replace")
     return Description(answer=description.text(reading.answer.description, index), gold=gold)
 
 
 def metric(ref: ClipRef, completion: str) -> dict[str, float]:
-    """As training counts, of datasets that no benchmark has rules for: the answer is the right letter."""
+    """As in training, for datasets without a benchmark's rules: whether the answer is the right letter."""
     return {"accuracy": float((tags.between(completion, "answer") or "").strip() == right_letter(ref))}
 
 

@@ -34,7 +34,7 @@ class Batch:
     Attributes:
       policy: System 1's prompts.
       sharp: the first frame for the grounder (t = 1).
-      box: of the object in that frame, in original pixels.
+      box: box of the object in that frame, in original pixels.
     """
 
     policy: ThinkerInputs
@@ -69,7 +69,7 @@ def prompt(clip: DecodedClip, config: ExampleConfig) -> Arrays:
 
 
 def frames(clip: DecodedClip, config: ExampleConfig) -> Arrays:
-    """The first one."""
+    """The first frame, for System 2."""
     return examples.sharp_arrays(clip.frames[:1], clip.size, config)
 
 
@@ -84,7 +84,7 @@ def target(clip: DecodedClip, config: ExampleConfig) -> str:
 
 
 def read(frozen: Frozen, config: StepConfig, batch: Any, completions: Completions) -> Reading:
-    """Completions to descriptions. An answer without content is not looked for."""
+    """Completions to descriptions. An empty answer makes no request."""
     text = reasoner.read(frozen.vocab, completions, config.completion_bytes)
     answer = read_answer(text, config.limits)
     answer = jax.tree.map(lambda x: x.reshape(-1, config.group, *x.shape[1:]), answer)
@@ -99,7 +99,7 @@ def ground(models: Models, frozen: Frozen, config: StepConfig, batch: Batch, rea
 
 
 def failures(batch: Any, reading: Reading, grounding: Grounded) -> dict[str, Int[Array, "b g"]]:
-    """By name; without boxes of System 2's those of the answer alone."""
+    """Counts of failures by name; without boxes of System 2's those of the answer alone."""
     answer, boxes = reading.answer, grounding.boxes
     counts = {
         **common.kinds("answer", answer.failure),
@@ -128,7 +128,7 @@ def reward(
 
 
 def describe(facts: Any, reading: Reading, grounding: Grounded, index: At) -> Description:
-    """The answer and what System 2 made of it."""
+    """The answer and System 2's boxes for it."""
     keyframes = description.keyframes(reading.requests, grounding.boxes, index)
     return Description(keyframes=keyframes, answer=description.text(reading.answer.description, index))
 

@@ -82,7 +82,7 @@ def read(frozen: Frozen, config: StepConfig, batch: Batch, completions: Completi
 
 
 def failures(batch: Batch, answer: BoxAndPoints, _: None) -> dict[str, Int[Array, "b g"]]:
-    """By name."""
+    """Counts of failures by name."""
     return {
         **common.kinds("object", answer.failure),
         **common.kinds("box", answer.box_failure),
@@ -91,7 +91,7 @@ def failures(batch: Batch, answer: BoxAndPoints, _: None) -> dict[str, Int[Array
 
 
 def reward(config: StepConfig, batch: Batch, completions: Completions, answer: BoxAndPoints, *_: None) -> Rewards:
-    """The sum of Seg-Zero's four terms of what stands in the answer."""
+    """The sum of Seg-Zero's four terms of the answer."""
     shape = completions.lengths.shape
     flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), answer)
     truth = jax.tree.map(lambda x: jnp.repeat(x, config.group, axis=0), (batch.box, batch.points, batch.scale))
@@ -101,7 +101,7 @@ def reward(config: StepConfig, batch: Batch, completions: Completions, answer: B
 
 
 def describe(facts: Mapping[str, Any], answer: BoxAndPoints, _: None, index: At) -> Description:
-    """The policy itself is the one that looked."""
+    """The box of the policy itself as the answer of a keyframe."""
     box = description.boxes(answer.box[index][None], facts["scale"][index[0]])
     return Description(keyframes=(Keyframe(0, "the policy's own box", "", box),))
 

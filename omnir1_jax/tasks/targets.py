@@ -15,16 +15,16 @@ from omnir1_jax.errors import InputError
 from omnir1_jax.systems.prompts import clock
 from omnir1_jax.tasks.examples import Arrays, ExampleConfig
 
-MOMENTS = 4  # of a plan made from the ground truth, as the prompts ask for
+MOMENTS = 4  # keyframes of a plan made from the ground truth, as the prompts ask for
 
 
 @dataclass(frozen=True, kw_only=True)
 class TargetConfig(ExampleConfig):
-    """What all supervised examples need.
+    """Config of all supervised examples.
 
     Attributes:
       targets: target texts of a prompt.
-      target_tokens: most tokens of one, with what is asked before it and the ending token.
+      target_tokens: maximum tokens of one, including its question and the ending token.
     """
 
     targets: int
@@ -43,7 +43,7 @@ def pack(targets: Sequence[Target], config: TargetConfig) -> Arrays:
     """Targets as arrays: tokens, lengths and weights, 1 for the answers' tokens and the one that ends them.
 
     Raises:
-      InputError: more targets, or a longer one, than there is room for.
+      InputError: too many targets, or one that is too long.
     """
     g, c = config.targets, config.target_tokens
     ids = tokens.token_ids(config.tokenizer)
@@ -74,7 +74,7 @@ def piece(first: int, last: int, description: str) -> str:
 
 
 def quoted(text: str) -> str:
-    """As a JSON string that any reader of flat objects takes: no escapes, no closing brace."""
+    """A text as a JSON string that any reader of flat objects accepts: no escapes, no closing brace."""
     plain = "".join(" " if c in '"\\{}' or c < " " else c for c in text)
     return f'"{plain}"'
 

@@ -1,4 +1,4 @@
-"""What a task is: all that there is to say about a type of question, in one object."""
+"""The `Task` object: everything that defines a type of question."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -19,11 +19,11 @@ from omnir1_jax.tasks.examples import Arrays, ExampleConfig
 
 
 def nothing(*_: Any) -> None:
-    """The part of System 2 that a task has no use for."""
+    """Default for the part of System 2 that a task does not use."""
 
 
 def none(*_: Any) -> dict[str, Any]:
-    """Of a task without System 2's frames, without ground truth, or that tells no failures apart."""
+    """Default for a task without System 2's frames, ground truth, or failures."""
     return {}
 
 
@@ -37,37 +37,37 @@ class Task:
     """A task family as pure functions, each with a default where a simple task needs none.
 
     Attributes:
-      name: in configs, messages and logs.
+      name: name in configs, messages and logs.
       batch: the class of its batches, a flax.struct dataclass of arrays with a leading axis b, among them `policy`,
         System 1's prompts.
       prompt: (clip, config) -> System 1's prompt of a clip, by `examples.policy_arrays` or `examples.video_prompt`.
-      read: (frozen, config, batch, completions) -> what the completions say, arrays [b g ...]. With System 2 it has
+      read: (frozen, config, batch, completions) -> the parsed completions, arrays [b g ...]. With System 2 it has
         the field `requests`. Traced into the step, as all from here to `failures` are.
-      reward: (config, batch, completions, reading, found, masks) -> `Rewards`, by `common.total`.
-      ground: (models, frozen, config, batch, reading) -> what System 2 found, with the field `boxes`.
-      segment: (models, frozen, config, batch, reading, found) -> masks, with the field `union`; the batch then has
+      reward: (config, batch, completions, reading, grounding, masks) -> `Rewards`, by `common.total`.
+      ground: (models, frozen, config, batch, reading) -> System 2's results, with the field `boxes`.
+      segment: (models, frozen, config, batch, reading, grounding) -> masks, with the field `union`; the batch then has
         `boxes`, those of each object, and `frame_valid`.
-      failures: (batch, reading, found) -> how often each kind of failure happened in each completion, by name. The
-        names stand here and nowhere else: metrics, logs and evaluations count what this counts.
+      failures: (batch, reading, grounding) -> how often each kind of failure happened in each completion, by name. The
+        names are defined here only: metrics, logs and evaluations use them.
       template: System 1's user message, unless `config.prompts` has one of the task's name.
-      fields: of its template, such as "query", which `prompt` fills in.
-      templates: other templates of its prompt, by the names that the commands have for them.
-      clips: the family of clips that it is made of, `ClipRef.family`; empty: any.
+      fields: fields of its template, such as "query", which `prompt` fills in.
+      templates: other templates of its prompt, by the names of the commands' flags.
+      clips: family of the clips it takes, `ClipRef.family`; empty: any.
       extra: of a stand-in clip, where `prompt` or `truth` reads `ClipRef.extra`: a plan takes its shapes from it.
       frames: (clip, config) -> System 2's frames, by `examples.sharp_arrays`.
       truth: (clip, config) -> the other fields of the batch, those of one clip.
       target: (clip, config) -> the completion that the ground truth dictates, for supervised training.
-      facts: batch -> what `describe` needs of it, fetched to the host for every log line.
-      describe: (facts, reading, found, (prompt, completion)) -> what the completion says, for the log. On the host, as
-        `picture` is.
-      picture: (batch, prompt) -> the clip that goes with it.
+      facts: batch -> the arrays that `describe` needs, fetched to the host for every log line.
+      describe: (facts, reading, grounding, (prompt, completion)) -> the completion's content for the log. On the host,
+        as `picture` is.
+      picture: (batch, prompt) -> the clip to draw.
       metric: (clip, completion) -> scores in [0, 1] by name, of which an evaluation shows the means in percent; none
         where the clip has no ground truth. On the host. Masks are scored where the task has System 2; a benchmark of
         questions counts by its own rules.
-      mask_rules: whose rules score the masks where a dataset has none of its own.
+      mask_rules: benchmark whose rules score the masks of a dataset without its own.
       sampling: frames that System 1 sees in an evaluation: spread evenly, 2 per second, or the first one alone.
-      needs_sound: a clip without sound is a bad sample.
-      plans: `read` gives a field `plan`, whose first description can be asked about other frames than it chose.
+      needs_sound: whether a clip without sound is a bad sample.
+      plans: whether `read` gives a field `plan`, whose first description can be used for other frames than it chose.
       max_boxes: boxes of an answer that count in an evaluation; 0: all.
     """
 
@@ -99,12 +99,12 @@ class Task:
 
     @property
     def grounds(self) -> bool:
-        """Whether System 2 takes part."""
+        """Whether the task uses System 2."""
         return self.ground is not nothing
 
     @property
     def scored(self) -> bool:
-        """Whether an evaluation knows how good its answers are."""
+        """Whether an evaluation can score its answers."""
         return self.grounds or self.metric is not None
 
     @property

@@ -1,4 +1,4 @@
-"""Video object segmentation (ReVOS, MeViS): a plan, its keyframes grounded, the boxes carried through the clip."""
+"""Video object segmentation (ReVOS, MeViS): a plan, its keyframes grounded, the boxes tracked through the clip."""
 
 from typing import Any, NamedTuple, no_type_check
 
@@ -38,10 +38,10 @@ class Batch:
       policy: System 1's prompts.
       sharp: frames for the grounder.
       clip: frames for the segmenter, stretched to a square.
-      truth: the objects together, at the segmenter's mask size.
-      boxes: of each object, in original pixels, -1 where it is not in the frame.
+      truth: union of the objects' masks, at the segmenter's mask size.
+      boxes: boxes of each object, in original pixels, -1 where it is not in the frame.
       areas: pixels of each object.
-      objects: how many of the n are real.
+      objects: number of the n that are real.
     """
 
     policy: ThinkerInputs
@@ -63,7 +63,7 @@ class Reading(NamedTuple):
 
 
 class Grounding(NamedTuple):
-    """System 2's boxes, given to objects; and its masks, where it makes them without boxes."""
+    """System 2's boxes, assigned to objects; and its masks, if it makes them without boxes."""
 
     boxes: GroundedBoxes
     matching: rewards.Matching
@@ -118,7 +118,7 @@ def target(clip: DecodedClip, config: ExampleConfig) -> str:
 
 
 def read(frozen: Frozen, config: StepConfig, batch: Any, completions: Completions) -> Reading:
-    """Completions to plans, keyframes and requests to System 2. Any batch with `frame_valid` will do."""
+    """Completions to plans, keyframes and requests to System 2. Any batch with `frame_valid` suffices."""
     g, t = config.group, batch.frame_valid.shape[1]
     text = reasoner.read(frozen.vocab, completions, config.completion_bytes)
     plan = read_plan(text, jnp.repeat(jnp.sum(batch.frame_valid, axis=1), g), config.limits)
@@ -152,7 +152,7 @@ def ground(models: Models, frozen: Frozen, config: StepConfig, batch: Batch, rea
 def segment(
     models: Models, frozen: Frozen, config: StepConfig, batch: Batch, reading: Reading, grounding: Grounding
 ) -> Masks | None:
-    """The matched boxes carried through the clip, in original pixels; None if no weight asks for masks."""
+    """Masks of the matched boxes tracked through the clip, in original pixels; None if no weight needs masks."""
     if config.reward.segmentation == 0:
         return None
     if grounding.masks is not None:
@@ -174,7 +174,7 @@ def segment(
 
 
 def failures(batch: Any, reading: Reading, grounding: Grounded) -> dict[str, Int[Array, "b g"]]:
-    """By name; without boxes of System 2's those of the plan alone. Any batch with `objects` will do."""
+    """Counts of failures by name; without boxes of System 2's those of the plan alone. Needs `batch.objects`."""
     plan, boxes = reading.plan, grounding.boxes
     counts = {
         **common.kinds("plan", plan.failure, jnp.arange(plan.failure.shape[-1]) < plan.slots_used[..., None]),
@@ -237,7 +237,7 @@ def reward(
 
 
 def describe(facts: Any, reading: Reading, grounding: Grounded, index: At) -> Description:
-    """The plan, and what System 2 made of its keyframes."""
+    """The plan, and System 2's boxes for its keyframes."""
     return Description(
         description.pieces(reading.plan, index), description.keyframes(reading.requests, grounding.boxes, index)
     )
