@@ -1,4 +1,4 @@
-"""DAVIS region similarity J and contour accuracy F, the pair every segmentation table reports.
+"""DAVIS region similarity J and contour accuracy F, the pair that segmentation tables report.
 
 Definitions follow the davis2017 toolkit. A mask is any integer or boolean array, foreground = value > 0;
 void pixels (DAVIS: 255 in the annotation) count for neither side.

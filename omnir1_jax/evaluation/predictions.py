@@ -38,7 +38,7 @@ def write(
       rewrite: replace the frames of an existing folder, which the caller wrote or began to write.
 
     Raises:
-      InputError: what is there was not written by the caller, or one frame's mask is missing.
+      InputError: existing files were not written by the caller, or one frame's mask is missing.
     """
     if len(names) != len(predicted):
         raise InputError(f"{video}/{expression}: {len(predicted)} masks for {len(names)} frames")
@@ -78,7 +78,7 @@ def _remove(path: epath.Path, names: Sequence[str]) -> None:
 
 
 def read(root: str, video: str, expression: str, names: Sequence[str]) -> UInt8[np.ndarray, "t h w"] | None:
-    """One expression's masks as they are on disk (gray values), or None if the folder is missing.
+    """One expression's masks as on disk (gray values), or None if the folder is missing.
 
     Raises InputError, naming the file, for a frame that is missing, unreadable or of another size.
     """

@@ -57,7 +57,7 @@ TABLES: Mapping[str, Table] = {
     "videor1": _videor1,
     "folder": _choices(judge=qa.by_option),
 }
-# Tables by the rules of the published scripts, where these differ.
+# Tables by the rules of the published scripts, if these differ.
 OFFICIAL: Mapping[str, Table] = {
     "omnibench": _choices(*_OMNIBENCH, judge=qa_official.omnibench),
     "dailyomni": _choices(*_DAILY_OMNI, judge=qa_official.daily_omni),
@@ -67,7 +67,7 @@ OFFICIAL: Mapping[str, Table] = {
 
 
 def means(metric: Metric) -> Table:
-    """Of the scores of every clip that has any, in percent."""
+    """Mean scores over the clips that have any, in percent."""
 
     def table(answered: Answered) -> Mapping[str, Any]:
         scores = [clip_scores for ref, completion in answered if (clip_scores := metric(ref, completion))]
@@ -84,7 +84,7 @@ def score(
     """The table of the reader's benchmark from completions by sample id.
 
     Args:
-      metric: of each clip, where the reader is of no benchmark.
+      metric: function that scores a clip, for a reader without a benchmark.
       scoring: "official" follows the published script if there is one in `OFFICIAL`; "clean" differs where the script
         contradicts the benchmark's own description.
 

@@ -34,12 +34,12 @@ def _open(reader: Reader, position: int) -> ClipRef:
 
 
 def rules(reader: Reader) -> str:
-    """Whose table a benchmark has: "revos" where its split has the foreground masks of A and R, else "mevis"."""
+    """The rules of a reader's table: "revos" if its split has the foreground masks of A and R, else "mevis"."""
     return "revos" if (reader.name, reader.split) == ("revos", "valid") else "mevis"
 
 
 def annotated(ref: ClipRef, predicted: np.ndarray) -> tuple[Sequence[int], np.ndarray]:
-    """The frames that are scored, and the masks there: all of them, but of ReasonVOS those with an annotation."""
+    """The scored frames and their masks: all frames, for ReasonVOS those with an annotation."""
     if (chosen := ref.extra.get("annotated")) is None:
         return range(len(predicted)), predicted
     return chosen, predicted[list(chosen)]
