@@ -18,9 +18,9 @@ from omnir1_jax.models.qwen_omni import layout
 @no_type_check  # also holds shapes and shardings
 @flax.struct.dataclass
 class HighResFrames:
-    """The frames of each clip at System 2's resolution, and the prompt in which a thinker sees one of them.
+    """The frames of each clip at System 2's resolution, and the prompt for one of them.
 
-    All frames of a clip have the same size, so layout and positions are those of any.
+    All frames of a clip have the same size, so layout and positions are shared.
 
     Attributes:
       cells: each frame in cells of a thinker; `rgb` gives the frames as images.
@@ -28,7 +28,7 @@ class HighResFrames:
       tokens .. vision_index: the prompt up to the description, as in `ThinkerInputs`.
       resized: width and height of the frame that the cells show; a grounder's boxes are in its pixels.
       original: width and height of the clip.
-      grid: the cell at each place of a canvas that takes a frame of any shape, row by row; -1 beyond the frame.
+      grid: index of the cell at each position of a canvas for a frame of any shape, row by row; -1 beyond the frame.
     """
 
     cells: UInt8[Array, "b t m cell cell 3"]
@@ -50,7 +50,7 @@ class HighResFrames:
         return self.resized / self.original.astype(jnp.float32)
 
     def rgb(self) -> UInt8[Array, "b t h w 3"]:
-        """The frames as images, top left on a canvas that takes any; black beyond `resized`."""
+        """The frames as images, top left on a canvas that fits any shape; black beyond `resized`."""
         b, t, _, side, _, _ = self.cells.shape
         rows, columns = self.grid.shape[1:]
         cell_index = jnp.maximum(self.grid, 0).reshape(b, 1, -1, 1, 1, 1)
@@ -62,12 +62,12 @@ class HighResFrames:
 
 @dataclasses.dataclass(frozen=True)
 class FramesConfig:
-    """What `high_res_arrays` needs.
+    """Config of `high_res_arrays`.
 
     Attributes:
-      tokenizer, sizes: of the thinker that looks at the frames.
-      prompt: System 2's whole prompt, with {description}.
-      budget: pixels of a frame.
+      tokenizer, sizes: tokenizer and sizes of the thinker that grounds.
+      prompt: System 2's prompt, with {description}.
+      budget: pixel budget of a frame.
       max_aspect: longest side over shortest.
     """
 

@@ -1,4 +1,4 @@
-"""From a plan to the frames that System 2 looks at."""
+"""Selects the frames that System 2 looks at from a plan."""
 
 from typing import NamedTuple
 

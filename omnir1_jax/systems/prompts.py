@@ -11,18 +11,18 @@ from omnir1_jax.files import regular_file
 
 FOLDER = pathlib.Path(__file__).parent / "templates"
 GROUNDING = ("system", "description")  # fields of System 2's prompt; those of System 1's are the tasks'
-OPTIONAL = ("system", "duration", "fps", "example")  # they help but may be left out by a user's own wording
+OPTIONAL = ("system", "duration", "fps", "example")  # optional in a user's template
 FIELDS = (*OPTIONAL, "query", "options", "description")
 
 
 def load(name: str, fields: Collection[str], path: str | None = None) -> str:
-    """The template `name` of this package, or the user's own in its place; without the file's last newline.
+    """The template `name` of this package, or a user's file; without the last newline.
 
     Args:
       fields: of the template.
 
     Raises:
-      InputError: a file that cannot be read, or one that lacks a field or has one of another template.
+      InputError: a file that cannot be read, or one with a missing or unknown field.
     """
     file = pathlib.Path(path) if path else FOLDER / f"{name}.txt"
     try:
@@ -51,7 +51,7 @@ def clock(seconds: float) -> str:
 
 
 def example(duration: float, rng: np.random.Generator) -> str:
-    """Two made-up objects of a plan at random times within the clip, so that the model does not copy any."""
+    """Two example objects of a plan at random times within the clip, so that the model copies none."""
     starts = np.sort(rng.uniform(0.0, max(duration - 0.5, 0.0), 2))
     objects = (
         f'{{"start_time": "{clock(start)}", "end_time": "{clock(start + 0.5)}", "description": "..."}}'

@@ -15,7 +15,7 @@ from omnir1_jax.text.vocab import ByteVocab, Text, detokenise
 
 
 class Media(NamedTuple):
-    """What the frozen encoders made of a batch, ready to stand in the prompts of policy and reference alike."""
+    """Outputs of the frozen encoders for a batch, used in the prompts of policy and reference alike."""
 
     vision: Float[Array, "b n d"] | None
     audio: Float[Array, "b a d"] | None
@@ -57,7 +57,7 @@ def sample(
     *,
     row_ids: Int[Array, " b"] | None = None,
 ) -> Completions:
-    """`group` completions of each prompt, which is read once. `row_ids`: as of `generate`."""
+    """`group` completions of each prompt, which is read once. `row_ids`: see `generate`."""
     decoder = thinker.decoder()
     variables = decoding_copy(decoder, variables)
     cache = decoder.apply(variables, prompt(thinker, variables, inputs, media), method="prefill")

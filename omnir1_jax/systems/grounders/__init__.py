@@ -1,6 +1,6 @@
 """System 2's first half: descriptions to boxes in single frames.
 
-`step.grounder` and `--system2` name one of `GROUNDERS` (with settings as NAME:SETTINGS), or an object of one's own as
+`step.grounder` and `--system2` name one of `GROUNDERS` (with settings as NAME:SETTINGS), or a user-defined object as
 module:object or file.py:object: a `Grounder`, or a plain function on the host (see `host`).
 """
 
@@ -22,7 +22,7 @@ def _grounding_dino(thinker: ThinkerGrounder | None, settings: str) -> Grounder:
     return HostGrounder(grounding_dino.load(settings), "grounding_dino")
 
 
-# Makers of (the thinker as grounder, SETTINGS).
+# Functions of (the thinker as grounder, SETTINGS).
 GROUNDERS: dict[str, Callable[[ThinkerGrounder | None, str], Grounder]] = {
     "qwen_omni": lambda thinker, _: thinker,
     "grounding_dino": _grounding_dino,
@@ -34,10 +34,10 @@ def make(name: str, thinker: ThinkerGrounder | None = None, setting: str = "step
     """The grounder of this name.
 
     Args:
-      thinker: what the name "qwen_omni" stands for.
+      thinker: grounder of the name "qwen_omni".
 
     Raises:
-      InputError: nothing has this name, or it is not a grounder; names the setting.
+      InputError: no such name, or it is not a grounder; names the setting.
     """
     kind, _, settings = name.partition(":")
     if kind in GROUNDERS:

@@ -15,7 +15,7 @@ from jaxtyping import Float, UInt8
 from omnir1_jax.errors import InputError
 from omnir1_jax.files import json_file, regular_file
 
-THRESHOLD = 0.25  # of a box's score; the default of transformers
+THRESHOLD = 0.25  # minimum score of a box; the default of transformers
 FLAG = "grounding_dino"
 
 
@@ -23,7 +23,7 @@ def load(settings: str):
     """The grounder of DIRECTORY or DIRECTORY@THRESHOLD.
 
     Raises:
-      InputError: PyTorch is not installed, or the directory is not that of such a model.
+      InputError: PyTorch is not installed, or the directory does not hold such a model.
     """
     folder, _, threshold = settings.rpartition("@") if "@" in settings else (settings, "", str(THRESHOLD))
     try:
@@ -58,14 +58,14 @@ def load(settings: str):
 def find(
     processor: Any, model: Any, least: float, frames: UInt8[np.ndarray, "n h w 3"], descriptions: Sequence[str]
 ) -> list[Float[np.ndarray, "m 4"]]:
-    """Boxes of a score above `least`, the surest first; of an empty description none."""
+    """Boxes with a score above `least`, by descending score; none for an empty description."""
     import torch
 
     with_text = [n for n, text in enumerate(descriptions) if text.strip(" .")]
     out = [np.zeros((0, 4), np.float32) for _ in descriptions]
     if not with_text:
         return out
-    # The model reads lower case that ends in a stop; stops within would divide the description into several.
+    # The model reads lower case that ends in a full stop; further ones would split the description into several.
     texts = [descriptions[n].lower().replace(".", " ").strip() + "." for n in with_text]
     inputs = processor(
         images=[frames[n] for n in with_text], text=texts, return_tensors="pt", padding=True, truncation=True

@@ -2,8 +2,8 @@
 
 frames: of one video, RGB [n h w 3].
 descriptions: one for each.
-boxes: for each frame rows (x0, y0, x1, y1) in its pixels, the surest first, or none. Box i of all keyframes is taken
-  for object i of the answer, and the answer is all objects together.
+boxes: for each frame rows (x0, y0, x1, y1) in its pixels, by descending score, or none. Box i of all keyframes is taken
+  as object i of the answer, and the answer is the union of all objects.
 """
 
 import dataclasses
@@ -25,14 +25,14 @@ Ground = Callable[[UInt8[np.ndarray, "n h w 3"], Sequence[str]], Sequence[Any]]
 
 @dataclasses.dataclass(frozen=True)
 class HostGrounder:
-    """A function of the user's own, or a detector. `name`: of the setting's value, for messages."""
+    """A user's function, or a detector. `name`: the setting's value, for messages."""
 
     function: Ground
     name: str
     host: ClassVar[bool] = True
 
     def load(self, config: ConfigDict) -> None:
-        """It keeps its own parameters."""
+        """None: the function has its own parameters."""
 
     def __call__(
         self, frames: UInt8[np.ndarray, "n h w 3"], descriptions: Sequence[str], slots: int
@@ -40,7 +40,7 @@ class HostGrounder:
         """The function's boxes, at most `slots` for each frame, and which of them are real.
 
         Raises:
-          InputError: the function's answer is of another form.
+          InputError: the function's answer has another form.
         """
         answers = list(self.function(frames, descriptions))
         if len(answers) != len(frames):
@@ -58,7 +58,7 @@ class HostGrounder:
         return np.where(used[..., None], boxes, 0), used
 
     def ground(self, params: None, frames: HighResFrames, requests: Requests, slots: int) -> GroundedBoxes:
-        """As of a `Grounder`, on concrete arrays; the function is called once for each clip."""
+        """As `Grounder.ground`, on concrete arrays; the function is called once for each clip."""
         valid, frame = jax.device_get((requests.valid, requests.frame))
         pictures, texts = images(frames), request_texts(requests)
         boxes, used = np.zeros((*valid.shape, slots, 4), np.float32), np.zeros((*valid.shape, slots), bool)

@@ -1,4 +1,4 @@
-"""What a grounder is: it finds the objects that a description names in a frame, as boxes."""
+"""The grounder protocol: finds the objects that a description names in a frame, as boxes."""
 
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -14,11 +14,11 @@ MISSING = -1.0
 
 
 class Requests(NamedTuple):
-    """What is to be found where: up to k frames for each of g completions of a prompt.
+    """Requests to a grounder: up to k frames with descriptions for each of g completions of a prompt.
 
     Attributes:
       frame: index in the clip, distinct within a completion; 0 where not valid.
-      description: as System 1 wrote it, UTF-8 in buffers of static size.
+      description: System 1's text, UTF-8 in buffers of static size.
     """
 
     frame: Int[Array, "b g k"]
@@ -27,18 +27,18 @@ class Requests(NamedTuple):
 
 
 class GroundedBoxes(NamedTuple):
-    """A grounder's answers: n boxes for each request, more or fewer than there are objects.
+    """A grounder's answers: n boxes for each request, whatever the number of objects.
 
     Attributes:
-      box: inclusive extents (x0, y0, x1, y1) in pixels of the frame as it was given; -1 where there is none.
-      count: objects that were named, also beyond the n.
+      box: inclusive extents (x0, y0, x1, y1) in pixels of the input frame; -1 where there is none.
+      count: number of objects in the answer, also beyond n.
       failure: `text.rules.Failure` of each of the n.
-      asked: requests that were put to the grounder: valid ones whose description fits.
-      answer: the grounder's own words for the log, UTF-8; empty where it gives none.
-      scale: width and height of the frame as it was given over those of the clip.
-      frames_read: distinct frames that were looked at for each prompt.
-      request_tokens, answer_tokens: of a grounder that is a language model, for each request: tokens of its prompt
-        beside the frame, and tokens that it decoded.
+      asked: requests that the grounder answered: valid ones whose description fits.
+      answer: the grounder's text for the log, UTF-8; empty if it gives none.
+      scale: width and height of the input frame over those of the clip.
+      frames_read: number of distinct frames read for each prompt.
+      request_tokens, answer_tokens: for a language model, per request: tokens of its prompt beside the frame, and
+        decoded tokens.
     """
 
     box: Float[Array, "b g k n 4"]
@@ -53,22 +53,22 @@ class GroundedBoxes(NamedTuple):
 
     @property
     def used(self) -> Bool[Array, "b g k n"]:
-        """Boxes without a missing coordinate, of requests that were asked."""
+        """Mask of boxes without a missing coordinate, in answered requests."""
         return jnp.all(self.box != MISSING, axis=-1) & self.asked[..., None]
 
     @property
     def original(self) -> Float[Array, "b g k n 4"]:
-        """The boxes in pixels of the clip; what is missing means nothing."""
+        """The boxes in pixels of the clip; values of missing ones are undefined."""
         return self.box / jnp.tile(self.scale, 2)[:, None, None, None]
 
     @classmethod
     def of(
         cls, frames: HighResFrames, requests: Requests, box: Num[Array, "b g k n 4"], used: Bool[Array, "b g k n"]
     ) -> "GroundedBoxes":
-        """Of a grounder that gives boxes and no text.
+        """From boxes without text.
 
         Args:
-          box: in pixels of `frames.rgb()`.
+          box: boxes in pixels of `frames.rgb()`.
           used: which boxes are real.
         """
         used = used & requests.valid[..., None]
@@ -88,17 +88,17 @@ class GroundedBoxes(NamedTuple):
 
 @runtime_checkable
 class Grounder(Protocol):
-    """System 2's first half, with parameters of its own. Prompting, generation and reading are its own affair.
+    """System 2's first half, with its own parameters, prompting, generation and parsing.
 
-    An object of any class with these members is one; it is hashable and the same for the whole run, as it is a static
-    argument of the compiled step. One that runs on the host (`host` is True) serves evaluation, inference and training
-    with step.mode=staged.
+    Any object with these members is one; it must be hashable and stay the same during a run, as it is a static argument
+    of the compiled step. One that runs on the host (`host` is True) serves evaluation, inference and training with
+    step.mode=staged.
     """
 
     host: bool
 
     def load(self, config: ConfigDict) -> Any:
-        """Its parameters as a tree of arrays; None if it has none. They are replicated over the devices."""
+        """The parameters as a tree of arrays, replicated over the devices; None without any."""
 
     def ground(self, params: Any, frames: HighResFrames, requests: Requests, slots: int) -> GroundedBoxes:
         """Up to `slots` boxes for each request. Jittable, unless it runs on the host."""

@@ -1,4 +1,4 @@
-"""A thinker as grounder: it is shown a frame with a description, and answers in text that holds boxes."""
+"""A thinker as grounder: sees a frame and a description, and answers with boxes as text."""
 
 import dataclasses
 from typing import Any, ClassVar, NamedTuple, no_type_check
@@ -25,19 +25,19 @@ from omnir1_jax.text.readers import read_boxes
 from omnir1_jax.text.strings import Buffer
 from omnir1_jax.text.vocab import ByteVocab, detokenise
 
-# Frames of each clip that are read at a time where weights are sharded: each time all of them are gathered.
+# Frames of each clip that are read at a time if weights are sharded, as each read gathers all of them.
 GATHERED = 4
 
 
 @no_type_check  # also holds shapes and shardings
 @flax.struct.dataclass
 class ThinkerParams:
-    """A thinker and its tokenizer as arrays. All but the prompt is None where it is the run's own thinker.
+    """A thinker and its tokenizer as arrays. All but the prompt is None if it is the run's own thinker.
 
     Attributes:
-      prompt: System 2's prompt from the frame on.
-      vision, text: of the thinker.
-      vocab, bpe: its tokenizer as tables.
+      prompt: template of System 2's prompt from the frame on.
+      vision, text: the thinker's parameters.
+      vocab, bpe: its tokenizer's tables.
     """
 
     prompt: Template
@@ -61,7 +61,7 @@ class Prompts(NamedTuple):
 
 
 class Answers(NamedTuple):
-    """What the thinker said, and how many distinct frames had to be read for it."""
+    """The thinker's completions, and the number of distinct frames read for them."""
 
     tokens: Int[Array, "b g k c"]
     lengths: Int[Array, "b g k"]
@@ -73,9 +73,9 @@ class ThinkerGrounder:
     """Greedy grounding by a thinker.
 
     Attributes:
-      sampling: of its answers.
-      description_tokens: longest description and instruction in its prompt.
-      answer_bytes: longest answer that is read.
+      sampling: sampling of its answers.
+      description_tokens: maximum tokens of description and instruction in its prompt.
+      answer_bytes: maximum bytes of an answer that is parsed.
     """
 
     thinker: Thinker
@@ -85,7 +85,7 @@ class ThinkerGrounder:
     host: ClassVar[bool] = False
 
     def load(self, config: ConfigDict) -> Any:
-        """Not here: `build.models` reads the weights of thinkers."""
+        """Not supported: `build.models` reads the weights of thinkers."""
         raise InputError("step.grounder: the parameters of a thinker come from build.models")
 
     def ground(self, params: ThinkerParams, frames: HighResFrames, requests: Requests, slots: int) -> GroundedBoxes:
@@ -163,7 +163,7 @@ def answer(
     with jax.named_scope("frames/together" if at_a_time > 1 else "frames"):
         _, caches = jax.lax.while_loop(lambda state: state[0] < jnp.max(count), body, (jnp.zeros((), jnp.int32), empty))
 
-    # Each request becomes a row of its own with its frame's cache, so that one pass over the weights serves them all.
+    # Each request becomes a row with its frame's cache, so that one pass over the weights serves all of them.
     cache_slot = jnp.take_along_axis(jnp.cumsum(is_needed, axis=1) - 1, requests.frame.reshape(b, g * k), axis=1)
     cache_slot = jnp.clip(cache_slot, 0, slots - 1)
     keys, values = (

@@ -1,7 +1,7 @@
 """System 2's second half: boxes, or descriptions, to masks over a clip.
 
-`step.segmenter` names one of `SEGMENTERS`, or an object of one's own as module:object or file.py:object; a plain
-function makes masks of descriptions on the host, see `host`.
+`step.segmenter` names one of `SEGMENTERS`, or a user-defined object as module:object or file.py:object; a plain
+function makes masks from descriptions on the host, see `host`.
 """
 
 from collections.abc import Callable
@@ -37,10 +37,10 @@ def make(name: str, sam2: Sam2Segmenter | None, setting: str = "step.segmenter")
     """The segmenter of this name.
 
     Args:
-      sam2: what the name "sam2" stands for; None where the config has none.
+      sam2: segmenter of the name "sam2"; None if the config has none.
 
     Raises:
-      InputError: nothing has this name, or it is not a segmenter; names the setting.
+      InputError: no such name, or it is not a segmenter; names the setting.
     """
     if name in SEGMENTERS:
         return SEGMENTERS[name](sam2)
@@ -53,7 +53,7 @@ def make(name: str, sam2: Sam2Segmenter | None, setting: str = "step.segmenter")
 
 
 def extents(masks: Bool[Array, "b g n t y x"], frames: HighResFrames, requests: Requests, slots: int) -> GroundedBoxes:
-    """The boxes around each object's mask in the frames that were asked about."""
+    """The boxes around each object's mask in the requested frames."""
     n, (y, x) = min(masks.shape[2], slots), masks.shape[4:]
     frame_index = requests.frame[:, :, None, :, None, None]
     seen = jnp.swapaxes(jnp.take_along_axis(masks[:, :, :n], frame_index, axis=3), 2, 3)  # [b g k n y x]
@@ -75,7 +75,7 @@ def union(
     original: Int[Array, "b 2"],
     prompts: Prompts,
 ) -> Masks:
-    """The masks of each completion's objects together."""
+    """The union of the masks of each completion's objects."""
     if hasattr(segmenter, "masks"):
         return segmenter.masks(params, clip, frame_valid, original, prompts)
     logits = segmenter.logits(params, clip, frame_valid, original, prompts)

@@ -1,4 +1,4 @@
-"""Masks from descriptions on the host: the place for SAM 3, Sa2VA and whatever else reads text and gives masks.
+"""Masks from descriptions on the host: for SAM 3, Sa2VA and other models from text to masks.
 
 A function `masks(frames, descriptions, keyframes) -> masks`, called once for each answer of System 1:
 
@@ -27,14 +27,14 @@ from omnir1_jax.systems.grounders.protocol import Requests
 
 @dataclasses.dataclass(frozen=True)
 class HostSegmenter:
-    """A function of the user's own. `name`: of the setting's value, for messages."""
+    """A user's function. `name`: the setting's value, for messages."""
 
     function: Callable[[UInt8[np.ndarray, "t h w 3"], Sequence[str], Sequence[int]], Any]
     name: str
     host: ClassVar[bool] = True
 
     def load(self, config: ConfigDict) -> None:
-        """It keeps its own parameters."""
+        """None: the function has its own parameters."""
 
     def __call__(
         self, frames: UInt8[np.ndarray, "t h w 3"], descriptions: Sequence[str], keyframes: Sequence[int]
@@ -42,7 +42,7 @@ class HostSegmenter:
         """The function's masks.
 
         Raises:
-          InputError: they are not of the frames' size.
+          InputError: their size is not the frames'.
         """
         masks = np.asarray(self.function(frames, descriptions, keyframes))
         masks = masks[None] if masks.ndim == 3 else masks
@@ -55,7 +55,7 @@ class HostSegmenter:
     def from_text(
         self, params: None, frames: HighResFrames, frame_valid: Any, requests: Requests, size: tuple[int, int]
     ) -> Bool[Array, "b g n t y x"]:
-        """As of a `TextSegmenter`, on concrete arrays."""
+        """As `TextSegmenter.from_text`, on concrete arrays."""
         valid, frame, real = jax.device_get((requests.valid, requests.frame, frame_valid))
         (b, g, _), t = valid.shape, real.shape[1]
         pictures, texts = images(frames), request_texts(requests)

@@ -1,4 +1,4 @@
-"""What a segmenter is: boxes, or descriptions, to masks over a clip."""
+"""The segmenter protocol: boxes, or descriptions, to masks over a clip."""
 
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -10,10 +10,10 @@ from omnir1_jax.systems.grounders.protocol import Requests
 
 
 class Masks(NamedTuple):
-    """Masks of each completion, all its objects together, at the segmenter's mask size.
+    """Masks of each completion, the union of its objects, at the segmenter's mask size.
 
     Attributes:
-      scores: of each object in each frame, as the segmenter has them; None without any.
+      scores: the segmenter's scores of each object in each frame; None without any.
     """
 
     union: Bool[Array, "b g t y x"]
@@ -21,7 +21,7 @@ class Masks(NamedTuple):
 
 
 class Prompts(NamedTuple):
-    """Boxes for a segmenter: those of n objects in k frames of each of g completions.
+    """Boxes as prompts for a segmenter, of n objects in k frames of each of g completions.
 
     Attributes:
       boxes: in pixels of the clip. used: which of them are real. frame: indices in the clip.
@@ -34,13 +34,13 @@ class Prompts(NamedTuple):
 
 @runtime_checkable
 class Segmenter(Protocol):
-    """Follows boxes through a clip, in the graph, with parameters of its own; hashable, as `Grounder`.
+    """Tracks boxes through a clip, in the graph, with its own parameters; hashable, as `Grounder`.
 
-    A method `masks`, with the arguments of `logits` and `Masks` as its result, is taken in training where there is one.
+    Training uses a method `masks`, with the arguments of `logits` and `Masks` as its result, if there is one.
     """
 
     def load(self, config: ConfigDict) -> Any:
-        """Its parameters as a tree of arrays; None if it has none. They are replicated over the devices."""
+        """The parameters as a tree of arrays, replicated over the devices; None without any."""
 
     def logits(
         self,
@@ -50,7 +50,7 @@ class Segmenter(Protocol):
         original: Int[Array, "b 2"],
         prompts: Prompts,
     ) -> Float[Array, "b g n t y x"]:
-        """Mask logits of each object, a quarter of `side` in size; negative throughout where nothing was prompted.
+        """Mask logits of each object, a quarter of `side` in size; negative everywhere without a prompt.
 
         Args:
           clip: frames stretched to a square of sam2.side.
@@ -60,12 +60,12 @@ class Segmenter(Protocol):
 
 @runtime_checkable
 class TextSegmenter(Protocol):
-    """Masks from descriptions, without boxes: System 2 in one. `host`: as of a `Grounder`."""
+    """Masks from descriptions, without boxes: both halves of System 2. `host`: as in `Grounder`."""
 
     host: bool
 
     def load(self, config: ConfigDict) -> Any:
-        """As of a `Segmenter`."""
+        """As `Segmenter.load`."""
 
     def from_text(
         self,

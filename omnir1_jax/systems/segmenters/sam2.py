@@ -1,6 +1,6 @@
-"""SAM 2.1 as segmenter: boxes are followed through the clip, each clip encoded once for all completions.
+"""SAM 2.1 as segmenter: boxes are tracked through the clip, each clip encoded once for all completions.
 
-Over a mesh each device sees to its own clips, and where there is an axis `tensor` to a part of the completions.
+Over a mesh each device computes its own clips, and with an axis `tensor` a part of the completions.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ class Sam2Segmenter:
     model: sam2.Sam2
 
     def load(self, config: ConfigDict) -> Any:
-        """Not here: `build.models` reads its weights."""
+        """Not supported: `build.models` reads its weights."""
         raise InputError("step.segmenter: the parameters of SAM 2 come from build.models")
 
     def masks(
@@ -38,7 +38,7 @@ class Sam2Segmenter:
         original: Int[Array, "b 2"],
         prompts: Prompts,
     ) -> Masks:
-        """The union of a completion's objects; empty where nothing is prompted."""
+        """The union of a completion's objects; empty without a prompt."""
 
         def keep(tracks: sam2.Tracks) -> tuple[Array, Array]:
             return (tracks.logits > 0) & tracks.known[..., None, None], tracks.scores
@@ -64,11 +64,11 @@ class Sam2Segmenter:
 
 
 def _follow(model, keep: Callable, blank: tuple, chunk: int, params, clip, frame_valid, original, boxes, used, frame):
-    """What `keep` takes of the tracks of each object, [b g n t ...], of the clips and completions of one device.
+    """`keep`'s results for the tracks of each object, [b g n t ...], for the clips and completions of one device.
 
     Args:
-      blank: of a frame of an object without a box.
-      chunk: objects of each clip that are tracked at a time.
+      blank: results for a frame of an object without a box.
+      chunk: number of objects of each clip that are tracked at a time.
     """
     b, g, k, n = used.shape
     t, objects = clip.shape[1], g * n
