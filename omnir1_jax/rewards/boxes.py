@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 MISSING = -1.0
-TIE = 1e-6  # sums of IoU that differ by less are ties
+TIE = 1e-6  # smaller differences between sums of IoU are ties
 
 
 def area(box: Float[Array, "*b 4"]) -> Float[Array, "*b"]:
@@ -26,7 +26,7 @@ def iou(a: Float[Array, "*#b 4"], b: Float[Array, "*#b 4"]) -> Float[Array, "...
 
 
 def is_missing(box: Float[Array, "*b 4"]) -> Bool[Array, "*b"]:
-    """Boxes that were not read, or of objects that are not in the frame."""
+    """Mask of boxes that were not parsed, or of objects that are not in the frame."""
     return jnp.all(box == MISSING, axis=-1)
 
 

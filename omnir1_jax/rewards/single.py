@@ -14,7 +14,7 @@ def refavs_accuracy(
     """IoU of System 2's first box with the true one, in resized pixels; 0 where either is missing.
 
     Args:
-      truth: in original pixels, -1 where the object is not in the frame.
+      truth: true box in original pixels, -1 where the object is not in the frame.
       scale: resized over original width and height.
     """
     present = ~boxes.is_missing(predicted) & ~boxes.is_missing(truth)
@@ -28,10 +28,10 @@ def refcocog_terms(
     points: Float[Array, "n 2 2"],
     scale: Float[Array, "n 2"],
 ) -> dict[str, Float[Array, "n"]]:
-    """Seg-Zero's terms: overlap, points, corners, strictness; each 0 where its part was not read.
+    """Seg-Zero's terms: overlap, points, corners, strictness; each 0 where its part was not parsed.
 
     Args:
-      box, points: the truth in original pixels.
+      box, points: ground truth in original pixels.
       scale: resized over original width and height. The scaled truth is truncated to whole pixels.
     """
     box = jnp.trunc(box * jnp.concatenate([scale, scale], axis=-1))

@@ -1,4 +1,4 @@
-"""The reward of a plan: its frames, the boxes found in them, and the masks that follow.
+"""The reward of a plan: its frames, the boxes in them, and the propagated masks.
 
 Written for one completion; `jax.vmap` does the rest. T and N are the clip's static sizes, of which `frames` and
 `objects` are in use. The numbers are those of the authors' training code.
@@ -19,24 +19,24 @@ MIN_PLAN_FRAMES = 4
 
 
 class PlanTerms(NamedTuple):
-    """What the plan earns before System 2 has looked. All 0 for an answer without objects."""
+    """Terms of the plan alone, without System 2. All 0 for an answer without objects."""
 
-    structure: Float[Array, ""]  # 0.2 an object for being there, complete, valid; over the number of objects
-    coverage: Float[Array, ""]  # share of (object, frame) cells with something to see, over the number of objects
+    structure: Float[Array, ""]  # 0.2 per object for being present, complete, valid; over the number of objects
+    coverage: Float[Array, ""]  # share of (object, frame) cells where the object is visible, over the number of objects
     count: Float[Array, ""]  # distinct frames: 0.4 each up to 4, then back down
     span: Float[Array, ""]  # -0.2 for each frame of a piece beyond its first
-    overlap: Float[Array, ""]  # -0.5 for each frame that was chosen already
-    diversity: Float[Array, ""]  # the paper's: pieces in time order, clear of the next or not
+    overlap: Float[Array, ""]  # -0.5 for each repeated frame
+    diversity: Float[Array, ""]  # the paper's: whether pieces in time order overlap the next
     closeness: Float[Array, ""]  # the paper's: 1 at the wanted number of pieces, falling to 0
     any_valid: Bool[Array, ""]
 
 
 class Matching(NamedTuple):
-    """Predicted boxes, each given to an object.
+    """Predicted boxes, each assigned to an object.
 
     Attributes:
-      box: of each object in each keyframe, in the pixels of the resized image.
-      prompt: boxes without a missing coordinate, in valid keyframes: these prompt the segmenter.
+      box: box of each object in each keyframe, in the pixels of the resized image.
+      prompt: mask of boxes without a missing coordinate in valid keyframes: these prompt the segmenter.
       alignment: mean IoU over the (object, keyframe) cells whose true box is real.
       mismatch: predictions beyond the number of objects, negative.
     """
@@ -73,7 +73,7 @@ def plan_terms(
 
     Args:
       areas: pixels of each object in each frame; 0 in padding.
-      objects: how many of the n are real.
+      objects: number of the n that are real.
     """
     member = members(plan.valid, plan.first_frame, plan.last_frame, areas.shape[1])
     size = jnp.sum(member, axis=1)
@@ -111,11 +111,11 @@ def match(
     keyframes: Keyframes,
     config: VosReward,
 ) -> Matching:
-    """Gives each predicted box to an object, keyframe by keyframe, so that the sum of IoU is largest.
+    """Assigns each predicted box to an object, keyframe by keyframe, maximising the sum of IoU.
 
     Args:
       predicted: the first n groups of System 2's answer in each keyframe, missing boxes -1, in resized pixels.
-      predictions: how many groups there were.
+      predictions: number of groups in the answer.
       truth: boxes of the objects in original pixels, -1 where the object is not in the frame.
       scale: resized over original width and height.
     """
