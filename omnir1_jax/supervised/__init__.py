@@ -1,1 +1,1 @@
-"""Training with the truth at hand: the thinker on target texts, SAM 2 on masks."""
+"""Supervised training: the thinker on target texts, SAM 2 on masks."""

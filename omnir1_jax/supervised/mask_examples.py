@@ -15,10 +15,10 @@ Arrays = dict[str, np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class MaskExampleConfig:
-    """Static shapes: the model's input side (its masks are a quarter of it), most frames, most objects.
+    """Static shapes: the model's input side (its masks are a quarter of it), maximum frames and objects.
 
-    repeat: fill the places of missing objects with those that there are. Each then gets prompts of its own, and no
-    place of a batch is wasted.
+    repeat: whether to fill the slots of missing objects with repeated objects. Each then gets its own prompts, and no
+    slot of a batch is wasted.
     """
 
     side: int
@@ -30,7 +30,7 @@ class MaskExampleConfig:
 def masks(clip: DecodedClip, config: MaskExampleConfig) -> Arrays:
     """The arrays of `masks.Batch` for one clip: frames stretched to a square, coverage, boxes in original pixels.
 
-    Of more objects than there is room for some are drawn. Raises BadSample where there is none, or too many frames.
+    If there are more objects than slots, some are drawn. Raises BadSample without any object, or with too many frames.
     """
     t, side, quarter = len(clip.frames), config.side, config.side // 4
     count = 0 if clip.masks is None else len(clip.masks)
@@ -65,7 +65,7 @@ def masks(clip: DecodedClip, config: MaskExampleConfig) -> Arrays:
 def coverage(mask: Bool[np.ndarray, "h w"], side: int) -> UInt8[np.ndarray, "side side"]:
     """How much of each pixel of a side x side grid the mask covers, 0 to 255.
 
-    A binary mask of that size would lose where within a pixel the outline runs.
+    A binary mask of that size would lose the outline's position within a pixel.
     """
     shrinks = side <= min(mask.shape)
     method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR

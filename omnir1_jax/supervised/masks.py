@@ -1,4 +1,4 @@
-"""SAM 2 trained on clips with masks: boxes drawn on some frames, tracked through the clip, held against the truth.
+"""SAM 2 trained on clips with masks: boxes on some frames, tracked through the clip, compared with ground truth.
 
 The forward pass is that of inference (`sam2.unroll`); the losses are those of SAM 2's own training.
 """
@@ -24,12 +24,12 @@ Metrics = dict[str, Float[Array, ""]]
 @no_type_check  # also holds shapes and shardings
 @flax.struct.dataclass
 class Batch:
-    """Clips with the truth of their objects.
+    """Clips with the ground truth of their objects.
 
     Attributes:
       clip: frames stretched to the model's side.
       masks: how much of each pixel the object covers, 0 to 255, at the model's mask side.
-      boxes: of each object, in original pixels, -1 where it is not in the frame.
+      boxes: boxes of each object, in original pixels, -1 where it is not in the frame.
       size: height and width of the original frames.
     """
 
@@ -50,7 +50,7 @@ class Prompts(NamedTuple):
 
 
 class Losses(NamedTuple):
-    """Means over what each is asked of."""
+    """Mean of each loss over the frames it applies to."""
 
     mask: Float[Array, ""]
     dice: Float[Array, ""]
@@ -59,12 +59,12 @@ class Losses(NamedTuple):
 
 
 def visible(batch: Batch) -> Bool[Array, "b n t"]:
-    """Where the truth shows an object."""
+    """Mask of frames in which an object is visible."""
     return (batch.boxes[..., 2] >= 0) & batch.frame_valid[:, None] & batch.object_valid[..., None]
 
 
 def cut(batch: Batch, piece: int) -> Batch:
-    """Clips cut into pieces of `piece` frames, which follow one another in the batch; 0 leaves them whole."""
+    """Clips split into pieces of `piece` frames, consecutive in the batch; 0 does not split them."""
     b, t = batch.frame_valid.shape
     if piece in (0, t):
         return batch
@@ -85,7 +85,7 @@ def cut(batch: Batch, piece: int) -> Batch:
 
 
 def draw_prompts(key: Key[Array, ""], batch: Batch, config: sections.Masks) -> Prompts:
-    """1 to `prompts` frames an object among those that show it, with boxes as inexact as a grounder's."""
+    """1 to `prompts` frames per object among those that show it, with boxes as inexact as a grounder's."""
     seen = visible(batch)
     b, n, t = seen.shape
     k = min(config.prompts, t)
@@ -131,7 +131,7 @@ def _mean(x: Float[Array, "*s"], where: Bool[Array, "*s"]) -> Float[Array, ""]:
 
 
 def focal(logits: Float[Array, "*s y x"], truth: Float[Array, "*#s y x"], focus: float) -> Float[Array, "*s"]:
-    """Cross-entropy with a soft truth, weighted by |truth - probability| ** focus, a mean over the pixels."""
+    """Cross-entropy with soft targets, weighted by |truth - probability| ** focus, a mean over the pixels."""
     entropy = optax.sigmoid_binary_cross_entropy(logits, truth)
     if focus:
         entropy *= jnp.abs(jax.nn.sigmoid(logits) - truth) ** focus
@@ -139,7 +139,7 @@ def focal(logits: Float[Array, "*s y x"], truth: Float[Array, "*#s y x"], focus:
 
 
 def dice(logits: Float[Array, "*s y x"], truth: Float[Array, "*#s y x"]) -> Float[Array, "*s"]:
-    """1 - dice coefficient of probabilities and a soft truth, one pixel added above and below as upstream does."""
+    """1 - dice coefficient of probabilities and soft targets; 1 is added to numerator and denominator as upstream."""
     p = jax.nn.sigmoid(logits)
     total = lambda x: jnp.sum(x, axis=(-2, -1))
     return 1 - (2 * total(p * truth) + 1) / (total(p) + total(truth) + 1)
@@ -155,9 +155,9 @@ def overlap(logits: Float[Array, "*s y x"], truth: Float[Array, "*#s y x"]) -> F
 def losses(
     tracks: sam2.Tracks, masks: sam2.Masks, batch: Batch, config: sections.Masks
 ) -> tuple[Float[Array, ""], Losses, Metrics]:
-    """What the tracks lack. Masks are judged where the object is visible, the score on every frame that was reached.
+    """The losses of tracks: of masks where the object is visible, of the score on every frame that was reached.
 
-    Of the multimasks the best one learns, beside the single mask; the predicted quality of all of them learns.
+    Of the multimasks only the best one is trained, besides the single mask; the predicted quality of all is.
     """
     seen, known = visible(batch) & tracks.known, tracks.known
     truth = batch.masks.astype(jnp.float32)[:, :, :, None] / 255
@@ -193,7 +193,7 @@ def make_mask_step(
     """The training step of `objective = "masks"`; the trainable are SAM 2's parameters, nothing is frozen.
 
     Args:
-      shardings: of the state, which it keeps from step to step; default what the compiler chooses.
+      shardings: shardings of the state, kept from step to step; by default the compiler's choice.
 
     Returns:
       `step(state, frozen, batch, key) -> (state, metrics, None)`, jitted; the state is donated.

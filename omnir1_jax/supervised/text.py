@@ -26,12 +26,12 @@ from omnir1_jax.tasks.task import tree_of
 
 @dataclasses.dataclass(frozen=True)
 class SftConfig:
-    """Choices of the supervised step.
+    """Config of the supervised step.
 
     Attributes:
-      encoders: train the whole thinker; otherwise its decoder, or an adapter of it, as in GRPO.
-      lora: train an adapter.
-      score_chunk: tokens of a row whose logits exist at a time.
+      encoders: whether to train the whole thinker; otherwise its decoder, or a LoRA adapter of it, as in GRPO.
+      lora: settings of the adapter.
+      score_chunk: number of tokens of a row whose logits exist at a time.
     """
 
     encoders: bool
@@ -49,10 +49,10 @@ class Batch:
     """Prompts with g target texts each, which do not see one another.
 
     Attributes:
-      tokens: what follows the prompt: for each target perhaps a question of its own, then the answer.
-      lengths: real tokens of each target; 0 for one that is not there.
-      weights: of each token in the loss, 0 for what is only read.
-      task: names the metrics.
+      tokens: tokens after the prompt: for each target an optional question, then the answer.
+      lengths: number of tokens of each target; 0 for an absent one.
+      weights: weight of each token in the loss, 0 for questions.
+      task: name of the task in the metrics.
     """
 
     policy: ThinkerInputs
@@ -98,9 +98,9 @@ def make_sft_step(
     """The step `(state, frozen, batch, key) -> (state, metrics, None)`; `state` is donated.
 
     Args:
-      optimizer: sees the gradients of `state.trainable`: the decoder's parameters or an adapter as in
+      optimizer: gets the gradients of `state.trainable`: the decoder's parameters or an adapter as in
         `rl.step.make_train_step`, so that a run there can start from the state; with `config.encoders` all parameters.
-      shardings: of the state, which it keeps from step to step; default what the compiler chooses.
+      shardings: shardings of the state, kept from step to step; by default the compiler's choice.
     """
 
     @functools.partial(jax.jit, donate_argnums=0, out_shardings=None if shardings is None else (shardings, None, None))
@@ -128,7 +128,7 @@ def make_sft_step(
 def to_batch(task: str, arrays: Mapping[str, Any]) -> Batch:
     """The step's batch of a task from the pipeline's flat arrays (numpy, jax or shapes).
 
-    Examples of several prompts of their own (`targets.grounding`) become rows like any other.
+    Examples with several prompts (`targets.grounding`) become several rows.
     """
     if len(arrays["policy/tokens"].shape) == 3:
         arrays = {key: value.reshape(-1, *value.shape[2:]) for key, value in arrays.items()}
