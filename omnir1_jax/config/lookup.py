@@ -55,30 +55,30 @@ def load(name: str, setting: str) -> Any:
     Raises:
       InputError: there is no such module, file or object, or it fails on import; names the setting.
     """
-    where, _, attribute = name.rpartition(":")
-    if not where or not attribute:
+    source, _, attribute = name.rpartition(":")
+    if not source or not attribute:
         raise InputError(f"{setting}: {name!r} is not of the form module:object or file.py:object")
     try:
-        module = _from_file(pathlib.Path(where)) if where.endswith(".py") else importlib.import_module(where)
+        module = _from_file(pathlib.Path(source)) if source.endswith(".py") else importlib.import_module(source)
     except InputError:
         raise
     except Exception as error:  # the user's module may fail in any way on import
-        raise InputError(f"{setting}: {where} cannot be imported ({type(error).__name__}: {error})") from error
+        raise InputError(f"{setting}: {source} cannot be imported ({type(error).__name__}: {error})") from error
     try:
         return getattr(module, attribute)
     except AttributeError:
-        raise InputError(f"{setting}: {where} has no {attribute!r}") from None
+        raise InputError(f"{setting}: {source} has no {attribute!r}") from None
 
 
 def _from_file(path: pathlib.Path) -> ModuleType:
     """A module of a file, imported once for each path."""
-    full = path.resolve()
-    name = f"{path.stem}_{hashlib.sha256(str(full).encode()).hexdigest()[:8]}"
+    resolved = path.resolve()
+    name = f"{path.stem}_{hashlib.sha256(str(resolved).encode()).hexdigest()[:8]}"
     if name in sys.modules:
         return sys.modules[name]
-    if not full.is_file():
+    if not resolved.is_file():
         raise FileNotFoundError(f"no such file: {path}")
-    spec = importlib.util.spec_from_file_location(name, full)
+    spec = importlib.util.spec_from_file_location(name, resolved)
     module = sys.modules[name] = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)

@@ -30,8 +30,8 @@ class Whole(NamedTuple):
     also: int | None = None
 
     def fault(self, value: Any) -> str | None:
-        good = type(value) is int and self.low <= value <= self.high and value % self.multiple == 0
-        if good or (type(value) is int and value == self.also):
+        is_valid = type(value) is int and self.low <= value <= self.high and value % self.multiple == 0
+        if is_valid or (type(value) is int and value == self.also):
             return None
         return f"is not a {self}"
 
@@ -50,8 +50,8 @@ class Number(NamedTuple):
     below: bool = False
 
     def fault(self, value: Any) -> str | None:
-        good = type(value) in (int, float) and math.isfinite(value) and self.low <= value <= self.high
-        if good and not (self.above and value == self.low) and not (self.below and value == self.high):
+        is_valid = type(value) in (int, float) and math.isfinite(value) and self.low <= value <= self.high
+        if is_valid and not (self.above and value == self.low) and not (self.below and value == self.high):
             return None
         return f"is not a finite {self}"
 
@@ -218,8 +218,11 @@ def setting(default: Any, doc: str, rule: Rule | None = None) -> Any:
 def rules(kind: type) -> dict[str, Any]:
     """The rule of every field of a dataclass; the rule of a section is its class."""
     hints = typing.get_type_hints(kind)
-    own = lambda field: field.metadata.get("rule")
-    return {f.name: of_type(hints[f.name], f.default) if own(f) is None else own(f) for f in dataclasses.fields(kind)}
+    rule_of = lambda field: field.metadata.get("rule")
+    return {
+        f.name: of_type(hints[f.name], f.default) if rule_of(f) is None else rule_of(f)
+        for f in dataclasses.fields(kind)
+    }
 
 
 def shared(kind: type, section: Section) -> dict[str, Any]:
@@ -228,12 +231,12 @@ def shared(kind: type, section: Section) -> dict[str, Any]:
     return {name: value for name, value in vars(section).items() if name in names}
 
 
-def flat(kind: type, above: str = "") -> dict[str, Rule]:
+def flat(kind: type, prefix: str = "") -> dict[str, Rule]:
     """The rules of all settings of a section and those in it, by dotted name."""
-    found: dict[str, Rule] = {}
+    by_name: dict[str, Rule] = {}
     for name, rule in rules(kind).items():
-        found |= flat(rule, f"{above}{name}.") if isinstance(rule, type) else {above + name: rule}
-    return found
+        by_name |= flat(rule, f"{prefix}{name}.") if isinstance(rule, type) else {prefix + name: rule}
+    return by_name
 
 
 def of_type(hint: Any, default: Any) -> Any:
@@ -257,11 +260,11 @@ def check(name: str, value: Any, rule: Rule) -> None:
     if fault := rule.fault(value):
         raise InputError(f"{name}: {' '.join(repr(value).split())} {fault}")
     if isinstance(rule, Fields) and rule.kind is not None:
-        known = {key: inner for key, inner in rules(rule.kind).items() if key not in rule.apart}
+        known_rules = {key: inner for key, inner in rules(rule.kind).items() if key not in rule.apart}
         for key, part in value.items():
-            if key not in known:
-                raise InputError(f"{name}.{key}: no such setting; there are {', '.join(known)}")
-            check(f"{name}.{key}", part, known[key])
+            if key not in known_rules:
+                raise InputError(f"{name}.{key}: no such setting; there are {', '.join(known_rules)}")
+            check(f"{name}.{key}", part, known_rules[key])
 
 
 def read(kind: type[S], values: Any, name: str = "") -> S:
@@ -273,21 +276,21 @@ def read(kind: type[S], values: Any, name: str = "") -> S:
     Raises:
       InputError: a value breaks its rule, a name is unknown or lacking; names the setting.
     """
-    known, made = rules(kind), {}
+    known_rules, arguments = rules(kind), {}
     if not isinstance(values, Mapping):
         raise InputError(f"{name}: {values!r} is not a section of settings")
-    for key in (*known, *values):
-        full, rule = f"{name}.{key}" if name else key, known.get(key)
+    for key in (*known_rules, *values):
+        full_name, rule = f"{name}.{key}" if name else key, known_rules.get(key)
         if rule is None:
-            raise InputError(f"{full}: no such setting; there are {', '.join(known)}")
+            raise InputError(f"{full_name}: no such setting; there are {', '.join(known_rules)}")
         if key not in values:
-            raise InputError(f"{full}: is not set")
+            raise InputError(f"{full_name}: is not set")
         value = values[key]
         if isinstance(rule, type):
-            value = read(rule, value, full)
+            value = read(rule, value, full_name)
         else:
-            check(full, value, rule)
+            check(full_name, value, rule)
         if isinstance(rule, Sections):
-            value = {label: rule.read(entry, f"{full}.{label}") for label, entry in value.items()}
-        made[key] = tuple(value) if isinstance(value, list) else value
-    return kind(**made)
+            value = {label: rule.read(entry, f"{full_name}.{label}") for label, entry in value.items()}
+        arguments[key] = tuple(value) if isinstance(value, list) else value
+    return kind(**arguments)

@@ -20,6 +20,6 @@ def _found(argument: str) -> str:
     if FOLDER is None or named is None:
         return argument
     flag, name, rest = named.groups("")
-    ours = FOLDER / name
-    here = pathlib.Path("configs", name)
-    return f"{flag}{ours}{rest}" if ours.is_file() and not here.exists() else argument
+    shipped = FOLDER / name
+    local = pathlib.Path("configs", name)
+    return f"{flag}{shipped}{rest}" if shipped.is_file() and not local.exists() else argument
