@@ -15,10 +15,10 @@ from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 from transformers import PreTrainedTokenizerBase
 
+from omnir1_jax.build import models
 from omnir1_jax.config import settings
 from omnir1_jax.data.pipeline import Family, items
 from omnir1_jax.data.refs import BadSample, Reader
-from omnir1_jax.build import models
 
 # Settings that may differ between machines: paths, whose content is compared, and options of loading.
 LOCAL = (
@@ -56,16 +56,16 @@ def of_data(
     config: ConfigDict, tokenizer: PreTrainedTokenizerBase | None, families: Sequence[Family]
 ) -> dict[str, Any]:
     """The tokenizer, and the datasets by count, clips and ids."""
-    found: dict[str, Any] = {}
+    facts: dict[str, Any] = {}
     for family in families:
         for label, reader in zip(config.data[family.name].datasets, family.readers, strict=True):
             name = f"data.{family.name}.datasets.{label}"
-            found |= {f"{name}.count": len(reader), f"{name}.ids": _digest(_ids(reader))}
-        found[f"data.{family.name}.clips"] = len(items(family))
-        found[f"data.{family.name}.order"] = family.order and family.order.digest
+            facts |= {f"{name}.count": len(reader), f"{name}.ids": _digest(_ids(reader))}
+        facts[f"data.{family.name}.clips"] = len(items(family))
+        facts[f"data.{family.name}.order"] = family.order and family.order.digest
     if tokenizer is not None:
-        found |= {"tokenizer.size": len(tokenizer), "tokenizer": _digest(_tokens(tokenizer))}
-    return found
+        facts |= {"tokenizer.size": len(tokenizer), "tokenizer": _digest(_tokens(tokenizer))}
+    return facts
 
 
 def _digest(texts: Iterable[str]) -> str:

@@ -26,8 +26,8 @@ from omnir1_jax.models.qwen_omni.config import AudioConfig, TextConfig, ThinkerC
 from omnir1_jax.models.qwen_omni.sample import Sampling
 from omnir1_jax.models.qwen_omni.thinker import Thinker, abstract_params
 from omnir1_jax.parallel import replicate, tree_shardings
-from omnir1_jax.rl.config import Frozen, Models, StepConfig
 from omnir1_jax.rl import terms
+from omnir1_jax.rl.config import Frozen, Models, StepConfig
 from omnir1_jax.systems import grounders, prompts, segmenters
 from omnir1_jax.systems.grounders.thinker import ThinkerGrounder, ThinkerParams
 from omnir1_jax.systems.segmenters.sam2 import Sam2Segmenter
@@ -68,16 +68,16 @@ class Loaded(NamedTuple):
 
 def tokenizer(config: ConfigDict, name: str = "thinker") -> PreTrainedTokenizerBase:
     """The tokenizer that the section `name` names, or that of its weights."""
-    own = config[name]
-    path = own.tokenizer or own.path
+    settings = config[name]
+    path = settings.tokenizer or settings.path
     if not path:
         raise InputError(f"{name}.tokenizer: random weights need a directory with a tokenizer")
-    folder = _directory(path, f"{name}.tokenizer" if own.tokenizer else f"{name}.path")
+    folder = _directory(path, f"{name}.tokenizer" if settings.tokenizer else f"{name}.path")
     return tokens.load_tokenizer(str(folder / "files" if store.is_store(folder) else folder))
 
 
 def thinker_config(
-    own: ConfigDict | sections.Thinker | sections.Grounder,
+    settings: ConfigDict | sections.Thinker | sections.Grounder,
     ids: TokenIds,
     vocab_size: int,
     name: str = "thinker",
@@ -87,32 +87,32 @@ def thinker_config(
 
     Args:
       name: of the section.
-      run: the section with dtype, remat and attention, where `own` has none.
+      run: the section with dtype, remat and attention, where `settings` has none.
     """
-    run = section(sections.Thinker, own if run is None else run)
-    own = run if name == "thinker" else section(sections.Grounder, own)
+    run = section(sections.Thinker, settings if run is None else run)
+    settings = run if name == "thinker" else section(sections.Grounder, settings)
     switches = dict(dtype=jnp.dtype(run.dtype), remat=run.remat, attention=run.attention)
-    if own.path:
-        found = pretrained.read_config(_directory(own.path, f"{name}.path"), switches.pop("dtype"))
-        return dataclasses.replace(found, **switches)
-    sizes, where = dict(own.sizes), f"{name}.sizes"
+    if settings.path:
+        stored_config = pretrained.read_config(_directory(settings.path, f"{name}.path"), switches.pop("dtype"))
+        return dataclasses.replace(stored_config, **switches)
+    sizes, setting = dict(settings.sizes), f"{name}.sizes"
     if not sizes:
         raise InputError(f"{name}.path: name a directory with the weights; {TRY}")
     parts = dict(
-        text=_fields(TextConfig, {"vocab_size": vocab_size} | sizes.pop("text", {}), f"{where}.text"),
-        vision=_fields(VisionConfig, sizes.pop("vision", {}), f"{where}.vision"),
-        audio=_fields(AudioConfig, sizes.pop("audio", {}), f"{where}.audio"),
+        text=_fields(TextConfig, {"vocab_size": vocab_size} | sizes.pop("text", {}), f"{setting}.text"),
+        vision=_fields(VisionConfig, sizes.pop("vision", {}), f"{setting}.vision"),
+        audio=_fields(AudioConfig, sizes.pop("audio", {}), f"{setting}.audio"),
     )
-    return _fields(ThinkerConfig, {**parts, "tokens": ids, **switches, **sizes}, where)
+    return _fields(ThinkerConfig, {**parts, "tokens": ids, **switches, **sizes}, setting)
 
 
-def sam2_config(own: ConfigDict | sections.Sam2) -> sam2.Sam2Config | None:
+def sam2_config(settings: ConfigDict | sections.Sam2) -> sam2.Sam2Config | None:
     """Sizes of the segmenter; None where the config names none."""
-    own = section(sections.Sam2, own)
-    options = shared(sections.Sam2Run, own)
-    if own.path:
-        return sam2.read_config(_directory(own.path, "sam2.path"), **options)
-    sizes = dict(own.sizes)
+    settings = section(sections.Sam2, settings)
+    options = shared(sections.Sam2Run, settings)
+    if settings.path:
+        return sam2.read_config(_directory(settings.path, "sam2.path"), **options)
+    sizes = dict(settings.sizes)
     if not sizes:
         return None
     hiera = _fields(sam2.HieraConfig, sizes.pop("hiera", {}), "sam2.sizes.hiera")
@@ -137,57 +137,61 @@ def sizes(config: ConfigDict) -> Sizes:
 
 def grounder_sizes(config: ConfigDict) -> Sizes | None:
     """Sizes of the thinker in section `grounder`; None if it is empty."""
-    own = config.grounder
-    return thinker_sizes(config, "grounder") if own.path or own.sizes else None
+    settings = config.grounder
+    return thinker_sizes(config, "grounder") if settings.path or settings.sizes else None
 
 
 def thinker_sizes(config: ConfigDict, name: str) -> Sizes:
     """Checks that the tokenizer fits the weights (InputError): a token past the vocabulary has no logit to learn."""
-    words = tokenizer(config, name)
-    ids, count = TokenIds(**dataclasses.asdict(tokens.token_ids(words))), len(words)
+    hf_tokenizer = tokenizer(config, name)
+    ids, count = TokenIds(**dataclasses.asdict(tokens.token_ids(hf_tokenizer))), len(hf_tokenizer)
     thinker = thinker_config(config[name], ids, count, name, config.thinker)
     setting = f"{name}.tokenizer: {config[name].tokenizer or config[name].path}"
     if count > thinker.text.vocab_size:
         raise InputError(f"{setting} has {count} tokens, the model's vocabulary {thinker.text.vocab_size}")
-    for token, own in dataclasses.asdict(thinker.tokens).items():
-        if token not in ("pad", "eos") and own != getattr(ids, token):  # these two come from the tokenizer
-            raise InputError(f"{setting} has {token} at {getattr(ids, token)}, the model at {own}")
-    return Sizes(words, thinker, None)
+    for token, model_id in dataclasses.asdict(thinker.tokens).items():
+        if token not in ("pad", "eos") and model_id != getattr(ids, token):  # these two come from the tokenizer
+            raise InputError(f"{setting} has {token} at {getattr(ids, token)}, the model at {model_id}")
+    return Sizes(hf_tokenizer, thinker, None)
 
 
-def load(config: ConfigDict, found: Sizes, mesh: Mesh | None = None) -> Loaded:
+def load(config: ConfigDict, model_sizes: Sizes, mesh: Mesh | None = None) -> Loaded:
     """Reads or draws all parameters; onto `mesh` by their logical axes, or onto the default device."""
-    key, models = jax.random.key(config.seed), specs(config, found)
+    key, models = jax.random.key(config.seed), specs(config, model_sizes)
     params = segmenter = grounder = None
-    if found.thinker is not None:
-        params = _thinker_params(config, "thinker", found.thinker, jax.random.fold_in(key, 1), mesh)
+    if model_sizes.thinker is not None:
+        params = _thinker_params(config, "thinker", model_sizes.thinker, jax.random.fold_in(key, 1), mesh)
     if isinstance(models.segmenter, Sam2Segmenter):
         dtype = jnp.dtype(config.sam2.dtype)
         if config.sam2.path:
-            _, segmenter = sam2.load(config.sam2.path, dtype=dtype, mesh=mesh, side=found.sam2.side)
+            _, segmenter = sam2.load(config.sam2.path, dtype=dtype, mesh=mesh, side=model_sizes.sam2.side)
         else:
-            segmenter = sam2.place(draw(sam2.abstract_params(found.sam2), jax.random.fold_in(key, 2), dtype, mesh))
+            segmenter = sam2.place(
+                draw(sam2.abstract_params(model_sizes.sam2), jax.random.fold_in(key, 2), dtype, mesh)
+            )
     elif models.segmenter is not None:
         segmenter = replicated(models.segmenter.load(config), mesh)
     if not isinstance(models.grounder, ThinkerGrounder | None):
         grounder = replicated(models.grounder.load(config), mesh)
-    elif found.grounder is not None:
-        own = _thinker_params(config, "grounder", found.grounder.thinker, jax.random.fold_in(key, 3), mesh)
-        tables = replicated(tokenizer_tables(config, found.grounder.tokenizer), mesh)
-        grounder = tables.replace(vision=own["vision"], text=own["text"])
-    return Loaded(models, params, segmenter, found.tokenizer, grounder)
+    elif model_sizes.grounder is not None:
+        grounder_params = _thinker_params(
+            config, "grounder", model_sizes.grounder.thinker, jax.random.fold_in(key, 3), mesh
+        )
+        tables = replicated(tokenizer_tables(config, model_sizes.grounder.tokenizer), mesh)
+        grounder = tables.replace(vision=grounder_params["vision"], text=grounder_params["text"])
+    return Loaded(models, params, segmenter, model_sizes.tokenizer, grounder)
 
 
-def specs(config: ConfigDict, found: Sizes) -> Models:
+def specs(config: ConfigDict, model_sizes: Sizes) -> Models:
     """The run's models without their parameters."""
-    segmenter = None if found.sam2 is None else Sam2Segmenter(sam2.Sam2(found.sam2))
-    if found.thinker is None:
+    segmenter = None if model_sizes.sam2 is None else Sam2Segmenter(sam2.Sam2(model_sizes.sam2))
+    if model_sizes.thinker is None:
         return Models(None, segmenter)
-    own, step = (found.grounder or found).thinker, config.step
-    sampling = Sampling(step.grounding_tokens, own.tokens.eos, own.tokens.pad, temperature=0.0)
-    looking = ThinkerGrounder(Thinker(own), sampling, step.description_tokens, step.grounding_bytes)
-    grounder = grounders.make(step.grounder, looking)
-    return Models(Thinker(found.thinker), segmenters.make(step.segmenter, segmenter), grounder)
+    grounding, step = (model_sizes.grounder or model_sizes).thinker, config.step
+    sampling = Sampling(step.grounding_tokens, grounding.tokens.eos, grounding.tokens.pad, temperature=0.0)
+    thinker_grounder = ThinkerGrounder(Thinker(grounding), sampling, step.description_tokens, step.grounding_bytes)
+    grounder = grounders.make(step.grounder, thinker_grounder)
+    return Models(Thinker(model_sizes.thinker), segmenters.make(step.segmenter, segmenter), grounder)
 
 
 def _thinker_params(
@@ -211,14 +215,18 @@ def originals(config: ConfigDict, loaded: Loaded) -> dict[str, Any]:
 
 def frozen_format(config: ConfigDict) -> quantise.Format | None:
     """The format of the thinkers' quantised frozen parameters; None if they are not quantised."""
-    own = section(sections.Thinker, config.thinker)
-    return None if own.frozen == "float" else quantise.Format(int(own.frozen.removeprefix("int")), own.frozen_group)
+    settings = section(sections.Thinker, config.thinker)
+    return (
+        None
+        if settings.frozen == "float"
+        else quantise.Format(int(settings.frozen.removeprefix("int")), settings.frozen_group)
+    )
 
 
-def tokenizer_tables(config: ConfigDict, words: PreTrainedTokenizerBase) -> ThinkerParams:
+def tokenizer_tables(config: ConfigDict, hf_tokenizer: PreTrainedTokenizerBase) -> ThinkerParams:
     """A grounding thinker's tokenizer and prompt as arrays."""
-    prompt = template(words, prompt_texts(config)["grounding"])
-    return ThinkerParams(prompt, vocab=byte_vocab(words), bpe=bpe_tables(words))
+    prompt = template(hf_tokenizer, prompt_texts(config)["grounding"])
+    return ThinkerParams(prompt, vocab=byte_vocab(hf_tokenizer), bpe=bpe_tables(hf_tokenizer))
 
 
 def replicated(params: Any, mesh: Mesh | None) -> Any:
@@ -231,10 +239,10 @@ def draw(
 ) -> Any:
     """Random parameters of the shapes of `boxed`: normal with the fan-in's deviation, scales 1, biases 0."""
     shapes = flatten_dict(nn.unbox(boxed))
-    held = (lambda tree: tree) if form is None else functools.partial(quantise.quantised, form=form)
-    shardings = None if mesh is None else tree_shardings(mesh, held(boxed))
+    stored = (lambda tree: tree) if form is None else functools.partial(quantise.quantised, form=form)
+    shardings = None if mesh is None else tree_shardings(mesh, stored(boxed))
 
-    def one(path: tuple[str, ...], shape: jax.ShapeDtypeStruct, key: Key[Array, ""]) -> Array:
+    def random_leaf(path: tuple[str, ...], shape: jax.ShapeDtypeStruct, key: Key[Array, ""]) -> Array:
         if path[-1] == "scale":
             return jnp.ones(shape.shape, dtype)
         if path[-1] == "bias":
@@ -248,9 +256,10 @@ def draw(
 
     def make():
         flat = {
-            path: one(path, shape, jax.random.fold_in(key, n)) for n, (path, shape) in enumerate(sorted(shapes.items()))
+            path: random_leaf(path, shape, jax.random.fold_in(key, n))
+            for n, (path, shape) in enumerate(sorted(shapes.items()))
         }
-        return held(unflatten_dict(flat))
+        return stored(unflatten_dict(flat))
 
     return jax.jit(make, out_shardings=shardings)()
 
@@ -269,13 +278,13 @@ def trainable(config: ConfigDict, loaded: Loaded) -> Any:
     return master(loaded.params["text"])
 
 
-def trained_axes(config: ConfigDict, found: Sizes) -> Any:
+def trained_axes(config: ConfigDict, model_sizes: Sizes) -> Any:
     """Shapes of `trainable`'s result, boxed with their logical axes."""
     if config.objective == "masks":
-        if found.sam2 is None:
+        if model_sizes.sam2 is None:
             raise InputError("sam2.sizes: objective 'masks' trains a segmenter; name its path or its sizes")
-        return sam2.abstract_params(found.sam2)
-    boxed = abstract_params(found.thinker)
+        return sam2.abstract_params(model_sizes.sam2)
+    boxed = abstract_params(model_sizes.thinker)
     if config.objective == "sft" and config.sft.encoders:
         return boxed
     if config.lora.rank:
@@ -283,10 +292,10 @@ def trained_axes(config: ConfigDict, found: Sizes) -> Any:
     return boxed["text"]
 
 
-def lora_config(own: ConfigDict | sections.Lora) -> sections.Lora | None:
+def lora_config(settings: ConfigDict | sections.Lora) -> sections.Lora | None:
     """The LoRA adapter's settings; None without one."""
-    own = section(sections.Lora, own)
-    return own if own.rank else None
+    settings = section(sections.Lora, settings)
+    return settings if settings.rank else None
 
 
 def prompt_texts(config: ConfigDict) -> dict[str, str]:
@@ -306,19 +315,19 @@ def frozen(config: ConfigDict, loaded: Loaded, mesh: Mesh | None = None) -> Froz
     Args:
       mesh: mesh of the parameters, over which the tokenizer's tables are replicated.
     """
-    words = loaded.tokenizer
-    if words is None:
+    hf_tokenizer = loaded.tokenizer
+    if hf_tokenizer is None:
         return None
-    tables = replicated(tokenizer_tables(config, words), mesh)
+    tables = replicated(tokenizer_tables(config, hf_tokenizer), mesh)
     tied = isinstance(loaded.models.grounder, ThinkerGrounder) and loaded.grounder_params is None
-    own = tables.replace(vocab=None, bpe=None)  # without a second copy of the run's thinker
+    text_tables = tables.replace(vocab=None, bpe=None)  # without a second copy of the run's thinker
     return Frozen(
         encoders={"vision": loaded.params["vision"], "audio": loaded.params["audio"]},
         reference=loaded.params["text"],
         segmenter=loaded.segmenter_params,
         vocab=tables.vocab,
         bpe=tables.bpe,
-        grounder=own if tied else loaded.grounder_params,
+        grounder=text_tables if tied else loaded.grounder_params,
     )
 
 
@@ -332,10 +341,10 @@ def step_config(config: ConfigDict, ids: TokenIds) -> StepConfig:
 
 def _fields(kind: Callable[..., Any], values: Mapping[str, Any], name: str) -> Any:
     """A dataclass of a section's values; lists become tuples."""
-    known = {field.name for field in dataclasses.fields(kind)}
+    names = {field.name for field in dataclasses.fields(kind)}
     needed = {f.name for f in dataclasses.fields(kind) if f.default is f.default_factory is dataclasses.MISSING}
-    if unknown := sorted(values.keys() - known):
-        raise InputError(f"{name}.{unknown[0]}: no such setting; there are {', '.join(sorted(known))}")
+    if unknown := sorted(values.keys() - names):
+        raise InputError(f"{name}.{unknown[0]}: no such setting; there are {', '.join(sorted(names))}")
     if lacking := sorted(needed - values.keys()):
         raise InputError(f"{name}.{lacking[0]}: has to be set")
     tuples = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}

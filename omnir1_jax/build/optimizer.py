@@ -24,17 +24,19 @@ SCHEDULES: dict[str, Callable[[float, int, float], Callable[[Any], Any]]] = {
 ENDLESS = ("constant",)  # schedules that do not depend on how many updates a run has
 
 
-def schedule(own: Optimizer, gradients: int) -> Callable[[Any], Any]:
+def schedule(settings: Optimizer, gradients: int) -> Callable[[Any], Any]:
     """Learning rate by update, over a run of `gradients` gradients."""
-    total = max(gradients // own.accumulate, 1)
-    after = SCHEDULES[own.schedule](own.learning_rate, max(total - own.warmup_steps, 1), own.final_share)
-    if own.warmup_steps == 0:
-        return after
-    rise = optax.linear_schedule(0.0, own.learning_rate, own.warmup_steps)
-    return optax.join_schedules([rise, after], [own.warmup_steps])
+    total = max(gradients // settings.accumulate, 1)
+    decay = SCHEDULES[settings.schedule](
+        settings.learning_rate, max(total - settings.warmup_steps, 1), settings.final_share
+    )
+    if settings.warmup_steps == 0:
+        return decay
+    warmup = optax.linear_schedule(0.0, settings.learning_rate, settings.warmup_steps)
+    return optax.join_schedules([warmup, decay], [settings.warmup_steps])
 
 
-def make(own: Optimizer, gradients: int, trainable: Any) -> optax.GradientTransformation:
+def make(settings: Optimizer, gradients: int, trainable: Any) -> optax.GradientTransformation:
     """The optimizer for parameters like `trainable` (shapes suffice).
 
     Args:
@@ -43,29 +45,31 @@ def make(own: Optimizer, gradients: int, trainable: Any) -> optax.GradientTransf
     Raises:
       InputError: a freeze pattern that matches nothing, or all.
     """
-    rule = RULES[own.rule](own, schedule(own, gradients))
-    chain = optax.chain(optax.clip_by_global_norm(own.clip_norm), rule) if own.clip_norm else rule
-    if own.freeze:
-        labels = _labels(trainable, own.freeze)
+    rule = RULES[settings.rule](settings, schedule(settings, gradients))
+    chain = optax.chain(optax.clip_by_global_norm(settings.clip_norm), rule) if settings.clip_norm else rule
+    if settings.freeze:
+        labels = _labels(trainable, settings.freeze)
         chain = optax.partition({"trained": chain, "frozen": optax.set_to_zero()}, labels)
-    if own.accumulate > 1:
-        return optax.MultiSteps(chain, own.accumulate).gradient_transformation()
+    if settings.accumulate > 1:
+        return optax.MultiSteps(chain, settings.accumulate).gradient_transformation()
     return chain
 
 
-def _adamw(own: Optimizer, rate: Callable[[Any], Any]) -> optax.GradientTransformation:
+def _adamw(settings: Optimizer, rate: Callable[[Any], Any]) -> optax.GradientTransformation:
     decayed = lambda tree: _by_path(tree, lambda path, _: path[-1] in DECAYED)
-    return optax.adamw(rate, b1=own.b1, b2=own.b2, eps=own.eps, weight_decay=own.weight_decay, mask=decayed)
+    return optax.adamw(
+        rate, b1=settings.b1, b2=settings.b2, eps=settings.eps, weight_decay=settings.weight_decay, mask=decayed
+    )
 
 
-def _muon(own: Optimizer, rate: Callable[[Any], Any]) -> optax.GradientTransformation:
+def _muon(settings: Optimizer, rate: Callable[[Any], Any]) -> optax.GradientTransformation:
     """Muon for kernels, which alone decay; NAdam for embeddings, biases, norms and adapters."""
     return optax.contrib.muon(
         rate,
-        eps=own.eps,
-        weight_decay=own.weight_decay,
-        adam_b1=own.b1,
-        adam_b2=own.b2,
+        eps=settings.eps,
+        weight_decay=settings.weight_decay,
+        adam_b1=settings.b1,
+        adam_b2=settings.b2,
         muon_weight_dimension_numbers=_matrices,
         consistent_rms=MUON_RMS,
     )

@@ -12,6 +12,9 @@ from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Key
 from ml_collections import ConfigDict
 
+from omnir1_jax.build import data, facts, models, optimizer, valid
+from omnir1_jax.build.models import Loaded
+from omnir1_jax.build.objectives import OBJECTIVES
 from omnir1_jax.data.pipeline import Family
 from omnir1_jax.data.stream import Prefetch, training_stream
 from omnir1_jax.errors import InputError
@@ -19,9 +22,6 @@ from omnir1_jax.models.qwen_omni.config import ThinkerConfig
 from omnir1_jax.parallel import agree, batch_sharding, make_mesh, replicated
 from omnir1_jax.rl import learn
 from omnir1_jax.rl.learn import TrainState
-from omnir1_jax.build import data, facts, models, optimizer, valid
-from omnir1_jax.build.models import Loaded
-from omnir1_jax.build.objectives import OBJECTIVES
 
 OPENING = 1800.0  # seconds within which all processes have to open their datasets
 
@@ -66,12 +66,10 @@ def build(config: ConfigDict) -> Run:
     settings = valid.check(config)
     objective, mesh = OBJECTIVES[config.objective], mesh_of(config)
     sizes, share = models.sizes(config), data.share_of(mesh)
-    for one in (sizes, sizes.grounder):
-        if mesh is not None and one is not None and one.thinker is not None:
-            check_heads(one.thinker, mesh)
-    families = data.families(
-        config, sizes.tokenizer, sizes.thinker, objective.example, objective.example_config, share
-    )
+    for thinker_sizes in (sizes, sizes.grounder):
+        if mesh is not None and thinker_sizes is not None and thinker_sizes.thinker is not None:
+            check_heads(thinker_sizes.thinker, mesh)
+    families = data.families(config, sizes.tokenizer, sizes.thinker, objective.example, objective.example_config, share)
     datasets = functools.partial(facts.of_data, config, sizes.tokenizer, families)
     agree.same(agree.joined(), "data", datasets, seconds=OPENING)
     axes = models.trained_axes(config, sizes)
@@ -82,8 +80,8 @@ def build(config: ConfigDict) -> Run:
     steps = objective.make_steps(config, loaded, rule, shardings)
 
     def begin(params, segmenter_params):
-        own = loaded._replace(params=params, segmenter_params=segmenter_params)
-        return learn.init(models.trainable(config, own), rule)
+        fresh = loaded._replace(params=params, segmenter_params=segmenter_params)
+        return learn.init(models.trainable(config, fresh), rule)
 
     return Run(
         config=config,
