@@ -176,11 +176,11 @@ def families(
                 f"data.{name}.batch_size: {entry.batch_size} prompts do not divide over mesh.slice x mesh.data x "
                 f"mesh.fsdp = {share.count}; take {' or '.join(map(str, near))}, or more of mesh.tensor"
             )
-        kept = round(entry.batch_size * config.grpo.keep)
+        kept = round(entry.batch_size * entry.keep)
         if config.objective == "grpo" and kept % share.count:
             raise InputError(
-                f"grpo.keep: {kept} of the {entry.batch_size} prompts of data.{name} do not divide over mesh.slice x "
-                f"mesh.data x mesh.fsdp = {share.count}"
+                f"data.{name}.keep: {kept} of {entry.batch_size} prompts do not divide over mesh.slice x mesh.data x "
+                f"mesh.fsdp = {share.count}"
             )
         opened, listed = _opened(config, name)
         family = Family(

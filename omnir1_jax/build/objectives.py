@@ -15,7 +15,7 @@ from omnir1_jax.config.settings import section
 from omnir1_jax.data.pipeline import ANY
 from omnir1_jax.errors import InputError
 from omnir1_jax.models.qwen_omni.config import ThinkerConfig
-from omnir1_jax.tasks import TASKS, targets
+from omnir1_jax.tasks import TASKS, Task, targets
 from omnir1_jax.rl.learn import TrainState
 from omnir1_jax.rl.step import make_train_step
 from omnir1_jax.build.data import Example, example_config, example_of, task_of
@@ -46,9 +46,13 @@ def _grpo_steps(
     config: ConfigDict, loaded: Loaded, rule: optax.GradientTransformation, shardings: TrainState | None
 ) -> dict[str, Callable]:
     choices = step_config(config, loaded.models.thinker.config.tokens)
-    make = lambda task: make_train_step(task, loaded.models, rule, choices, config.step.mode, shardings)
-    once = functools.cache(make)  # two entries of one task share their program
-    return {name: once(task_of(config, name)) for name in config.data}
+
+    @functools.cache  # two entries of one task share their program
+    def make(task: Task, keep: float) -> Callable:
+        own = dataclasses.replace(choices, keep=keep)
+        return make_train_step(task, loaded.models, rule, own, config.step.mode, shardings)
+
+    return {name: make(task_of(config, name), entry.keep) for name, entry in config.data.items()}
 
 
 def _grpo_batch(config: ConfigDict, task: str, arrays: Mapping[str, Any]) -> Any:

@@ -125,9 +125,9 @@ def _together(settings: Settings) -> Iterator[tuple[str, str]]:
     if settings.grpo.overlong > settings.step.max_tokens:
         yield "grpo.overlong", f"{settings.grpo.overlong} tokens are more than step.max_tokens, {settings.step.max_tokens}"
     for task, entry in settings.data.items():
-        kept = entry.batch_size * settings.grpo.keep
+        kept = entry.batch_size * entry.keep
         if abs(kept - round(kept)) > 1e-6 or not round(kept):
-            yield "grpo.keep", f"{settings.grpo.keep:g} of data.{task}.batch_size, {entry.batch_size}, is no whole number"
+            yield f"data.{task}.keep", f"{entry.keep:g} of batch_size, {entry.batch_size}, is no whole number"
     for term in terms.load(settings.reward.extra):
         if term.host and settings.step.mode != "staged":
             yield "step.mode", f"{settings.step.mode!r} cannot hold {term.name} of reward.extra, which runs on the host"

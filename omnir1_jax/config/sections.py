@@ -130,6 +130,12 @@ class Task(DecodeConfig):
     datasets: Mapping[str, Any] = setting({}, "datasets by names of your own, as `settings.datasets` makes them")
     batch_size: int = setting(1, "prompts per step, over all devices", POSITIVE)
     weight: float = setting(1.0, "share of the steps; 0 leaves the task out", Number())
+    keep: float = setting(
+        1.0,
+        "share of a step's prompts that is learned from, those whose rewards spread most; `batch_size` times it has to "
+        "be whole. 1: all",
+        Number(0, 1, above=True),
+    )
     audio_seconds: float = setting(0.0, "maximum seconds of sound in a prompt", Number())
     difficulty: str = setting("", "list of `python -m omnir1_jax.difficulty`, for `least_spread` and `order`")
     least_spread: float = setting(
@@ -223,12 +229,6 @@ class Grpo(Section):
     )
     skip_flat_groups: bool = setting(
         False, "leave groups whose rewards are all equal out of the loss (they hold no preference, only KL)"
-    )
-    keep: float = setting(
-        1.0,
-        "share of a step's prompts that is learned from, those whose rewards spread most; `batch_size` times it has to "
-        "be whole. 1: all",
-        Number(0, 1, above=True),
     )
 
 

@@ -26,9 +26,9 @@ from omnir1_jax.errors import InputError
 from omnir1_jax.files import hub, json_file
 
 # Of the names of settings; saved configs without one are of version 1. RENAMED[v - 1]: names of version v, with
-# slashes, that version v + 1 calls otherwise.
-VERSION = 3
-RENAMED: tuple[dict[str, str], ...] = ({}, {"sft/towers": "sft/encoders"})
+# slashes, that version v + 1 calls otherwise; `*` stands for every task.
+VERSION = 4
+RENAMED: tuple[dict[str, str], ...] = ({}, {"sft/towers": "sft/encoders"}, {"grpo/keep": "data/*/keep"})
 
 
 def defaults() -> ConfigDict:
@@ -156,8 +156,9 @@ def upgraded(saved: Mapping[str, Any], where: str) -> dict[str, Any]:
     if type(version) is not int:
         raise InputError(f"{where}: version is {version!r}, not a whole number")
     flat = flatten_dict(values, keep_empty_nodes=True, sep="/")
+    tasks = sorted({name.split("/")[1] for name in flat if name.startswith("data/")})
     for names in RENAMED[version - 1 :] if version > 0 else RENAMED:
-        flat = {names.get(name, name): value for name, value in flat.items()}
+        flat = {new: value for name, value in flat.items() for new in _renamed(names.get(name, name), tasks)}
     values, unknown = unflatten_dict(flat, sep="/"), []
     data = _section(values.pop("data", {}), "data", where)
     new = _filled(plain(defaults()), values, "", where, unknown)
@@ -165,6 +166,11 @@ def upgraded(saved: Mapping[str, Any], where: str) -> dict[str, Any]:
     if unknown:
         print(f"note: {where}: ignores {', '.join(unknown)}, which this version does not know", file=sys.stderr)
     return new
+
+
+def _renamed(name: str, tasks: Sequence[str]) -> list[str]:
+    """A new name of `RENAMED`, or those of all tasks that it stands for."""
+    return [name.replace("*", task) for task in tasks] if "/*/" in name else [name]
 
 
 def _filled(known: dict[str, Any], saved: Any, name: str, where: str, unknown: list[str]) -> dict[str, Any]:

@@ -27,7 +27,7 @@ IDLE = ("name", "log", "checkpoint", "loader", "optimizer", "grpo", "reward", "s
 # Options that change no line, only what is made of the lines: another choice reads the same evaluation again.
 RESCORED = ("scoring",)
 TRAINING = ("sampling", "grpo", "reward", "group", "bonus_range", "updates", "score_chunk",
-            "score_lengths", "lora")  # fmt: skip
+            "score_lengths", "lora", "keep")  # fmt: skip
 MAX_NAMED = 3  # differences in one message
 # Values that are digests: what differs, in words.
 DIGESTS = {

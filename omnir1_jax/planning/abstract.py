@@ -49,7 +49,7 @@ class Program(NamedTuple):
     """All that `make_train_step` takes, parameters boxed with their logical axes.
 
     Attributes:
-      tasks, batches: of each entry of the mixture.
+      tasks, keep, batches: of each entry of the mixture.
     """
 
     models: Models
@@ -58,6 +58,7 @@ class Program(NamedTuple):
     trainable: Any
     frozen: Frozen
     tasks: dict[str, Task]
+    keep: dict[str, float]
     batches: dict[str, Any]
 
 
@@ -105,6 +106,7 @@ def program(config: ConfigDict) -> Program:
         trainable,
         frozen,
         tasks,
+        {name: entry.keep for name, entry in config.data.items()},
         {name: batch_of(config, name, task, thinker, words, looking) for name, task in tasks.items()},
     )
 

@@ -1,5 +1,6 @@
 """Lowering a planned step: its arguments as shapes, with shardings where there is a mesh."""
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -27,7 +28,8 @@ class Arguments(NamedTuple):
 
 def fixed(program: Program, task: str) -> tuple[Any, ...]:
     """What a step is made of, before its arguments."""
-    return program.tasks[task], program.models, program.optimizer, program.step
+    choices = dataclasses.replace(program.step, keep=program.keep[task])
+    return program.tasks[task], program.models, program.optimizer, choices
 
 
 def arguments(program: Program, task: str, mesh: Mesh | None = None) -> Arguments:

@@ -38,6 +38,7 @@ class StepConfig:
       score_lengths: lengths beside `sampling.max_tokens` that learning is compiled for; the shortest that holds all
         completions of a step is taken. Each costs compile time.
       lora: train an adapter instead of the decoder.
+      keep: share of the task's prompts that is learned from.
     """
 
     group: int
@@ -52,6 +53,7 @@ class StepConfig:
     score_chunk: int
     score_lengths: tuple[int, ...]
     lora: Lora | None
+    keep: float = 1.0
     extra: tuple[Any, ...] = ()
 
     @classmethod

@@ -4,7 +4,7 @@ A variant is a few values of the section `grpo`:
   Omni-R1: the defaults. Dr.GRPO (arXiv 2503.20783): advantage="centred", reduce="constant".
   DAPO's clip-higher (2503.14476): clip_high=0.28, reduce="token". GSPO (2507.18071): ratio="sequence",
   clip_low=3e-4, clip_high=4e-4. RLOO (2402.14740): advantage="leave_one_out".
-  DAPO's dynamic sampling, of static size: keep=0.5 with a `batch_size` of twice as many prompts.
+  DAPO's dynamic sampling, of static size: a task's keep=0.5 with a `batch_size` of twice as many.
   DAPO's soft overlong punishment: overlong=4096 of 20480 tokens. GDPO (2601.05242): advantage="per_term".
 
 Others are functions of the user's own with the signatures of `centred` and `clipped`, as `module:object` or

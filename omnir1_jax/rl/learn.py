@@ -92,12 +92,12 @@ def apply_if_finite(
 
 
 def widest(config: StepConfig, rewards: Rewards, *trees: Any) -> tuple[Any, ...]:
-    """Rewards and other trees of a batch with the prompts that `grpo.keep` leaves, those whose rewards spread most.
+    """Rewards and other trees of a batch with the prompts that `config.keep` leaves, those whose rewards spread most.
 
     They stay in the batch's order; of equal ones the first stay. Over a mesh they are spread anew.
     """
     b = rewards.total.shape[0]
-    size = round(b * config.grpo.keep)
+    size = round(b * config.keep)
     if size == b:
         return rewards, *trees
     order = jnp.argsort(-grpo.spread(rewards.total), stable=True)

@@ -156,6 +156,7 @@ REFUSED = {
     "sam2.path": (3, "3 is not a text"),
     TASK + "batch_size": (0, "0 is not a whole number from 1"),
     TASK + "weight": (-1.0, "from 0"),
+    TASK + "keep": (0.3, "0.3 of batch_size, "),
     TASK + "sampling": ("all", "none of training, video, uniform, first"),
     TASK + "example": ("lessons", "none of vos, refavs, refcocog, qa"),
     DATASET + "name": ("synthetical", "none of revos"),
@@ -209,13 +210,12 @@ def test_the_least_values_of_all_settings_trace(task):
     for name, value in least.items():
         with_value(name, value, config)
     config.step.group, config.step.temperature, config.step.top_p, config.lora.alpha = 2, 0.5, 0.5, 1.0
-    config.grpo.keep = 1.0
     for name in ("frames", "objects"):
         config.data.vos[name] = TASK_RULES[name].low
     config.optimizer.clip_norm = config.optimizer.weight_decay = config.optimizer.learning_rate = 0.0
     valid.check(config)
     program = abstract.program(config)
-    step = make_train_step(program.tasks[task], program.models, program.optimizer, program.step, config.step.mode)
+    step = make_train_step(*lowering.fixed(program, task), config.step.mode)
     _, metrics, _ = jax.eval_shape(step, *lowering.arguments(program, task))
     assert metrics["reward/total"].shape == ()
 

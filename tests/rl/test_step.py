@@ -159,7 +159,7 @@ def test_only_the_prompts_with_most_spread_are_learned_from():
     media = jax.jit(functools.partial(reasoner.encode, small.models().thinker))(frozen.encoders, batch.policy)
     updated = []
     for keep, rows in ((0.5, slice(None)), (1.0, jnp.asarray([1, 3]))):
-        config = small.step_config(grpo=Grpo(keep=keep))
+        config = small.step_config(keep=keep)
         update = step.make_stages(qa.TASK, small.models(), small.optimizer(eps=1e-4), config).update
         chosen = jax.tree.map(lambda x, rows=rows: x[rows], (batch, media, completions, rewards))
         updated.append(jax.jit(update)(small.state(), frozen, *chosen))
@@ -174,7 +174,7 @@ def test_what_is_kept_lies_over_a_mesh_as_a_batch_does():
     total = jnp.asarray(np.random.default_rng(1).permutation(64).reshape(16, 4) ** 2, jnp.float32)
     placed = jax.device_put(Rewards(total, {}, {}), batch_sharding(mesh))
     with jax.set_mesh(mesh):
-        kept, rows = jax.jit(functools.partial(learn.widest, small.step_config(grpo=Grpo(keep=0.5))))(
+        kept, rows = jax.jit(functools.partial(learn.widest, small.step_config(keep=0.5)))(
             placed, jax.device_put(jnp.arange(16), batch_sharding(mesh))
         )
     assert rows.tolist() == sorted(np.argsort(-np.std(total, axis=1))[:8].tolist())

@@ -169,6 +169,9 @@ def test_settings_of_other_versions_resume(train, tmp_path, capsys):
 def test_a_saved_config_is_read_under_todays_names(tmp_path, monkeypatch, capsys):
     second = {"version": 2, "sft": {"towers": True}}
     assert settings.upgraded(second, "config.json")["sft"]["encoders"] is True
+    tasks = {name: {"weight": 1} for name in ("vos", "qa")}
+    third = settings.upgraded({"version": 3, "grpo": {"keep": 0.5}, "data": tasks}, "config.json")
+    assert [third["data"][name]["keep"] for name in ("vos", "qa")] == [0.5, 0.5]
     config = settings.defaults()
     config.data = dict(qa=settings.task(datasets=settings.datasets(synthetic=dict(clips=3))))
     saved = settings.saved_form(config)
