@@ -42,17 +42,17 @@ def build(config: ConfigDict, workdir: str = "", step: str = "") -> tuple[Run, s
         raise InputError(f"objective: {config.objective!r} samples nothing; 'grpo' does")
     known = facts.of_settings(config)
     agree.same(agree.joined(), "settings", lambda: known)
-    made, policy = setup.build(config), ""
+    run, policy = setup.build(config), ""
     if workdir:
         chosen = checkpointing.named_step(workdir, step)
-        trainable = checkpointing.load_trainable(workdir, made.state.trainable, chosen)
-        made, policy = made._replace(state=dataclasses.replace(made.state, trainable=trainable)), f"{workdir} {chosen}"
+        trainable = checkpointing.load_trainable(workdir, run.state.trainable, chosen)
+        run, policy = run._replace(state=dataclasses.replace(run.state, trainable=trainable)), f"{workdir} {chosen}"
     digested = {name: value for name, value in known.items() if not checkpointing.covers(MAY_DIFFER, name)}
-    digested |= facts.of_data(config, made.loaded.tokenizer, made.families)
-    return made, hashlib.sha256(json.dumps([policy, digested], sort_keys=True).encode()).hexdigest()[:12]
+    digested |= facts.of_data(config, run.loaded.tokenizer, run.families)
+    return run, hashlib.sha256(json.dumps([policy, digested], sort_keys=True).encode()).hexdigest()[:12]
 
 
-def complete(out: pathlib.Path, made: Run, digest: str, limit: int = 0) -> list[dict[str, Any]]:
+def complete(out: pathlib.Path, run: Run, digest: str, limit: int = 0) -> list[dict[str, Any]]:
     """All lines of a list, those that it lacks measured and written a batch at a time.
 
     Args:
@@ -71,7 +71,7 @@ def complete(out: pathlib.Path, made: Run, digest: str, limit: int = 0) -> list[
     with open(out if first else os.devnull, "ab", buffering=0) as file:
         if first:
             file.truncate(sum(map(len, map(_line, lines))))
-        for batch in measured(made, limit, lines):
+        for batch in measured(run, limit, lines):
             batch = [line | {"of": digest} for line in batch]
             write(file, b"".join(map(_line, batch)))
             lines += batch
@@ -97,7 +97,7 @@ def _begun(out: pathlib.Path) -> list[dict[str, Any]]:
     return lines
 
 
-def measured(made: Run, limit: int = 0, listed: Sequence[Mapping[str, Any]] = ()) -> Iterator[list[dict[str, Any]]]:
+def measured(run: Run, limit: int = 0, listed: Sequence[Mapping[str, Any]] = ()) -> Iterator[list[dict[str, Any]]]:
     """The lines of each batch: one for each prompt of every task, every expression of a clip by itself.
 
     Unreadable prompts have none. Every process computes and gets all lines.
@@ -106,14 +106,14 @@ def measured(made: Run, limit: int = 0, listed: Sequence[Mapping[str, Any]] = ()
       limit: most prompts of a task, drawn at random by the run's seed; 0: all.
       listed: lines of an earlier call, from which this one continues.
     """
-    config, choices = made.config, step_config(made.config, made.loaded.models.thinker.config.tokens)
-    share = data.share_of(made.mesh)
-    key, settings = setup.step_key(config, made.mesh), pipeline_config(config, share)
-    for family in made.families:
-        own = [line for line in listed if line["task"] == family.name]
-        seen, first = {line["sample_id"] for line in own}, max((line["batch"] for line in own), default=0)
+    config, choices = run.config, step_config(run.config, run.loaded.models.thinker.config.tokens)
+    share = data.share_of(run.mesh)
+    key, settings = setup.step_key(config, run.mesh), pipeline_config(config, share)
+    for family in run.families:
+        earlier = [line for line in listed if line["task"] == family.name]
+        seen, first = {line["sample_id"] for line in earlier}, max((line["batch"] for line in earlier), default=0)
         task = data.task_of(config, family.name)
-        reward = on_mesh(made.mesh, make_reward(task, made.loaded.models, choices, config.step.mode))
+        reward = on_mesh(run.mesh, make_reward(task, run.loaded.models, choices, config.step.mode))
         single = dataclasses.replace(family, one_per_clip=False, order=None)
         prompts = pipeline.items(single)
         wanted = min(len(prompts), limit or len(prompts))
@@ -121,14 +121,14 @@ def measured(made: Run, limit: int = 0, listed: Sequence[Mapping[str, Any]] = ()
         for number in range(first, -(-wanted // (family.batch_size // len(share.parts) * share.count))):
             if len(seen) >= wanted:
                 break
-            batch = put(next(batches), made.batch_sharding)
-            asked = made.to_batch(family.name, batch.arrays)
-            total = reward(made.state, made.frozen, asked, jax.random.fold_in(key, number))
-            drawn = np.array([draw.clip for draw in batch.draws], np.int32), rollout_log.fetch(total)
+            batch = put(next(batches), run.batch_sharding)
+            inputs = run.to_batch(family.name, batch.arrays)
+            total = reward(run.state, run.frozen, inputs, jax.random.fold_in(key, number))
+            earned = np.array([draw.clip for draw in batch.draws], np.int32), rollout_log.fetch(total)
             if jax.process_count() > 1:
-                drawn = multihost_utils.process_allgather(drawn, tiled=True)
+                earned = multihost_utils.process_allgather(earned, tiled=True)
             lines = []
-            for item, row in zip(*drawn, strict=True):
+            for item, row in zip(*earned, strict=True):
                 reader, (position,) = prompts[item]
                 name = difficulty.prompt(family.readers[reader], position)
                 if name in seen or len(seen) == wanted:

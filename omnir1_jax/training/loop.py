@@ -137,20 +137,20 @@ def _train(
             started, progress.step = time.perf_counter(), step
             batch = next(stream)
             waited = time.perf_counter() - started
-            made = run.to_batch(batch.family, batch.arrays)
+            inputs = run.to_batch(batch.family, batch.arrays)
             program = run.steps[batch.family]
-            with tracer.step(step, batch.family, program, state, run.frozen, made, key):
-                state, metrics, rollout = program(state, run.frozen, made, key)
+            with tracer.step(step, batch.family, program, state, run.frozen, inputs, key):
+                state, metrics, rollout = program(state, run.frozen, inputs, key)
                 metrics = jax.device_get(metrics)
             seconds = time.perf_counter() - started
-            metrics |= data_metrics(stream, waited) | measure.speed(config, made, metrics, seconds)
+            metrics |= data_metrics(stream, waited) | measure.speed(config, inputs, metrics, seconds)
             metrics |= {"learn/learning_rate": rate(step, watch.skipped)}
             metrics |= {"time/save": saving} if saving else {}
             if batch.family not in compiled:
                 compiled.add(batch.family)
                 metrics["time/compile"] = seconds - waited
                 if counting is not None and hasattr(program, "lower"):
-                    counted[batch.family] = count(counting, log, batch.family, made, program, state, run.frozen, key)
+                    counted[batch.family] = count(counting, log, batch.family, inputs, program, state, run.frozen, key)
             elif batch.family in counted:
                 metrics |= counted[batch.family](metrics, seconds)
             if config.loader.rest_after:
@@ -163,8 +163,8 @@ def _train(
                 validated, score = timed(validate, state.trainable)
             if log is not None:
                 log.step(step, metrics, seconds, batch.family, validated)
-                tell(log, run, step, batch, made, rollout)
-                rollout = made = None  # the log's thread holds them as long as it needs them
+                tell(log, run, step, batch, inputs, rollout)
+                rollout = inputs = None  # the log's thread holds them as long as it needs them
                 if note := watch.note():
                     log.say(f"note: {note}")
             if not manager.is_saving_in_progress():
@@ -292,7 +292,7 @@ def count(
         return lambda metrics, seconds: {}
 
 
-def tell(log: RunLog, run: Run, step: int, batch: Batch, made: Any, rollout: Any) -> None:
+def tell(log: RunLog, run: Run, step: int, batch: Batch, inputs: Any, rollout: Any) -> None:
     """Completions into the log, some of them with pictures; in the log's thread, while the next step is computed."""
     own = run.config.log
     last = step == run.config.steps
@@ -305,7 +305,7 @@ def tell(log: RunLog, run: Run, step: int, batch: Batch, made: Any, rollout: Any
 
     def write() -> None:
         found = rollout_log.examples(
-            task, made, rollout, batch.sample_ids, batch.queries, run.loaded.tokenizer, choices, clips=clips
+            task, inputs, rollout, batch.sample_ids, batch.queries, run.loaded.tokenizer, choices, clips=clips
         )
         log.rollouts(step, found)
         log.pictures(step, found)

@@ -23,12 +23,12 @@ def test_every_prompt_is_measured_once_and_the_loader_takes_those_that_spread(tm
     monkeypatch.setitem(tasks.TASKS, "qa", dataclasses.replace(qa.TASK, reward=tiny.varied(qa.TASK.reward)))
     c = tiny.get_config(str(tmp_path / "tokenizer"))
     c.data.qa.batch_size = 3
-    made, digest = difficulty.build(c)
+    run, digest = difficulty.build(c)
     out = tmp_path / "list.jsonl"
-    lines = difficulty.complete(out, made, digest, limit=4)
+    lines = difficulty.complete(out, run, digest, limit=4)
     assert len(lines) == 4
-    lines = difficulty.complete(out, made, digest)
-    reader = made.families[0].readers[0]
+    lines = difficulty.complete(out, run, digest)
+    reader = run.families[0].readers[0]
     assert sorted(line["sample_id"] for line in lines) == sorted(reader[i].sample_id for i in range(len(reader)))
     for line in lines:
         assert len(line["rewards"]) == c.step.group and line["mean"] == pytest.approx(
@@ -43,13 +43,13 @@ def test_every_prompt_is_measured_once_and_the_loader_takes_those_that_spread(tm
     cut = whole.index(b"\n", len(whole) // 2) + 20
     for rest in (whole[:cut], whole[: whole.index(b"\n") + 1], whole[:5], whole):
         out.write_bytes(rest)
-        assert difficulty.complete(out, made, digest) == lines and out.read_bytes() == whole
+        assert difficulty.complete(out, run, digest) == lines and out.read_bytes() == whole
     with pytest.raises(InputError, match="--out: .*list.jsonl is the list of other settings, weights or data; name"):
-        difficulty.complete(out, made, "another")
+        difficulty.complete(out, run, "another")
     for foreign in (b"mine\n", b"mine", whole + b"{}\n"):
         out.write_bytes(foreign)
         with pytest.raises(InputError, match="--out: .*list.jsonl was not written by this command; name another file"):
-            difficulty.complete(out, made, digest)
+            difficulty.complete(out, run, digest)
         assert out.read_bytes() == foreign
 
     out.write_text("".join(json.dumps(line) + "\n" for line in lines[1:]))
@@ -58,10 +58,10 @@ def test_every_prompt_is_measured_once_and_the_loader_takes_those_that_spread(tm
     kept = {chosen[i].sample_id for i in range(len(chosen))}
     # The first is in no list, so that nothing speaks against it.
     assert kept == {line["sample_id"] for line in lines[1:] if line["spread"] == spreads[-1]} | {lines[0]["sample_id"]}
-    assert len(items(dataclasses.replace(made.families[0], readers=(chosen,)))) <= len(kept)
+    assert len(items(dataclasses.replace(run.families[0], readers=(chosen,)))) <= len(kept)
 
     c.data.qa.least_spread, c.data.qa.one_per_clip, c.data.qa.order = 0.0, False, "easy_first"
-    (family,) = data.families(c, made.loaded.tokenizer, made.loaded.models.thinker.config)
+    (family,) = data.families(c, run.loaded.tokenizer, run.loaded.models.thinker.config)
     means = {line["sample_id"]: line["mean"] for line in lines[1:]}
     means[lines[0]["sample_id"]] = np.mean([*means.values()])
     order = [means[family.readers[0][i].sample_id] for i in family.order.epoch(np.random.default_rng(0), 0).tolist()]
