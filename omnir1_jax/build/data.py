@@ -114,7 +114,7 @@ def example_of(config: ConfigDict, name: str) -> Example:
 def example_config(
     config: ConfigDict,
     name: str,
-    words: PreTrainedTokenizerBase,
+    tokenizer: PreTrainedTokenizerBase,
     thinker: ThinkerConfig,
     grounder: Callable[[ConfigDict], ModelSizes | None] = grounder_sizes,
 ) -> ExampleConfig:
@@ -127,7 +127,7 @@ def example_config(
     task = tasks.get(entry.family or name, f"data.{name}.family")
     pixels = config.pixels
     return ExampleConfig(
-        tokenizer=words,
+        tokenizer=tokenizer,
         sizes=Sizes.of(thinker),
         system=texts["system"],
         template=texts.get(task.name, task.template),
@@ -146,7 +146,7 @@ def example_config(
 
 def families(
     config: ConfigDict,
-    words: PreTrainedTokenizerBase | None,
+    tokenizer: PreTrainedTokenizerBase | None,
     thinker: ThinkerConfig | None,
     example: Callable[[ConfigDict, str], Example] = example_of,
     example_config: Callable[..., Any] = example_config,
@@ -163,18 +163,18 @@ def families(
     """
     if not config.data:
         raise InputError("data: names no task; see settings.task")
-    found = []
+    mixture = []
     for name, entry in config.data.items():
         if not entry.weight:
             continue
-        made = example(config, name)
-        transform = functools.partial(made.transform, config=example_config(config, name, words, thinker))
+        clip_example = example(config, name)
+        transform = functools.partial(clip_example.transform, config=example_config(config, name, tokenizer, thinker))
         size, rest = divmod(entry.batch_size, share.count)
         if rest or not size:
-            near = sorted({size * share.count, (size + 1) * share.count} - {0})
+            alternatives = sorted({size * share.count, (size + 1) * share.count} - {0})
             raise InputError(
                 f"data.{name}.batch_size: {entry.batch_size} prompts do not divide over mesh.slice x mesh.data x "
-                f"mesh.fsdp = {share.count}; take {' or '.join(map(str, near))}, or more of mesh.tensor"
+                f"mesh.fsdp = {share.count}; take {' or '.join(map(str, alternatives))}, or more of mesh.tensor"
             )
         kept = round(entry.batch_size * entry.keep)
         if config.objective == "grpo" and kept % share.count:
@@ -182,22 +182,22 @@ def families(
                 f"data.{name}.keep: {kept} of {entry.batch_size} prompts do not divide over mesh.slice x mesh.data x "
                 f"mesh.fsdp = {share.count}"
             )
-        opened, listed = _opened(config, name)
+        readers, measured = _opened(config, name)
         family = Family(
             name,
-            opened,
+            readers,
             size * len(share.parts),
             section(Task, entry),
             transform,
             entry.weight,
             entry.one_per_clip,
-            made.clips,
+            clip_example.clips,
         )
         if entry.order != "shuffled":
-            order = difficulty.order(entry.order, family.readers, items(family), listed, f"data.{name}.order")
+            order = difficulty.order(entry.order, family.readers, items(family), measured, f"data.{name}.order")
             family = dataclasses.replace(family, order=order)
-        found.append(family)
-    return found
+        mixture.append(family)
+    return mixture
 
 
 def pipeline_config(config: ConfigDict, share: Share = ALL) -> PipelineConfig:

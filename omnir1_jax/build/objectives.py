@@ -10,17 +10,17 @@ import optax
 from ml_collections import ConfigDict
 from transformers import PreTrainedTokenizerBase
 
+from omnir1_jax.build.data import Example, example_config, example_of, task_of
+from omnir1_jax.build.models import Loaded, lora_config, step_config
 from omnir1_jax.config.sections import Masks
 from omnir1_jax.config.settings import section
 from omnir1_jax.data.pipeline import ANY
 from omnir1_jax.errors import InputError
 from omnir1_jax.models.qwen_omni.config import ThinkerConfig
-from omnir1_jax.tasks import TASKS, Task, targets
 from omnir1_jax.rl.learn import TrainState
 from omnir1_jax.rl.step import make_train_step
-from omnir1_jax.build.data import Example, example_config, example_of, task_of
-from omnir1_jax.build.models import Loaded, lora_config, step_config
 from omnir1_jax.supervised import mask_examples, masks, text
+from omnir1_jax.tasks import TASKS, Task, targets
 from omnir1_jax.toy import lessons
 
 
@@ -49,8 +49,8 @@ def _grpo_steps(
 
     @functools.cache  # two entries of one task share their program
     def make(task: Task, keep: float) -> Callable:
-        own = dataclasses.replace(choices, keep=keep)
-        return make_train_step(task, loaded.models, rule, own, config.step.mode, shardings)
+        task_config = dataclasses.replace(choices, keep=keep)
+        return make_train_step(task, loaded.models, rule, task_config, config.step.mode, shardings)
 
     return {name: make(task_of(config, name), entry.keep) for name, entry in config.data.items()}
 
@@ -76,12 +76,12 @@ def _lesson(config: ConfigDict, name: str) -> Example:
 
 
 def _sft_config(
-    config: ConfigDict, task: str, words: PreTrainedTokenizerBase, thinker: ThinkerConfig
+    config: ConfigDict, task: str, tokenizer: PreTrainedTokenizerBase, thinker: ThinkerConfig
 ) -> targets.TargetConfig:
-    base, entry = example_config(config, task, words, thinker), config.data[task]
-    own = {field.name: getattr(base, field.name) for field in dataclasses.fields(base)}
+    base, entry = example_config(config, task, tokenizer, thinker), config.data[task]
+    fields = {field.name: getattr(base, field.name) for field in dataclasses.fields(base)}
     return targets.TargetConfig(
-        **own,
+        **fields,
         targets=entry.targets or config.sft.targets,
         target_tokens=entry.target_tokens or config.sft.target_tokens,
     )

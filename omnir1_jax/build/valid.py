@@ -85,8 +85,8 @@ def _dataset(name: str, options: Any) -> Iterator[tuple[str, Any, Rule]]:
         if key in OPTIONS:
             continue
         if key not in arguments:
-            known = ", ".join(sorted({*OPTIONS, *arguments}))
-            raise InputError(f"{name}.{key}: no such option of {kind}; there are {known}")
+            accepted = ", ".join(sorted({*OPTIONS, *arguments}))
+            raise InputError(f"{name}.{key}: no such option of {kind}; there are {accepted}")
         hint = hints.get(key)
         kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
         yield f"{name}.{key}", value, _OneOf(kinds)
@@ -106,14 +106,20 @@ class _OneOf(NamedTuple):
 def _together(settings: Settings) -> Iterator[tuple[str, str]]:
     """Invalid combinations of settings: (setting, fault)."""
     if settings.data and not any(entry.weight for entry in settings.data.values()):
-        yield f"data.{next(iter(settings.data))}.weight", "every task has weight 0; give one of them a share of the steps"
+        yield (
+            f"data.{next(iter(settings.data))}.weight",
+            "every task has weight 0; give one of them a share of the steps",
+        )
     for name, entry in settings.data.items():
         if entry.order != "shuffled" and not entry.difficulty:
             yield f"data.{name}.order", f"{entry.order!r} needs a list, data.{name}.difficulty"
     if settings.objective == "sft" and settings.sft.encoders and settings.lora.rank:
         yield "sft.encoders", "trains encoders and decoder themselves, so lora.rank has to be 0"
     if settings.thinker.frozen != "float" and settings.objective != "masks" and not settings.lora.rank:
-        yield "thinker.frozen", f"{settings.thinker.frozen!r} weights cannot be trained themselves, so lora.rank has to be set"
+        yield (
+            "thinker.frozen",
+            f"{settings.thinker.frozen!r} weights cannot be trained themselves, so lora.rank has to be set",
+        )
     if settings.objective != "grpo":
         if settings.loader.rest_after:
             yield "loader.rest_after", f"objective {settings.objective!r} has no groups of completions; set it to 0"
@@ -123,10 +129,13 @@ def _together(settings: Settings) -> Iterator[tuple[str, str]]:
     if not settings.step.temperature:
         yield "step.temperature", "0 gives all completions of a group one text, only the KL term would train"
     if settings.grpo.overlong > settings.step.max_tokens:
-        yield "grpo.overlong", f"{settings.grpo.overlong} tokens are more than step.max_tokens, {settings.step.max_tokens}"
+        yield (
+            "grpo.overlong",
+            f"{settings.grpo.overlong} tokens are more than step.max_tokens, {settings.step.max_tokens}",
+        )
     for task, entry in settings.data.items():
-        kept = entry.batch_size * entry.keep
-        if abs(kept - round(kept)) > 1e-6 or not round(kept):
+        kept_prompts = entry.batch_size * entry.keep
+        if abs(kept_prompts - round(kept_prompts)) > 1e-6 or not round(kept_prompts):
             yield f"data.{task}.keep", f"{entry.keep:g} of batch_size, {entry.batch_size}, is no whole number"
     for term in terms.load(settings.reward.extra):
         if term.host and settings.step.mode != "staged":
@@ -135,8 +144,8 @@ def _together(settings: Settings) -> Iterator[tuple[str, str]]:
         lookup.function(getattr(settings.grpo, name), registry, f"grpo.{name}")
     reward = settings.reward.weights()
     for task, entry in settings.data.items():
-        own = tasks.get(entry.example or entry.family or task, f"data.{task}.family")
-        if own.segments and reward.segmentation and not (settings.sam2.path or settings.sam2.sizes):
+        task_spec = tasks.get(entry.example or entry.family or task, f"data.{task}.family")
+        if task_spec.segments and reward.segmentation and not (settings.sam2.path or settings.sam2.sizes):
             yield "sam2.path", f"names no segmenter, whose masks the reward of data.{task} needs; set it to the weights"
-        if own.needs_sound and not (entry.audio_seconds and entry.sound == "required"):
+        if task_spec.needs_sound and not (entry.audio_seconds and entry.sound == "required"):
             yield f"data.{task}.audio_seconds", "the task is about sound: give seconds, and sound='required'"
