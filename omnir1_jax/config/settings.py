@@ -95,12 +95,12 @@ def _with_fields(config: ConfigDict, argv: Sequence[str]) -> ConfigDict:
         flag = re.match(r"--?(?:no)?config\.([\w.]+)\.(\w+)(?:=|$)", argument)
         rule = schema.flat(Settings).get(flag[1]) if flag else None
         if isinstance(rule, schema.Fields) and rule.kind is not None:
-            known, (name, key) = dataclasses.asdict(rule.kind()), flag.groups()
-            if key not in known:
-                raise InputError(f"--config.{name}.{key}: no such setting; there are {', '.join(known)}")
+            field_defaults, (name, key) = dataclasses.asdict(rule.kind()), flag.groups()
+            if key not in field_defaults:
+                raise InputError(f"--config.{name}.{key}: no such setting; there are {', '.join(field_defaults)}")
             fields = functools.reduce(operator.getitem, name.split("."), config)
             with fields.unlocked():
-                fields[key] = fields.get(key, known[key])
+                fields[key] = fields.get(key, field_defaults[key])
     return config
 
 
@@ -142,11 +142,11 @@ def saved_form(config: ConfigDict) -> dict[str, Any]:
     return {"version": VERSION} | plain(config)
 
 
-def upgraded(saved: Mapping[str, Any], where: str) -> dict[str, Any]:
+def upgraded(saved: Mapping[str, Any], source: str) -> dict[str, Any]:
     """Saved settings under today's names: those that are lacking take their defaults, unknown ones are ignored.
 
     Args:
-      where: they are from, for the line on stderr that names what is ignored.
+      source: where they are from, for the line on stderr that names ignored settings.
 
     Raises:
       InputError: a section holds something else than settings.
@@ -154,17 +154,17 @@ def upgraded(saved: Mapping[str, Any], where: str) -> dict[str, Any]:
     values = {key: value for key, value in saved.items() if key != "version"}
     version = saved.get("version", 1)
     if type(version) is not int:
-        raise InputError(f"{where}: version is {version!r}, not a whole number")
+        raise InputError(f"{source}: version is {version!r}, not a whole number")
     flat = flatten_dict(values, keep_empty_nodes=True, sep="/")
     tasks = sorted({name.split("/")[1] for name in flat if name.startswith("data/")})
     for names in RENAMED[version - 1 :] if version > 0 else RENAMED:
         flat = {new: value for name, value in flat.items() for new in _renamed(names.get(name, name), tasks)}
     values, unknown = unflatten_dict(flat, sep="/"), []
-    data = _section(values.pop("data", {}), "data", where)
-    new = _filled(plain(defaults()), values, "", where, unknown)
-    new["data"] = {name: _filled(plain(task()), entry, f"data.{name}", where, unknown) for name, entry in data.items()}
+    data = _section(values.pop("data", {}), "data", source)
+    new = _filled(plain(defaults()), values, "", source, unknown)
+    new["data"] = {name: _filled(plain(task()), entry, f"data.{name}", source, unknown) for name, entry in data.items()}
     if unknown:
-        print(f"note: {where}: ignores {', '.join(unknown)}, which this version does not know", file=sys.stderr)
+        print(f"note: {source}: ignores {', '.join(unknown)}, which this version does not know", file=sys.stderr)
     return new
 
 
@@ -173,25 +173,25 @@ def _renamed(name: str, tasks: Sequence[str]) -> list[str]:
     return [name.replace("*", task) for task in tasks] if "/*/" in name else [name]
 
 
-def _filled(known: dict[str, Any], saved: Any, name: str, where: str, unknown: list[str]) -> dict[str, Any]:
-    """`known` with the saved values; sections without settings of their own take whatever was saved."""
-    if not known:
-        return _section(saved, name, where)
-    new = dict(known)
-    for key, value in _section(saved, name, where).items():
-        full = f"{name}.{key}" if name else key
-        if key not in known:
-            unknown.append(full)
-        elif isinstance(known[key], dict):
-            new[key] = _filled(known[key], value, full, where, unknown)
+def _filled(default: dict[str, Any], saved: Any, name: str, source: str, unknown: list[str]) -> dict[str, Any]:
+    """`default` with the saved values; sections without known settings take all saved values."""
+    if not default:
+        return _section(saved, name, source)
+    new = dict(default)
+    for key, value in _section(saved, name, source).items():
+        full_name = f"{name}.{key}" if name else key
+        if key not in default:
+            unknown.append(full_name)
+        elif isinstance(default[key], dict):
+            new[key] = _filled(default[key], value, full_name, source, unknown)
         else:
             new[key] = value
     return new
 
 
-def _section(value: Any, name: str, where: str) -> dict[str, Any]:
+def _section(value: Any, name: str, source: str) -> dict[str, Any]:
     if not isinstance(value, Mapping):
-        raise InputError(f"{where}: {name} is {json.dumps(value)}, not a section of settings")
+        raise InputError(f"{source}: {name} is {json.dumps(value)}, not a section of settings")
     return dict(value)
 
 
