@@ -10,21 +10,21 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from transformers import PreTrainedTokenizerBase
 
+from omnir1_jax import tasks
+from omnir1_jax.build.models import Sizes as ModelSizes
+from omnir1_jax.build.models import grounder_sizes, prompt_texts
 from omnir1_jax.config import lookup
 from omnir1_jax.config.sections import Loader, Task
 from omnir1_jax.config.settings import section
 from omnir1_jax.data import difficulty
 from omnir1_jax.data.pipeline import ANY, Family, PipelineConfig, items
 from omnir1_jax.data.preprocess.settings import PixelBudget, Sizes
-from omnir1_jax.data.registry import open_dataset
 from omnir1_jax.data.refs import Reader
+from omnir1_jax.data.registry import open_dataset
 from omnir1_jax.errors import InputError
 from omnir1_jax.models.qwen_omni.config import ThinkerConfig
 from omnir1_jax.parallel import batch_parts, parts_here
-from omnir1_jax import tasks
 from omnir1_jax.tasks.examples import ExampleConfig
-from omnir1_jax.build.models import Sizes as ModelSizes
-from omnir1_jax.build.models import grounder_sizes, prompt_texts
 
 TRY = "to see everything run without data of your own, try configs/toy.py"
 ROOTLESS = ("synthetic",)

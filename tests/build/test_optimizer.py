@@ -7,9 +7,9 @@ import optax
 import pytest
 import torch
 
+from omnir1_jax.build import optimizer
 from omnir1_jax.config.sections import Optimizer
 from omnir1_jax.errors import InputError
-from omnir1_jax.build import optimizer
 
 PARAMS = {
     "embed": {"embedding": jnp.full((3, 2), 2.0)},
@@ -97,10 +97,14 @@ def test_muon_steps_by_each_layers_matrix_as_torch_does():
 def test_muon_leaves_what_is_no_kernel_to_nadam():
     params = {"embed": PARAMS["embed"], "layers": {"up": PARAMS["layers"]["q"], "norm": PARAMS["layers"]["norm"]}}
     zero = jax.tree.map(jnp.zeros_like, params)
-    made = after(optimizer.make(config(rule="muon", weight_decay=0.5, schedule="constant"), STEPS, params), [zero], params)
+    made = after(
+        optimizer.make(config(rule="muon", weight_decay=0.5, schedule="constant"), STEPS, params), [zero], params
+    )
     np.testing.assert_allclose(made["layers"]["up"]["kernel"], 1 - 0.05)
     grads = jax.tree.map(jnp.ones_like, params)
-    made = after(optimizer.make(config(rule="muon", weight_decay=0.0, schedule="constant"), STEPS, params), [grads], params)
+    made = after(
+        optimizer.make(config(rule="muon", weight_decay=0.0, schedule="constant"), STEPS, params), [grads], params
+    )
     wanted = after(optax.nadam(0.1), [grads], params)
     others = lambda tree: (tree["embed"]["embedding"], tree["layers"]["up"]["bias"], tree["layers"]["norm"]["scale"])
     for got, want in zip(others(made), others(wanted), strict=True):

@@ -14,6 +14,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
+from omnir1_jax.build import data, models, optimizer, valid
+from omnir1_jax.build.objectives import OBJECTIVES
+from omnir1_jax.build.run import build
 from omnir1_jax.config import schema
 from omnir1_jax.config import settings as run_settings
 from omnir1_jax.config.sections import Mesh, Settings, Task
@@ -27,9 +30,6 @@ from omnir1_jax.parallel.mesh import AXES
 from omnir1_jax.planning import abstract, lowering
 from omnir1_jax.rl import grpo
 from omnir1_jax.rl.step import MODES, make_train_step
-from omnir1_jax.build import data, models, optimizer, valid
-from omnir1_jax.build.objectives import OBJECTIVES
-from omnir1_jax.build.run import build
 from tests.old_run.config import get_config
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
@@ -74,7 +74,9 @@ def prepare(config: ConfigDict, name: str) -> None:
     if name.startswith(("optimizer", "lora", "steps", "step.updates")):
         settings = run_settings.typed(config)
         parameters = nn.unbox(models.trained_axes(config, sizes))
-        jax.eval_shape(optimizer.make(settings.optimizer, settings.steps * settings.step.updates, parameters).init, parameters)
+        jax.eval_shape(
+            optimizer.make(settings.optimizer, settings.steps * settings.step.updates, parameters).init, parameters
+        )
     models.step_config(config, sizes.thinker.tokens)
 
 
@@ -113,7 +115,11 @@ def test_defaults_and_experiments_are_valid():
     for path in (ROOT / "configs").glob("*.py"):
         space = {"__file__": str(path), "__name__": path.stem}
         exec(compile(path.read_text(), path.stem, "exec"), space)
-        parts = ("thinker_kinds", "thinker", "sam2_images", "sam2", "cold_start", "sam2_fleeting") if path.stem == "toy_pretrain" else ()
+        parts = (
+            ("thinker_kinds", "thinker", "sam2_images", "sam2", "cold_start", "sam2_fleeting")
+            if path.stem == "toy_pretrain"
+            else ()
+        )
         for arguments in [(part,) for part in parts] or [()]:
             valid.check(space["get_config"](*arguments))
 
@@ -224,7 +230,9 @@ def test_no_chunks_are_one_chunk_of_all():
     rng = np.random.default_rng(0)
     hidden, head = (jnp.asarray(rng.normal(size=size), jnp.float32) for size in ((2, 7, 4), (4, 11)))
     targets = jnp.asarray(rng.integers(0, 11, (2, 7)))
-    found = [token_logprobs(hidden, Matrix(head, None), targets, temperature=1.0, chunk=n, dtype=jnp.float32) for n in (0, 3)]
+    found = [
+        token_logprobs(hidden, Matrix(head, None), targets, temperature=1.0, chunk=n, dtype=jnp.float32) for n in (0, 3)
+    ]
     for a, b in zip(*found, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6)
 
