@@ -1,8 +1,9 @@
 """`python -m omnir1_jax.fetch model|dataset NAME [--out DIRECTORY]`: gets weights and data from the Hugging Face hub.
 
 NAME is one of the list that `python -m omnir1_jax.fetch` prints, or any `org/name`. Models go into the hub's cache,
-where `--checkpoint org/name` and the settings `thinker.path` and `sam2.path` find them; datasets go into `data/NAME`,
-and their archives are unpacked there. If interrupted, rerun the command to resume. Sizes are compared with the hub's.
+where `--checkpoint org/name` and the settings `thinker.path` and `sam2.path` find them. A dataset of the list goes into
+`data/NAME`; one that is named `org/name` into the cache, where `--root org/name` and the `root` of a dataset find it.
+Its archives are unpacked there. If interrupted, rerun the command to resume. Sizes are compared with the hub's.
 """
 
 import pathlib
@@ -16,7 +17,7 @@ from omnir1_jax.errors import InputError, printable
 from omnir1_jax.files import hub
 from omnir1_jax.files.sources import DATASETS, MODELS, Source
 
-_OUT = cli.flag.string("out", "", "Directory to write; of models the hub's cache if empty, of datasets data/NAME.")
+_OUT = cli.flag.string("out", "", "Directory to write; of datasets by name data/NAME if empty, otherwise the hub's cache.")
 _UNPACK = cli.flag.bool("unpack", True, "Unpack a dataset's archives; they stay, and may be deleted then.")
 
 TABLES = {"model": MODELS, "dataset": DATASETS}
@@ -37,7 +38,8 @@ def chosen(kind: str, name: str) -> Source:
     if kind not in TABLES:
         raise InputError(f"fetch: {kind!r} is neither model nor dataset; see python -m omnir1_jax.fetch")
     table = TABLES[kind]
-    known = {one.repo.lower(): one for one in table.values() if kind == "model"}
+    repos = [one.repo for one in table.values()]  # one may hold several datasets
+    known = {one.repo.lower(): one for one in table.values() if repos.count(one.repo) == 1}
     if found := table.get(name.lower()) or known.get(name.lower()):
         return found
     if name.count("/") == 1:
@@ -76,14 +78,15 @@ def main(argv: list[str]) -> None:
     print(printable(f"{name}: licence: {source.licence}"))
     if not source.repo:
         raise InputError(f"{name}: is not on the hub; get it by hand: {source.by_hand}")
-    out = _OUT.value or (str(pathlib.Path("data", name.rpartition("/")[2])) if kind == "dataset" else None)
+    out = _OUT.value or (str(pathlib.Path("data", name)) if kind == "dataset" and "/" not in name else None)
     folder, size = hub.fetch(source.repo, kind, source.files, out)
     unpacked = unpack(pathlib.Path(folder)) if kind == "dataset" and _UNPACK.value else []
     for archive in unpacked:
         print(printable(f"unpacked {archive}"))
     print(printable(f"{folder}: {size / 1e9:.2f} GB, sizes as on the hub"))
-    if kind == "model" and out is None:
-        print(printable(f"use it as --checkpoint={source.repo} or --config.thinker.path={source.repo} (or sam2.path)"))
+    if out is None:
+        uses = {"model": "--checkpoint={0} or --config.thinker.path={0} (or sam2.path)", "dataset": "--root={0}"}
+        print(printable(f"use it as {uses[kind].format(source.repo)}"))
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from omnir1_jax.data.preprocess.settings import PixelBudget, Sizes
 from omnir1_jax.data.refs import Reader
 from omnir1_jax.data.registry import open_dataset
 from omnir1_jax.errors import InputError
+from omnir1_jax.files import hub
 from omnir1_jax.models.qwen_omni.config import ThinkerConfig
 from omnir1_jax.parallel import batch_parts, parts_here
 from omnir1_jax.tasks.examples import ExampleConfig
@@ -58,9 +59,13 @@ def share_of(mesh: Mesh | None) -> Share:
 
 
 def root_of(config: ConfigDict, root: str) -> epath.Path:
-    """Where a dataset's root leads: relative ones lie below `data_root`."""
+    """Where a dataset's root leads: relative ones lie below `data_root`, those of a hub id `org/name` in its cache."""
     path = epath.Path(root)
-    return path if path.is_absolute() or "://" in root else epath.Path(config.data_root) / root
+    if path.is_absolute() or "://" in root:
+        return path
+    below = epath.Path(config.data_root) / root
+    fetched = None if below.exists() else hub.cached_dataset(root)
+    return epath.Path(fetched) if fetched else below
 
 
 def readers(config: ConfigDict, name: str) -> tuple[Reader, ...]:
@@ -79,8 +84,9 @@ def _opened(config: ConfigDict, name: str) -> tuple[tuple[Reader, ...], dict[str
             path = root_of(config, root)
             if not root or not path.exists():
                 where = path if root else "no directory"
+                get = f"run python -m omnir1_jax.fetch dataset {root}, " if hub.may_be_id(root) else ""
                 raise InputError(
-                    f"data.{name}.datasets.{label}.root: {where} is not there; set "
+                    f"data.{name}.datasets.{label}.root: {where} is not there; {get}set "
                     f"--config.data.{name}.datasets.{label}.root (or --config.data_root) to the dataset, or {TRY}"
                 )
             root = str(path)

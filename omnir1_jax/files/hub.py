@@ -22,11 +22,11 @@ def located(path: str, setting: str) -> str:
     Raises:
       InputError: it is neither a directory nor in the cache; says which command fetches it.
     """
-    if not path or _ID.fullmatch(path) is None or epath.Path(path).exists():
+    if _ID.fullmatch(path) is None or epath.Path(path).exists():
         return path
     if (snapshot := cached(path)) is not None:
         return snapshot
-    if path.split("/")[0] in ("weights", "runs", "data"):  # as the configs and the README name their own folders
+    if not may_be_id(path):
         return path
     raise InputError(
         f"{setting}: {path} is no directory, and no model of this id is in the Hugging Face cache; if that is meant: "
@@ -34,17 +34,31 @@ def located(path: str, setting: str) -> str:
     )
 
 
+def may_be_id(path: str) -> bool:
+    """Whether it has the form `org/name`, and not that of the folders that the configs and the README name."""
+    return _ID.fullmatch(path) is not None and path.split("/")[0] not in ("weights", "runs", "data")
+
+
 def cached(repo: str) -> str | None:
     """The folder of a model that was fetched whole; None where there is none. Uses no network."""
+    folder = _snapshot(repo, "model", MODEL_FILES)
+    return folder if folder is not None and os.path.isfile(os.path.join(folder, "config.json")) else None
+
+
+def cached_dataset(path: str) -> str | None:
+    """The folder of the dataset that `path` names as `org/name`; None where it is no id, or none was fetched."""
+    return _snapshot(path, "dataset", None) if _ID.fullmatch(path) else None
+
+
+def _snapshot(repo: str, kind: str, patterns: Sequence[str] | None) -> str | None:
     import huggingface_hub
     from huggingface_hub import errors
 
+    wanted = dict(repo_type=kind, local_files_only=True, allow_patterns=None if patterns is None else list(patterns))
     try:
-        wanted = dict(local_files_only=True, allow_patterns=list(MODEL_FILES))
-        folder = pathlib.Path(huggingface_hub.snapshot_download(repo, **wanted))
+        return str(huggingface_hub.snapshot_download(repo, **wanted))
     except (errors.LocalEntryNotFoundError, errors.HFValidationError):
         return None
-    return str(folder) if (folder / "config.json").is_file() else None
 
 
 def fetch(repo: str, kind: str, patterns: Sequence[str] | None, out: str | None) -> tuple[str, int]:

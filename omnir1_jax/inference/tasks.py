@@ -1,11 +1,11 @@
 """From a config and the name of a benchmark to what is asked: the reader, the prompts, which items."""
 
 import dataclasses
+import os
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from etils import epath
 from ml_collections import ConfigDict
 
 from omnir1_jax import tasks
@@ -28,7 +28,7 @@ class Published(NamedTuple):
       audio_seconds: of sound that is heard; None for the config's own.
       templates: in place of the task's, by the names of --prompt.
       letters: options are listed behind letters.
-      items: how many there are in a split, where the benchmark's authors or the paper say so.
+      items, videos: how many there are in a split, where the benchmark's authors or the paper say so.
     """
 
     task: tasks.Task
@@ -37,13 +37,14 @@ class Published(NamedTuple):
     templates: Mapping[str, str] | None = None
     letters: bool = True
     items: Mapping[str, int] = MappingProxyType({})
+    videos: Mapping[str, int] = MappingProxyType({})
 
 
 _VOS, _QA = tasks.TASKS["vos"], tasks.TASKS["qa"]
 BENCHMARKS: dict[str, Published] = {
     "revos": Published(_VOS, "valid", items={"valid": 5822}),  # 3,130 referring, 2,475 reasoning, 217 without a target
     "mevis": Published(_VOS, "valid_u", items={"train": 23051, "valid_u": 793, "valid": 2236}),
-    "refytvos": Published(_VOS, "valid"),
+    "refytvos": Published(_VOS, "valid", videos={"train": 3471, "valid": 202, "test": 305}),  # youtube-vos.org
     "refdavis": Published(_VOS, "valid", items={"valid": 244}),  # four of each of 61 objects in 30 videos
     "reasonvos": Published(_VOS, "test", items={"test": 458}),
     "refavs": Published(
@@ -126,7 +127,8 @@ def benchmarks(systems: Systems, options: Options) -> Iterator[Benchmark]:
     published = BENCHMARKS[options.benchmark]
     entry = entry_of(systems.config, published.task)
     roots = (dataset.root for dataset in entry.datasets.values() if dataset.name == options.benchmark)
-    root = options.root or next(roots, "")
+    # What a command names is where the command is run; otherwise as the config's own, which may be elsewhere.
+    root = os.path.abspath(options.root) if os.path.exists(options.root) else options.root or next(roots, "")
     if not root:
         raise InputError(f"--root: name the directory of {options.benchmark}; {data.TRY}")
     if published.audio_seconds is not None:
@@ -148,12 +150,16 @@ def positions(benchmark: Benchmark, options: Options) -> list[int]:
 
 def count_note(benchmark: Benchmark) -> tuple[str, ...]:
     """A line where a dataset on disk has other items than were published: a score of a part is no score of it."""
-    published = BENCHMARKS.get(benchmark.reader.name)
-    expected = published.items.get(benchmark.reader.split) if published else None
-    count = len(benchmark.reader)
-    if expected is None or count == expected:
+    reader = benchmark.reader
+    if (published := BENCHMARKS.get(reader.name)) is None:
         return ()
-    return (f"{benchmark.name}/{benchmark.reader.split}: {count} items are there, {expected} were published",)
+    counts = {"items": len(reader), "videos": len(reader.clips())}
+    expected = {kind: getattr(published, kind).get(reader.split, count) for kind, count in counts.items()}
+    return tuple(
+        f"{benchmark.name}/{reader.split}: {count} {kind} are there, {expected[kind]} were published"
+        for kind, count in counts.items()
+        if count != expected[kind]
+    )
 
 
 def _held_out(systems: Systems, options: Options) -> Iterator[Benchmark]:
@@ -278,7 +284,7 @@ def _only(entry: ConfigDict) -> ConfigDict:
 def _where(config: ConfigDict, name: str) -> str:
     """The directory of the task's only dataset; "" where it is made as it is read."""
     root = _only(config.data[name]).root
-    return root if not root or "://" in root else str(epath.Path(config.data_root) / root)
+    return str(data.root_of(config, root)) if root else ""
 
 
 def _budget(budget: PixelBudget, tokens: int, example: Any) -> PixelBudget:

@@ -16,11 +16,13 @@ import pytest
 from absl import flags
 from absl.testing import flagsaver
 
+from omnir1_jax.build import data
 from omnir1_jax.config import settings
 from omnir1_jax.errors import AGAIN, INVALID, InputError, Interrupted
 from omnir1_jax.files import hub
 from omnir1_jax.files.sources import DATASETS, MODELS
 from omnir1_jax.inference import from_checkpoint
+from tests.data import trees
 from tests.runs import ROOT
 
 SHA = "0123456789abcdef0123456789abcdef01234567"
@@ -48,6 +50,7 @@ REPOSITORIES = {
     "models/some/pickles": {"config.json": b"{}", "pytorch_model.bin": b"x"},
     "datasets/Dense-World/video-res": {"revos.zip": archive("zip"), "mevis.zip": b"another"},
     "datasets/liarliar/Daily-Omni": {"qa.json": b"[]", "Videos.tar": archive("tar")},
+    "datasets/Ricky06662/refCOCOg_2k_840": {},  # see address()
 }
 
 
@@ -99,7 +102,11 @@ class Hub(http.server.BaseHTTPRequestHandler):
 
 
 @pytest.fixture(scope="module")
-def address():
+def address(tmp_path_factory):
+    tree = tmp_path_factory.mktemp("refcocog")
+    trees.BUILD["refcocog_parquet"](tree)
+    files = {str(path.relative_to(tree)): path.read_bytes() for path in tree.rglob("*") if path.is_file()}
+    REPOSITORIES["datasets/Ricky06662/refCOCOg_2k_840"] = files
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}"
@@ -162,6 +169,23 @@ def test_a_dataset_s_archives_are_unpacked_once(fetch, tmp_path):
     assert again.returncode == 0 and "unpacked" not in again.stdout
     assert fetch("dataset", "dailyomni").returncode == 0
     assert (tmp_path / "data/dailyomni/Videos/a/a_video.mp4").is_file()
+
+
+def test_a_dataset_by_its_id_goes_into_the_cache_and_is_read_from_there(fetch, tmp_path, monkeypatch):
+    name, other = "Ricky06662/refCOCOg_2k_840", "liarliar/Daily-Omni"
+    done = fetch("dataset", name)
+    assert done.returncode == 0 and f"--root={name}" in done.stdout, done.stderr
+    assert fetch("dataset", other).returncode == 0 and not (tmp_path / "data").exists()
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hf/hub"))
+    config = settings.defaults()
+    config.data = dict(refcocog=settings.task(datasets=settings.datasets(refcocog=dict(root=name, split="train"))))
+    (reader,) = data.readers(config, "refcocog")
+    assert len(reader) == 3 and reader[0].family == "refcocog"
+    assert (tmp_path / "hf" / data.root_of(config, other) / "Videos/a/a_video.mp4").read_bytes() == b"frame"
+    assert str(data.root_of(config, "some/folder")) == "data/some/folder"  # as before
+    with pytest.raises(InputError, match=r"root: data/a/b is not there; run python -m omnir1_jax\.fetch dataset a/b, "):
+        config.data.refcocog.datasets.refcocog.root = "a/b"
+        data.readers(config, "refcocog")
 
 
 @pytest.mark.parametrize(

@@ -341,6 +341,17 @@ def test_every_part_is_looked_at_before_the_first_is_computed(made, trees, tmp_p
     holder.communicate(b"\n")
 
 
+def test_a_root_is_where_the_command_runs_or_below_data_root_and_its_videos_are_counted(made, trees, monkeypatch):
+    monkeypatch.chdir(trees.parent)
+    here = str(trees.relative_to(trees.parent) / "refytvos")
+    (found,) = tasks.benchmarks(made, Options("refytvos", root=here))
+    assert found.root == str(trees / "refytvos") and len(found.reader.clips()) == 1 < len(found.reader)
+    assert tasks.count_note(found) == ("refytvos/valid: 1 videos are there, 202 were published",)
+    monkeypatch.setattr(made.config, "data_root", str(trees))
+    (same,) = tasks.benchmarks(made, Options("refytvos", root="refytvos"))
+    assert same.root == found.root
+
+
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
