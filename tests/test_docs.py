@@ -5,6 +5,7 @@ configs and files are read as the command would read them. `python` blocks run, 
 """
 
 import ast
+import concurrent.futures
 import importlib
 import io
 import json
@@ -14,6 +15,8 @@ import shlex
 import sys
 import tomllib
 import types
+import urllib.error
+import urllib.request
 
 import numpy as np
 import pytest
@@ -22,6 +25,7 @@ from absl.testing import flagsaver
 
 from omnir1_jax.config import settings
 from omnir1_jax.files import hub
+from omnir1_jax.files.sources import DATASETS, MODELS
 from omnir1_jax.inference import tasks
 from tests import test_rooms
 from tests.commands import Commands
@@ -263,6 +267,37 @@ def test_links_lead_somewhere(path):
         assert not anchor or anchor in slugs(goal), f"{path.name}: {target}"
 
 
+def elsewhere() -> dict[str, str]:
+    """Addresses outside, of the pages and of what `fetch` knows, and where each stands."""
+    sources = ROOT / "omnir1_jax/files/sources.py"
+    found = {
+        url.rstrip(".,"): path.name
+        for path in (*PAGES, ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md", sources)
+        for url in re.findall(r"https://[^\s)>\"',`]+", path.read_text())
+    }
+    repos = {one.repo for one in MODELS.values()} | {f"datasets/{one.repo}" for one in DATASETS.values() if one.repo}
+    return found | {f"https://huggingface.co/{repo}": sources.name for repo in repos}
+
+
+def status(url: str) -> int:
+    """Of HTTP; 0 where no such host answers."""
+    request = urllib.request.Request(url, headers={"User-Agent": "Mozilla/5.0"}, method="HEAD")
+    try:
+        return urllib.request.urlopen(request, timeout=30).status
+    except urllib.error.HTTPError as error:
+        return error.code
+    except OSError:
+        return 0
+
+
+@pytest.mark.slow  # needs the network: launch/test.sh tests/test_docs.py -m slow
+def test_links_to_elsewhere_are_alive():
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        answers = dict(zip(elsewhere(), pool.map(status, elsewhere())))
+    # What wants a login, or fewer questions, or has a bad day, is there.
+    assert {url: (code, elsewhere()[url]) for url, code in answers.items() if code in (0, 404, 410)} == {}
+
+
 def test_every_page_is_in_the_site_and_in_the_index():
     site = (ROOT / "docs/site/mkdocs.yml").read_text()
     listed = set(re.findall(r": (\w+\.md)$", site, re.M))
@@ -293,7 +328,7 @@ def test_messages_flags_and_metrics_of_the_pages_are_those_of_the_package(folder
     known = lambda flag: f'"{flag}"' in source or f'"--{flag}"' in source or f"--{flag}" in scripts
     assert [flag for flag in said - {"config", "help"} if not known(flag)] == []
     messages = re.findall(r"^- `(.*?)`:", (ROOT / "docs/troubleshooting.md").read_text(), re.M)
-    foreign = {"no space left on device", "RESOURCE_EXHAUSTED", "Falling back to cpu"}
+    foreign = {"no space left on device", "RESOURCE_EXHAUSTED", "Falling back to cpu", "Failed to find host bounds"}
     assert messages and [message for message in messages if message not in source and message not in foreign] == []
     metrics = (ROOT / "docs/metrics.md").read_text()
     rows = [json.loads(line) for line in (folder / "RUN/metrics.jsonl").read_text().splitlines()]
