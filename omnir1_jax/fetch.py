@@ -17,7 +17,7 @@ from omnir1_jax.errors import InputError, printable
 from omnir1_jax.files import hub
 from omnir1_jax.files.sources import DATASETS, MODELS, Source
 
-_OUT = cli.flag.string("out", "", "Directory to write; of datasets by name data/NAME if empty, otherwise the hub's cache.")
+_OUT = cli.flag.string("out", "", "Directory to write; the hub's cache if empty, of a dataset by name data/NAME.")
 _UNPACK = cli.flag.bool("unpack", True, "Unpack a dataset's archives; they stay, and may be deleted then.")
 
 TABLES = {"model": MODELS, "dataset": DATASETS}

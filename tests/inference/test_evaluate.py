@@ -347,7 +347,7 @@ def test_a_root_is_where_the_command_runs_or_below_data_root_and_its_videos_are_
     (found,) = tasks.benchmarks(made, Options("refytvos", root=here))
     assert found.root == str(trees / "refytvos") and len(found.reader.clips()) == 1 < len(found.reader)
     assert tasks.count_note(found) == ("refytvos/valid: 1 videos are there, 202 were published",)
-    monkeypatch.setattr(made.config, "data_root", str(trees))
+    monkeypatch.setitem(made.config, "data_root", str(trees))
     (same,) = tasks.benchmarks(made, Options("refytvos", root="refytvos"))
     assert same.root == found.root
 
