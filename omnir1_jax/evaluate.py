@@ -74,7 +74,7 @@ _BENCHMARK = cli.flag.enum(
 )
 _STEP = cli.flag.string("step", "", "Which checkpoint of a run: best (of those validated), last, or its number.")
 _OUT = cli.flag.string("out", None, "Directory of the results; an unfinished evaluation there is resumed.")
-_ROOT = cli.flag.string("root", "", "Directory of the dataset, or its id in the hub's cache; by default the config's own.")
+_ROOT = cli.flag.string("root", "", "Directory of the dataset, or its id in the hub's cache; the config's if empty.")
 _SPLIT = cli.flag.string("split", "", "Split; the benchmark's usual one by default.")
 _TASKS = cli.flag.list("tasks", [], "Tasks of the config that are held out (synthetic); all by default.")
 _LIMIT = cli.flag.integer("limit", 0, "Most items, the first ones; 0: all.", lower_bound=0)

@@ -64,7 +64,7 @@ def plan(
     stages: Sequence[str] = (),
     effort: float = 0.0,
 ) -> dict[str, Any]:
-    """Compiles the step of the config's first video task, or of its first, for a topology. JSON-ready.
+    """Compiles the step of the config's first video task, or of its first, for a topology; weight 0 leaves one out.
 
     Args:
       hbm: GiB of memory of a chip, where it is not the chip's own.
@@ -89,8 +89,9 @@ def plan(
     valid.check(config)
     chip, devices = chip_of(topology), devices_of(topology)
     mesh = make_mesh(config.mesh.to_dict(), devices)
-    # The one with the largest step, if there are several.
-    task = next((name for name in config.data if task_of(config, name).segments), next(iter(config.data), None))
+    # The one with the largest step, of several that are drawn.
+    drawn = [name for name in config.data if config.data[name].weight] or list(config.data)
+    task = next((name for name in drawn if task_of(config, name).segments), next(iter(drawn), None))
     if task is None:
         raise InputError("data: names no task; see settings.task")
     check(config, task, mesh)
