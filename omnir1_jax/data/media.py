@@ -160,15 +160,15 @@ def load_frames(
 
     Raises BadSample, naming the file: missing, truncated, unreadable, of another size than its clip's other frames.
     """
-    wanted = sorted(set(int(i) for i in indices))
-    if not wanted:
+    positions = sorted(set(int(i) for i in indices))
+    if not positions:
         raise BadSample(sample_id, "no frame was asked for")
     total = frame_count(source, sample_id)
-    if wanted[0] < 0 or wanted[-1] >= total:
-        raise BadSample(sample_id, f"frame {wanted[-1] if wanted[-1] >= total else wanted[0]} of {total}")
+    if positions[0] < 0 or positions[-1] >= total:
+        raise BadSample(sample_id, f"frame {positions[-1] if positions[-1] >= total else positions[0]} of {total}")
     frames: dict[int, np.ndarray] = {}
     first_size: tuple[int, ...] | None = None
-    for i, name, frame in _decoded(source, wanted, sample_id):
+    for i, name, frame in _decoded(source, positions, sample_id):
         first_size = first_size or frame.shape
         if frame.shape != first_size:
             raise BadSample(
@@ -179,21 +179,21 @@ def load_frames(
     return np.stack([frames[int(i)] for i in indices])
 
 
-def _decoded(source: FrameSource, wanted: list[int], sample_id: str) -> Iterator[tuple[int, str, np.ndarray]]:
+def _decoded(source: FrameSource, positions: list[int], sample_id: str) -> Iterator[tuple[int, str, np.ndarray]]:
     """Ascending frames of the clip, each with its position and a name for messages."""
     match source:
         case ImageFiles():
-            for i in wanted:
+            for i in positions:
                 path = source.paths[i]
                 yield i, path, decode_image(read(path, sample_id), path, sample_id, source.upright)
         case ImageBytes():
-            for i in wanted:
+            for i in positions:
                 name = f"frame {source.names[i]}"
                 yield i, name, decode_image(source.blobs[i], name, sample_id)
         case VideoFile():
             _, first, _ = _span(source, sample_id)
             try:
-                for position, frame in video_decoder.frames(source.path, [first + i for i in wanted]):
+                for position, frame in video_decoder.frames(source.path, [first + i for i in positions]):
                     yield position - first, f"{source.path}, frame {position}", frame
             except VideoError as error:
                 raise BadSample(sample_id, f"{source.path} {error}") from error

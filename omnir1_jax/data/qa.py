@@ -15,9 +15,9 @@ LETTERS = "ABCDEFGHIJ"
 
 def answer_index(options: Sequence[str], answer: str, location: str) -> int:
     """Which option the answer names in full. Raises `InputError` if none does."""
-    wanted = answer.strip()
+    text = answer.strip()
     for index, option in enumerate(options):
-        if option.strip() == wanted:
+        if option.strip() == text:
             return index
     raise InputError(f"{location}: the answer {answer[:60]!r} is none of the options")
 

@@ -36,23 +36,23 @@ def open(root: str, split: str = "test") -> TableReader:
     videos = metadata.get(metadata.load_json(path), "videos", dict, path)
     rows, missing = [], []
     for video, record in videos.items():
-        location, taken = f"{path}: videos['{video}']", set()
+        location, used_ids = f"{path}: videos['{video}']", set()
         vos_json.check_name(video, location)
         source = metadata.get(record, "source", str, location)
         sent = bool(metadata.get(record, "is_sent", (bool, int), location))
         for key, expression in metadata.get(record, "expressions", dict, location).items():
-            here = f"{location}.expressions['{key}']"
-            obj_id = str(metadata.get(expression, "obj_id", (int, str), here))
-            exp_id = obj_id if obj_id not in taken else f"{obj_id}_{key}"
-            vos_json.check_name(exp_id, here)
-            taken.add(exp_id)
+            expression_location = f"{location}.expressions['{key}']"
+            obj_id = str(metadata.get(expression, "obj_id", (int, str), expression_location))
+            exp_id = obj_id if obj_id not in used_ids else f"{obj_id}_{key}"
+            vos_json.check_name(exp_id, expression_location)
+            used_ids.add(exp_id)
             # The checking script spells the source in small letters, the scoring one as in the file.
             names = dict.fromkeys(f"Annotations/{name}_{video}_{obj_id}" for name in (source.lower(), source))
             masks = next((name for name in names if paths.exists(f"{root}/{name}")), next(iter(names)))
             needed = (f"{root}/JPEGImages/{video}", f"{root}/{masks}")
             missing += [folder for folder in needed if not paths.exists(folder)]
             labels = (("source", source), ("is_sent", sent), ("obj_id", obj_id))
-            text = metadata.get(expression, "exp_text", str, here)
+            text = metadata.get(expression, "exp_text", str, expression_location)
             rows.append((f"{video}/{exp_id}", video, _Row(video, exp_id, text, masks, labels)))
     if missing and not paths.is_remote(root):
         raise InputError(f"{path}: {len(missing)} folders of frames or masks; {paths.missing(missing[0])}")

@@ -38,8 +38,8 @@ def open(root: str, split: str = "train") -> TableReader:
     folder = paths.existing(root, folder, "refytvos")
     videos = vos_json.load_videos(path, folder, "JPEGImages", with_size=False, with_objects=False)
     if split == "valid":
-        others = metadata.get(metadata.load_json(_meta(root, "test")), "videos", dict, _meta(root, "test"))
-        videos = {video: record for video, record in videos.items() if video not in others}
+        test_videos = metadata.get(metadata.load_json(_meta(root, "test")), "videos", dict, _meta(root, "test"))
+        videos = {video: record for video, record in videos.items() if video not in test_videos}
     labelled = split == "train"
     categories: dict[str, Any] = {}
     if labelled:

@@ -41,14 +41,14 @@ def load_videos(path: str, root: str, frames_root: str, with_size: bool, with_ob
                 if not 0 < metadata.get(record, key, int, location) < 2**15:
                     raise InputError(f"{location}.{key}: expected a number of pixels, found {str(record[key])[:20]}")
         for exp_id, expression in metadata.get(record, "expressions", dict, location).items():
-            here = f"{location}.expressions['{exp_id}']"
-            check_name(exp_id, here)
-            metadata.get(expression, "exp", str, here)
+            expression_location = f"{location}.expressions['{exp_id}']"
+            check_name(exp_id, expression_location)
+            metadata.get(expression, "exp", str, expression_location)
             if with_objects:
-                metadata.get_list(expression, "obj_id", int, here)
-                metadata.get_list(expression, "anno_id", int, here)
+                metadata.get_list(expression, "obj_id", int, expression_location)
+                metadata.get_list(expression, "anno_id", int, expression_location)
                 if len(expression["obj_id"]) != len(expression["anno_id"]):
-                    raise InputError(f"{here}: obj_id and anno_id differ in length")
+                    raise InputError(f"{expression_location}: obj_id and anno_id differ in length")
         folder = paths.inside(root, f"{frames_root}/{video}".lstrip("/") if frames_root else video, location)
         if not paths.is_remote(root) and not paths.exists(folder):
             missing.append(folder)
@@ -66,10 +66,10 @@ def check_name(name: str, location: str) -> None:
 
 def require_masks(index: metadata.JsonIndex, videos: Mapping[str, Any]) -> None:
     """Raises `InputError` if an expression's annotation has no entry in the mask file."""
-    wanted = {a for record in videos.values() for e in record["expressions"].values() for a in e["anno_id"]}
-    if missing := sorted(a for a in wanted if str(a) not in index):
+    required = {a for record in videos.values() for e in record["expressions"].values() for a in e["anno_id"]}
+    if missing := sorted(a for a in required if str(a) not in index):
         raise InputError(
-            f"{index.path}: {len(missing)} of {len(wanted)} annotation ids are missing, first '{missing[0]}'"
+            f"{index.path}: {len(missing)} of {len(required)} annotation ids are missing, first '{missing[0]}'"
         )
 
 

@@ -207,14 +207,14 @@ def bucket_for(
     media = [(1, *bounds("image", budget.image_max)[:2])] * images
     media += [(-(-count // 2), *bounds("video", budget.frame_max(count))[:2]) for count in video_frames]
     mels = [mel_frames(math.ceil(seconds * SAMPLE_RATE)) for seconds in audio_seconds]
-    cells = sum(pairs * most for pairs, most, _ in media)
+    cells = sum(pairs * frame_cells for pairs, frame_cells, _ in media)
     audio_tokens = sum(map(layout.audio_tokens, mels))
     return Bucket(
         tokens=-(-(text_tokens + cells + audio_tokens) // multiple) * multiple,
         cells=cells,
-        windows=sum(pairs * most for pairs, _, most in media),
+        windows=sum(pairs * frame_windows for pairs, _, frame_windows in media),
         frames=sum(pairs for pairs, _, _ in media),
-        frame_cells=max((most for _, most, _ in media), default=0),
+        frame_cells=max((frame_cells for _, frame_cells, _ in media), default=0),
         audio_chunks=sum(-(-frames // (2 * sizes.n_window)) for frames in mels),
         audio_tokens=audio_tokens,
     )

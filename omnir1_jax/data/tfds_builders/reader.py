@@ -103,8 +103,8 @@ def _clip(directory: str, name: str, split: str, sample_id: str, row: tuple[int,
         if not isinstance(chosen, list) or any(type(n) is not int or not 0 <= n < len(tracks) for n in chosen):
             raise InputError(f"{location}: targets {targets[:40]!r} are not among its {len(tracks)} tracks")
         masks = RleMasks(tuple(track(tracks[n]) for n in chosen), size)
-    known = min(size) > 0
-    if not (known or masks is None) or not names or len(frames.blobs) != len(names):
+    has_size = min(size) > 0
+    if not (has_size or masks is None) or not names or len(frames.blobs) != len(names):
         raise InputError(f"{location}: {len(frames.blobs)} frames, {len(names)} names, size {size}")
     return ClipRef(
         dataset=name,
@@ -115,6 +115,6 @@ def _clip(directory: str, name: str, split: str, sample_id: str, row: tuple[int,
         audio=audio,
         masks=masks,
         foreground=RleMasks((track(foreground),), size) if foreground else None,
-        size=size if known else None,
+        size=size if has_size else None,
         extra=metadata.check(json_file.parse(extra.encode(), location), dict, location),
     )
