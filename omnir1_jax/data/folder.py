@@ -1,4 +1,4 @@
-"""A folder of one's own: video files and one jsonl of what to ask about them.
+"""A user's folder: video files and one jsonl of questions and expressions about them.
 
 `<split>.jsonl` (or the only jsonl at the root), one object per line:
     video       path of a video file within the folder (required)

@@ -71,7 +71,7 @@ def training_frames(
     length: int, rng: np.random.Generator, times: Float[np.ndarray, " length"] | None = None
 ) -> Int[np.ndarray, " n"]:
     """All frames of a clip of at most 16, else 16 to 24 by linspace truncated to whole numbers (repeats are possible
-    where the clip has fewer frames than were drawn), or as of `evenly_in_time` where `times` are given."""
+    where the clip has fewer frames than were drawn), or as in `evenly_in_time` if `times` are given."""
     if length <= TRAIN_LONG_CLIP:
         return np.arange(length)
     n = int(rng.integers(TRAIN_MIN_FRAMES, TRAIN_MAX_FRAMES + 1))

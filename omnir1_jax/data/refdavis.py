@@ -1,6 +1,6 @@
 """Ref-DAVIS17 (valid): four expressions per object, number `object*4 + annotator`, for two evaluation protocols.
 
-Frames lie in `valid/JPEGImages/<video>` or, as DAVIS ships them, `JPEGImages/480p/<video>`; expressions in
+Frames are in `valid/JPEGImages/<video>` or, as DAVIS ships them, `JPEGImages/480p/<video>`; expressions in
 `meta_expressions/valid/meta_expressions.json`. Masks, whichever is there:
 - `mask_dict.json` (in `valid/` or at the root), for the protocol by expression. Its annotation ids are a running
   counter over the sorted videos and their *lexicographically* sorted expression ids ("10" before "2").
