@@ -118,7 +118,7 @@ def _axes(columns: list[float], rows: list[float], px, py, width: int, height: i
         out.append(Html(f'<text x="{LEFT - 6}" y="{y}" dy="4" text-anchor="end">{short(value)}</text>'))
     for value in columns:
         x = px(value)
-        anchor = "end" if x > width - 2 * RIGHT else "middle"  # the last one would be cut at the edge
+        anchor = "end" if x > width - 2 * RIGHT else "middle"  # the last one would be clipped at the edge
         x = min(x, width - 1) if anchor == "end" else x
         out.append(Html(f'<text x="{x:.1f}" y="{height - 5}" text-anchor="{anchor}">{short(value)}</text>'))
     return out

@@ -103,7 +103,7 @@ def block(
     colour: Colour = (30, 30, 30),
     max_lines: int = 12,
 ) -> UInt8[np.ndarray, "h width 3"]:
-    """A paragraph as a picture; lines beyond `max_lines` are cut with an ellipsis."""
+    """A paragraph as a picture; lines beyond `max_lines` are truncated with an ellipsis."""
     lines = wrap(clean(text), width, size, bold)
     if len(lines) > max_lines:
         lines = [*lines[: max_lines - 1], lines[max_lines - 1][:-1] + "…"]

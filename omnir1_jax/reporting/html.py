@@ -178,7 +178,7 @@ def policy(script: str = "", live: bool = False) -> str:
 
 
 def page(title: str, *content: object, script: str = "", live: bool = False) -> str:
-    """The whole document; the first part stands above the list of sections.
+    """The document; the first part is above the list of sections.
 
     Args:
       script: written here, never data; it comes last.
