@@ -1,4 +1,4 @@
-"""From a config to the families of the input pipeline."""
+"""The families of the input pipeline, from a config."""
 
 import dataclasses
 import functools
@@ -32,7 +32,7 @@ ROOTLESS = ("synthetic",)
 
 
 class Share(NamedTuple):
-    """What one process loads of every batch: which of its `count` equal parts."""
+    """The share of every batch that one process loads: which of its `count` equal parts."""
 
     parts: tuple[int, ...]
     count: int
@@ -46,7 +46,7 @@ class Example(NamedTuple):
 
     Attributes:
       transform: (clip, config) -> arrays.
-      clips: the family of clips that it takes.
+      clips: family of the clips it takes.
     """
 
     transform: Callable[..., Any]
@@ -59,13 +59,13 @@ def share_of(mesh: Mesh | None) -> Share:
 
 
 def root_of(config: ConfigDict, root: str) -> epath.Path:
-    """Where a dataset's root leads: relative ones lie below `data_root`, those of a hub id `org/name` in its cache."""
+    """The path of a dataset's root: relative ones are in `data_root`, hub ids `org/name` in the hub's cache."""
     path = epath.Path(root)
     if path.is_absolute() or "://" in root:
         return path
-    below = epath.Path(config.data_root) / root
-    fetched = None if below.exists() else hub.cached_dataset(root)
-    return epath.Path(fetched) if fetched else below
+    local = epath.Path(config.data_root) / root
+    snapshot = None if local.exists() else hub.cached_dataset(root)
+    return epath.Path(snapshot) if snapshot else local
 
 
 def readers(config: ConfigDict, name: str) -> tuple[Reader, ...]:
@@ -74,35 +74,35 @@ def readers(config: ConfigDict, name: str) -> tuple[Reader, ...]:
 
 
 def _opened(config: ConfigDict, name: str) -> tuple[tuple[Reader, ...], dict[str, difficulty.Measured]]:
-    """The opened datasets of a task, and its list of `omnir1_jax.difficulty`, empty where it names none."""
-    listed: dict[str, difficulty.Measured] = {}
-    opened = []
+    """The opened datasets of a task, and its difficulty list, empty without one."""
+    measured: dict[str, difficulty.Measured] = {}
+    datasets = []
     for label, entry in config.data[name].datasets.items():
         options = entry.to_dict()
         kind, root, split = options.pop("name"), options.pop("root"), options.pop("split") or None
-        if kind not in ROOTLESS and (root or not lookup.is_path(kind)):  # a reader of one's own may need none
+        if kind not in ROOTLESS and (root or not lookup.is_path(kind)):  # a user's reader may need none
             path = root_of(config, root)
             if not root or not path.exists():
-                where = path if root else "no directory"
-                get = f"run python -m omnir1_jax.fetch dataset {root}, " if hub.may_be_id(root) else ""
+                directory = path if root else "no directory"
+                advice = f"run python -m omnir1_jax.fetch dataset {root}, " if hub.may_be_id(root) else ""
                 raise InputError(
-                    f"data.{name}.datasets.{label}.root: {where} is not there; {get}set "
+                    f"data.{name}.datasets.{label}.root: {directory} is not there; {advice}set "
                     f"--config.data.{name}.datasets.{label}.root (or --config.data_root) to the dataset, or {TRY}"
                 )
             root = str(path)
         try:
-            opened.append(open_dataset(kind, root, split, **options))
+            datasets.append(open_dataset(kind, root, split, **options))
         except InputError as error:
             raise InputError(f"data.{name}.datasets.{label}: {error}") from error
-    if not opened:
+    if not datasets:
         raise InputError(f"data.{name}.datasets: names no dataset")
     if entry := config.data[name].difficulty:
-        listed = difficulty.read(entry, f"data.{name}.difficulty")
-        least = config.data[name].least_spread
-        opened = [difficulty.kept(reader, listed, least) for reader in opened]
-        if not any(map(len, opened)):
-            raise InputError(f"data.{name}.least_spread: no prompt of {entry} spreads by {least:g} or more")
-    return tuple(opened), listed
+        measured = difficulty.read(entry, f"data.{name}.difficulty")
+        min_spread = config.data[name].least_spread
+        datasets = [difficulty.kept(reader, measured, min_spread) for reader in datasets]
+        if not any(map(len, datasets)):
+            raise InputError(f"data.{name}.least_spread: no prompt of {entry} spreads by {min_spread:g} or more")
+    return tuple(datasets), measured
 
 
 def task_of(config: ConfigDict, name: str) -> tasks.Task:
@@ -112,7 +112,7 @@ def task_of(config: ConfigDict, name: str) -> tasks.Task:
 
 
 def example_of(config: ConfigDict, name: str) -> Example:
-    """What training makes of the clips of an entry."""
+    """How training turns the clips of an entry into arrays."""
     task = task_of(config, name)
     return Example(task.example, task.clips or ANY)
 
@@ -124,10 +124,10 @@ def example_config(
     thinker: ThinkerConfig,
     grounder: Callable[[ConfigDict], ModelSizes | None] = grounder_sizes,
 ) -> ExampleConfig:
-    """What the prompts of one task are made with.
+    """Config of the prompts of one task.
 
     Args:
-      grounder: where sizes and tokenizer of another thinker as grounder come from.
+      grounder: function that gives sizes and tokenizer of another thinker as grounder.
     """
     entry, texts, other = config.data[name], prompt_texts(config), grounder(config)
     task = tasks.get(entry.family or name, f"data.{name}.family")
@@ -161,11 +161,11 @@ def families(
     """The tasks of the mixture, their datasets opened.
 
     Args:
-      share: of every batch, which this process loads.
+      share: share of every batch that this process loads.
 
     Raises:
-      InputError: a dataset that is not there, naming the setting; an unknown task; a batch without prompts, or one that
-        cannot be split into its parts.
+      InputError: a missing dataset, naming the setting; an unknown task; a batch without prompts, or one that cannot be
+        split into its parts.
     """
     if not config.data:
         raise InputError("data: names no task; see settings.task")

@@ -1,4 +1,4 @@
-"""What a run can train for: which examples it makes of clips, its batches and its step."""
+"""Objectives of training: their examples, batches and steps."""
 
 import dataclasses
 import functools
@@ -25,12 +25,12 @@ from omnir1_jax.toy import lessons
 
 
 class Objective(NamedTuple):
-    """One way to train.
+    """One training objective.
 
     Attributes:
       examples: names that `data.<task>.example` may have.
       example: (config, task) -> the transform of its clips.
-      example_config: what it needs: (config, task, tokenizer, thinker's sizes) -> config.
+      example_config: (config, task, tokenizer, thinker's sizes) -> config of the transform.
       make_steps: (config, models and parameters, optimizer, shardings of the state or None) -> the step of each task.
       to_batch: (config, task, the pipeline's arrays) -> the step's batch.
     """
