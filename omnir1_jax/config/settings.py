@@ -26,13 +26,13 @@ from omnir1_jax.errors import InputError
 from omnir1_jax.files import hub, json_file
 
 # Of the names of settings; saved configs without one are of version 1. RENAMED[v - 1]: names of version v, with
-# slashes, that version v + 1 calls otherwise; `*` stands for every task.
+# slashes, that changed in version v + 1; `*` stands for every task.
 VERSION = 4
 RENAMED: tuple[dict[str, str], ...] = ({}, {"sft/towers": "sft/encoders"}, {"grpo/keep": "data/*/keep"})
 
 
 def defaults() -> ConfigDict:
-    """The paper's training of System 1 where it says how, sane values elsewhere."""
+    """The paper's settings for training System 1 where it gives them, sensible values elsewhere."""
     return _config(Settings)
 
 
@@ -53,7 +53,7 @@ def _config(kind: type[schema.Section]) -> ConfigDict:
 
 
 def datasets(**entries: dict[str, Any]) -> ConfigDict:
-    """Datasets by a name of one's own; `dict(name=...)` says the reader, by default the same name."""
+    """Datasets by name; `dict(name=...)` names the reader, by default the same name."""
     return ConfigDict({key: {"name": key, "root": "", "split": ""} | entry for key, entry in entries.items()})
 
 
@@ -90,7 +90,7 @@ def define(space: flags.FlagValues = flags.FLAGS) -> flags.FlagHolder:
 
 
 def _with_fields(config: ConfigDict, argv: Sequence[str]) -> ConfigDict:
-    """Gives sections that hold only what differs from their defaults, as `reward.terms`, the fields that flags set."""
+    """Adds the fields set by flags to sections that hold only differences from defaults, such as `reward.terms`."""
     for argument in argv:
         flag = re.match(r"--?(?:no)?config\.([\w.]+)\.(\w+)(?:=|$)", argument)
         rule = schema.flat(Settings).get(flag[1]) if flag else None
@@ -105,11 +105,11 @@ def _with_fields(config: ConfigDict, argv: Sequence[str]) -> ConfigDict:
 
 
 def parse(argv: Sequence[str]) -> Sequence[str]:
-    """absl's flags parser; a file, key or value that will not do is one line."""
+    """absl's flags parser; an invalid file, key or value gives an error of one line."""
     try:
         rest = flags.FLAGS(shipped.found(argv))
         if "config" in flags.FLAGS and flags.FLAGS.config is not None:
-            flags.FLAGS.config.keys()  # a file that could not be loaded says so only when it is used
+            flags.FLAGS.config.keys()  # an error of loading shows only when the config is used
             _find_models(flags.FLAGS.config)
         return rest
     except flags.UnrecognizedFlagError as error:
@@ -123,7 +123,7 @@ def parse(argv: Sequence[str]) -> Sequence[str]:
 
 
 def _find_models(config: ConfigDict) -> None:
-    """Puts the folder in the hub's cache in place of each `org/name` that stands for a directory of weights."""
+    """Replaces each `org/name` that names a directory of weights by its folder in the hub's cache."""
     for name in ("thinker", "grounder", "sam2"):
         for key in ("path", "tokenizer"):
             if name in config and isinstance(config[name], ConfigDict) and isinstance(config[name].get(key), str):
@@ -143,13 +143,13 @@ def saved_form(config: ConfigDict) -> dict[str, Any]:
 
 
 def upgraded(saved: Mapping[str, Any], source: str) -> dict[str, Any]:
-    """Saved settings under today's names: those that are lacking take their defaults, unknown ones are ignored.
+    """Saved settings under today's names: missing ones get their defaults, unknown ones are ignored.
 
     Args:
       source: where they are from, for the line on stderr that names ignored settings.
 
     Raises:
-      InputError: a section holds something else than settings.
+      InputError: a section is not a mapping of settings.
     """
     values = {key: value for key, value in saved.items() if key != "version"}
     version = saved.get("version", 1)

@@ -11,7 +11,7 @@ _FLAG = re.compile(r"(--?config=)?configs/(\w+\.py)((?::.*)?)", re.DOTALL)
 
 
 def found(argv: Sequence[str]) -> list[str]:
-    """Arguments of a command; where `configs/NAME.py` is no file from here on, it is the shipped one."""
+    """Arguments of a command; `configs/NAME.py` becomes the shipped file if there is none in the working directory."""
     return [_found(argument) for argument in argv]
 
 
