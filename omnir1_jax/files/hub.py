@@ -35,18 +35,18 @@ def located(path: str, setting: str) -> str:
 
 
 def may_be_id(path: str) -> bool:
-    """Whether it has the form `org/name`, and not that of the folders that the configs and the README name."""
+    """Whether it has the form `org/name`, and is not a folder of the configs and the README."""
     return _ID.fullmatch(path) is not None and path.split("/")[0] not in ("weights", "runs", "data")
 
 
 def cached(repo: str) -> str | None:
-    """The folder of a model that was fetched whole; None where there is none. Uses no network."""
+    """The folder of a completely fetched model; None if there is none. Uses no network."""
     folder = _snapshot(repo, "model", MODEL_FILES)
     return folder if folder is not None and os.path.isfile(os.path.join(folder, "config.json")) else None
 
 
 def cached_dataset(path: str) -> str | None:
-    """The folder of the dataset that `path` names as `org/name`; None where it is no id, or none was fetched."""
+    """The folder of the dataset that `path` names as `org/name`; None if it is not an id, or was not fetched."""
     return _snapshot(path, "dataset", None) if _ID.fullmatch(path) else None
 
 
@@ -54,9 +54,9 @@ def _snapshot(repo: str, kind: str, patterns: Sequence[str] | None) -> str | Non
     import huggingface_hub
     from huggingface_hub import errors
 
-    wanted = dict(repo_type=kind, local_files_only=True, allow_patterns=None if patterns is None else list(patterns))
+    options = dict(repo_type=kind, local_files_only=True, allow_patterns=None if patterns is None else list(patterns))
     try:
-        return str(huggingface_hub.snapshot_download(repo, **wanted))
+        return str(huggingface_hub.snapshot_download(repo, **options))
     except (errors.LocalEntryNotFoundError, errors.HFValidationError):
         return None
 
@@ -83,7 +83,7 @@ def fetch(repo: str, kind: str, patterns: Sequence[str] | None, out: str | None)
     try:
         info = huggingface_hub.HfApi().repo_info(repo, repo_type=kind, files_metadata=True)
         match = lambda name: patterns is None or any(fnmatch.fnmatch(name, pattern) for pattern in patterns)
-        sizes = {one.rfilename: one.size or 0 for one in info.siblings or () if match(one.rfilename)}
+        sizes = {sibling.rfilename: sibling.size or 0 for sibling in info.siblings or () if match(sibling.rfilename)}
         if not sizes:
             raise InputError(f"{page} holds none of {', '.join(patterns or ('any file',))}")
         if kind == "model" and not any(name.endswith(".safetensors") for name in sizes):
@@ -111,8 +111,8 @@ def fetch(repo: str, kind: str, patterns: Sequence[str] | None, out: str | None)
         raise Interrupted(f"{repo}: {first_line(error)}; run the same command again to resume") from error
     wrong = [name for name, size in sizes.items() if _size(os.path.join(folder, name)) != size]
     if wrong:
-        some = f"{len(wrong)} files, first {wrong[0]},"
-        raise InputError(f"{folder}: {some} differ in size from the hub's; move them elsewhere and rerun")
+        summary = f"{len(wrong)} files, first {wrong[0]},"
+        raise InputError(f"{folder}: {summary} differ in size from the hub's; move them elsewhere and rerun")
     return folder, sum(sizes.values())
 
 
@@ -128,8 +128,8 @@ def _size(path: str) -> int:
 
 
 def _need_disk(target: pathlib.Path, needed: int, repo: str) -> None:
-    there = next(path for path in (target.absolute(), *target.absolute().parents) if path.exists())
-    held = sum(path.stat().st_size for path in target.rglob("*") if path.is_file()) if target.is_dir() else 0
-    free = shutil.disk_usage(there).free
-    if needed - held > free:
-        raise InputError(f"{repo} has {needed / 1e9:.1f} GB and {there} has {free / 1e9:.1f} GB free")
+    existing = next(path for path in (target.absolute(), *target.absolute().parents) if path.exists())
+    present_bytes = sum(path.stat().st_size for path in target.rglob("*") if path.is_file()) if target.is_dir() else 0
+    free_bytes = shutil.disk_usage(existing).free
+    if needed - present_bytes > free_bytes:
+        raise InputError(f"{repo} has {needed / 1e9:.1f} GB and {existing} has {free_bytes / 1e9:.1f} GB free")
