@@ -67,7 +67,7 @@ class Query:
     Attributes:
       policy: System 1's prompts.
       sharp: the seen frames for System 2.
-      frame_valid: which of them are real. frame_index: their positions in the video.
+      frame_valid: which of them are real. frame_index: their indices in the video.
       boxes: given boxes in pixels of the video, -1 where there is none.
       original: width and height of the video.
       number: position of the item in its benchmark; random draws for the item depend on it and the seed alone.

@@ -1,6 +1,6 @@
-"""What the rows of an evaluation depend on, as plain values, and how two evaluations differ, by their flags.
+"""The identity of an evaluation: all values its rows depend on, and how two evaluations differ, by their flags.
 
-Idle are: --out, --checkpoint as a path (its weights count), and the sections `IDLE` of the config. --batch_size counts:
+Not included: --out, --checkpoint as a path (its weights are), and the sections `IDLE` of the config. --batch_size is:
 sums in a batch of another size round differently, so that rows would not be those of one evaluation to the bit.
 """
 
@@ -22,14 +22,14 @@ from omnir1_jax.inference.tasks import Options
 from omnir1_jax.parallel import batch_parts
 from omnir1_jax.reporting.example import finite
 
-# Settings that change no answer. Of `data`, what the task reads counts by itself.
+# Settings that change no answer. Of `data`, the task's own entry is included separately.
 IDLE = ("name", "log", "checkpoint", "loader", "optimizer", "grpo", "reward", "steps", "data", "sft", "masks")
-# Options that change no line, only what is made of the lines: another choice reads the same evaluation again.
+# Options that change only what is computed from the lines: another choice reads the same evaluation again.
 RESCORED = ("scoring",)
 TRAINING = ("sampling", "grpo", "reward", "group", "bonus_range", "updates", "score_chunk",
             "score_lengths", "lora", "keep")  # fmt: skip
 MAX_NAMED = 3  # differences in one message
-# Values that are digests: what differs, in words.
+# Values that are digests: description of what differs.
 DIGESTS = {
     "weights": "other weights (--checkpoint, --system2)",
     "boxes": "other boxes in the file of --boxes",
@@ -45,12 +45,12 @@ DIGESTS = {
     "dataset.items": "other items in the dataset (--root)",
 }
 FLAGS = ("config", "temperature", "clips")  # sections and values with the names of flags
-# Levels below a section where a key that only one side knows does not count: an older or newer version wrote it.
+# Levels below a section where a key that only one side has is ignored: an older or newer version wrote it.
 OPEN_LEVELS = {"options": 1, "config": 2, "step": 1, "example": 1, "decode": 1}
 
 
 class Difference(NamedTuple):
-    """One value in which two evaluations differ; `path` are the keys to it."""
+    """One value in which two evaluations differ; `path`: its keys."""
 
     path: tuple[str, ...]
     old: Any
@@ -58,7 +58,7 @@ class Difference(NamedTuple):
 
 
 def padded_batch_size(systems: Systems, options: Options) -> int:
-    """Rows of a batch: --batch_size rounded up to a multiple of the devices that share a batch."""
+    """Rows of a batch: --batch_size rounded up to a multiple of the devices that a batch is sharded over."""
     parts = 1 if systems.mesh is None else batch_parts(systems.mesh)
     return -(-max(options.batch_size, 1) // parts) * parts
 
@@ -147,7 +147,7 @@ def _digest(text: str) -> str:
 
 
 def _file_digest(path: str) -> str | None:
-    """Of a file that is there."""
+    """Digest of an existing file."""
     return hashlib.sha256(pathlib.Path(path).read_bytes()).hexdigest() if pathlib.Path(path).is_file() else None
 
 

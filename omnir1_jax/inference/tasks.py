@@ -1,4 +1,4 @@
-"""From a config and the name of a benchmark to what is asked: the reader, the prompts, which items."""
+"""Benchmarks from a config and a name: the reader, the prompts, the items."""
 
 import dataclasses
 import os
@@ -24,11 +24,11 @@ class Published(NamedTuple):
     """A benchmark.
 
     Attributes:
-      task: that it asks.
-      audio_seconds: of sound that is heard; None for the config's own.
-      templates: in place of the task's, by the names of --prompt.
-      letters: options are listed behind letters.
-      items, videos: how many there are in a split, where the benchmark's authors or the paper say so.
+      task: name of its task.
+      audio_seconds: maximum sound; None for the config's.
+      templates: templates instead of the task's, by the names of --prompt.
+      letters: whether options are listed with letters.
+      items, videos: published numbers in a split, if the benchmark's authors or the paper give them.
     """
 
     task: tasks.Task
@@ -68,18 +68,18 @@ EVERY = 10**6  # objects of a target: all of them
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What can be chosen of an evaluation; empty and zero mean the benchmark's or the config's own.
+    """Options of an evaluation; empty and zero mean the benchmark's or the config's value.
 
     Attributes:
-      tasks: of the config that are held out (benchmark "synthetic").
-      limit: most items, the first ones.
-      frames, sampling: that System 1 sees ("uniform" over the clip, or "video": 2 a second).
-      tokens: most visual tokens of a frame for System 1.
-      prompt: of questions: "thinking" or "direct".
-      audio_seconds: of sound that is heard with questions; -1 for the benchmark's own.
+      tasks: the config's held-out tasks to evaluate (benchmark "synthetic").
+      limit: maximum number of items, from the first.
+      frames, sampling: frames that System 1 sees ("uniform" over the clip, or "video": 2 per second).
+      tokens: maximum visual tokens of a frame for System 1.
+      prompt: prompt of questions: "thinking" or "direct".
+      audio_seconds: maximum sound of questions; -1 for the benchmark's.
       sound: "own", "muted" or "swapped".
       boxes, masks: file of another System 2's boxes, or masks (with system2 "file").
-      scoring: "clean", or "official": as the benchmark's published script counts.
+      scoring: "clean", or "official": as the benchmark's published script.
       objects: slots for objects. hole_area: holes of masks up to this many pixels are filled.
     """
 
@@ -106,7 +106,7 @@ class Options:
 
 
 def benchmarks(systems: Systems, options: Options) -> Iterator[Benchmark]:
-    """What a benchmark asks; of "synthetic" one for each task of the config whose answers can be scored.
+    """The tasks of a benchmark; for "synthetic" one for each task of the config whose answers can be scored.
 
     Raises:
       InputError: names the flag that is invalid.
@@ -139,7 +139,7 @@ def benchmarks(systems: Systems, options: Options) -> Iterator[Benchmark]:
 
 
 def positions(benchmark: Benchmark, options: Options) -> list[int]:
-    """Which items; of the synthetic world one of each clip, in turn the first, the second, ... ."""
+    """Positions of the items; of the synthetic world one per clip, in turn the first, the second, ... ."""
     if benchmark.reader.name == SYNTHETIC:
         groups = benchmark.reader.clips()
         chosen = [group[i % len(group)] for i, group in enumerate(groups)]
@@ -149,7 +149,7 @@ def positions(benchmark: Benchmark, options: Options) -> list[int]:
 
 
 def count_note(benchmark: Benchmark) -> tuple[str, ...]:
-    """A line where a dataset on disk has other items than were published: a score of a part is no score of it."""
+    """A warning if a dataset on disk has other items than published: the score of a part is not the benchmark's."""
     reader = benchmark.reader
     if (published := BENCHMARKS.get(reader.name)) is None:
         return ()
@@ -185,7 +185,7 @@ def _held_out(systems: Systems, options: Options) -> Iterator[Benchmark]:
 
 
 def _held_out_dataset(entry: ConfigDict) -> str | None:
-    """Its first dataset that is made as it is read, or of the user's own."""
+    """Its first dataset that is generated on reading, or user-defined."""
     held_out = lambda dataset: dataset.name in (SYNTHETIC, "folder") or lookup.is_path(dataset.name)
     return next((label for label, dataset in entry.datasets.items() if held_out(dataset)), None)
 
@@ -195,7 +195,7 @@ def _family(config: ConfigDict, name: str) -> tasks.Task:
 
 
 def entry_of(config: ConfigDict, task: tasks.Task) -> ConfigDict:
-    """The config's own entry of a task, or a plain one."""
+    """The config's entry of a task, or a default one."""
     for name in config.data:
         if _family(config, name) is task:
             return settings.task(**config.data[name].to_dict() | {"family": config.data[name].family or name})
@@ -206,7 +206,7 @@ def entry_of(config: ConfigDict, task: tasks.Task) -> ConfigDict:
 
 
 def alone(config: ConfigDict, name: str, entry: ConfigDict) -> ConfigDict:
-    """The config with this entry in place of its mixture."""
+    """The config with this entry instead of its mixture."""
     config = config.copy_and_resolve_references()
     with config.unlocked():
         config.data = ConfigDict({name: entry})
@@ -214,7 +214,7 @@ def alone(config: ConfigDict, name: str, entry: ConfigDict) -> ConfigDict:
 
 
 def example_of(systems: Systems, config: ConfigDict) -> ExampleConfig:
-    """What the prompts of a config's only entry are made with."""
+    """Config of the prompts of a config's only entry."""
     (name,) = config.data
     return dataclasses.replace(data.example_config(config, name, systems.tokenizer, systems.thinker), stills=True)
 
@@ -265,7 +265,7 @@ def segmenter_side(systems: Systems, task: tasks.Task) -> int:
 
 
 def _template(config: ConfigDict, chosen: str, published: Published, usual: str) -> str:
-    """The template that --prompt names; of a benchmark with templates of its own the one that is like the config's."""
+    """The template that --prompt names; for a benchmark with its own templates, the one closest to the config's."""
     task = published.task
     if chosen not in ("", "thinking", "direct"):
         raise InputError(f"--prompt: {chosen!r} is none of thinking, direct")
@@ -282,7 +282,7 @@ def _only(entry: ConfigDict) -> ConfigDict:
 
 
 def _where(config: ConfigDict, name: str) -> str:
-    """The directory of the task's only dataset; "" where it is made as it is read."""
+    """The directory of the task's only dataset; "" if it is generated on reading."""
     root = _only(config.data[name]).root
     return str(data.root_of(config, root)) if root else ""
 
