@@ -24,19 +24,19 @@ def page() -> str:
     return "\n".join([*parts, *_section("`data.<task>`", "data.<task>.", Task)]) + "\n"
 
 
-def _section(title: str, above: str, kind: type[schema.Section]) -> Iterator[str]:
+def _section(title: str, prefix: str, kind: type[schema.Section]) -> Iterator[str]:
     yield f"\n## {title}\n\n{' '.join(str(kind.__doc__).split())}\n"
     yield "| setting | values | default | meaning |\n|---|---|---|---|"
-    yield from _rows(above, kind)
+    yield from _rows(prefix, kind)
 
 
-def _rows(above: str, kind: type) -> Iterator[str]:
+def _rows(prefix: str, kind: type) -> Iterator[str]:
     for field in dataclasses.fields(kind):
         rule = schema.rules(kind)[field.name]
         if isinstance(rule, type):
             continue
         default = "{}" if field.default is dataclasses.MISSING else repr(field.default)
-        cells = (f"`{above}{field.name}`", str(rule), f"`{default}`", field.metadata["doc"])
+        cells = (f"`{prefix}{field.name}`", str(rule), f"`{default}`", field.metadata["doc"])
         yield "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
         if isinstance(rule, schema.Fields) and rule.kind is not None:
-            yield from _rows(f"{above}{field.name}.", rule.kind)
+            yield from _rows(f"{prefix}{field.name}.", rule.kind)
