@@ -12,7 +12,7 @@ from omnir1_jax import cli
 from omnir1_jax.errors import InputError
 from omnir1_jax.files import output_file
 
-BENCHES = ("step", "thinker", "quantised", "sam2", "data", "operations", "evaluate")
+BENCHES = ("step", "log", "thinker", "quantised", "sam2", "data", "operations", "evaluate")
 
 _ONLY = flags.DEFINE_list("only", list(BENCHES), "Which benchmarks to run, by name.")
 _QUICK = flags.DEFINE_bool("quick", False, "Few repeats at small sizes: checks the command, not the speed.")
