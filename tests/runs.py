@@ -65,7 +65,8 @@ class Runs:
     def start(self, workdir: pathlib.Path, *flags: str, log: str = "", omnibench: str = "", **faults: str | int) -> int:
         """Its process; what it prints goes to `log`, by default beside the work directory. See tests.tiny."""
         config = f"--config=tests/tiny.py:{self.tokenizer}{omnibench and f',{omnibench}'}"
-        flags = [config, f"--workdir={workdir}", *flags]
+        place = "workdir" if faults.get("command", "train") == "train" else "out"
+        flags = [config, f"--{place}={workdir}", *flags]
         return self._ask(flags=flags, log=log or f"{workdir}.log", faults=faults)
 
     def wait(self, run: int) -> int:

@@ -7,6 +7,7 @@ is answered with the process's id, {"wait": id} with its exit status, 128 + n af
 
 import dataclasses
 import gc
+import importlib
 import pathlib
 import resource
 import sys
@@ -91,10 +92,11 @@ def vary_rewards() -> None:
     tasks.TASKS["qa"] = dataclasses.replace(qa.TASK, reward=varied(qa.TASK.reward), metric=accuracy)
 
 
-def run(flags: list[str], version: str = "", file_bytes: int = 0, crash: int = 0) -> None:
+def run(flags: list[str], command: str = "train", version: str = "", file_bytes: int = 0, crash: int = 0) -> None:
     """The command, with what it holds in memory among its metrics, and rewards that teach something.
 
     Args:
+      command: another one that takes a config, by its name.
       version: that the package pretends to have.
       file_bytes: largest file that the process may write.
       crash: step that raises an error.
@@ -113,11 +115,10 @@ def run(flags: list[str], version: str = "", file_bytes: int = 0, crash: int = 0
 
     loop.data_metrics = measured
     # Imported here: a command that reads this file as its config keeps flags of its own.
-    from omnir1_jax import train
-
-    train.COUNTER = None  # takes longer than the run
-    sys.argv = ["train", *flags]
-    cli.run(train.main, settings.parse)
+    module = importlib.import_module(f"omnir1_jax.{command}")
+    module.COUNTER = None  # of train, takes longer than the run
+    sys.argv = [command, *flags]
+    cli.run(module.main, settings.parse)
 
 
 def serve() -> None:

@@ -86,6 +86,24 @@ def test_two_processes_are_one_run_killed_or_not(runs, tmp_path, objective):
     assert best(both) == best(alone)
 
 
+def test_two_processes_complete_the_difficulty_list_of_one(runs, tmp_path):
+    """What each prompt earns is the same, whoever samples it, and nothing is sampled again."""
+    alone, both = tmp_path / "alone", tmp_path / "both"
+    flags, how = ("--config.data.qa.batch_size=2",), {"command": "difficulty"}
+    assert runs.wait(runs.start(alone, *flags, **how)) == 0, printed(alone)
+    wanted = alone.read_text().splitlines()
+    both.write_text("\n".join([*wanted[:3], wanted[3][:20]]))  # killed in its fourth line
+    for rank, run in enumerate(pair(runs, both, *flags, other=Other(options=how, first=how))):
+        assert runs.wait(run) == 0, said(both, rank)
+    found, wanted = ([json.loads(line) for line in path.read_text().splitlines()] for path in (both, alone))
+    assert len(wanted) >= 8 and found[:3] == wanted[:3] and max(line["spread"] for line in wanted) > 0.1
+    for mine, other in zip(found, wanted, strict=True):
+        assert {name: mine[name] for name in ("task", "sample_id", "batch", "of")} == {
+            name: other[name] for name in ("task", "sample_id", "batch", "of")
+        }
+        assert mine["rewards"] == pytest.approx(other["rewards"], abs=1e-5)
+
+
 def omnibench(folder: pathlib.Path, rows: int, first: int = 0) -> str:
     """A dataset of `rows` rows whose numbers begin with `first`."""
     trees.omnibench(folder)
