@@ -28,7 +28,7 @@ _TRIES = cli.flag.integer("tries", 12, "Plans that --search compiles at most.", 
 _STAGES = cli.flag.list(
     "stages",
     [],
-    "Only these stages of the step, each compiled by itself, as sample,update; validate: the validation's programs.",
+    "Only these stages of the step, each compiled by itself, as sample,update; validate: a validation's programs.",
 )
 _EFFORT = cli.flag.float(
     "effort",
@@ -59,6 +59,8 @@ def main(_: Any) -> int:
     config, topologies, log = _CONFIG.value, _TOPOLOGY.value.split(","), lambda line: print(line, flush=True)
     if validation.STAGE in _STAGES.value and (_SEARCH.value or len(topologies) > 1):
         raise InputError("--stages: validate takes one --topology, and no --search")
+    if _PRICE.value is not None and _STAGES.value == [validation.STAGE]:
+        raise InputError("--price: needs the step's seconds; name stages of it beside validate")
     if len(topologies) > 1:
         for flag, value in (("search", _SEARCH.value), ("price", _PRICE.value is not None)):
             if value:

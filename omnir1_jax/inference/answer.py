@@ -132,12 +132,15 @@ def answer(
       policy: the thinker's parameters as System 1: {"vision", "audio", "text"}.
       frozen: the thinker's parameters as System 2, and tables of the tokenizer.
     """
-    media = reasoner.encode(models.thinker, policy, batch.policy)
+    # Scopes as of the training step's stages, by which the planner counts.
+    with jax.named_scope("encode"):
+        media = reasoner.encode(models.thinker, policy, batch.policy)
     variables = {"params": policy["text"]}
-    # Noise depends on the item's number: different for every item, and the same in any batch.
-    completions = reasoner.sample(
-        models.thinker, variables, batch.policy, media, key, config.sampling, 1, row_ids=batch.number
-    )
+    with jax.named_scope("sample"):
+        # Noise depends on the item's number: different for every item, and the same in any batch.
+        completions = reasoner.sample(
+            models.thinker, variables, batch.policy, media, key, config.sampling, 1, row_ids=batch.number
+        )
     unended = {"completion/unended": common.count(common.unended(completions, config.sampling.eos))}
     if not eval_config.task.grounds:
         return Answers(completions, unended)
@@ -154,7 +157,8 @@ def answer(
         blank = jnp.zeros((*frame.shape, slots(eval_config), 4))
         prompts = Prompts(blank, blank[..., 0] > 0, clip_frames)
     else:
-        boxes = common.find(models, frozen, batch.sharp, parsed.requests, slots(eval_config))
+        with jax.named_scope("ground"):
+            boxes = common.find(models, frozen, batch.sharp, parsed.requests, slots(eval_config))
         answers, prompts = answers._replace(boxes=boxes), Prompts(boxes.original[:, 0], boxes.used[:, 0], clip_frames)
     return answers._replace(prompts=prompts, failures={**eval_config.task.failures(batch, parsed, answers), **unended})
 

@@ -24,7 +24,8 @@ def logits(
 ) -> Float[Array, "b n t y x"]:
     """Mask logits of each object slot in every frame of the videos, at the segmenter's mask size."""
     one_group = segmenters.Prompts(*jax.tree.map(lambda x: x[:, None], tuple(prompts)))
-    return segmenter.logits(params, clips, frame_valid, original, one_group)[:, 0]
+    with jax.named_scope("segment"):
+        return segmenter.logits(params, clips, frame_valid, original, one_group)[:, 0]
 
 
 @functools.partial(jax.jit, static_argnums=2)

@@ -9,7 +9,8 @@ WRITING = 0.1e9  # bytes a second of a checkpoint, as to a bucket or a shared di
 
 
 def run(plan: dict[str, Any], config: ConfigDict, price: float) -> dict[str, float]:
-    """Of the config's steps, all like the planned one, with one compilation and the checkpoints in between.
+    """Of the config's steps, all like the planned one, with one compilation and the checkpoints in between; also the
+    validations where they were planned.
 
     Args:
       plan: of `report.plan`, whole or of stages.
@@ -24,6 +25,9 @@ def run(plan: dict[str, Any], config: ConfigDict, price: float) -> dict[str, flo
         "compilation": plan["compile_seconds"],
         "checkpoints": checkpoints * state / WRITING,
     }
+    own = plan.get("validation", {})
+    if "seconds" in own:
+        seconds["validations"] = own["times"] * own["seconds"]
     hours = sum(seconds.values()) / 3600
     return {
         **{f"{name} hours": part / 3600 for name, part in seconds.items()},
@@ -34,7 +38,8 @@ def run(plan: dict[str, Any], config: ConfigDict, price: float) -> dict[str, flo
 
 def line(found: dict[str, float], plan: dict[str, Any], config: ConfigDict) -> str:
     """In words."""
-    parts = ", ".join(f"{found[f'{name} hours']:.2f} h {name}" for name in ("steps", "compilation", "checkpoints"))
+    named = ("steps", "compilation", "checkpoints", "validations")
+    parts = ", ".join(f"{found[f'{name} hours']:.2f} h {name}" for name in named if f"{name} hours" in found)
     return (
         f"a run of {config.steps} steps: {parts}; {found['chip hours']:.1f} chip hours on {plan['chips']} chips, "
         f"{found['dollars']:.2f} USD"

@@ -20,6 +20,7 @@ from omnir1_jax.errors import InputError
 from omnir1_jax.parallel import batch_parts, make_mesh
 from omnir1_jax.planning import abstract, hlo, lowering, memory, operations, step, traffic, validation
 from omnir1_jax.planning.abstract import Program
+from omnir1_jax.planning.operations import Assumptions
 from omnir1_jax.planning.step import Rollout
 from omnir1_jax.planning.topology import GIB, Chip, chip_of, devices_of
 
@@ -69,8 +70,8 @@ def plan(
     Args:
       hbm: GiB of memory of a chip, where it is not the chip's own.
       stages: some of the step's stages, compiled one by one, in place of the whole; memory is that of the largest,
-        with the arguments of the whole step. "validate" stands for the programs of a validation, of which only the
-        memory is told.
+        with the arguments of the whole step. "validate" stands for the programs of a validation, which are no
+        part of the step's operations and seconds.
       effort: of the compiler, -1 to 1; at -1 it takes a fraction of the time, and what it makes may be slower and
         take more memory.
 
@@ -80,6 +81,7 @@ def plan(
       temporaries_by_phase: most bytes that are in use at a time beside the arguments, while each phase runs.
       operations, bytes, collective_bytes: of a chip, by phase, each with a "total".
       seconds_estimate: of a step by roofline, by phase, with a "total".
+      validation: with "validate", see `validation.seconds`.
       largest_temporaries: bytes, shape and path of each.
       shrink: what to make smaller where it does not fit.
 
@@ -122,6 +124,10 @@ def plan(
         for lowered in validation.lower(program, config, task, mesh):
             one = compiled(lowered, effort)
             seen.append(one._replace(notes=one.notes._replace(arguments=beside)))
+        answering = validation.answering(program)
+        assumed = validation.assumptions(answering, config, task, expected.rollout(answering, task))
+        batch = sum(cost(one.notes.module, assumed, chip)["seconds_estimate"]["total"] for one in seen[len(steps) :])
+        found |= {"validation": validation.seconds(config, task, mesh, batch)}
     largest = max(seen, key=lambda one: one.total(held))
     peaks = {name: size for one in seen for name, size in memory.peaks(one.notes, MEMORY_PHASES).items()}
     total = {
@@ -142,7 +148,8 @@ def plan(
         busiest = max(peaks, key=lambda name: peaks[name], default=None)
         found |= {"shrink": shrink(config, task, mesh, parts, capacity, busiest)}
     if steps:
-        costs = (cost(one.notes.module, program, rollout, chip) for one in steps)
+        assumed = step.assumptions(program, rollout)
+        costs = (cost(one.notes.module, assumed, chip) for one in steps)
         found |= {"rollout": rollout._asdict()} | added(costs)
     return found | {"compile_seconds": round(time.monotonic() - start, 1)}
 
@@ -272,9 +279,8 @@ def shrink(
     return f"the {stage} stage's temporaries: {own}"
 
 
-def cost(module: hlo.Module, program: Program, rollout: Rollout, chip: Chip) -> dict[str, Any]:
+def cost(module: hlo.Module, assumed: Assumptions, chip: Chip) -> dict[str, Any]:
     """Operations, bytes and seconds of one chip by phase."""
-    assumed = step.assumptions(program, rollout)
     counted = operations.by_phase(operations.by_path(module, assumed), step.PHASES)
     moved = traffic.by_phase(module, assumed, step.PHASES)
     seconds = {

@@ -50,6 +50,7 @@ COMPLETION, ANSWER, SUFFIXES, TOGETHER, FRAMES, OBJECTS = LOOPS = (
     r"ground/frames",
     r"segment/.*objects",
 )
+TRACKED = r"segment/.*objects.*tracked"
 
 
 class Rollout(NamedTuple):
@@ -105,7 +106,7 @@ def assumptions(program: Program, rollout: Rollout) -> Assumptions:
             TOGETHER: math.ceil(rollout.frames / GATHERED),
             FRAMES: rollout.frames,
             r"segment/.*objects.*prompted": step.keyframes,
-            r"segment/.*objects.*tracked": max(clips, default=1) - 1,  # an object has at least one prompted frame
+            TRACKED: max(clips, default=1) - 1,  # an object has at least one prompted frame
             OBJECTS: math.ceil(rollout.objects / chunk),
         },
         shares={

@@ -36,8 +36,19 @@ def table(plan: dict[str, Any]) -> str:
                 lines.append(f"  {name:<18}{flop / 1e12:>10.2f}{size / 1e9:>10.1f}{links / 1e9:>10.2f}{seconds:>10.3f}")
         trips = ", ".join(f"{name} {value}" for name, value in plan["rollout"].items())
         lines += ["", f"loops taken as: {trips}; links are {plan['collective_share']:.0%} of the time"]
+    if "validation" in plan:
+        lines += ["", validation(plan["validation"])]
     lines.append("fits" if plan["fits"] else f"does not fit; shrink {plan['shrink']}")
     return "\n".join(lines)
+
+
+def validation(found: dict[str, Any]) -> str:
+    """A plan's validation in words."""
+    text = f"validation: {found['batch_seconds']:.2f} s a batch of {found['batch_items']} items of {found['task']}"
+    if found["items"] is None:
+        return f"{text} (roofline); how many there are is the dataset's: give validate.limit"
+    text += f", {found['seconds']:.1f} s for {found['items']} (roofline)"
+    return f"{text}; {found['times']} times, {found['seconds_per_step']:.2f} s a step" if found["times"] else text
 
 
 def scaling(plans: Sequence[dict[str, Any]]) -> str:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,10 +15,12 @@ from ml_collections import ConfigDict
 from omnir1_jax.inference import run
 from omnir1_jax.inference.answer import EvalConfig, Query, answer
 from omnir1_jax.inference.samples import length
-from omnir1_jax.inference.tasks import Options
+from omnir1_jax.inference.tasks import BENCHMARKS, HELD_OUT_CLIPS, Options
 from omnir1_jax.parallel import batch_parts, batch_sharding, replicated
-from omnir1_jax.planning import lowering
+from omnir1_jax.planning import lowering, step
 from omnir1_jax.planning.abstract import Program
+from omnir1_jax.planning.operations import Assumptions
+from omnir1_jax.planning.step import Rollout
 
 STAGE = "validate"
 
@@ -27,8 +30,8 @@ def lower(program: Program, config: ConfigDict, name: str, mesh: Mesh) -> Iterat
 
     They compute with the trained weights as a copy in the dtype of the frozen ones.
     """
-    task, batch, parts = program.tasks[name], program.batches[name], batch_parts(mesh)
-    rows, spread = -(-config.validate.batch_size // parts) * parts, batch_sharding(mesh)
+    task, batch = program.tasks[name], program.batches[name]
+    rows, spread = batch_rows(config, mesh), batch_sharding(mesh)
     shape = lambda kind, *dims: ShapeDtypeStruct((rows, *dims), kind, sharding=spread)
     resized = lambda tree: jax.tree.map(lambda x: shape(x.dtype, *x.shape[1:]), tree)
     eval_config = EvalConfig(task, objects=Options("").objects)
@@ -45,10 +48,8 @@ def lower(program: Program, config: ConfigDict, name: str, mesh: Mesh) -> Iterat
         )
     given = lowering.arguments(program, name, mesh)
     policy = {**given.frozen.encoders, "text": given.frozen.reference}
-    greedy = dataclasses.replace(program.step.sampling, temperature=0.0)
-    step = dataclasses.replace(program.step, group=1, lora=None, sampling=greedy)
     key = ShapeDtypeStruct(given.key.shape, given.key.dtype, sharding=replicated(mesh))
-    fixed: tuple[Any, ...] = (program.models, step, eval_config)
+    fixed: tuple[Any, ...] = (program.models, answering(program).step, eval_config)
     with jax.set_mesh(mesh):
         yield run.ANSWER.lower(*fixed, policy, given.frozen, query, key)
         if task.grounds and program.models.segmenter is not None:
@@ -58,3 +59,50 @@ def lower(program: Program, config: ConfigDict, name: str, mesh: Mesh) -> Iterat
             yield run.SEGMENT.lower(
                 program.models.segmenter, given.frozen.segmenter, clips, valid, query.original, prompts
             )
+
+
+def batch_rows(config: ConfigDict, mesh: Mesh) -> int:
+    """Items at a time: `validate.batch_size`, rounded up to what the devices share."""
+    parts = batch_parts(mesh)
+    return -(-config.validate.batch_size // parts) * parts
+
+
+def answering(program: Program) -> Program:
+    """The run's program with the step's choices as an evaluation makes them: one greedy answer to each prompt."""
+    greedy = dataclasses.replace(program.step.sampling, temperature=0.0)
+    return program._replace(step=dataclasses.replace(program.step, group=1, lora=None, sampling=greedy))
+
+
+def assumptions(program: Program, config: ConfigDict, name: str, rollout: Rollout) -> Assumptions:
+    """Trips of the loops of both programs.
+
+    Args:
+      program: of `answering`. rollout: how far an answer of it goes, with as many objects as a target of training has.
+    """
+    found = step.assumptions(program, rollout)
+    # The segmenter follows an answer's objects one after another.
+    own = {step.OBJECTS: rollout.objects, step.TRACKED: length(config.data[name].frames) - 1}
+    return dataclasses.replace(found, trips=found.trips | own)
+
+
+def seconds(config: ConfigDict, name: str, mesh: Mesh, batch: float) -> dict[str, Any]:
+    """What validations of a task add to a run, by roofline; reading clips, scoring and other tasks are not in it.
+
+    Args:
+      batch: seconds of one of its batches.
+
+    Returns:
+      items: None where only the dataset tells how many there are; then there are seconds of a batch alone.
+      seconds: of a validation. seconds_per_step: of `validate.every` steps each carries so much; 0 without it.
+      times: how often the run validates.
+    """
+    own, rows = config.validate, batch_rows(config, mesh)
+    published = BENCHMARKS.get(own.benchmark)
+    every = HELD_OUT_CLIPS if published is None else published.items.get(own.split or published.split)
+    items = own.limit or every
+    found = {"task": name, "batch_items": rows, "batch_seconds": batch, "items": items}
+    if items is None:
+        return found
+    whole = batch * math.ceil(items / rows)
+    times = math.ceil(config.steps / own.every) + own.at_start if own.every else 0
+    return found | {"seconds": whole, "seconds_per_step": whole / own.every if own.every else 0.0, "times": times}

@@ -304,6 +304,11 @@ def tiny(**changes):
     return c
 
 
+# Multiply-accumulates of a token in a 3B decoder: its layers, its head.
+LINEAR = 36 * (2 * 2048 * 2048 + 2 * 2048 * 256 + 3 * 2048 * 11008)
+HEAD = 2048 * 151936
+
+
 def test_operations_of_a_released_model_by_formula():
     """3B on short prompts: passes over the decoder's weights, phase by phase, within 3 percent."""
     program = abstract.program(tiny(**{"thinker.attention": "xla"}))
@@ -311,27 +316,37 @@ def test_operations_of_a_released_model_by_formula():
     rollout = step.longest(program, "qa")
     found = step.by_phase(module, step.assumptions(program, rollout))
     text = program.models.thinker.config.text
-    linear = 36 * (2 * 2048 * 2048 + 2 * 2048 * 256 + 3 * 2048 * 11008)
-    head, prompt = 2048 * 151936, program.batches["qa"].policy.tokens.shape[1]
+    prompt = program.batches["qa"].policy.tokens.shape[1]
     assert text.num_layers == 36 and prompt == 82
     tokens = 4 * (prompt + 2 * 32)
-    assert found["sample/decode"] == pytest.approx(2 * 4 * 2 * 31 * (linear + head), rel=0.03)
-    assert found["update/reference"] == pytest.approx(2 * (tokens * linear + 4 * 64 * head), rel=0.03)
-    assert found["update"] == pytest.approx(2 * (tokens * linear + 4 * 64 * head), rel=0.03)  # and a small adapter
+    assert found["sample/decode"] == pytest.approx(2 * 4 * 2 * 31 * (LINEAR + HEAD), rel=0.03)
+    assert found["update/reference"] == pytest.approx(2 * (tokens * LINEAR + 4 * 64 * HEAD), rel=0.03)
+    assert found["update"] == pytest.approx(2 * (tokens * LINEAR + 4 * 64 * HEAD), rel=0.03)  # and a small adapter
     total = operations.total(module, step.assumptions(program, rollout))
     assert found["other"] == 0 and total > 0
     # What a run counts of its steps: each decoded token is a pass over the weights for each of 4 x 2 completions.
     count = rates.counted(program, "qa", module)
     assert count({}) == count({"completion/longest": 32}) == pytest.approx(total)
     ten = count({"completion/longest": 22}) - count({"completion/longest": 12})
-    assert ten == pytest.approx(2 * 4 * 2 * 10 * (linear + head), rel=0.03)
+    assert ten == pytest.approx(2 * 4 * 2 * 10 * (LINEAR + HEAD), rel=0.03)
 
 
 def test_a_validation_is_lowered_for_the_mesh_of_the_run():
     """Three questions at a time over eight devices are eight rows of one answer each, as long as the policy's."""
     config = tiny(**{"validate.batch_size": 3, "thinker.attention": "xla"})
-    (lowered,) = validation.lower(abstract.program(config), config, "qa", make_mesh({"data": 2, "fsdp": 4}))
+    program, mesh = abstract.program(config), make_mesh({"data": 2, "fsdp": 4})
+    (lowered,) = validation.lower(program, config, "qa", mesh)
     assert lowered.out_info.completions.tokens.shape == (8, 1, 32)
+    answering = validation.answering(program)
+    assumed = validation.assumptions(answering, config, "qa", step.longest(answering, "qa"))
+    found = step.by_phase(hlo.parse(lowered.as_text("hlo", debug_info=True)), assumed)
+    assert found["sample/decode"] == pytest.approx(2 * 8 * 31 * (LINEAR + HEAD), rel=0.03) and found["other"] == 0
+    config.validate.every, config.validate.limit, config.steps = 50, 100, 325
+    found = validation.seconds(config, "qa", mesh, 2.0)  # 13 batches of 8 items
+    assert (found["seconds"], found["seconds_per_step"], found["times"]) == (26.0, 0.52, 8)
+    assert "26.0 s for 100 (roofline); 8 times, 0.52 s a step" in table_module.validation(found)
+    config.validate.limit, config.validate.benchmark, config.validate.split = 0, "refavs", "elsewhere"
+    assert "give validate.limit" in table_module.validation(validation.seconds(config, "qa", mesh, 2.0))
 
 
 def test_the_command_refuses_in_one_line():
@@ -382,6 +397,7 @@ def test_a_validation_needs_room_beside_the_training_state():
     memory_ = found["hbm_bytes_per_chip"]
     held = sum(size for name, size in memory_.items() if "weights" in name or name in ("optimiser", "batch and tables"))
     assert memory_["total"] > held + 2 * 3e9 and "operations" not in found  # the policy's decoder in bfloat16
+    assert found["validation"]["seconds"] > 0
     assert table(found).endswith("fits")
 
 
