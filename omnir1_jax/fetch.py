@@ -48,7 +48,7 @@ def chosen(kind: str, name: str) -> Source:
 
 
 def unpack(folder: pathlib.Path) -> list[str]:
-    """Unpacks the archives in `folder`, each once, beside themselves; returns the names of those unpacked now."""
+    """Unpacks the archives in `folder`, each once, beside themselves; says of those unpacked now what they held."""
     done = []
     for path in sorted(folder.rglob("*")):
         opener = OPENERS.get(path.suffix)
@@ -59,10 +59,12 @@ def unpack(folder: pathlib.Path) -> list[str]:
             with opener(path) as archive:
                 # tarfile's filter keeps members inside the folder, as zipfile does of itself
                 archive.extractall(path.parent, **({} if opener is zipfile.ZipFile else {"filter": "data"}))
+                names = archive.namelist() if opener is zipfile.ZipFile else archive.getnames()
         except (zipfile.BadZipFile, tarfile.TarError) as error:
             raise InputError(f"{path}: not a readable archive ({error}); move it elsewhere and rerun") from error
         stamp.touch()
-        done.append(path.name)
+        held = sorted({str(path.parent / name.removeprefix("./").split("/")[0]) for name in names})
+        done.append(f"{path.name}: {', '.join(held[:3])}{', ...' if len(held) > 3 else ''}")
     return done
 
 

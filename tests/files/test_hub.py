@@ -162,7 +162,8 @@ def test_a_download_that_breaks_off_is_resumed(fetch, tmp_path):
 
 
 def test_a_dataset_s_archives_are_unpacked_once(fetch, tmp_path):
-    assert fetch("dataset", "revos").returncode == 0
+    done = fetch("dataset", "revos")
+    assert done.returncode == 0 and "unpacked revos.zip: " in done.stdout and "/data/revos/revos\n" in done.stdout
     assert (tmp_path / "data/revos/revos/clip/00000.jpg").read_bytes() == b"frame"
     assert not (tmp_path / "data/revos/mevis.zip").exists()
     again = fetch("dataset", "revos")
