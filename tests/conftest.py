@@ -64,8 +64,8 @@ LONGEST = (
     "training/test_checkpointing.py",
 )
 # Memory of this process above which compiled programs are freed before the next file.
-KEPT = 2 << 30
-# Of each file: processor seconds, and memory of this process after its last test.
+KEPT = 5 << 28
+# Of each file: processor seconds, and the most memory that its process had meanwhile.
 USAGE = pytest.StashKey[dict[str, tuple[float, int]]]()
 
 
@@ -83,9 +83,14 @@ def resident() -> int:
     return int(pathlib.Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
-def peaks() -> list[int]:
-    """Most bytes of this process, and of the largest of those that it has waited for."""
-    return [resource.getrusage(who).ru_maxrss << 10 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+def peak() -> int:
+    """Most bytes of memory of this process since `forget_peak`."""
+    status = pathlib.Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) << 10
+
+
+def forget_peak():
+    pathlib.Path("/proc/self/clear_refs").write_text("5")
 
 
 def processor_seconds() -> float:
@@ -119,35 +124,30 @@ def pytest_configure(config):
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item):
+    usage, name = item.config.stash[USAGE], item.nodeid.split("::")[0]
+    if name not in usage:
+        forget_peak()
     before = processor_seconds()
     result = yield
-    usage, name = item.config.stash[USAGE], item.nodeid.split("::")[0]
-    usage[name] = (usage[name][0] + processor_seconds() - before, resident())
+    usage[name] = (usage[name][0] + processor_seconds() - before, peak())
     return result
 
 
 def pytest_sessionfinish(session):
     if hasattr(session.config, "workeroutput"):
-        session.config.workeroutput |= {"usage": dict(session.config.stash[USAGE]), "peaks": peaks()}
+        session.config.workeroutput |= {"usage": dict(session.config.stash[USAGE])}
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node):
     """A worker's figures come to the process that prints them."""
-    output = getattr(node, "workeroutput", {})
-    node.config.stash[USAGE].update(output.get("usage", {}))
-    if "peaks" in output:
-        print(f"\n{node.gateway.id}: {described(output['peaks'])}")
-
-
-def described(peaks: list[int]) -> str:
-    own, child = (peak / 2**30 for peak in peaks)
-    return f"at most {own:.2f} GiB, the largest process that it started {child:.2f} GiB"
+    node.config.stash[USAGE].update(getattr(node, "workeroutput", {}).get("usage", {}))
 
 
 def pytest_terminal_summary(terminalreporter, config):
     usage = sorted(config.stash[USAGE].items(), key=lambda item: -item[1][0])
-    terminalreporter.section("processor time and memory after it, by file")
+    terminalreporter.section("processor time and most memory, by file")
     for name, (seconds, size) in usage[: config.option.durations or 0]:
         terminalreporter.write_line(f"{seconds:7.1f} s  {size / 2**30:5.2f} GiB  {name}")
-    terminalreporter.write_line(f"this process: {described(peaks())}; all files: {sum(u[0] for _, u in usage):.0f} s")
+    most = max((size for _, (_, size) in usage), default=0)
+    terminalreporter.write_line(f"all files: {sum(seconds for _, (seconds, _) in usage):.0f} s, at most {most / 2**30:.2f} GiB")
