@@ -149,5 +149,5 @@ def pytest_terminal_summary(terminalreporter, config):
     terminalreporter.section("processor time and most memory, by file")
     for name, (seconds, size) in usage[: config.option.durations or 0]:
         terminalreporter.write_line(f"{seconds:7.1f} s  {size / 2**30:5.2f} GiB  {name}")
-    most = max((size for _, (_, size) in usage), default=0)
-    terminalreporter.write_line(f"all files: {sum(seconds for _, (seconds, _) in usage):.0f} s, at most {most / 2**30:.2f} GiB")
+    total, most = sum(seconds for _, (seconds, _) in usage), max((size for _, (_, size) in usage), default=0)
+    terminalreporter.write_line(f"all files: {total:.0f} s, at most {most / 2**30:.2f} GiB")

@@ -160,30 +160,25 @@ def load_params(
     Raises:
       InputError: a broken file, or tensors unknown, missing or misshapen: one error that lists them.
     """
-    shapes = flatten_dict(shapes)
-    shardings = {} if shardings is None else flatten_dict(shardings)
-    params = {}
-    for key, one in flatten_dict(deferred(path, leaves, unflatten_dict(shapes), dtype, prefixes, ignore)).items():
-        host = {key: one.make()}
-        if form is not None and (how := quantise.plan(key, one.shape, form)):
-            host[key], host[(*key[:-1], quantise.SCALES)] = quantise.split_host(host[key], how)
-        for name, part in host.items():
-            sharding = shardings.get(name)
-            if sharding is None:
-                params[name] = jax.device_put(part)  # jnp.asarray would copy
-            else:
-                params[name] = jax.make_array_from_callback(part.shape, sharding, lambda index, part=part: part[index])
-        del host, part
-    return unflatten_dict(params)
+    return placed(deferred(path, leaves, shapes, dtype, prefixes, ignore), shardings, form)
+
+
+Layers = Iterator[tuple[Any, np.ndarray]]  # of a parameter: an index on its leading axis, or `...`, and what lies there
 
 
 @dataclasses.dataclass(frozen=True)
 class Deferred:
-    """A parameter that is made on the host when it is asked for, and not kept."""
+    """A parameter that is made on the host when it is asked for, and not kept.
+
+    Attributes:
+      make: all of it.
+      layers: it, or a stacked one's layers one after the other; None where there is only `make`.
+    """
 
     shape: tuple[int, ...]
     dtype: np.dtype
     make: Callable[[], np.ndarray]
+    layers: Callable[[], Layers] | None = None
 
     @property
     def size(self) -> int:
@@ -191,6 +186,34 @@ class Deferred:
 
     def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
         return self.make()
+
+    def quantised(self, how: quantise.Plan) -> tuple[np.ndarray, np.ndarray]:
+        """Integers and scales; no more than a layer is held as it was."""
+        values, scales = (aligned(x.shape, x.dtype) for x in quantise.host_shapes(self, how))
+        for index, value in self.layers():
+            layer = transpose.contiguous(value)
+            quantise.split_host(layer.astype(self.dtype, copy=False), how, values[index], scales[index])
+        return values, scales
+
+
+def placed(params: Any, shardings: Any = None, form: quantise.Format | None = None) -> Any:
+    """A tree of `Deferred` as arrays, each on its devices before the next one is read. Otherwise as `load_params`."""
+    shardings = {} if shardings is None else flatten_dict(shardings)
+    arrays = {}
+    for key, parameter in flatten_dict(params).items():
+        how = None if form is None else quantise.plan(key, parameter.shape, form)
+        if how is None:
+            host = {key: parameter.make()}
+        else:
+            host = dict(zip((key, (*key[:-1], quantise.SCALES)), parameter.quantised(how), strict=True))
+        for name, part in host.items():
+            sharding = shardings.get(name)
+            if sharding is None:
+                arrays[name] = jax.device_put(part)  # jnp.asarray would copy
+            else:
+                arrays[name] = jax.make_array_from_callback(part.shape, sharding, lambda index, part=part: part[index])
+        del host, part
+    return unflatten_dict(arrays)
 
 
 def deferred(
@@ -212,36 +235,35 @@ def deferred(
     def one(group: Sequence[Leaf], shape: tuple[int, ...]) -> Deferred:
         stored = {safetensors_file.DTYPES[tensors[prefix + leaf.name].dtype] for leaf in group}
         kind = np.dtype(jnp.result_type(*stored) if dtype is None else dtype)
-        return Deferred(shape, kind, functools.partial(_fill, group, shape, tensors, prefix, kind))
+        layers = functools.partial(_layers, group, shape, tensors, prefix)
+        return Deferred(shape, kind, functools.partial(_filled, shape, kind, layers), layers)
 
     return unflatten_dict({key: one(group, shapes[key].shape) for key, group in groups.items()})
 
 
-def _fill(
-    group: Sequence[Leaf],
-    shape: tuple[int, ...],
-    tensors: Mapping[str, TensorInfo],
-    prefix: str,
-    dtype: np.dtype,
-) -> np.ndarray:
-    """One parameter on the host."""
-    infos = [tensors[prefix + leaf.name] for leaf in group]
-    host, filled = aligned(shape, dtype), set()
-    for leaf, info in zip(group, infos, strict=True):
-        part = host if leaf.layer is None else host[leaf.layer]
-        tensor = safetensors_file.read_tensor(info)
+def _layers(group: Sequence[Leaf], shape: tuple[int, ...], tensors: Mapping[str, TensorInfo], prefix: str) -> Layers:
+    read = lambda leaf: safetensors_file.read_tensor(tensors[prefix + leaf.name])
+    view = lambda leaf, tensor: leaf.layout.to_params(tensor, shape if leaf.layer is None else shape[1:])
+    first: dict[int | None, Leaf] = {}
+    for leaf in group:
+        info, tensor = tensors[prefix + leaf.name], read(leaf)
         if count := safetensors_file.not_finite(tensor):
             raise InputError(
                 f"{info.file}: the tensor {prefix + leaf.name!r} holds {count} of {tensor.size} values that are NaN or "
                 "infinite; fetch the file again, or take weights from before the run diverged"
             )
-        value = leaf.layout.to_params(tensor, part.shape)
-        if leaf.layer in filled:
-            if not np.array_equal(part, value.astype(dtype), equal_nan=True):
+        if twin := first.get(leaf.layer):
+            if not np.array_equal(view(twin, read(twin)), view(leaf, tensor)):
                 raise InputError(f"{info.file}: {leaf.name!r} differs from its twin; which one counts is unknown")
         else:
-            transpose.copy(part, value)
-            filled.add(leaf.layer)
+            first[leaf.layer] = leaf
+            yield ... if leaf.layer is None else leaf.layer, view(leaf, tensor)
+
+
+def _filled(shape: tuple[int, ...], dtype: np.dtype, layers: Callable[[], Layers]) -> np.ndarray:
+    host = aligned(shape, dtype)
+    for index, value in layers():
+        transpose.copy(host[index], value)
     return host
 
 

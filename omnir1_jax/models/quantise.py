@@ -26,6 +26,7 @@ DTYPES = {4: jnp.int4, 8: jnp.int8}
 STACKS = ("layers", "blocks")
 FEED_FORWARD = ("gate", "up", "down")
 APART = ("conv1", "conv2", "patch_embed")  # kernels of convolutions
+PIECE = 1 << 24  # values that are quantised at a time on the host
 
 Path = tuple[str, ...]
 
@@ -143,17 +144,20 @@ def _names(names: tuple[str | None, ...], how: Plan) -> tuple[tuple[str | None, 
     return (*layers, *own), (*layers, *(name for i, name in enumerate(own) if i not in how.axes))
 
 
-def split_host(weight: np.ndarray, how: Plan) -> tuple[np.ndarray, np.ndarray]:
-    """All layers of a parameter on the host, one by one."""
-    if not how.stacked:
-        return split(weight, how)
-    values = scales = None
-    for i, layer in enumerate(weight):
-        one = split(layer, how)
-        if values is None:
-            values, scales = (np.empty((len(weight), *x.shape), x.dtype) for x in one)
-        values[i], scales[i] = one
-    return values, scales
+def host_shapes(weight: Any, how: Plan) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
+    """Integers and scales of a parameter, from its shape and dtype."""
+    return jax.eval_shape(lambda x: _split_all(x, how), jax.ShapeDtypeStruct(weight.shape, weight.dtype))
+
+
+def split_host(weight: np.ndarray, how: Plan, values: np.ndarray, scales: np.ndarray) -> None:
+    """One layer's weight into `values` and `scales`, piece by piece: in float32 a token table takes gigabytes."""
+    rows = 0 not in how.axes  # which share no scale, so that pieces of them are as good
+    unit = how.group or 1
+    step = max(PIECE * weight.shape[0 if rows else -1] // weight.size // unit, 1) * unit
+    for start in range(0, weight.shape[0 if rows else -1], step):
+        piece = slice(start, start + step)
+        into = slice(start // unit, (start + step) // unit) if rows else (..., piece)
+        values[into], scales[into] = split(weight[piece] if rows else weight[..., piece], how)
 
 
 def format_of(params: Any) -> Format | None:

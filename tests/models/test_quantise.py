@@ -1,6 +1,7 @@
 """Quantised weights: the formula, their error by bits, import, meshes, and what is refused."""
 
 import json
+import tracemalloc
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ from omnir1_jax.config import settings
 from omnir1_jax.config.sections import Lora
 from omnir1_jax.errors import InputError
 from omnir1_jax.models import lora, quantise
+from omnir1_jax.models.hf_checkpoint import Deferred
 from omnir1_jax.models.qwen_omni import pretrained, store
 from omnir1_jax.models.qwen_omni.decoder import Decoder
 from omnir1_jax.models.qwen_omni.decoding import decoding_copy
@@ -125,6 +127,40 @@ def test_import_quantises_as_it_reads(tmp_path):
         merged = lora.merge(got["text"], random_adapter(params["text"], ALL), ALL)
         copy = jax.jit(lambda tree: decoding_copy(Thinker(config).decoder(), {"params": tree}))(merged)
     assert copy["params"]["layers"]["up"]["kernel"].dtype == want["text"]["layers"]["up"]["kernel"].dtype
+
+
+@pytest.mark.parametrize(
+    ("path", "shape"),
+    [
+        (("text", "embed", "embedding"), (96, 16)),
+        (("text", "head", "kernel"), (16, 96)),
+        (("text", "layers", "q", "kernel"), (2, 16, 4, 8)),
+        (("text", "layers", "o", "kernel"), (2, 4, 8, 16)),
+        (UP, (2, 48, 64)),
+    ],
+)
+def test_pieces_are_quantised_as_the_whole(monkeypatch, path, shape):
+    how = quantise.plan(path, shape, INT4)
+    weight = np.random.default_rng(0).normal(size=shape).astype(jnp.bfloat16)
+    layers = weight if how.stacked else [weight]
+    want = [np.stack(parts) if how.stacked else parts[0] for parts in zip(*(quantise.split(x, how) for x in layers))]
+    monkeypatch.setattr(quantise, "PIECE", 200)
+    indices = range(len(weight)) if how.stacked else [...]
+    got = Deferred(shape, weight.dtype, weight.copy, lambda: ((i, weight[i]) for i in indices)).quantised(how)
+    for ours, expected in zip(got, want, strict=True):
+        assert ours.dtype == expected.dtype and np.array_equal(ours, expected)
+
+
+def test_one_layer_is_held_while_a_stack_is_quantised():
+    layers, shape = 32, (512, 512)
+    make = lambda: ((i, np.full(shape, i, np.float32)) for i in range(layers))
+    stack = Deferred((layers, *shape), np.dtype(np.float32), lambda: np.empty(0), make)
+    how = quantise.plan(UP, stack.shape, INT8)
+    tracemalloc.start()
+    values, _ = stack.quantised(how)
+    most = tracemalloc.get_traced_memory()[1] - values.nbytes
+    tracemalloc.stop()
+    assert most < 8 * np.prod(shape) * 4, "float32 copies of one layer, not the stack"
 
 
 def test_refused(params, tmp_path):

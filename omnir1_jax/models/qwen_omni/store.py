@@ -20,7 +20,7 @@ from jax.typing import DTypeLike
 from omnir1_jax.cli import absolute
 from omnir1_jax.errors import InputError
 from omnir1_jax.files import folders, orbax_files, regular_file
-from omnir1_jax.models import quantise
+from omnir1_jax.models import hf_checkpoint, quantise
 from omnir1_jax.models.hf_checkpoint import Deferred, aligned
 from omnir1_jax.models.qwen_omni import hf_config
 from omnir1_jax.models.qwen_omni.config import ThinkerConfig
@@ -104,15 +104,11 @@ def load_store(
     Raises:
       InputError: not such a directory, a truncated one, or parameters that do not fit its config.
     """
-    boxed = abstract_params(config)
-    shapes = flatten_dict(nn.unbox(boxed))
     if mesh is None:
-        shardings = dict.fromkeys(shapes, jax.sharding.SingleDeviceSharding(jax.devices()[0]))
-    else:
-        shardings = flatten_dict(tree_shardings(mesh, boxed))
-    placed = None
-    if form is not None and mesh is not None:
-        placed = flatten_dict(tree_shardings(mesh, quantise.quantised(boxed, form)))
+        return hf_checkpoint.placed(deferred(path, config, dtype=dtype), form=form)
+    boxed = abstract_params(config)
+    shapes, shardings = flatten_dict(nn.unbox(boxed)), flatten_dict(tree_shardings(mesh, boxed))
+    placed = None if form is None else flatten_dict(tree_shardings(mesh, quantise.quantised(boxed, form)))
     params: dict[tuple[str, ...], Any] = {}
     for key, stored in _stored(path, shapes).items():
         kind, array = np.dtype(dtype or stored.dtype), orbax_files.open_array(absolute(path) / "params", key)
@@ -121,7 +117,7 @@ def load_store(
         if form is None:
             params[key] = one
             continue
-        into = placed and {name: placed[name] for name in quantise.paths(key, stored.shape, form)}
+        into = {name: placed[name] for name in quantise.paths(key, stored.shape, form)}
         params |= jax.jit(_quantised, static_argnums=(1, 2), out_shardings=into)(one, key, form)
     return unflatten_dict(params)
 
@@ -131,8 +127,11 @@ def deferred(path: epath.PathLike, config: ThinkerConfig, *, dtype: DTypeLike | 
 
     def one(key: tuple[str, ...], stored: Any) -> Deferred:
         kind = np.dtype(dtype or stored.dtype)
-        make = lambda: _read(orbax_files.open_array(absolute(path) / "params", key), kind)
-        return Deferred(tuple(stored.shape), kind, make)
+        array = lambda: orbax_files.open_array(absolute(path) / "params", key)
+        stacked = {*key} & {*quantise.STACKS}
+        indices = range(stored.shape[0]) if stacked else (...,)
+        layers = lambda: ((index, _read(array()[index], kind)) for index in indices)
+        return Deferred(tuple(stored.shape), kind, lambda: _read(array(), kind), layers)
 
     found = _stored(path, flatten_dict(nn.unbox(abstract_params(config))))
     return unflatten_dict({key: one(key, stored) for key, stored in found.items()})
