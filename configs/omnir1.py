@@ -1,9 +1,8 @@
 """The paper's mixture, one epoch: 2,600 clips of ReVOS and MeViS, 1,600 of Ref-AVS, 2,000 images of refCOCOg.
 
-Planned: the largest step, of `vos`, is that of revos.py: 4 chips of v5p at 41.7 GiB, one hour for 325 of the 775 steps;
-or 8 of v6e. Those of `refavs` and `refcocog`, with shorter prompts and no segmenter, are not planned yet. To expect:
-J&F 44.7 on ReVOS, 47.2 and 74.2 on Ref-AVS seen and unseen, 49.3 on OmniBench, 71.9 on AVHBench; docs/reproduce.md has
-all rows.
+Planned: 4 chips of v5p at 41.7 GiB each, 11.2 s per step of `vos`, 6.1 of `refavs`, 5.0 of `refcocog`, 1.7 hours for
+the epoch. To expect: J&F 44.7 on ReVOS, 47.2 and 74.2 on Ref-AVS seen and unseen, 49.3 on OmniBench, 71.9 on AVHBench;
+docs/reproduce.md has all rows.
 """
 
 from omnir1_jax.config.settings import CELL, datasets, defaults, task
