@@ -1,6 +1,7 @@
 """Small parts that every SAM 2 module is made of."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -85,8 +86,29 @@ class Conv(nn.Module):
             precision=precision(self.dtype),
             kernel_init=partitioned(nn.initializers.lecun_normal(), None, None, None, "embed"),
             bias_init=partitioned(nn.initializers.zeros, "embed"),
+            conv_general_dilated=_conv_apart if self.stride >= self.kernel else None,
             name="conv",
         )(x)
+
+
+def _conv_apart(
+    x: Float[Array, "b h w c"],
+    kernel: Float[Array, "k k c d"],
+    strides: tuple[int, int],
+    padding: Sequence[tuple[int, int]],
+    *,
+    precision: Any,
+    **_,
+) -> Float[Array, "b y x d"]:
+    """A convolution whose patches do not overlap, as one matrix product: the gradient for its kernel, of a batch of
+    videos, is a grouped convolution otherwise, 20 times as slow on CPU."""
+    k, stride, (pad, _), (b, h, w, c) = kernel.shape[0], strides[0], padding[0], x.shape
+    down, across = ((size + 2 * pad - k) // stride + 1 for size in (h, w))
+    reach = lambda count, size: (pad, max(0, count * stride - size - pad))
+    x = jnp.pad(x, ((0, 0), reach(down, h), reach(across, w), (0, 0)))[:, : down * stride, : across * stride]
+    x = x.reshape(b, down, stride, across, stride, c)[:, :, :k, :, :k].swapaxes(2, 3)
+    rows = x.reshape(b * down * across, k * k * c)
+    return jnp.matmul(rows, kernel.reshape(k * k * c, -1), precision=precision).reshape(b, down, across, -1)
 
 
 class DepthwiseConv(nn.Module):
