@@ -74,6 +74,11 @@ def test_oracles_on_a_scene():
     assert headroom.item(clip, replace(heard, topic="sounds"), recording=False).deaf == (0, 1, 2)
 
 
+def test_small_masks_cost_most_where_the_target_is_visible():
+    coarse, fine = (headroom.grained(headroom.items(CONFIG, "vos", 2, 0), side) for side in (64, 256))
+    assert coarse[1] < coarse[0] < fine[1] and coarse[1] < 92 and fine[1] > 98
+
+
 def test_the_page_has_what_the_command_prints(monkeypatch):
     """Its tables have this layout, and its commands these flags."""
     page = (ROOT / "docs" / "toy_world.md").read_text()

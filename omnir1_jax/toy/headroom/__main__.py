@@ -30,6 +30,7 @@ RULES = ("best", "uniform", "random", "first")
 NEEDS = ("image", "video", "sound")
 DRAWS = 8  # of a System 2 that has several shapes to choose from
 SPLIT = "valid"
+SIDES = (64, 128, 256)  # of SAM 2's input, whose masks have a quarter of it
 Score = tuple[float, float]  # J&F in percent: over all frames, and over those in which the target is visible
 
 
@@ -165,6 +166,19 @@ def tracked(
     return out
 
 
+def grained(found: Sequence[Item], side: int) -> Score:
+    """Of perfect masks as a segmenter of this side has them: the covered share of its pixels, raised to the clip's."""
+    scores, coarse = [], (side // 4, side // 4)
+    for one in found:
+        truth = one.clip.masks[one.target]
+        height, width = truth.shape[1:]
+        small = [cv2.resize(mask.astype(np.float32), coarse, interpolation=cv2.INTER_AREA) for mask in truth]
+        logits, size = jnp.asarray(small)[None, None] - 0.5, jnp.array([[width, height]])
+        lifted = np.asarray(segment.lift(logits, size, segment.canvas([(height, width)])))
+        scores.append(score(one, lifted[0, :, :height, :width]))
+    return tuple(np.mean(scores, 0))
+
+
 def cell(scores: Sequence[Score] | Float[np.ndarray, "n 2"]) -> str:
     return " / ".join(f"{value:.1f}" for value in np.mean(scores, 0))
 
@@ -186,6 +200,9 @@ def measure(config: WorldConfig, family: str, clips: int, seed: int, budget: int
         for rule in rules
     ]
     parts = [table(header, rows)]
+    if seen:
+        values = [cell([grained(found, side)]) for side in SIDES]
+        parts.append(table(("SAM 2 at", *(f"{side} pixels" for side in SIDES)), [("perfect masks", *values)]))
     own = [n for n in NEEDS if any(one.needs == n for one in found)]
     of = {need: [s for one, s in zip(found, scored) if one.needs == need] for need in own}
     header = (f"queries, {rules[0]} frames", "number", *columns[1:])
