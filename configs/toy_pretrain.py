@@ -7,7 +7,7 @@ busy one. To expect: J&F 51.4 of `vos` and 73.4 of `refavs`, before any reward (
 does not know yet what to choose. `sam2_images`, then `sam2` make the segmenter. What lies in configs/toy_weights/ came
 of them, as it says there.
 
-`cold_start` and `sam2_fleeting` teach them the fleeting world (docs/toy_world.md).
+`cold_start`, `sam2_fleeting_images` and `sam2_fleeting` teach them the fleeting world (docs/toy_world.md).
 """
 
 import pathlib
@@ -16,11 +16,14 @@ from omnir1_jax.config.settings import datasets, defaults, task
 
 WEIGHTS = pathlib.Path(__file__).parent / "toy_weights"
 CELL = 16 * 16  # pixels of a visual token
+PARTS = (
+    *("thinker_kinds", "thinker", "sam2_images", "sam2"),
+    *("cold_start", "hints", "sam2_fleeting_images", "sam2_fleeting"),
+)
 
 
 def get_config(part="thinker"):
-    parts = (thinker_kinds, thinker, sam2_images, sam2, cold_start, sam2_fleeting)
-    return {f.__name__: f for f in parts}[part]()
+    return {name: globals()[name] for name in PARTS}[part]()
 
 
 def thinker_kinds():
@@ -114,6 +117,19 @@ def cold_start():
     return c
 
 
+def hints():
+    """A short last part of the cold start: plans of one frame, a third of which name the shape that is meant."""
+    c = cold_start()
+    c.name = "toy_hints"
+    c.steps = 600
+    c.thinker.path = "runs/toy_cold_start/weights"
+    c.data.plans.example, c.data.plans.targets = "lessons_hints", 4
+    for name, weight in dict(grounding=0.35, questions=0.2, plans=0.35, sounds=0.1).items():
+        c.data[name].weight = weight
+    c.optimizer.learning_rate = 5e-4
+    return c
+
+
 def prompts(c):
     """Short prompts and small frames: 24 visual tokens of a frame for System 2, of a pair of frames for System 1."""
     c.prompts.system = "toy_system"
@@ -176,19 +192,33 @@ def sam2():
     return c
 
 
-def sam2_fleeting():
-    """On from the segmenter that ships: shapes that are there for a part of the clip only."""
-    c = sam2()
-    c.name = "toy_sam2_fleeting"
-    c.steps = 1200
-    c.masks.prompts = 2
+def sam2_fleeting_images():
+    """Shapes of the fleeting world on single frames of 128 pixels, on from the segmenter that ships."""
+    c = sam2_images()
+    c.name = "toy_sam2_fleeting_images"
+    c.steps = 250
     c.sam2.path = str(WEIGHTS / "sam2")
+    c.masks.score = 0.0  # each shape that is asked for is there: a score that learns so has to unlearn it
+    c.sam2.side = 128  # of perfect masks at the mask side of 64 pixels, J&F over visible frames is 72
     shapes = dict(name="synthetic", family="vos", config="fleeting", clips=100_000, lessons=True)
-    c.data = dict(vos=task(datasets=datasets(fleeting=shapes), frames=16, objects=4, batch_size=4, target="some_frame"))
+    c.data = dict(vos=task(datasets=datasets(fleeting=shapes), frames=16, objects=6, batch_size=2, target="some_frame"))
     c.optimizer.rule = "muon"
-    c.optimizer.learning_rate = 3e-4  # at 1e-3 it forgets first how to follow
+    c.optimizer.learning_rate = 1e-3
     c.optimizer.schedule = "linear"
     c.optimizer.warmup_steps = 50
-    c.optimizer.final_share = 0.0
+    c.optimizer.final_share = 0.5
     c.checkpoint.every = 100
+    return c
+
+
+def sam2_fleeting():
+    """The same boxes followed from one frame in both directions; shapes are there for a part of the clip only."""
+    c = sam2_fleeting_images()
+    c.name = "toy_sam2_fleeting"
+    c.steps = 1000
+    c.masks.piece, c.masks.score = 0, 1.0
+    c.masks.prompts = 1
+    c.sam2.path = "runs/toy_sam2_fleeting_images/weights"
+    c.sam2.direction = "both"
+    c.optimizer.final_share = 0.0
     return c

@@ -152,9 +152,9 @@ def lit(clip: DecodedClip) -> Bool[np.ndarray, "n t"]:
     return ~((shadows[:, :1] <= t) & (t < shadows[:, 1:]))
 
 
-def fitting(form: str, n: int, names: Sequence[str], there: np.ndarray, light: np.ndarray) -> list[int]:
-    """The shapes of a frame that a form of the n-th shape's look fits; colours are seen in light only."""
-    match = lambda m: [a == b for a, b in zip(names[m].split(), names[n].split())]
+def fitting(form: str, name: str, names: Sequence[str], there: np.ndarray, light: np.ndarray) -> list[int]:
+    """The shapes of a frame that a form of a look fits; colours are seen in light only."""
+    match = lambda m: [a == b for a, b in zip(names[m].split(), name.split())]
     fits = lambda colour, kind, m: ((colour and light[m]) or "{colour}" not in form) and (kind or KIND not in form)
     return [int(m) for m in np.flatnonzero(there) if fits(*match(m), m=m)]
 
@@ -163,7 +163,7 @@ def names_alone(
     n: int, names: Sequence[str], there: np.ndarray, light: np.ndarray, forms: Sequence[str] = EVENLY
 ) -> list[str]:
     """The forms that name the n-th shape alone in a frame."""
-    return [form for form in forms if fitting(form, n, names, there, light) == [n]]
+    return [form for form in forms if fitting(form, names[n], names, there, light) == [n]]
 
 
 def _ask_among_others(clip: DecodedClip, config: TargetConfig) -> Callable[[int, np.ndarray], list[Target]]:
@@ -181,9 +181,11 @@ def _ask_among_others(clip: DecodedClip, config: TargetConfig) -> Callable[[int,
         kinds_there = {names[n].split()[1] for n in np.flatnonzero(there[:, t])}
         strangers = [f"{c} {k}" for c in COLOURS for k in KINDS if f"{c} {k}" not in shown]
         near = [name for name in strangers if name.split()[1] in kinds_there or name in names]
+        # What is not there is asked for in all forms too, or the form would tell by itself that nothing is.
+        of_nobody = lambda name: [f for f in EVENLY if not fitting(f, name, names, there[:, t], light[:, t])]
         while len(found) < config.targets:
             other = draw(rng, near) if near and rng.random() < 0.7 else draw(rng, strangers)
-            found.append(asked_for(other, head, tail, []))
+            found.append(asked_for(wording(other, rng, of_nobody(other)), head, tail, []))
         return found
 
     return ask
@@ -278,6 +280,21 @@ def plans(clip: DecodedClip, config: TargetConfig) -> Arrays:
 
 
 @examples.named
+def hints(clip: DecodedClip, config: TargetConfig) -> Arrays:
+    """A clip with plans of one frame, any of them, that now and then name the shape that is meant.
+
+    Enough for RL to find out that this pays; without it plans say nothing of the query, and few of a group are right.
+    """
+    rng, names, found = clip.rng, clip.ref.extra["looks"], []
+    for sentence in _about(clip, ("image", *_needs(config)), 1)[: config.targets]:
+        name = names[sentence["obj_id"][0]] if rng.random() < TOLD else draw(rng, names)
+        frame = int(rng.integers(len(clip.frames)))
+        query = prompts.render(config.template, query=sentence["text"])
+        found.append(asked(query, thought(name, piece(frame, frame, name))))
+    return {**_video(clip, config), **pack(found, config)}
+
+
+@examples.named
 def sounds(clip: DecodedClip, config: TargetConfig) -> Arrays:
     """A first frame with sound: what is seen, who is heard, which shape a sentence means, and answers that name any.
 
@@ -308,5 +325,6 @@ EXAMPLES: dict[str, Callable[[DecodedClip, TargetConfig], Arrays]] = {
     "lessons_named": named,
     "lessons_questions": questions,
     "lessons_plans": plans,
+    "lessons_hints": hints,
     "lessons_sounds": sounds,
 }

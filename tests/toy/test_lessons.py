@@ -23,10 +23,11 @@ def config_of(name: str, *part: str):
 def config():
     config = config_of("toy_pretrain", "cold_start")
     config.thinker.path = str(ROOT / "configs/toy_weights/thinker")
+    config.data.hints = config_of("toy_pretrain", "hints").data.plans
     return config
 
 
-@pytest.mark.parametrize("name", ["grounding", "questions", "plans", "sounds"])
+@pytest.mark.parametrize("name", ["grounding", "questions", "plans", "hints", "sounds"])
 def test_lessons_of_the_fleeting_world(config, name):
     words, thinker = models.tokenizer(config), models.sizes(config).thinker
     own = objectives._sft_config(config, name, words, thinker)
@@ -41,14 +42,17 @@ def test_lessons_of_the_fleeting_world(config, name):
         ids, lengths = arrays["target/tokens"], arrays["target/lengths"]
         rows = zip(ids.reshape(-1, ids.shape[-1]), lengths.reshape(-1))
         said += [words.decode(row[:length]) for row, length in rows if length]
-        if name in ("questions", "plans", "sounds"):
+        if name != "grounding":
             assert (arrays["policy/audio_index"] >= 0).sum() == {"sounds": 100}.get(name, 200)  # 25 a second
     assert made >= 6
     if name == "questions":
         assert any(text.startswith("Hear:") and "nothing" not in text for text in said)
         assert any(("Which:" in text and "heard" in text) or "sound" in text for text in said)
     if name == "grounding":
-        assert any(" shape" in text for text in said) and any("[]" in text for text in said)
+        for there in (True, False):
+            assert any(" shape" in text for text in said if ("[]" not in text) == there)
+    if name == "hints":
+        assert all(text.count("start_time") == 1 for text in said)
 
 
 @pytest.mark.parametrize("name, seconds", [("vos", 8), ("refavs", 4)])
