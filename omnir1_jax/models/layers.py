@@ -10,12 +10,13 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from omnir1_jax.models import quantise
+from omnir1_jax.parallel import one_cpu
 
 
 def product(x: Float[Array, "..."], kernel: Float[Array, "..."], axes: int, **how: Any) -> Float[Array, "..."]:
     """`jnp.tensordot(x, kernel, axes, **how)`. On one CPU as a product of two matrices: of more axes XLA would move the
     activations in memory for the kernel's gradient."""
-    if jax.default_backend() != "cpu" or not jax.sharding.get_abstract_mesh().empty:
+    if not one_cpu():
         return jnp.tensordot(x, kernel, axes, **how)
     rows, columns = x.shape[: x.ndim - axes], kernel.shape[axes:]
     matrix = kernel.reshape(-1, math.prod(columns))

@@ -102,6 +102,11 @@ def constrain(x: jax.Array, names: Sequence[str | None], rules: Rules = DEFAULT_
     return jax.lax.with_sharding_constraint(x, named_sharding(mesh, names, x.shape, rules))
 
 
+def one_cpu() -> bool:
+    """Whether what is traced is for a single CPU device, hence without a mesh."""
+    return jax.default_backend() == "cpu" and jax.sharding.get_abstract_mesh().empty
+
+
 def shards(name: str, size: int, rules: Rules = DEFAULT_RULES) -> int:
     """The number of shards into which `constrain` splits an axis on the mesh of `jax.set_mesh`; 1 without a mesh."""
     mesh = jax.sharding.get_abstract_mesh()

@@ -11,7 +11,7 @@ import torch
 from omnir1_jax.errors import InputError
 from omnir1_jax.models.qwen_omni.cache import Prompt, empty_tail
 from omnir1_jax.models.qwen_omni.config import TextConfig
-from omnir1_jax.models.qwen_omni.decoder import Decoder, last_real
+from omnir1_jax.models.qwen_omni.decoder import Decoder, apart, last_real
 from omnir1_jax.models.qwen_omni.rope import rotary
 from omnir1_jax.models.remat import POLICIES
 from tests.models.text_oracle import gradients_of, params_of, reference, relative, text_config
@@ -75,15 +75,18 @@ def test_prefill_and_extend_equal_whole_sequences(name):
     real = np.ones((3, 2, 6), bool)
     real[0, 0, :2], real[1, 1, 4:], real[2, 0, 1:4] = False, False, False
 
-    @jax.jit
-    def cached(tokens, suffixes):
+    @functools.partial(jax.jit, static_argnums=2)
+    def cached(tokens, suffixes, layers_apart):
         rows = Prompt(apply(tokens, method="embed"), positions, mask, next_position)
-        prompt = apply(rows, method="prefill")
-        tail = empty_tail(config, 3, 2, 8, jnp.float32)
+        prompt, extend = apply(rows, method="prefill"), apply
+        if layers_apart:
+            variables, prompt = apart({"params": params}, prompt)
+            extend = functools.partial(decoder.apply, variables)
+        tail = empty_tail(config, 3, 2, 8, jnp.float32, layers_apart)
         parts = []
         for part in (slice(0, 3), slice(3, 6)):
             embeddings = apply(suffixes[:, :, part], method="embed")
-            x, tail = apply(embeddings, real[:, :, part], prompt, tail, method="extend")
+            x, tail = extend(embeddings, real[:, :, part], prompt, tail, method="extend")
             parts.append(x)
         return prompt.last, jnp.concatenate(parts, axis=2), tail.used
 
@@ -92,8 +95,10 @@ def test_prefill_and_extend_equal_whole_sequences(name):
         return apply(apply(tokens, method="embed"), positions, mask, method="hidden")
 
     suffixes, real = jnp.asarray(suffixes), jnp.asarray(real)
-    last, hidden, used = cached(tokens, suffixes)
+    last, hidden, used = cached(tokens, suffixes, False)
     assert used == 6
+    if config.num_layers > 1:
+        np.testing.assert_allclose(cached(tokens, suffixes, True)[1][real], hidden[real], atol=2e-5)
     index = jnp.cumsum(real, axis=-1) - 1
     for g in range(2):
         tail_positions = jnp.broadcast_to((next_position[:, None] + index[:, g])[:, None], (3, 3, 6))

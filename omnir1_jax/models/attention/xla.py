@@ -92,25 +92,39 @@ def _attend_tree(q, k, v, mask: Mask, scale: float):
 
 def attend_shared(
     q: Float[Array, "b g n h d"],
-    prompt_k: Float[Array, "b k p d"],
-    prompt_v: Float[Array, "b k p d"],
+    prompt_k: Float[Array, "b k p d"] | Float[Array, "bk d p"],
+    prompt_v: Float[Array, "b k p d"] | Float[Array, "bk p d"],
     prompt_mask: Bool[Array, "b p"],
-    suffix_k: Float[Array, "b g k c d"],
-    suffix_v: Float[Array, "b g k c d"],
+    suffix_k: Float[Array, "b g k c d"] | Float[Array, "bgk d c"],
+    suffix_v: Float[Array, "b g k c d"] | Float[Array, "bgk c d"],
     suffix_mask: Bool[Array, "b g n c"],
     *,
     scale: float | None = None,
 ) -> Float[Array, "b g n h d"]:
     """g continuations attend to one prompt and each to its own suffix; the prompt's keys are read in place, once.
 
-    One softmax spans both parts.
+    One softmax spans both parts. Keys and values may have one axis in place of several, keys then with channels first.
     """
     b, g, _, h, d = q.shape
-    key_heads, p = prompt_k.shape[1:3]
+    p, c = prompt_mask.shape[1], suffix_mask.shape[-1]
+    flat = prompt_v.ndim == 3
+    key_heads = prompt_v.shape[0] // b if flat else prompt_v.shape[1]
+
+    def scores(q, keys, how: str):
+        if not flat:
+            return jnp.einsum(how, q, keys, preferred_element_type=jnp.float32) * scale
+        return matrices(q, keys, preferred_element_type=jnp.float32) * scale
+
+    def matrices(x, y, **how):
+        """x @ y, whose leading axes may be one."""
+        if not flat:
+            return jnp.matmul(x, y, **how)
+        return jnp.matmul(x.reshape(-1, *x.shape[-2:]), y, **how).reshape(*x.shape[:-1], -1)
+
     scale = 1 / math.sqrt(d) if scale is None else scale
 
     def piece(q, suffix_mask):
-        n, c = suffix_mask.shape[2:]
+        n = suffix_mask.shape[2]
         grouped = q.reshape(b, g, n, key_heads, h // key_heads, d)
         # One matrix for each key head on the prompt, one for each continuation's on the suffix. Scores, keys and values
         # stay where the products want them; queries, sums and results are moved between the two orders.
@@ -119,10 +133,10 @@ def attend_shared(
         swap = lambda x: jnp.swapaxes(x, 1, 2)  # between the two
         shape = by_head(grouped).shape[:-1]
         on_prompt = by_head(grouped).reshape(b, key_heads, -1, d)
-        on_prompt = jnp.einsum("bkqd,bkpd->bkqp", on_prompt, prompt_k, preferred_element_type=jnp.float32) * scale
+        on_prompt = scores(on_prompt, prompt_k, "bkqd,bkpd->bkqp")
         on_prompt = jnp.where(prompt_mask[:, None, None, None, None], on_prompt.reshape(*shape, p), _MASKED)
         on_suffix = by_member(grouped).reshape(b, g, key_heads, -1, d)
-        on_suffix = jnp.einsum("bgkqd,bgkcd->bgkqc", on_suffix, suffix_k, preferred_element_type=jnp.float32) * scale
+        on_suffix = scores(on_suffix, suffix_k, "bgkqd,bgkcd->bgkqc")
         on_suffix = on_suffix.reshape(b, g, key_heads, n, -1, c)
         on_suffix = jnp.where(suffix_mask[:, :, None, :, None], on_suffix, _MASKED)
         top = jnp.maximum(on_prompt.max(-1, keepdims=True), swap(on_suffix.max(-1, keepdims=True)))
@@ -130,10 +144,9 @@ def attend_shared(
         on_prompt, on_suffix = jnp.exp(on_prompt - top), jnp.exp(on_suffix - swap(top))
         total = on_prompt.sum(-1, keepdims=True) + swap(on_suffix.sum(-1, keepdims=True))
         on_prompt, on_suffix = (x.astype(q.dtype) for x in (on_prompt, on_suffix))
-        out = jnp.matmul(on_prompt.reshape(b, key_heads, -1, p), prompt_v).reshape(*shape, d)
-        out = out + swap(jnp.matmul(on_suffix.reshape(b, g, key_heads, -1, c), suffix_v).reshape(swap(out).shape))
+        out = matrices(on_prompt.reshape(b, key_heads, -1, p), prompt_v).reshape(*shape, d)
+        out = out + swap(matrices(on_suffix.reshape(b, g, key_heads, -1, c), suffix_v).reshape(swap(out).shape))
         out = (out / total).astype(q.dtype)  # fewer channels are divided than weights
         return jnp.transpose(out, (0, 2, 3, 1, 4, 5)).reshape(q.shape)
 
-    keys = prompt_k.shape[2] + suffix_k.shape[3]
-    return _in_pieces(piece, b * g * h * keys, (q, 2), (suffix_mask, 2))
+    return _in_pieces(piece, b * g * h * (p + c), (q, 2), (suffix_mask, 2))

@@ -27,7 +27,8 @@ class PromptCache(NamedTuple):
     """Keys and values of prompts, one copy whatever the number of continuations.
 
     Attributes:
-      keys, values: layer, row, key head, token, channel; keys are already rotated.
+      keys, values: layer, row, key head, token, channel; keys are already rotated. Of layers that lie apart, lists of
+        what `Stack` describes.
       last: final hidden state of the last real token of each prompt: it predicts token 0 of every continuation.
     """
 
@@ -38,28 +39,46 @@ class PromptCache(NamedTuple):
     last: Float[Array, "b e"]
 
 
+class Stack(NamedTuple):
+    """Keys and values of g continuations of each prompt: layer, row, continuation, key head, slot, channel.
+
+    Where layers lie apart, of one layer as a CPU's products take them: row, continuation and key head are one axis (XLA
+    would write every token twice, with and without the others), and the channel of keys stands before the slot.
+    """
+
+    keys: Float[Array, "l b g k c d"] | Float[Array, "bgk d c"]
+    values: Float[Array, "l b g k c d"] | Float[Array, "bgk c d"]
+
+
 class TailCache(NamedTuple):
-    """Keys and values of g continuations of each prompt.
+    """What g continuations of each prompt said so far.
 
     Attributes:
-      keys, values: layer, row, continuation, key head, slot, channel.
+      stacks: one of all layers, or one for each layer (`decoder.apart`).
       mask: slots that hold a real token.
       used: number of slots written so far, the same for all rows (a tail prompt may be padded).
     """
 
-    keys: Float[Array, "l b g k c d"]
-    values: Float[Array, "l b g k c d"]
+    stacks: tuple[Stack, ...]
     mask: Bool[Array, "b g c"]
     used: Int[Array, ""]
 
 
-def empty_tail(config: TextConfig, rows: int, group: int, slots: int, dtype: DTypeLike) -> TailCache:
-    """A tail with a capacity of `slots` tokens of each of `group` continuations of `rows` prompts."""
-    # Two arrays: one buffer for both could not be updated in place.
-    shape = (config.num_layers, rows, group, config.num_kv_heads, slots, config.head_dim)
-    return TailCache(
-        keys=jnp.zeros(shape, dtype),
-        values=jnp.zeros(shape, dtype),
-        mask=jnp.zeros((rows, group, slots), bool),
-        used=jnp.zeros((), jnp.int32),
-    )
+def empty_tail(
+    config: TextConfig, rows: int, group: int, slots: int, dtype: DTypeLike, apart: bool = False
+) -> TailCache:
+    """A tail with a capacity of `slots` tokens of each of `group` continuations of `rows` prompts.
+
+    Args:
+      apart: a stack for each layer, else one of all.
+    """
+    heads, layers = config.num_kv_heads, config.num_layers
+    # Arrays of their own: one buffer for two could not be updated in place.
+    zeros = lambda *shape: jnp.zeros(shape, dtype)
+    if apart:
+        n, d = rows * group * heads, config.head_dim
+        stacks = tuple(Stack(zeros(n, d, slots), zeros(n, slots, d)) for _ in range(layers))
+    else:
+        shape = (layers, rows, group, heads, slots, config.head_dim)
+        stacks = (Stack(zeros(*shape), zeros(*shape)),)
+    return TailCache(stacks, jnp.zeros((rows, group, slots), bool), jnp.zeros((), jnp.int32))

@@ -1,6 +1,7 @@
 """The language model of the thinker: one stack of blocks, run over whole sequences or over cached ones."""
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import flax.struct
@@ -13,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, Num
 from omnir1_jax.models.attention import Mask, attend, attend_shared
 from omnir1_jax.models.layers import Linear, RMSNorm, product
 from omnir1_jax.models.quantise import SCALES
-from omnir1_jax.models.qwen_omni.cache import Prompt, PromptCache, TailCache
+from omnir1_jax.models.qwen_omni.cache import Prompt, PromptCache, Stack, TailCache
 from omnir1_jax.models.qwen_omni.config import TextConfig
 from omnir1_jax.models.qwen_omni.rope import Rotary, rotary, rotate
 from omnir1_jax.models.remat import ATTENTION_OUTPUT, remat
@@ -51,8 +52,9 @@ class Block(nn.Module):
         """One layer.
 
         Args:
-          carry: the stream [..., tokens, d] and, in a `Continuation`, the tail's keys and values of all layers.
-          layer: in a `Continuation` this layer's index and the prompt's keys and values, else None.
+          carry: the stream [..., tokens, d] and, in a `Continuation`, a stack of the tail.
+          layer: in a `Continuation` this layer's index in the stack, None where that is its own, and the prompt's keys
+            and values; else None.
         """
         x, tail = carry
         c = self.config
@@ -80,12 +82,16 @@ class Block(nn.Module):
                 kept = jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2)
         else:
             index, prompt_k, prompt_v = layer
-            tail = tuple(
-                jax.lax.dynamic_update_slice(old, jnp.swapaxes(new, 2, 3)[None], (index, 0, 0, 0, view.slot, 0))
-                for old, new in zip(tail, (k, v))
-            )
-            tail_k, tail_v = (jax.lax.dynamic_index_in_dim(t, index, keepdims=False) for t in tail)
-            y = attend_shared(q, prompt_k, prompt_v, view.prompt_mask, tail_k, tail_v, view.tail_mask)
+            new = Stack(*(jnp.swapaxes(t, 2, 3) for t in (k, v)))
+            put = jax.lax.dynamic_update_slice
+            if index is None:
+                keys, values = (t.reshape(-1, *t.shape[3:]) for t in new)
+                keys = put(tail.keys, jnp.swapaxes(keys, 1, 2), (0, 0, view.slot))
+                own = tail = Stack(keys, put(tail.values, values, (0, view.slot, 0)))
+            else:
+                tail = Stack(*(put(old, t[None], (index, 0, 0, 0, view.slot, 0)) for old, t in zip(tail, new)))
+                own = Stack(*(jax.lax.dynamic_index_in_dim(t, index, keepdims=False) for t in tail))
+            y = attend_shared(q, prompt_k, prompt_v, view.prompt_mask, *own, view.tail_mask)
         y = checkpoint_name(y, ATTENTION_OUTPUT)
         shapes = (c.num_heads, c.head_dim), (c.hidden_size,), ("heads", "head_dim"), ("embed",)
         x = constrain(x + Linear(*shapes, dtype=self.dtype, name="o")(beside(y, "heads")), stream)
@@ -240,12 +246,19 @@ class Decoder(nn.Module):
         filled = jax.lax.dynamic_update_slice(tail.mask, mask, (0, 0, tail.used))
         visible = filled[:, :, None] & (jnp.arange(slots) <= tail.used + jnp.arange(n)[:, None])
         view = Continuation(prompt.mask, visible, tail.used)
-        layers = jnp.arange(self.config.num_layers), prompt.keys, prompt.values
-        angles = rotary(positions, self.config, self.dtype)
-        (x, (keys, values)), _ = self.stack(
-            (embeddings.astype(self.dtype), (tail.keys, tail.values)), layers, angles, view
-        )
-        return self.final_norm(x), TailCache(keys, values, filled, tail.used + n)
+        x, angles = embeddings.astype(self.dtype), rotary(positions, self.config, self.dtype)
+        if len(tail.stacks) == 1:
+            layers = jnp.arange(self.config.num_layers), prompt.keys, prompt.values
+            (x, stack), _ = self.stack((x, tail.stacks[0]), layers, angles, view)
+            stacks = (stack,)
+        else:
+            block, stacks = Block(self.config, self.dtype, self.attention, parent=None), ()
+            for n, stack in enumerate(tail.stacks):
+                own = {name: tree["layers"][str(n)] for name, tree in self.variables.items()}
+                layer = None, prompt.keys[n], prompt.values[n]
+                (x, stack), _ = block.apply(own, (x, stack), layer, angles, view)
+                stacks += (stack,)
+        return self.final_norm(x), TailCache(stacks, filled, tail.used + embeddings.shape[2])
 
     def step(
         self, tokens: Int[Array, "b g"], mask: Bool[Array, "b g"], prompt: PromptCache, tail: TailCache
@@ -254,6 +267,15 @@ class Decoder(nn.Module):
         x, tail = self.extend(self.embed(tokens)[:, :, None], mask[..., None], prompt, tail)
         logits = self.logits(constrain(x[:, :, 0], ("rows", None, None)))
         return constrain(logits, ("rows", None, "vocab"), DECODING), tail
+
+
+def apart(variables: Mapping[str, Any], prompt: PromptCache) -> tuple[dict[str, Any], PromptCache]:
+    """Weights and keys that `extend` takes with a tail whose layers lie apart."""
+    cut = lambda tree: [jax.tree.map(lambda x, n=n: x[n], tree) for n in range(prompt.keys.shape[0])]
+    each = lambda tree: {str(n): layer for n, layer in enumerate(cut(tree))}
+    variables = {name: {**tree, "layers": each(tree["layers"])} for name, tree in variables.items()}
+    flat = lambda x: x.reshape(x.shape[0], -1, *x.shape[3:])
+    return variables, prompt._replace(keys=cut(flat(prompt.keys.swapaxes(-1, -2))), values=cut(flat(prompt.values)))
 
 
 def last_real(x: Float[Array, "*b s d"], mask: Bool[Array, "*b s"]) -> Float[Array, "*b d"]:

@@ -11,10 +11,13 @@ from jaxtyping import Array, Bool, Float, Int, Key, UInt32
 
 from omnir1_jax.errors import InputError
 from omnir1_jax.models.qwen_omni.cache import PromptCache, TailCache, empty_tail
-from omnir1_jax.models.qwen_omni.decoder import DECODING, Decoder, last_real
-from omnir1_jax.parallel import constrain, shards
+from omnir1_jax.models.qwen_omni.decoder import DECODING, Decoder, apart, last_real
+from omnir1_jax.parallel import constrain, one_cpu, shards
 
 TAIL_PIECE = 32  # tokens of the suffixes that are read at a time
+# A CPU's loop over layers copies each one's weights and keys out of their stacks, for every token. Up to so many layers
+# are written out instead, each with a copy of its own that is made once.
+LAYERS_APART = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -225,6 +228,9 @@ def generate(
     """
     if (group is None) == (suffixes is None):
         raise InputError("generate: give either group or suffixes")
+    written_out = one_cpu() and 1 < decoder.config.num_layers <= LAYERS_APART
+    if written_out:
+        variables, prompt = apart(variables, prompt)
     apply = functools.partial(decoder.apply, variables)
     rows, length = prompt.mask.shape[0], settings.max_tokens
     group = group if suffixes is None else suffixes.tokens.shape[1]
@@ -233,7 +239,8 @@ def generate(
     keys = fold(fold(key, row_ids[:, None]), jnp.arange(group))
 
     suffix_slots = 0 if suffixes is None else -(-suffixes.tokens.shape[2] // TAIL_PIECE) * TAIL_PIECE
-    tail = empty_tail(decoder.config, rows, group, max(suffix_slots + length - 1, 1), decoder.dtype)
+    slots = max(suffix_slots + length - 1, 1)
+    tail = empty_tail(decoder.config, rows, group, slots, decoder.dtype, written_out)
     last = jnp.broadcast_to(prompt.last[:, None], (rows, group, prompt.last.shape[-1]))
     if suffixes is not None:
         tail, last = _read_suffixes(apply, prompt, suffixes, tail, last)
