@@ -1,7 +1,8 @@
 """Device meshes with the axes `slice`, `data`, `fsdp` and `tensor`."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -19,10 +20,20 @@ BATCH = ("slice", "data", "fsdp")  # prompts are sharded over all of these
 _WHOLE_PRODUCTS = {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"}
 
 
-def compiler_options(mesh: Mesh | None) -> dict[str, str]:
-    """What `jax.jit` is told of programs over a mesh; nothing but on TPU."""
+def jit(function: Callable[..., Any], mesh: Mesh | None, **how: Any) -> Any:
+    """`jax.jit(function, **how)` for programs over a mesh, or over one device without."""
     tpu = mesh is not None and mesh.size > 1 and mesh.devices.flat[0].platform == "tpu"
-    return dict(_WHOLE_PRODUCTS) if tpu else {}
+    return jax.jit(function, compiler_options=_WHOLE_PRODUCTS if tpu else {}, **how)
+
+
+def jit_step(step: Callable[..., Any], shardings: Any, **how: Any) -> Any:
+    """A training step `(state, ...) -> (state, metrics, more)`, compiled. The state is donated.
+
+    Args:
+      shardings: of the state, which it keeps from step to step; None: what the compiler chooses.
+    """
+    mesh = None if shardings is None else jax.tree.leaves(shardings)[0].mesh
+    return jit(step, mesh, donate_argnums=0, out_shardings=mesh and (shardings, None, None), **how)
 
 
 def make_mesh(shape: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:

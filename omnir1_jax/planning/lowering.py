@@ -10,7 +10,7 @@ from jax import ShapeDtypeStruct
 from jax.sharding import Mesh
 
 from omnir1_jax.errors import InputError
-from omnir1_jax.parallel import batch_sharding, compiler_options, replicated, tree_shardings
+from omnir1_jax.parallel import batch_sharding, jit, replicated, tree_shardings
 from omnir1_jax.planning.abstract import Program
 from omnir1_jax.rl import learn
 from omnir1_jax.rl.learn import TrainState
@@ -106,7 +106,5 @@ def lower_stages(
             update=(state, frozen, batch, media, completions, rewards),
         )
         for name in names:
-            how = dict(compiler_options=compiler_options(mesh))
-            if name == "update":
-                how |= dict(donate_argnums=0, out_shardings=(kept, None))
-            yield name, jax.jit(getattr(stages, name), **how).lower(*getattr(operands, name))
+            how = dict(donate_argnums=0, out_shardings=(kept, None)) if name == "update" else {}
+            yield name, jit(getattr(stages, name), mesh, **how).lower(*getattr(operands, name))

@@ -1,6 +1,5 @@
 """One GRPO step: sample a group, let System 2 judge it, learn. One compiled program, no callback to the host."""
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol, no_type_check, runtime_checkable
 
@@ -8,12 +7,13 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Key
 
 from omnir1_jax.errors import InputError
 from omnir1_jax.models.qwen_omni.sample import Completions
 from omnir1_jax.models.sam2.model import NO_OBJECT
-from omnir1_jax.parallel import compiler_options, constrain_rows
+from omnir1_jax.parallel import constrain_rows, jit, jit_step
 from omnir1_jax.rl import grpo, learn, terms
 from omnir1_jax.rl.config import Frozen, Models, Rewards, StepConfig
 from omnir1_jax.rl.learn import Learned, TrainState
@@ -123,12 +123,11 @@ def make_train_step(
     if host and mode != "staged":
         raise InputError(f"step.mode: {host[0].name} of reward.extra runs on the host; take 'staged'")
     stage, log = make_stages(task, models, optimizer, config), _logged
-    mesh = None if shardings is None else jax.tree.leaves(shardings)[0].mesh
-    jit = functools.partial(jax.jit, compiler_options=compiler_options(mesh))
     if mode == "staged":
+        mesh = None if shardings is None else jax.tree.leaves(shardings)[0].mesh
         kept = None if shardings is None else (shardings, None)
-        update, ground = jit(stage.update, donate_argnums=0, out_shardings=kept), stage.ground
-        stage = Stages(*map(_awaited, (*map(jit, stage[:-1]), update)))
+        update, ground = jit(stage.update, mesh, donate_argnums=0, out_shardings=kept), stage.ground
+        stage = Stages(*map(_awaited, (*(jit(each, mesh) for each in stage[:-1]), update)))
         if models.on_host:
             stage = stage._replace(ground=_awaited(ground))
         log = _awaited(jax.jit(_logged))
@@ -140,9 +139,8 @@ def make_train_step(
 
     if mode == "staged":
         return train_step
-    out = None if shardings is None else (shardings, None, None)
     # What the step has no use for lies in the device's memory all the same, so that a plan has to see it.
-    return jit(train_step, donate_argnums=0, out_shardings=out, keep_unused=True)
+    return jit_step(train_step, shardings, keep_unused=True)
 
 
 def roll(
@@ -161,19 +159,19 @@ def roll(
 
 
 def make_reward(
-    task: Task, models: Models, config: StepConfig, mode: str = "fused"
+    task: Task, models: Models, config: StepConfig, mode: str = "fused", mesh: Mesh | None = None
 ) -> Callable[[TrainState, Frozen, Any, Key[Array, ""]], Float[Array, "b g"]]:
     """`(state, frozen, batch, key) -> rewards [b g]`: a step that learns nothing. Modes as of `make_train_step`."""
     stage, host = make_stages(task, models, optax.identity(), config), [term for term in config.extra if term.host]
     if mode == "staged":
         ground = stage.ground
-        stage = Stages(*map(_awaited, map(jax.jit, stage)))
+        stage = Stages(*(_awaited(jit(each, mesh)) for each in stage))
         stage = stage._replace(ground=_awaited(ground)) if models.on_host else stage
 
     def reward(state: TrainState, frozen: Frozen, batch: Any, key: Key[Array, ""]) -> Float[Array, "b g"]:
         return roll(stage, host, state, frozen, batch, key)[1].rewards.total
 
-    return reward if mode == "staged" else jax.jit(reward)
+    return reward if mode == "staged" else jit(reward, mesh)
 
 
 def _awaited(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, UInt8
 from omnir1_jax.config import sections
 from omnir1_jax.errors import InputError
 from omnir1_jax.models import sam2
+from omnir1_jax.parallel import jit_step
 from omnir1_jax.rl import learn
 
 Metrics = dict[str, Float[Array, ""]]
@@ -213,7 +214,7 @@ def make_mask_step(
         metrics |= {"loss": loss, "grad_norm": norm, "skipped": state.skipped.astype(jnp.float32)}
         return dataclasses.replace(state, step=state.step + 1), metrics, None
 
-    return jax.jit(step, donate_argnums=0, out_shardings=None if shardings is None else (shardings, None, None))
+    return jit_step(step, shardings)
 
 
 def to_batch(arrays: Mapping[str, Any]) -> Batch:

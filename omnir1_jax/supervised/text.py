@@ -1,7 +1,6 @@
 """Supervised training of the thinker on given texts: cross entropy on several targets of each prompt."""
 
 import dataclasses
-import functools
 from collections.abc import Callable, Mapping
 from typing import Any, no_type_check
 
@@ -18,6 +17,7 @@ from omnir1_jax.models.qwen_omni.cache import Prompt
 from omnir1_jax.models.qwen_omni.inputs import ThinkerInputs
 from omnir1_jax.models.qwen_omni.score import score
 from omnir1_jax.models.qwen_omni.thinker import Thinker
+from omnir1_jax.parallel import jit_step
 from omnir1_jax.rl.config import Frozen, Models
 from omnir1_jax.rl.learn import TrainState, apply_if_finite
 from omnir1_jax.systems import reasoner
@@ -103,7 +103,6 @@ def make_sft_step(
       shardings: shardings of the state, kept from step to step; by default the compiler's choice.
     """
 
-    @functools.partial(jax.jit, donate_argnums=0, out_shardings=None if shardings is None else (shardings, None, None))
     def train_step(state: TrainState, frozen: Frozen, batch: Batch, key: Key[Array, ""]):
         del key  # nothing is drawn
 
@@ -122,7 +121,7 @@ def make_sft_step(
             metrics |= {f"sft/loss/{batch.task}": value, f"sft/accuracy/{batch.task}": accuracy}
         return dataclasses.replace(state, step=state.step + 1), metrics, None
 
-    return train_step
+    return jit_step(train_step, shardings)
 
 
 def to_batch(task: str, arrays: Mapping[str, Any]) -> Batch:

@@ -113,7 +113,7 @@ def measured(run: Run, limit: int = 0, listed: Sequence[Mapping[str, Any]] = ())
         earlier = [line for line in listed if line["task"] == family.name]
         seen, first = {line["sample_id"] for line in earlier}, max((line["batch"] for line in earlier), default=0)
         task = data.task_of(config, family.name)
-        reward = on_mesh(run.mesh, make_reward(task, run.loaded.models, choices, config.step.mode))
+        reward = on_mesh(run.mesh, make_reward(task, run.loaded.models, choices, config.step.mode, run.mesh))
         single = dataclasses.replace(family, one_per_clip=False, order=None)
         prompts = pipeline.items(single)
         wanted = min(len(prompts), limit or len(prompts))

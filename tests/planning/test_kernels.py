@@ -6,7 +6,7 @@ import pytest
 from jax.sharding import SingleDeviceSharding
 
 from omnir1_jax.models.attention import Mask, Tree, splash
-from omnir1_jax.parallel import compiler_options, make_mesh
+from omnir1_jax.parallel import jit, make_mesh
 from omnir1_jax.planning import hlo, operations, traffic
 from omnir1_jax.planning.topology import devices_of
 
@@ -86,7 +86,7 @@ def test_weights_are_gathered_once_beside_the_products_before():
         return jax.lax.scan(layer, x, weights)[0]
 
     weights = shape((layers, width, wide), None, "fsdp"), shape((layers, wide, width), None, None, "fsdp")
-    run = jax.jit(feed_forward, compiler_options=compiler_options(mesh))
+    run = jit(feed_forward, mesh)
     with jax.default_matmul_precision("default"):
         module = hlo.parse(run.lower(shape((8, tokens, width), "fsdp"), weights).compile().as_text())
     assert {traffic._part(computation) for computation in module.computations.values()} >= {"start", "between", "done"}
