@@ -25,9 +25,9 @@ def run(plan: dict[str, Any], config: ConfigDict, price: float) -> dict[str, flo
         "compilation": plan["compile_seconds"],
         "checkpoints": checkpoints * state / WRITING,
     }
-    own = plan.get("validation", {})
-    if "seconds" in own:
-        seconds["validations"] = own["times"] * own["seconds"]
+    validation = plan.get("validation", {})
+    if "seconds" in validation:
+        seconds["validations"] = validation["times"] * validation["seconds"]
     hours = sum(seconds.values()) / 3600
     return {
         **{f"{name} hours": part / 3600 for name, part in seconds.items()},

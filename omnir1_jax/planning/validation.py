@@ -81,8 +81,8 @@ def assumptions(program: Program, config: ConfigDict, name: str, rollout: Rollou
     """
     found = step.assumptions(program, rollout)
     # The segmenter follows an answer's objects one after another.
-    own = {step.OBJECTS: rollout.objects, step.TRACKED: length(config.data[name].frames) - 1}
-    return dataclasses.replace(found, trips=found.trips | own)
+    trips = {step.OBJECTS: rollout.objects, step.TRACKED: length(config.data[name].frames) - 1}
+    return dataclasses.replace(found, trips=found.trips | trips)
 
 
 def seconds(config: ConfigDict, name: str, mesh: Mesh, batch: float) -> dict[str, Any]:
@@ -96,13 +96,13 @@ def seconds(config: ConfigDict, name: str, mesh: Mesh, batch: float) -> dict[str
       seconds: of a validation. seconds_per_step: of `validate.every` steps each carries so much; 0 without it.
       times: how often the run validates.
     """
-    own, rows = config.validate, batch_rows(config, mesh)
-    published = BENCHMARKS.get(own.benchmark)
-    every = HELD_OUT_CLIPS if published is None else published.items.get(own.split or published.split)
-    items = own.limit or every
+    settings, rows = config.validate, batch_rows(config, mesh)
+    published = BENCHMARKS.get(settings.benchmark)
+    known = HELD_OUT_CLIPS if published is None else published.items.get(settings.split or published.split)
+    items = settings.limit or known
     found = {"task": name, "batch_items": rows, "batch_seconds": batch, "items": items}
     if items is None:
         return found
-    whole = batch * math.ceil(items / rows)
-    times = math.ceil(config.steps / own.every) + own.at_start if own.every else 0
-    return found | {"seconds": whole, "seconds_per_step": whole / own.every if own.every else 0.0, "times": times}
+    whole, every = batch * math.ceil(items / rows), settings.every
+    times = math.ceil(config.steps / every) + settings.at_start if every else 0
+    return found | {"seconds": whole, "seconds_per_step": whole / every if every else 0.0, "times": times}
