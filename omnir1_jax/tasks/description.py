@@ -80,8 +80,8 @@ def text(buffer: Buffer, index: Any) -> str:
 
 def boxes(rows: Float[np.ndarray, "n 4"], scale: Float[np.ndarray, "2"]) -> tuple[Box, ...]:
     """Converts boxes from resized pixels to pixels of the clip's own size; missing ones are left out."""
-    original = lambda box: tuple(float(x) for x in box / np.tile(scale, 2))
-    return tuple(original(box) for box in rows if not (box == -1).all())
+    corners = rows[(rows != -1).any(axis=1)].reshape(-1, 2, 2) / scale
+    return tuple(map(tuple, corners.reshape(-1, 4).tolist()))
 
 
 def pieces(plan: Plan, index: At) -> tuple[Piece, ...]:

@@ -40,9 +40,8 @@ def examples(
         (rollout.completions.tokens, rollout.completions.lengths, rollout.reading, rollout.found, rollout.rewards)
     )
     facts = fetch(task.facts(batch))
-    advantages = np.asarray(
-        grpo.advantages(terms.score(jax.tree.map(jnp.asarray, rewards), config), config.grpo.advantage)
-    )
+    score = terms.score(jax.tree.map(jnp.asarray, rewards.replace(failures={})), config)
+    advantages = np.asarray(grpo.advantages(score, config.grpo.advantage))
     b, g = lengths.shape
     write = lambda ids, length: tokenizer.decode(ids[:length].tolist(), skip_special_tokens=True)
     out = []
