@@ -283,7 +283,7 @@ def plans(clip: DecodedClip, config: TargetConfig) -> Arrays:
 def hints(clip: DecodedClip, config: TargetConfig) -> Arrays:
     """A clip with plans of one frame, any of them, that now and then name the shape that is meant.
 
-    Enough for RL to find out that this pays; without it plans say nothing of the query, and few of a group are right.
+    So that RL can find out that this pays: without it plans say nothing of the query, and few of a group are right.
     """
     rng, names, found = clip.rng, clip.ref.extra["looks"], []
     for sentence in _about(clip, ("image", *_needs(config)), 1)[: config.targets]:
