@@ -52,7 +52,7 @@ class Case(NamedTuple):
     """
 
     config: ConfigDict
-    loaded: models.Loaded
+    loaded: models.LoadedModels
     choices: Any
     example: ExampleConfig
     clip: clips.DecodedClip

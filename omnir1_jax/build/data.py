@@ -11,8 +11,7 @@ from ml_collections import ConfigDict
 from transformers import PreTrainedTokenizerBase
 
 from omnir1_jax import tasks
-from omnir1_jax.build.models import Sizes as ModelSizes
-from omnir1_jax.build.models import grounder_sizes, prompt_texts
+from omnir1_jax.build.models import ModelSpecs, grounder_sizes, prompt_texts
 from omnir1_jax.config import lookup
 from omnir1_jax.config.sections import Loader, Task
 from omnir1_jax.config.settings import section
@@ -122,7 +121,7 @@ def example_config(
     name: str,
     tokenizer: PreTrainedTokenizerBase,
     thinker: ThinkerConfig,
-    grounder: Callable[[ConfigDict], ModelSizes | None] = grounder_sizes,
+    grounder: Callable[[ConfigDict], ModelSpecs | None] = grounder_sizes,
 ) -> ExampleConfig:
     """Config of the prompts of one task.
 

@@ -52,7 +52,7 @@ TRY = "to see everything run without weights of your own, try configs/toy.py"
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
 
 
-class Loaded(NamedTuple):
+class LoadedModels(NamedTuple):
     """Models with their parameters; a run that trains SAM 2 has only the segmenter.
 
     Attributes:
@@ -119,29 +119,29 @@ def sam2_config(settings: ConfigDict | sections.Sam2) -> sam2.Sam2Config | None:
     return _fields(sam2.Sam2Config, {"hiera": hiera, **options, **sizes}, "sam2.sizes")
 
 
-class Sizes(NamedTuple):
+class ModelSpecs(NamedTuple):
     """Configs of the models, before any parameter is read. `grounder`: those of a grounder that is not the policy's."""
 
     tokenizer: PreTrainedTokenizerBase | None
     thinker: ThinkerConfig | None
     sam2: sam2.Sam2Config | None
-    grounder: "Sizes | None" = None
+    grounder: "ModelSpecs | None" = None
 
 
-def sizes(config: ConfigDict) -> Sizes:
+def sizes(config: ConfigDict) -> ModelSpecs:
     """Reads tokenizer and model configs; quick, so that a wrong setting shows before gigabytes are read."""
     if config.objective == "masks":
-        return Sizes(None, None, sam2_config(config.sam2))
+        return ModelSpecs(None, None, sam2_config(config.sam2))
     return thinker_sizes(config, "thinker")._replace(sam2=sam2_config(config.sam2), grounder=grounder_sizes(config))
 
 
-def grounder_sizes(config: ConfigDict) -> Sizes | None:
+def grounder_sizes(config: ConfigDict) -> ModelSpecs | None:
     """Sizes of the thinker in section `grounder`; None if it is empty."""
     settings = config.grounder
     return thinker_sizes(config, "grounder") if settings.path or settings.sizes else None
 
 
-def thinker_sizes(config: ConfigDict, name: str) -> Sizes:
+def thinker_sizes(config: ConfigDict, name: str) -> ModelSpecs:
     """Checks that the tokenizer fits the weights (InputError): a token past the vocabulary has no logit to learn."""
     hf_tokenizer = tokenizer(config, name)
     ids, count = TokenIds(**dataclasses.asdict(tokens.token_ids(hf_tokenizer))), len(hf_tokenizer)
@@ -152,10 +152,10 @@ def thinker_sizes(config: ConfigDict, name: str) -> Sizes:
     for token, model_id in dataclasses.asdict(thinker.tokens).items():
         if token not in ("pad", "eos") and model_id != getattr(ids, token):  # these two come from the tokenizer
             raise InputError(f"{setting} has {token} at {getattr(ids, token)}, the model at {model_id}")
-    return Sizes(hf_tokenizer, thinker, None)
+    return ModelSpecs(hf_tokenizer, thinker, None)
 
 
-def load(config: ConfigDict, model_sizes: Sizes, mesh: Mesh | None = None) -> Loaded:
+def load(config: ConfigDict, model_sizes: ModelSpecs, mesh: Mesh | None = None) -> LoadedModels:
     """Reads or draws all parameters; onto `mesh` by their logical axes, or onto the default device."""
     key, models = jax.random.key(config.seed), specs(config, model_sizes)
     params = segmenter = grounder = None
@@ -179,10 +179,10 @@ def load(config: ConfigDict, model_sizes: Sizes, mesh: Mesh | None = None) -> Lo
         )
         tables = replicated(tokenizer_tables(config, model_sizes.grounder.tokenizer), mesh)
         grounder = tables.replace(vision=grounder_params["vision"], text=grounder_params["text"])
-    return Loaded(models, params, segmenter, model_sizes.tokenizer, grounder)
+    return LoadedModels(models, params, segmenter, model_sizes.tokenizer, grounder)
 
 
-def specs(config: ConfigDict, model_sizes: Sizes) -> Models:
+def specs(config: ConfigDict, model_sizes: ModelSpecs) -> Models:
     """The run's models without their parameters."""
     segmenter = None if model_sizes.sam2 is None else Sam2Segmenter(sam2.Sam2(model_sizes.sam2))
     if model_sizes.thinker is None:
@@ -203,7 +203,7 @@ def _thinker_params(
     return draw(abstract_params(thinker), key, dtype, mesh, form)
 
 
-def originals(config: ConfigDict, loaded: Loaded) -> dict[str, Any]:
+def originals(config: ConfigDict, loaded: LoadedModels) -> dict[str, Any]:
     """The thinker's parameters before quantisation: those of its directory, `Deferred`."""
     if config.thinker.frozen == "float":
         return loaded.params
@@ -264,7 +264,7 @@ def draw(
     return jax.jit(make, out_shardings=shardings)()
 
 
-def trainable(config: ConfigDict, loaded: Loaded) -> Any:
+def trainable(config: ConfigDict, loaded: LoadedModels) -> Any:
     """The trained parameters in float32: the decoder or a LoRA adapter of it, the whole thinker, or SAM 2."""
     master = lambda tree: jax.tree.map(lambda x: jnp.array(x, jnp.float32), tree)
     if config.objective == "masks":
@@ -278,7 +278,7 @@ def trainable(config: ConfigDict, loaded: Loaded) -> Any:
     return master(loaded.params["text"])
 
 
-def trained_axes(config: ConfigDict, model_sizes: Sizes) -> Any:
+def trained_axes(config: ConfigDict, model_sizes: ModelSpecs) -> Any:
     """Shapes of `trainable`'s result, boxed with their logical axes."""
     if config.objective == "masks":
         if model_sizes.sam2 is None:
@@ -309,7 +309,7 @@ def prompt_texts(config: ConfigDict) -> dict[str, str]:
     return texts
 
 
-def frozen(config: ConfigDict, loaded: Loaded, mesh: Mesh | None = None) -> Frozen | None:
+def frozen(config: ConfigDict, loaded: LoadedModels, mesh: Mesh | None = None) -> Frozen | None:
     """The inputs that the step does not change; None where SAM 2 is trained.
 
     Args:

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from transformers import PreTrainedTokenizerBase
 
 from omnir1_jax.build.data import Example, example_config, example_of, task_of
-from omnir1_jax.build.models import Loaded, lora_config, step_config
+from omnir1_jax.build.models import LoadedModels, lora_config, step_config
 from omnir1_jax.config.sections import Masks
 from omnir1_jax.config.settings import section
 from omnir1_jax.data.pipeline import ANY
@@ -38,12 +38,14 @@ class Objective(NamedTuple):
     examples: tuple[str, ...]
     example: Callable[[ConfigDict, str], Example]
     example_config: Callable[[ConfigDict, str, PreTrainedTokenizerBase, ThinkerConfig], Any]
-    make_steps: Callable[[ConfigDict, Loaded, optax.GradientTransformation, TrainState | None], dict[str, Callable]]
+    make_steps: Callable[
+        [ConfigDict, LoadedModels, optax.GradientTransformation, TrainState | None], dict[str, Callable]
+    ]
     to_batch: Callable[[ConfigDict, str, Mapping[str, Any]], Any]
 
 
 def _grpo_steps(
-    config: ConfigDict, loaded: Loaded, rule: optax.GradientTransformation, shardings: TrainState | None
+    config: ConfigDict, loaded: LoadedModels, rule: optax.GradientTransformation, shardings: TrainState | None
 ) -> dict[str, Callable]:
     choices = step_config(config, loaded.models.thinker.config.tokens)
 
@@ -88,7 +90,7 @@ def _sft_config(
 
 
 def _sft_step(
-    config: ConfigDict, loaded: Loaded, rule: optax.GradientTransformation, shardings: TrainState | None
+    config: ConfigDict, loaded: LoadedModels, rule: optax.GradientTransformation, shardings: TrainState | None
 ) -> Callable:
     choices = text.SftConfig(config.sft.encoders, lora_config(config.lora), config.step.score_chunk)
     return text.make_sft_step(loaded.models, rule, choices, shardings)
@@ -106,7 +108,7 @@ def _mask_config(config: ConfigDict, task: str, *_: Any) -> mask_examples.MaskEx
 
 
 def _mask_step(
-    config: ConfigDict, loaded: Loaded, rule: optax.GradientTransformation, shardings: TrainState | None
+    config: ConfigDict, loaded: LoadedModels, rule: optax.GradientTransformation, shardings: TrainState | None
 ) -> Callable:
     step = masks.make_mask_step(loaded.models.segmenter.model, rule, section(Masks, config.masks), shardings)
     return lambda state, frozen, batch, key: step(state, frozen, batch, jax.random.fold_in(key, state.step))

@@ -13,7 +13,7 @@ from jaxtyping import Array, Key
 from ml_collections import ConfigDict
 
 from omnir1_jax.build import data, facts, models, optimizer, valid
-from omnir1_jax.build.models import Loaded
+from omnir1_jax.build.models import LoadedModels
 from omnir1_jax.build.objectives import OBJECTIVES
 from omnir1_jax.data.pipeline import Family
 from omnir1_jax.data.stream import Prefetch, training_stream
@@ -37,7 +37,7 @@ class Run(NamedTuple):
 
     config: ConfigDict
     mesh: Mesh | None
-    loaded: Loaded
+    loaded: LoadedModels
     frozen: Any
     state: TrainState
     families: list[Family]

@@ -16,7 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from omnir1_jax.build import models, valid
-from omnir1_jax.build.models import Loaded
+from omnir1_jax.build.models import LoadedModels
 from omnir1_jax.config import settings, shipped
 from omnir1_jax.errors import InputError
 from omnir1_jax.files import hub
@@ -37,7 +37,7 @@ class Trained(NamedTuple):
     """
 
     config: ConfigDict
-    loaded: Loaded
+    loaded: LoadedModels
     trainable: Any
     step: int | None = None
 
@@ -130,7 +130,7 @@ def load(
     return Trained(config, loaded, trainable, number)
 
 
-def in_place(trained: Trained) -> Loaded:
+def in_place(trained: Trained) -> LoadedModels:
     """The models with everything trained in them, adapters merged."""
     config, loaded, trainable, _ = trained
     if trainable is None:

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from transformers import PreTrainedTokenizerBase
 
 from omnir1_jax.build import models
-from omnir1_jax.build.models import Loaded
+from omnir1_jax.build.models import LoadedModels
 from omnir1_jax.build.run import mesh_of
 from omnir1_jax.config import lookup
 from omnir1_jax.errors import InputError
@@ -48,8 +48,8 @@ class Systems(NamedTuple):
 
 def systems(
     config: ConfigDict,
-    policy: Loaded,
-    grounder: Loaded | None = None,
+    policy: LoadedModels,
+    grounder: LoadedModels | None = None,
     mesh: Mesh | None = None,
     *,
     temperature: float = 0.0,

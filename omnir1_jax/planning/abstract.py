@@ -74,8 +74,8 @@ def program(config: ConfigDict) -> Program:
     thinker, segmenter = _thinker(config, words, "thinker"), _sam2(config)
     if config.grounder.path or config.grounder.sizes:
         other = _tokenizer(config, "grounder")
-        looking = setup_models.Sizes(other, _thinker(config, other, "grounder"), None)
-    models = setup_models.specs(config, setup_models.Sizes(words, thinker, segmenter, looking))
+        looking = setup_models.ModelSpecs(other, _thinker(config, other, "grounder"), None)
+    models = setup_models.specs(config, setup_models.ModelSpecs(words, thinker, segmenter, looking))
     boxed = _frozen(config, thinker)
     settings = typed(config)
     own = setup_models.lora_config(settings.lora)

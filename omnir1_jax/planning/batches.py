@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from transformers import PreTrainedTokenizerBase
 
 from omnir1_jax.build.data import example_config
-from omnir1_jax.build.models import Sizes
+from omnir1_jax.build.models import ModelSpecs
 from omnir1_jax.data.audio import SAMPLE_RATE
 from omnir1_jax.data.clips import DecodedClip
 from omnir1_jax.data.preprocess.tokens import SPELLING
@@ -64,7 +64,7 @@ def batch_of(
     task: Task,
     thinker: ThinkerConfig,
     tokenizer: PreTrainedTokenizerBase | None = None,
-    grounder: Sizes | None = None,
+    grounder: ModelSpecs | None = None,
 ) -> Any:
     """Shapes of the batches of an entry of the mixture.
 

@@ -11,14 +11,14 @@ from etils import epath
 from jax.experimental import multihost_utils
 from transformers import PreTrainedTokenizerBase
 
-from omnir1_jax.build.models import Loaded, lora_config, originals
+from omnir1_jax.build.models import LoadedModels, lora_config, originals
 from omnir1_jax.errors import InputError
 from omnir1_jax.models import lora, sam2
 from omnir1_jax.models.hf_checkpoint import Deferred
 from omnir1_jax.models.qwen_omni import hf_adapter, hf_config, hf_processor, pretrained, store
 
 
-def merged(config: Any, loaded: Loaded, trainable: Any) -> dict[str, Any]:
+def merged(config: Any, loaded: LoadedModels, trainable: Any) -> dict[str, Any]:
     """The whole thinker's parameters with what was trained in place, in the dtype of the frozen ones."""
     like = lambda new, old: jax.tree.map(lambda a, b: a.astype(b.dtype), new, old)
     if config.objective == "sft" and config.sft.encoders:
@@ -28,7 +28,7 @@ def merged(config: Any, loaded: Loaded, trainable: Any) -> dict[str, Any]:
     return loaded.params | {"text": like(trainable, loaded.params["text"])}
 
 
-def written(config: Any, loaded: Loaded, trainable: Any) -> dict[str, Any]:
+def written(config: Any, loaded: LoadedModels, trainable: Any) -> dict[str, Any]:
     """The parameters to be written: `merged`, or with quantised weights their originals with the adapter in them, each
     made when it is asked for."""
     own = lora_config(config.lora)
@@ -47,7 +47,7 @@ STEP = "training.json"  # beside the weights: {"step": 200}
 
 
 def save(
-    path: epath.PathLike, config: Any, loaded: Loaded, trainable: Any, *, step: int | None = None, **layout: Any
+    path: epath.PathLike, config: Any, loaded: LoadedModels, trainable: Any, *, step: int | None = None, **layout: Any
 ) -> None:
     """Writes the trained model, whole or not at all: the thinker in Hugging Face layout, or SAM 2.
 

@@ -185,7 +185,7 @@ def test_export_merges_into_the_original_weights(tmp_path):
     for folder in ("hf", "store"):
         run.thinker.path = str(tmp_path / folder)
         params = pretrained.read_params(run.thinker.path, config, form=models.frozen_format(run))
-        loaded = models.Loaded(Models(Thinker(config), None), params, None, small.tokenizer())
+        loaded = models.LoadedModels(Models(Thinker(config), None), params, None, small.tokenizer())
         export.save(tmp_path / f"from_{folder}", run, loaded, adapter)
         got = pretrained.read_params(tmp_path / f"from_{folder}", config)
         jax.tree.map(np.testing.assert_array_equal, got, want)
