@@ -149,5 +149,7 @@ def pytest_terminal_summary(terminalreporter, config):
     terminalreporter.section("processor time and most memory, by file")
     for name, (seconds, size) in usage[: config.option.durations or 0]:
         terminalreporter.write_line(f"{seconds:7.1f} s  {size / 2**30:5.2f} GiB  {name}")
-    total, most = sum(seconds for _, (seconds, _) in usage), max((size for _, (_, size) in usage), default=0)
-    terminalreporter.write_line(f"all files: {total:.0f} s, at most {most / 2**30:.2f} GiB")
+    if usage:
+        largest, (_, size) = max(usage, key=lambda item: item[1][1])
+        total = sum(seconds for _, (seconds, _) in usage)
+        terminalreporter.write_line(f"all files: {total:.0f} s, at most {size / 2**30:.2f} GiB ({largest})")
