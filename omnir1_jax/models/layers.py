@@ -1,7 +1,6 @@
 """Linear layer and RMSNorm with named axes, shared by the decoder and the encoders."""
 
 import math
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -10,17 +9,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from omnir1_jax.models import quantise
-from omnir1_jax.parallel import one_cpu
-
-
-def product(x: Float[Array, "..."], kernel: Float[Array, "..."], axes: int, **how: Any) -> Float[Array, "..."]:
-    """`jnp.tensordot(x, kernel, axes, **how)`. On one CPU as a product of two matrices: of more axes XLA would move the
-    activations in memory for the kernel's gradient."""
-    if not one_cpu():
-        return jnp.tensordot(x, kernel, axes, **how)
-    rows, columns = x.shape[: x.ndim - axes], kernel.shape[axes:]
-    matrix = kernel.reshape(-1, math.prod(columns))
-    return jnp.matmul(x.reshape(-1, matrix.shape[0]), matrix, **how).reshape(*rows, *columns)
+from omnir1_jax.models.narrow import product
 
 
 class Linear(nn.Module):

@@ -20,6 +20,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Num
 
 from omnir1_jax.errors import InputError
+from omnir1_jax.models import narrow
 
 SCALES = "scales"
 DTYPES = {4: jnp.int4, 8: jnp.int8}
@@ -93,10 +94,10 @@ def product(
     """
     axes = len(shape)
     if values.shape[:axes] == shape:
-        y = jnp.tensordot(x.astype(dtype), values.astype(dtype), axes)
+        y = narrow.product(x.astype(dtype), values.astype(dtype), axes)
         return (y * scales.astype(jnp.float32)).astype(dtype)
     grouped = x.astype(dtype).reshape(*x.shape[:-1], *values.shape[:2])
-    return jnp.tensordot(grouped, values.astype(dtype) * scales[:, None].astype(dtype), 2)
+    return narrow.product(grouped, values.astype(dtype) * scales[:, None].astype(dtype), 2)
 
 
 def quantised(params: Any, form: Format) -> Any:
