@@ -40,16 +40,16 @@ def run(quick: bool) -> dict:
             state, metrics, rollout = training.steps[batch.family](state, training.frozen, inputs, key)
             metrics, seconds = jax.device_get(metrics), time.perf_counter() - began
             if logged:
-                own = time.thread_time()
+                began_thread = time.thread_time()
                 metrics |= loop.data_metrics(stream, waited) | measure.speed(config, inputs, metrics, seconds)
                 log.step(step, metrics | {"learn/learning_rate": rate(step, 0)}, seconds, batch.family)
                 loop.tell(log, training, step, batch, inputs, rollout)
-                own = time.thread_time() - own
+                step_thread_seconds = time.thread_time() - began_thread
                 log.later(lambda: threads.append(time.thread_time()))
                 log.flush()
                 kind = "pictured" if step % PICTURED == 0 else "plain"
                 cpu[f"{kind}.thread"].append(threads[-1] - threads[-2])
-                cpu[f"{kind}.step"].append(own)
+                cpu[f"{kind}.step"].append(step_thread_seconds)
             if step:  # the first one compiles
                 cpu["logged" if logged else "silent"].append(time.process_time() - started)
     stream.close()

@@ -153,9 +153,9 @@ def host_shapes(weight: Any, how: Plan) -> tuple[jax.ShapeDtypeStruct, jax.Shape
 def split_host(weight: np.ndarray, how: Plan, values: np.ndarray, scales: np.ndarray) -> None:
     """One layer's weight into `values` and `scales`, piece by piece: in float32 a token table takes gigabytes."""
     rows = 0 not in how.axes  # which share no scale, so that pieces of them are as good
-    unit = how.group or 1
-    step = max(PIECE * weight.shape[0 if rows else -1] // weight.size // unit, 1) * unit
-    for start in range(0, weight.shape[0 if rows else -1], step):
+    length, unit = weight.shape[0 if rows else -1], how.group or 1
+    step = max(PIECE * length // weight.size // unit, 1) * unit
+    for start in range(0, length, step):
         piece = slice(start, start + step)
         into = slice(start // unit, (start + step) // unit) if rows else (..., piece)
         values[into], scales[into] = split(weight[piece] if rows else weight[..., piece], how)

@@ -47,8 +47,8 @@ def program_of(run: Run, task: str, batch: Any) -> Program:
     """What the planner has to know of a run's own step of a task."""
     made, shapes = run.loaded.models, jax.eval_shape(lambda: batch)
     choices = models.step_config(run.config, made.thinker.config.tokens)
-    own, keep = {task: task_of(run.config, task)}, {task: run.config.data[task].keep}
-    return Program(made, choices, None, None, run.frozen, own, keep, {task: shapes})
+    tasks, keep = {task: task_of(run.config, task)}, {task: run.config.data[task].keep}
+    return Program(made, choices, None, None, run.frozen, tasks, keep, {task: shapes})
 
 
 def counted(program: Program, task: str, module: Module, devices: int = 1) -> Callable[[Mapping[str, Any]], float]:

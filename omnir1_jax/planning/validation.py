@@ -79,10 +79,10 @@ def assumptions(program: Program, config: ConfigDict, name: str, rollout: Rollou
     Args:
       program: of `answering`. rollout: how far an answer of it goes, with as many objects as a target of training has.
     """
-    found = step.assumptions(program, rollout)
+    assumed = step.assumptions(program, rollout)
     # The segmenter follows an answer's objects one after another.
     trips = {step.OBJECTS: rollout.objects, step.TRACKED: length(config.data[name].frames) - 1}
-    return dataclasses.replace(found, trips=found.trips | trips)
+    return dataclasses.replace(assumed, trips=assumed.trips | trips)
 
 
 def seconds(config: ConfigDict, name: str, mesh: Mesh, batch: float) -> dict[str, Any]:
