@@ -181,11 +181,11 @@ def families(
                 f"data.{name}.batch_size: {entry.batch_size} prompts do not divide over mesh.slice x mesh.data x "
                 f"mesh.fsdp = {share.count}; take {' or '.join(map(str, alternatives))}, or more of mesh.tensor"
             )
-        kept = round(entry.batch_size * entry.keep)
-        if config.objective == "grpo" and kept % share.count:
+        learned = round(entry.batch_size * entry.keep)
+        if config.objective == "grpo" and learned % share.count:
             raise InputError(
-                f"data.{name}.keep: {kept} of {entry.batch_size} prompts do not divide over mesh.slice x mesh.data x "
-                f"mesh.fsdp = {share.count}"
+                f"data.{name}.keep: {learned} of {entry.batch_size} prompts do not divide over mesh.slice x mesh.data "
+                f"x mesh.fsdp = {share.count}"
             )
         readers, measured = _opened(config, name)
         family = Family(

@@ -205,7 +205,7 @@ def placed(params: Any, shardings: Any = None, form: quantise.Format | None = No
         if how is None:
             host = {key: parameter.make()}
         else:
-            host = dict(zip((key, (*key[:-1], quantise.SCALES)), parameter.quantised(how), strict=True))
+            host = dict(zip(quantise.paths(key, parameter.shape, form), parameter.quantised(how), strict=True))
         for name, part in host.items():
             sharding = shardings.get(name)
             if sharding is None:

@@ -100,9 +100,9 @@ def seconds(config: ConfigDict, name: str, mesh: Mesh, batch: float) -> dict[str
     published = BENCHMARKS.get(settings.benchmark)
     known = HELD_OUT_CLIPS if published is None else published.items.get(settings.split or published.split)
     items = settings.limit or known
-    found = {"task": name, "batch_items": rows, "batch_seconds": batch, "items": items}
+    estimate = {"task": name, "batch_items": rows, "batch_seconds": batch, "items": items}
     if items is None:
-        return found
+        return estimate
     whole, every = batch * math.ceil(items / rows), settings.every
     times = math.ceil(config.steps / every) + settings.at_start if every else 0
-    return found | {"seconds": whole, "seconds_per_step": whole / every if every else 0.0, "times": times}
+    return estimate | {"seconds": whole, "seconds_per_step": whole / every if every else 0.0, "times": times}

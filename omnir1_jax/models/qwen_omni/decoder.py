@@ -89,11 +89,11 @@ class Block(nn.Module):
             if index is None:
                 keys, values = (t.reshape(-1, *t.shape[3:]) for t in new)
                 keys = put(tail.keys, jnp.swapaxes(keys, 1, 2), (0, 0, view.slot))
-                own = tail = Stack(keys, put(tail.values, values, (0, view.slot, 0)))
+                layer_tail = tail = Stack(keys, put(tail.values, values, (0, view.slot, 0)))
             else:
                 tail = Stack(*(put(old, t[None], (index, 0, 0, 0, view.slot, 0)) for old, t in zip(tail, new)))
-                own = Stack(*(jax.lax.dynamic_index_in_dim(t, index, keepdims=False) for t in tail))
-            y = attend_shared(q, prompt_k, prompt_v, view.prompt_mask, *own, view.tail_mask)
+                layer_tail = Stack(*(jax.lax.dynamic_index_in_dim(t, index, keepdims=False) for t in tail))
+            y = attend_shared(q, prompt_k, prompt_v, view.prompt_mask, *layer_tail, view.tail_mask)
         y = checkpoint_name(y, ATTENTION_OUTPUT)
         shapes = (c.num_heads, c.head_dim), (c.hidden_size,), ("heads", "head_dim"), ("embed",)
         x = constrain(x + Linear(*shapes, dtype=self.dtype, name="o")(beside(y, "heads")), stream)
@@ -272,9 +272,9 @@ class Decoder(nn.Module):
         else:
             block, stacks = Block(self.config, self.dtype, self.attention, parent=None), ()
             for n, stack in enumerate(tail.stacks):
-                own = {name: tree["layers"][str(n)] for name, tree in self.variables.items()}
+                layer_variables = {name: tree["layers"][str(n)] for name, tree in self.variables.items()}
                 layer = None, prompt.keys[n], prompt.values[n]
-                (x, stack), _ = block.apply(own, (x, stack), layer, angles, view)
+                (x, stack), _ = block.apply(layer_variables, (x, stack), layer, angles, view)
                 stacks += (stack,)
         return self.final_norm(x), TailCache(stacks, filled, tail.used + embeddings.shape[2])
 
