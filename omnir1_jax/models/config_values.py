@@ -10,16 +10,16 @@ MAX_SIZE = 1 << 20  # of a width, a vocabulary, a window: far beyond any model, 
 MAX_COUNT = 1024  # of layers, heads, blocks: what is iterated over
 
 
-def whole(part: Mapping[str, Any], key: str, where: str, low: int = 1, high: int = MAX_SIZE) -> int:
+def integer(part: Mapping[str, Any], key: str, where: str, low: int = 1, high: int = MAX_SIZE) -> int:
     """`part[key]`, a whole number from `low` to `high`. `where` names file and section.
 
     Raises:
       InputError: naming file and key.
     """
-    return as_whole(part.get(key), f"{where}{key}", low, high)
+    return as_integer(part.get(key), f"{where}{key}", low, high)
 
 
-def as_whole(value: Any, name: str, low: int = 1, high: int = MAX_SIZE) -> int:
+def as_integer(value: Any, name: str, low: int = 1, high: int = MAX_SIZE) -> int:
     if isinstance(value, float) and value.is_integer() and abs(value) < 1 << 53:
         value = int(value)
     if type(value) is not int or not low <= value <= high:
@@ -27,12 +27,12 @@ def as_whole(value: Any, name: str, low: int = 1, high: int = MAX_SIZE) -> int:
     return value
 
 
-def wholes(part: Mapping[str, Any], key: str, where: str, low: int = 0, high: int = MAX_SIZE) -> tuple[int, ...]:
+def integers(part: Mapping[str, Any], key: str, where: str, low: int = 0, high: int = MAX_SIZE) -> tuple[int, ...]:
     """`part[key]`, a list of at most `MAX_COUNT` such numbers."""
     value = part.get(key)
     if not isinstance(value, list | tuple) or len(value) > MAX_COUNT:
         raise InputError(f"{where}{key} is {json_file.describe(value)}; it must be a list of whole numbers")
-    return tuple(as_whole(item, f"{where}{key}[{i}]", low, high) for i, item in enumerate(value))
+    return tuple(as_integer(item, f"{where}{key}[{i}]", low, high) for i, item in enumerate(value))
 
 
 def number(part: Mapping[str, Any], key: str, where: str, low: float = 0.0, high: float = 1e12) -> float:
@@ -51,7 +51,7 @@ def flag(part: Mapping[str, Any], key: str, where: str) -> bool:
 
 
 def section(part: Mapping[str, Any], key: str, where: str) -> Mapping[str, Any]:
-    """`part[key]`, an object; an empty one where it is absent or null."""
+    """`part[key]`, an object; an empty one if it is absent or null."""
     value = part.get(key)
     if value is not None and not isinstance(value, dict):
         raise InputError(f"{where}{key} is {json_file.describe(value)}; it must be an object")
@@ -59,5 +59,5 @@ def section(part: Mapping[str, Any], key: str, where: str) -> Mapping[str, Any]:
 
 
 def without_null(part: Mapping[str, Any]) -> dict[str, Any]:
-    """The keys of `part` that are not null: a null is as good as no key."""
+    """The keys of `part` that are not null: a null counts as absent."""
     return {key: value for key, value in part.items() if value is not None}

@@ -1,7 +1,7 @@
 """Hugging Face checkpoints to parameter trees and back, streamed.
 
-A table of `Leaf` says which tensor on disk is which parameter. Host memory stays near one parameter: a stacked
-parameter is filled layer by layer and handed to the devices before the next one is read.
+A table of `Leaf` maps tensors on disk to parameters. Host memory stays near one parameter: a stacked parameter is
+filled layer by layer and put on the devices before the next one is read.
 """
 
 import dataclasses
@@ -25,8 +25,8 @@ from omnir1_jax.files import folders
 from omnir1_jax.models import quantise, safetensors_file, transpose
 from omnir1_jax.models.safetensors_file import TensorInfo
 
-LISTED = 8  # names of each kind that an error spells out
-WEIGHTS = "weights"  # kind of a directory that is written here, in its mark
+LISTED = 8  # names of each kind in an error
+WEIGHTS = "weights"  # kind recorded in the mark of a written directory
 MAX_SHARD_BYTES = 5_000_000_000
 
 
@@ -66,7 +66,7 @@ CONV1D = Layout("conv1d", lambda x, shape: x.transpose(2, 1, 0), lambda p: p.tra
 CONV2D = Layout(  # [o, i, h, w] -> [h, w, i, o]
     "conv2d", lambda x, shape: x.transpose(2, 3, 1, 0), lambda p: p.transpose(3, 2, 0, 1)
 )
-CONV_TRANSPOSE2D = Layout(  # [i, o, h, w] -> [h, w, i, o], both spatial axes turned round
+CONV_TRANSPOSE2D = Layout(  # [i, o, h, w] -> [h, w, i, o], both spatial axes flipped
     "conv_transpose2d",
     lambda x, shape: x.transpose(2, 3, 0, 1)[::-1, ::-1],
     lambda p: p[::-1, ::-1].transpose(2, 3, 0, 1),
@@ -84,10 +84,10 @@ class Leaf:
     be equal, and both are written.
 
     Attributes:
-      name: on disk, without any prefix.
-      path: in the tree of parameters.
-      layer: index on the parameter's leading axis; None when it is not stacked.
-      layout: how the two relate.
+      name: name on disk, without any prefix.
+      path: path in the tree of parameters.
+      layer: index on the parameter's leading axis; None if it is not stacked.
+      layout: rearrangement between the two.
     """
 
     name: str
@@ -106,8 +106,8 @@ def by_parameter(leaves: Sequence[Leaf], shapes: Mapping[tuple[str, ...], Any]) 
     for leaf in leaves:
         groups.setdefault(leaf.path, []).append(leaf)
     if groups.keys() != shapes.keys():
-        odd = sorted("/".join(path) for path in groups.keys() ^ shapes.keys())
-        raise ValueError(f"the table of leaves and the parameters differ in {', '.join(odd)}")
+        mismatched = sorted("/".join(path) for path in groups.keys() ^ shapes.keys())
+        raise ValueError(f"the table of leaves and the parameters differ in {', '.join(mismatched)}")
     for path, group in groups.items():
         layers = {leaf.layer for leaf in group}
         if layers != {None} and layers != set(range(shapes[path].shape[0])):
@@ -124,7 +124,7 @@ def abstract(build: Callable[[Any], Any], config: Any, path: epath.PathLike) -> 
     """`build(config)`: the shapes of a model's parameters, traced and not allocated.
 
     Raises:
-      InputError: sizes of `path/config.json` that do not fit together, whatever the tracing made of them.
+      InputError: sizes of `path/config.json` that do not fit together, whichever error tracing raised.
     """
     try:
         return build(config)
@@ -163,16 +163,16 @@ def load_params(
     return placed(deferred(path, leaves, shapes, dtype, prefixes, ignore), shardings, form)
 
 
-Layers = Iterator[tuple[Any, np.ndarray]]  # of a parameter: an index on its leading axis, or `...`, and what lies there
+Layers = Iterator[tuple[Any, np.ndarray]]  # of a parameter: index on its leading axis, or `...`, and values
 
 
 @dataclasses.dataclass(frozen=True)
 class Deferred:
-    """A parameter that is made on the host when it is asked for, and not kept.
+    """A parameter that is read on the host on demand and not cached.
 
     Attributes:
-      make: all of it.
-      layers: it, or a stacked one's layers one after the other; None where there is only `make`.
+      make: reads the parameter.
+      layers: reads it layer by layer if it is stacked; None if there is only `make`.
     """
 
     shape: tuple[int, ...]
@@ -187,12 +187,12 @@ class Deferred:
     def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
         return self.make()
 
-    def quantised(self, how: quantise.Plan) -> tuple[np.ndarray, np.ndarray]:
-        """Integers and scales; no more than a layer is held as it was."""
-        values, scales = (aligned(x.shape, x.dtype) for x in quantise.host_shapes(self, how))
+    def quantised(self, spec: quantise.Plan) -> tuple[np.ndarray, np.ndarray]:
+        """Integers and scales; at most one layer is held unquantised."""
+        values, scales = (aligned(x.shape, x.dtype) for x in quantise.host_shapes(self, spec))
         for index, value in self.layers():
             layer = transpose.contiguous(value)
-            quantise.split_host(layer.astype(self.dtype, copy=False), how, values[index], scales[index])
+            quantise.split_host(layer.astype(self.dtype, copy=False), spec, values[index], scales[index])
         return values, scales
 
 
@@ -201,18 +201,20 @@ def placed(params: Any, shardings: Any = None, form: quantise.Format | None = No
     shardings = {} if shardings is None else flatten_dict(shardings)
     arrays = {}
     for key, parameter in flatten_dict(params).items():
-        how = None if form is None else quantise.plan(key, parameter.shape, form)
-        if how is None:
-            host = {key: parameter.make()}
+        spec = None if form is None else quantise.plan(key, parameter.shape, form)
+        if spec is None:
+            host_arrays = {key: parameter.make()}
         else:
-            host = dict(zip(quantise.paths(key, parameter.shape, form), parameter.quantised(how), strict=True))
-        for name, part in host.items():
+            host_arrays = dict(zip(quantise.paths(key, parameter.shape, form), parameter.quantised(spec), strict=True))
+        for name, array in host_arrays.items():
             sharding = shardings.get(name)
             if sharding is None:
-                arrays[name] = jax.device_put(part)  # jnp.asarray would copy
+                arrays[name] = jax.device_put(array)  # jnp.asarray would copy
             else:
-                arrays[name] = jax.make_array_from_callback(part.shape, sharding, lambda index, part=part: part[index])
-        del host, part
+                arrays[name] = jax.make_array_from_callback(
+                    array.shape, sharding, lambda index, array=array: array[index]
+                )
+        del host_arrays, array
     return unflatten_dict(arrays)
 
 
@@ -232,19 +234,19 @@ def deferred(
     prefix = max(prefixes, key=lambda prefix: sum(prefix + leaf.name in tensors for leaf in leaves))
     _check(path, tensors, leaves, shapes, prefix, ignore)
 
-    def one(group: Sequence[Leaf], shape: tuple[int, ...]) -> Deferred:
+    def parameter(group: Sequence[Leaf], shape: tuple[int, ...]) -> Deferred:
         stored = {safetensors_file.DTYPES[tensors[prefix + leaf.name].dtype] for leaf in group}
-        kind = np.dtype(jnp.result_type(*stored) if dtype is None else dtype)
+        kept_dtype = np.dtype(jnp.result_type(*stored) if dtype is None else dtype)
         layers = functools.partial(_layers, group, shape, tensors, prefix)
-        return Deferred(shape, kind, functools.partial(_filled, shape, kind, layers), layers)
+        return Deferred(shape, kept_dtype, functools.partial(_filled, shape, kept_dtype, layers), layers)
 
-    return unflatten_dict({key: one(group, shapes[key].shape) for key, group in groups.items()})
+    return unflatten_dict({key: parameter(group, shapes[key].shape) for key, group in groups.items()})
 
 
 def _layers(group: Sequence[Leaf], shape: tuple[int, ...], tensors: Mapping[str, TensorInfo], prefix: str) -> Layers:
     read = lambda leaf: safetensors_file.read_tensor(tensors[prefix + leaf.name])
     view = lambda leaf, tensor: leaf.layout.to_params(tensor, shape if leaf.layer is None else shape[1:])
-    first: dict[int | None, Leaf] = {}
+    first_leaves: dict[int | None, Leaf] = {}
     for leaf in group:
         info, tensor = tensors[prefix + leaf.name], read(leaf)
         if count := safetensors_file.not_finite(tensor):
@@ -252,11 +254,11 @@ def _layers(group: Sequence[Leaf], shape: tuple[int, ...], tensors: Mapping[str,
                 f"{info.file}: the tensor {prefix + leaf.name!r} holds {count} of {tensor.size} values that are NaN or "
                 "infinite; fetch the file again, or take weights from before the run diverged"
             )
-        if twin := first.get(leaf.layer):
+        if twin := first_leaves.get(leaf.layer):
             if not np.array_equal(view(twin, read(twin)), view(leaf, tensor)):
                 raise InputError(f"{info.file}: {leaf.name!r} differs from its twin; which one counts is unknown")
         else:
-            first[leaf.layer] = leaf
+            first_leaves[leaf.layer] = leaf
             yield ... if leaf.layer is None else leaf.layer, view(leaf, tensor)
 
 
@@ -268,7 +270,7 @@ def _filled(shape: tuple[int, ...], dtype: np.dtype, layers: Callable[[], Layers
 
 
 def aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """Fresh memory that starts at a multiple of 64 bytes: the CPU backend takes it as it is, without a copy."""
+    """A new array aligned to 64 bytes: the CPU backend uses it without a copy."""
     raw = np.empty(int(np.prod(shape)) * dtype.itemsize + 64, np.uint8)
     start = -raw.ctypes.data % 64
     return raw[start : start + raw.size - 64].view(dtype).reshape(shape)
@@ -296,11 +298,11 @@ def _check(
             misshapen.append(f"{name} {info.dtype} instead of a floating type")
     problems = {"unknown": unknown, "missing": expected.keys() - tensors.keys(), "misshapen": misshapen}
     if any(problems.values()):
-        parts = [f"{kind} tensors ({len(names)}): {_some(names)}" for kind, names in problems.items() if names]
+        parts = [f"{kind} tensors ({len(names)}): {_listed(names)}" for kind, names in problems.items() if names]
         raise InputError(f"{path}: the checkpoint does not fit the model; {'; '.join(parts)}")
 
 
-def _some(names: Any) -> str:
+def _listed(names: Any) -> str:
     names = sorted(names)
     return ", ".join(names[:LISTED]) + (f" and {len(names) - LISTED} more" if len(names) > LISTED else "")
 
@@ -317,7 +319,7 @@ def save_params(
     owner: str = "",
     flag: str = "weights",
 ) -> None:
-    """Writes a checkpoint directory that transformers can read; it appears whole or not at all.
+    """Writes, atomically, a checkpoint directory that transformers can read.
 
     Args:
       path: the directory; one that was written here is replaced.
@@ -342,15 +344,15 @@ def save_params(
     for name, info in (copied or {}).items():
         entries.append((name, safetensors_file.dtype_of(info), info.shape, info))
     shards: list[dict[str, tuple[np.dtype, tuple[int, ...]]]] = [{}]
-    owners, size, total = [[]], 0, 0
+    shard_sources, size, total = [[]], 0, 0
     for name, dtype, shape, source in entries:
         nbytes = int(np.prod(shape)) * dtype.itemsize
         if shards[-1] and size + nbytes > max_shard_bytes:
             shards.append({})
-            owners.append([])
+            shard_sources.append([])
             size = 0
         shards[-1][name] = (dtype, shape)
-        owners[-1].append(source)
+        shard_sources[-1].append(source)
         size, total = size + nbytes, total + nbytes
     names = ["model.safetensors"]
     if len(shards) > 1:
@@ -358,12 +360,12 @@ def save_params(
     with folders.replace(path, WEIGHTS, flag, owner=owner) as scratch:
         for name, content in (files or {}).items():
             (scratch / name).write_bytes(content)
-        for name, shard, owned in zip(names, shards, owners, strict=True):
-            safetensors_file.write_file(scratch / name, shard, _tensors(owned, params))
+        for name, shard, sources in zip(names, shards, shard_sources, strict=True):
+            safetensors_file.write_file(scratch / name, shard, _tensors(sources, params))
         if len(shards) > 1:
-            where = {tensor: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
-            listing = {"metadata": {"total_size": total}, "weight_map": where}
-            (scratch / "model.safetensors.index.json").write_text(json.dumps(listing, indent=2, sort_keys=True))
+            weight_map = {tensor: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
+            index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+            (scratch / "model.safetensors.index.json").write_text(json.dumps(index, indent=2, sort_keys=True))
         _check_written(scratch, shards)
 
 
@@ -374,22 +376,22 @@ def _check_written(folder: epath.Path, shards: Sequence[Mapping[str, tuple[np.dt
       OSError: a file is damaged or missing, or a tensor in it has another shape.
     """
     try:
-        found = safetensors_file.index(folder)
+        tensors = safetensors_file.index(folder)
     except InputError as error:
         raise OSError(f"cannot be read back after it was written: {error}") from error
     for name, (_, shape) in [item for shard in shards for item in shard.items()]:
-        if name not in found or found[name].shape != tuple(shape):
+        if name not in tensors or tensors[name].shape != tuple(shape):
             raise OSError(f"{folder}: {name!r} cannot be read back after it was written")
 
 
 def _tensors(sources: Sequence[Leaf | TensorInfo], params: Mapping[tuple[str, ...], Any]) -> Iterator[np.ndarray]:
-    """The tensors as torch lays them out; a parameter is fetched from the devices once for all its layers."""
+    """The tensors in torch's layout; a parameter is fetched from the devices once for all its layers."""
     path, host = None, None
     for leaf in sources:
         if isinstance(leaf, TensorInfo):
             yield safetensors_file.read_tensor(leaf)
             continue
         if leaf.path != path:
-            host = None  # let go of the last one before the next arrives
+            host = None  # freed before the next one is fetched
             path, host = leaf.path, np.asarray(params[leaf.path])
         yield leaf.layout.to_torch(host if leaf.layer is None else host[leaf.layer])

@@ -16,7 +16,7 @@ class Linear(nn.Module):
     """`x @ kernel (+ bias)` over the last `len(in_shape)` axes of x, plus `(x @ a) @ b` where a LoRA adapter is given.
 
     The adapter comes in the variable collection "lora" beside "params" (`omnir1_jax.models.lora`), or in "params"
-    beside a quantised kernel, with which it cannot be merged; without it the layer is the plain one.
+    beside a quantised kernel, into which it cannot be merged.
 
     Attributes:
       in_shape, out_shape: sizes of the contracted axes and of those that replace them.
@@ -53,9 +53,9 @@ class Linear(nn.Module):
                 "bias", nn.with_logical_partitioning(nn.initializers.zeros, self.out_axes), self.out_shape
             )
             y = y + bias.astype(self.dtype)
-        for place in ("lora", "params"):
-            if self.has_variable(place, "a"):
-                a, b = (self.get_variable(place, name).astype(self.dtype) for name in "ab")
+        for collection in ("lora", "params"):
+            if self.has_variable(collection, "a"):
+                a, b = (self.get_variable(collection, name).astype(self.dtype) for name in "ab")
                 y = y + jnp.tensordot(jnp.tensordot(x, a, axes), b, 1)
         return y
 

@@ -28,7 +28,7 @@ Params = Mapping[str, Any]
 
 
 def init(key: Key[Array, ""], params: Params, config: Lora) -> dict:
-    """A fresh adapter in float32: A uniform as a linear layer's weights are, B zero, so that it changes nothing yet.
+    """A new adapter in float32: A uniform like a linear layer's weights, B zero, so that outputs do not change.
 
     Args:
       params: of the decoder or the thinker; shapes are enough. Leaves boxed with logical axes, as `Module.init`
@@ -38,22 +38,22 @@ def init(key: Key[Array, ""], params: Params, config: Lora) -> dict:
       {"layers": {"q": {"a": [layers, *in, rank], "b": [layers, rank, *out]}, ...}}, under "text" for a thinker.
 
     Raises:
-      InputError: a pattern that names no layer.
+      InputError: a pattern that matches no layer.
     """
     if config.rank < 1:
         raise InputError(f"lora.rank: {config.rank} is less than 1")
     kernels = {path: leaf for path, leaf in _flat(params).items() if _linear(path)}
-    chosen = {}
+    adapted_kernels = {}
     for pattern in config.layers:
         matches = [path for path in kernels if _matches(path, pattern)]
         if not matches:
             names = ", ".join("/".join(path[:-1]) for path in kernels)
             raise InputError(f"lora.layers: {pattern!r} names no linear layer; there are {names}")
-        chosen |= {path: kernels[path] for path in matches}
+        adapted_kernels |= {path: kernels[path] for path in matches}
 
     adapter = {}
-    for path, path_key in zip(sorted(chosen), jax.random.split(key, len(chosen))):
-        leaf = quantise.original(chosen[path])
+    for path, path_key in zip(sorted(adapted_kernels), jax.random.split(key, len(adapted_kernels))):
+        leaf = quantise.original(adapted_kernels[path])
         shape, split = nn.unbox(leaf).shape, 1 + INPUT_AXES[path[-2]]
         bound = 1 / math.sqrt(math.prod(shape[1:split]))
         a = jax.random.uniform(path_key, (*shape[:split], config.rank), jnp.float32, -bound, bound)
@@ -72,17 +72,17 @@ def adapted(params: Params, adapter: Params, config: Lora) -> dict:
 
 
 def merge(params: Params, adapter: Params, config: Lora) -> dict:
-    """Parameters of a plain model that does what the adapted one does. `params` themselves are left as they are.
+    """Parameters of a plain model that is equivalent to the adapted one; `params` themselves do not change.
 
-    A quantised kernel takes up no adapter: it stands beside the kernel, where `layers.Linear` finds it.
+    A quantised kernel cannot take the adapter, which is put beside the kernel, where `layers.Linear` reads it.
     """
-    flat, parts = _flat(params), _flat(adapter)
-    for path in {path[:-1] for path in parts}:
+    flat, factors = _flat(params), _flat(adapter)
+    for path in {path[:-1] for path in factors}:
         if (*path, quantise.SCALES) in flat:
-            flat[(*path, "a")], flat[(*path, "b")] = parts[(*path, "a")], config.scale * parts[(*path, "b")]
+            flat[(*path, "a")], flat[(*path, "b")] = factors[(*path, "a")], config.scale * factors[(*path, "b")]
             continue
         kernel = flat[(*path, "kernel")]
-        product = jax.vmap(lambda a, b: jnp.tensordot(a, b, 1))(parts[(*path, "a")], parts[(*path, "b")])
+        product = jax.vmap(lambda a, b: jnp.tensordot(a, b, 1))(factors[(*path, "a")], factors[(*path, "b")])
         flat[(*path, "kernel")] = (kernel.astype(jnp.float32) + config.scale * product).astype(kernel.dtype)
     return flax.traverse_util.unflatten_dict(flat)
 

@@ -16,39 +16,39 @@ from omnir1_jax.parallel import one_cpu
 IN_THE_LOOP = {"xla_disable_hlo_passes": "while-loop-invariant-code-motion"}
 
 
-def jit(function: Callable[..., Any], **how: Any) -> Any:
-    """`jax.jit(function, **how)` for positional arguments; on a CPU, parameters narrower than float32 are converted
+def jit(function: Callable[..., Any], **options: Any) -> Any:
+    """`jax.jit(function, **options)` for positional arguments; on a CPU, parameters narrower than float32 are converted
     layer by layer. `lower` is that of the program that a call with these arguments runs."""
-    usual, in_the_loop = jax.jit(function, **how), jax.jit(function, **how, compiler_options=IN_THE_LOOP)
+    plain, in_the_loop = jax.jit(function, **options), jax.jit(function, **options, compiler_options=IN_THE_LOOP)
 
-    def chosen(args: Any) -> Any:
+    def program(args: Any) -> Any:
         narrow = any(isinstance(x, jax.Array) and x.ndim > 1 and _narrow(x) for x in jax.tree.leaves(args))
-        return in_the_loop if narrow and jax.default_backend() == "cpu" else usual
+        return in_the_loop if narrow and jax.default_backend() == "cpu" else plain
 
     @functools.wraps(function)
     def run(*args: Any) -> Any:
-        return chosen(args)(*args)
+        return program(args)(*args)
 
-    run.lower = lambda *args: chosen(args).lower(*args)  # type: ignore[attr-defined]
+    run.lower = lambda *args: program(args).lower(*args)  # type: ignore[attr-defined]
     return run
 
 
-def product(x: Num[Array, "..."], kernel: Num[Array, "..."], axes: int, **how: Any) -> Num[Array, "..."]:
-    """`jnp.tensordot(x, kernel, axes, **how)`.
+def product(x: Num[Array, "..."], kernel: Num[Array, "..."], axes: int, **options: Any) -> Num[Array, "..."]:
+    """`jnp.tensordot(x, kernel, axes, **options)`.
 
-    On one CPU as a product of two matrices: of more axes XLA would move the activations in memory for the kernel's
-    gradient. Of a single narrow row it would make a vector times a matrix, for which it first writes the matrix in
-    float32, at seven times the seconds of two rows; so that row is put twice.
+    On one CPU as a product of two matrices: with more axes XLA would move the activations in memory for the kernel's
+    gradient. A single narrow row would become a vector times a matrix, for which XLA first converts the matrix to
+    float32, seven times as slow as two rows; so that row is duplicated.
     """
     if not one_cpu():
-        return jnp.tensordot(x, kernel, axes, **how)
+        return jnp.tensordot(x, kernel, axes, **options)
     rows, columns = x.shape[: x.ndim - axes], kernel.shape[axes:]
     matrix = kernel.reshape(-1, math.prod(columns))
     x = x.reshape(-1, matrix.shape[0])
     if len(x) == 1 and x.dtype.itemsize < 4:
-        y = jnp.matmul(jnp.concatenate([x, x]), matrix, **how)[0]
+        y = jnp.matmul(jnp.concatenate([x, x]), matrix, **options)[0]
     else:
-        y = jnp.matmul(x, matrix, **how)
+        y = jnp.matmul(x, matrix, **options)
     return y.reshape(*rows, *columns)
 
 

@@ -1,9 +1,9 @@
 """Frozen weights of the thinker in 8 or 4 bits: integers, and `scales` beside them.
 
-Symmetric, weights alone. In 8 bits an output channel (of the token table: a row) has a scale, which is put to the
-product. In 4 bits each group of neighbouring input channels has one for each output channel, and the weight is
-restored inside the product; the kernel then lies as [groups, group, out], from which TPUs read it without a copy in
-memory. "int4" is for the decoder's feed-forward layers, most of a model's weights; all else has 8 bits.
+Symmetric, weights only. In 8 bits each output channel (each row of the token table) has a scale, which is applied to
+the product. In 4 bits each group of neighbouring input channels has a scale per output channel, and the weight is
+dequantised inside the product; the kernel is stored as [groups, group, out], which TPUs read without a copy in
+memory. "int4" is for the decoder's feed-forward layers, most of a model's weights; the rest has 8 bits.
 
 Qwix quantises a module's parameters as a whole. Here they are filled one by one as they are read, and shared by
 policy, reference and grounder, with the adapter in a tree of its own: that takes the few lines below.
@@ -26,7 +26,7 @@ SCALES = "scales"
 DTYPES = {4: jnp.int4, 8: jnp.int8}
 STACKS = ("layers", "blocks")
 FEED_FORWARD = ("gate", "up", "down")
-APART = ("conv1", "conv2", "patch_embed")  # kernels of convolutions
+CONVOLUTIONS = ("conv1", "conv2", "patch_embed")
 PIECE = 1 << 24  # values that are quantised at a time on the host
 
 Path = tuple[str, ...]
@@ -40,7 +40,7 @@ class Format(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """Of one parameter. `axes`: those that share a scale, without that of the layers. `group`: 0 for whole channels."""
+    """How one parameter is quantised. `axes`: those that share a scale, without the layers'. `group`: 0: no groups."""
 
     bits: int
     group: int
@@ -49,7 +49,7 @@ class Plan(NamedTuple):
 
 
 def plan(path: Path, shape: tuple[int, ...], form: Format) -> Plan | None:
-    """Of the thinker's parameter at `path`; None where it stays as it is.
+    """The plan of the thinker's parameter at `path`; None if it is not quantised.
 
     Raises:
       InputError: the group does not divide the parameter's input channels.
@@ -58,7 +58,7 @@ def plan(path: Path, shape: tuple[int, ...], form: Format) -> Plan | None:
     stacked = any(name in STACKS for name in path)
     if leaf == "embedding":
         return Plan(8, 0, (1,), stacked)
-    if leaf != "kernel" or layer in APART:
+    if leaf != "kernel" or layer in CONVOLUTIONS:
         return None
     if form.bits == 8 or path[0] != "text" or layer not in FEED_FORWARD:
         return Plan(8, 0, (0, 1) if layer == "o" else (0,), stacked)
@@ -68,17 +68,17 @@ def plan(path: Path, shape: tuple[int, ...], form: Format) -> Plan | None:
     return Plan(form.bits, form.group, (1,), stacked)
 
 
-def split(weight: Any, how: Plan) -> tuple[Any, Any]:
+def split(weight: Any, spec: Plan) -> tuple[Any, Any]:
     """One layer's weight, numpy's or JAX's -> integers, and scales in the weight's own dtype."""
     xp = np if isinstance(weight, np.ndarray) else jnp
-    most = 2 ** (how.bits - 1) - 1
-    wide = weight.astype(np.float32)
-    if how.group:
-        wide = wide.reshape(-1, how.group, *wide.shape[1:])
-    scales = (xp.max(xp.abs(wide), axis=how.axes, keepdims=True) / most).astype(weight.dtype)
-    steps = wide / xp.where(scales == 0, 1, scales).astype(np.float32)
-    values = xp.clip(xp.rint(steps), -most, most).astype(np.int8).astype(DTYPES[how.bits])
-    return values, xp.squeeze(scales, how.axes)
+    max_value = 2 ** (spec.bits - 1) - 1
+    values32 = weight.astype(np.float32)
+    if spec.group:
+        values32 = values32.reshape(-1, spec.group, *values32.shape[1:])
+    scales = (xp.max(xp.abs(values32), axis=spec.axes, keepdims=True) / max_value).astype(weight.dtype)
+    steps = values32 / xp.where(scales == 0, 1, scales).astype(np.float32)
+    values = xp.clip(xp.rint(steps), -max_value, max_value).astype(np.int8).astype(DTYPES[spec.bits])
+    return values, xp.squeeze(scales, spec.axes)
 
 
 def product(
@@ -88,9 +88,9 @@ def product(
     shape: tuple[int, ...],
     dtype: DTypeLike,
 ) -> Float[Array, "..."]:
-    """`x` [..., *shape] times a kernel of these input axes, which may be cut into groups.
+    """`x` [..., *shape] times a kernel of these input axes, which may be grouped.
 
-    As any linear layer's, the sum leaves the matrix unit in `dtype`: over a mesh parts of it pass the links.
+    As in any linear layer, the sum leaves the matrix unit in `dtype`: over a mesh partial sums are communicated.
     """
     axes = len(shape)
     if values.shape[:axes] == shape:
@@ -103,67 +103,67 @@ def product(
 def quantised(params: Any, form: Format) -> Any:
     """The thinker's parameters, JAX arrays or shapes boxed with their logical axes, in this format."""
     flat = flatten_dict(params, is_leaf=lambda _, x: isinstance(x, nn.LogicallyPartitioned))
-    found = {}
+    arrays = {}
     for path, leaf in flat.items():
-        how = plan(path, nn.unbox(leaf).shape, form)
-        if how is None:
-            found[path] = leaf
+        spec = plan(path, nn.unbox(leaf).shape, form)
+        if spec is None:
+            arrays[path] = leaf
         elif isinstance(leaf, nn.LogicallyPartitioned):
-            values, scales = jax.eval_shape(lambda x, how=how: _split_all(x, how), leaf.value)
-            names = _names(leaf.names, how)
-            found[path] = nn.LogicallyPartitioned(values, names[0])
-            found[(*path[:-1], SCALES)] = nn.LogicallyPartitioned(scales, names[1])
+            values, scales = jax.eval_shape(lambda x, spec=spec: _split_all(x, spec), leaf.value)
+            names = _names(leaf.names, spec)
+            arrays[path] = nn.LogicallyPartitioned(values, names[0])
+            arrays[(*path[:-1], SCALES)] = nn.LogicallyPartitioned(scales, names[1])
         else:
-            found[path], found[(*path[:-1], SCALES)] = _split_all(leaf, how)
-    return unflatten_dict(found)
+            arrays[path], arrays[(*path[:-1], SCALES)] = _split_all(leaf, spec)
+    return unflatten_dict(arrays)
 
 
 def paths(path: Path, shape: tuple[int, ...], form: Format) -> list[Path]:
-    """Of the arrays that a parameter becomes."""
+    """Paths of the arrays that a parameter becomes."""
     return [path] if plan(path, shape, form) is None else [path, (*path[:-1], SCALES)]
 
 
 def original(leaf: Any) -> Any:
-    """The shape of a kernel before it was cut into groups, boxed as `leaf` is."""
+    """The shape of a kernel before it was grouped, boxed as `leaf` is."""
     kernel = nn.unbox(leaf)
     if kernel.dtype != jnp.int4:
         return leaf
     layers, groups, group, out = kernel.shape
-    whole = jax.ShapeDtypeStruct((layers, groups * group, out), kernel.dtype)
-    return nn.LogicallyPartitioned(whole, (*leaf.names[:2], leaf.names[3])) if kernel is not leaf else whole
+    ungrouped = jax.ShapeDtypeStruct((layers, groups * group, out), kernel.dtype)
+    return nn.LogicallyPartitioned(ungrouped, (*leaf.names[:2], leaf.names[3])) if kernel is not leaf else ungrouped
 
 
-def _split_all(weight: Array, how: Plan) -> tuple[Array, Array]:
-    return jax.lax.map(lambda one: split(one, how), weight) if how.stacked else split(weight, how)
+def _split_all(weight: Array, spec: Plan) -> tuple[Array, Array]:
+    return jax.lax.map(lambda layer: split(layer, spec), weight) if spec.stacked else split(weight, spec)
 
 
-def _names(names: tuple[str | None, ...], how: Plan) -> tuple[tuple[str | None, ...], tuple[str | None, ...]]:
+def _names(names: tuple[str | None, ...], spec: Plan) -> tuple[tuple[str | None, ...], tuple[str | None, ...]]:
     """Logical axes of integers and scales."""
-    layers, own = names[: how.stacked], names[how.stacked :]
-    if how.group:
-        own = (own[0], None, *own[1:])
-    return (*layers, *own), (*layers, *(name for i, name in enumerate(own) if i not in how.axes))
+    layers, layer_names = names[: spec.stacked], names[spec.stacked :]
+    if spec.group:
+        layer_names = (layer_names[0], None, *layer_names[1:])
+    return (*layers, *layer_names), (*layers, *(name for i, name in enumerate(layer_names) if i not in spec.axes))
 
 
-def host_shapes(weight: Any, how: Plan) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
+def host_shapes(weight: Any, spec: Plan) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
     """Integers and scales of a parameter, from its shape and dtype."""
-    return jax.eval_shape(lambda x: _split_all(x, how), jax.ShapeDtypeStruct(weight.shape, weight.dtype))
+    return jax.eval_shape(lambda x: _split_all(x, spec), jax.ShapeDtypeStruct(weight.shape, weight.dtype))
 
 
-def split_host(weight: np.ndarray, how: Plan, values: np.ndarray, scales: np.ndarray) -> None:
+def split_host(weight: np.ndarray, spec: Plan, values: np.ndarray, scales: np.ndarray) -> None:
     """One layer's weight into `values` and `scales`, piece by piece: in float32 a token table takes gigabytes."""
-    rows = 0 not in how.axes  # which share no scale, so that pieces of them are as good
-    length, unit = weight.shape[0 if rows else -1], how.group or 1
-    step = max(PIECE * length // weight.size // unit, 1) * unit
-    for start in range(0, length, step):
-        piece = slice(start, start + step)
-        into = slice(start // unit, (start + step) // unit) if rows else (..., piece)
-        values[into], scales[into] = split(weight[piece] if rows else weight[..., piece], how)
+    by_row = 0 not in spec.axes  # rows share no scale: they can be quantised in pieces
+    channels, unit = weight.shape[0 if by_row else -1], spec.group or 1
+    piece_channels = max(PIECE * channels // weight.size // unit, 1) * unit
+    for start in range(0, channels, piece_channels):
+        piece = slice(start, start + piece_channels)
+        target = slice(start // unit, (start + piece_channels) // unit) if by_row else (..., piece)
+        values[target], scales[target] = split(weight[piece] if by_row else weight[..., piece], spec)
 
 
 def format_of(params: Any) -> Format | None:
-    """How these parameters are held; None where they are not quantised."""
-    four = [leaf for leaf in jax.tree.leaves(params) if leaf.dtype == jnp.int4]
-    if four:
-        return Format(4, four[0].shape[-2])
+    """The format of these parameters; None if they are not quantised."""
+    int4_leaves = [leaf for leaf in jax.tree.leaves(params) if leaf.dtype == jnp.int4]
+    if int4_leaves:
+        return Format(4, int4_leaves[0].shape[-2])
     return Format(8) if any(leaf.dtype == jnp.int8 for leaf in jax.tree.leaves(params)) else None

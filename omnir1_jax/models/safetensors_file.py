@@ -32,7 +32,7 @@ DTYPES = {
     "BOOL": np.dtype(np.bool_),
 }
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
-MAX_HEADER_BYTES = 100_000_000  # the public library's own limit
+MAX_HEADER_BYTES = 100_000_000  # the public library's limit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +58,7 @@ def read_header(path: epath.PathLike) -> dict[str, TensorInfo]:
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if total < 8 or length > min(total - 8, MAX_HEADER_BYTES):
-            raise InputError(f"{path}: not a safetensors file, or cut short inside the header; fetch it again")
+            raise InputError(f"{path}: not a safetensors file, or truncated inside the header; fetch it again")
         raw = file.read(length)
     try:
         header = json_file.parse_object(raw, "the header")
@@ -75,7 +75,7 @@ def _entry(path: epath.Path, name: str, entry: object, base: int, total: int) ->
         raise InputError(f"{path}: the header entry of {name!r} is corrupt; fetch the file again")
     start, end = base + offsets[0], base + offsets[1]
     if end > total:
-        raise InputError(f"{path}: cut short, {name!r} ends at byte {end} of {total}; fetch the file again")
+        raise InputError(f"{path}: truncated, {name!r} ends at byte {end} of {total}; fetch the file again")
     if dtype in DTYPES and end - start != math.prod(shape) * DTYPES[dtype].itemsize:
         raise InputError(f"{path}: {name!r} has {end - start} bytes, not what {dtype} {shape} needs; fetch it again")
     return TensorInfo(path, dtype, tuple(shape), start, end)
@@ -109,13 +109,13 @@ def read_tensor(info: TensorInfo) -> np.ndarray:
     data = np.empty(info.end - info.start, np.uint8)
     with info.file.open("rb") as file:
         file.seek(info.start)
-        view, done = memoryview(data), 0
-        while done < len(view):
-            rest = view[done : done + (1 << 24)]
-            count = file.readinto(rest) if hasattr(file, "readinto") else _read_into(file, rest)
+        view, offset = memoryview(data), 0
+        while offset < len(view):
+            piece = view[offset : offset + (1 << 24)]
+            count = file.readinto(piece) if hasattr(file, "readinto") else _read_into(file, piece)
             if not count:
-                raise InputError(f"{info.file}: cut short at byte {info.start + done}; fetch the file again")
-            done += count
+                raise InputError(f"{info.file}: truncated at byte {info.start + offset}; fetch the file again")
+            offset += count
     return data.view(dtype).reshape(info.shape)
 
 

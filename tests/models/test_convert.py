@@ -104,7 +104,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(source, tmp_path, monkeypatch)
     (tmp_path / "link").symlink_to(tmp_path / "empty")
     before = sorted(tmp_path.iterdir())
     for args, complaint in (
-        (("import", broken, tmp_path / "out"), "cut short"),
+        (("import", broken, tmp_path / "out"), "truncated"),
         (("import", tmp_path / "orbax", tmp_path / "out"), "import reads"),
         (("export", tmp_path / "empty", tmp_path / "out"), "export reads"),
         (("import", source, tmp_path / "orbax"), "exists already; name another directory"),

@@ -11,7 +11,7 @@ import torch
 from omnir1_jax.errors import InputError
 from omnir1_jax.models.qwen_omni.cache import Prompt, empty_tail
 from omnir1_jax.models.qwen_omni.config import TextConfig
-from omnir1_jax.models.qwen_omni.decoder import Decoder, apart, last_real
+from omnir1_jax.models.qwen_omni.decoder import Decoder, last_real, unstack_layers
 from omnir1_jax.models.qwen_omni.rope import rotary
 from omnir1_jax.models.remat import POLICIES
 from tests.models.text_oracle import gradients_of, params_of, reference, relative, text_config
@@ -80,7 +80,7 @@ def test_prefill_and_extend_equal_whole_sequences(name):
         rows = Prompt(apply(tokens, method="embed"), positions, mask, next_position)
         prompt, extend = apply(rows, method="prefill"), apply
         if layers_apart:
-            variables, prompt = apart({"params": params}, prompt)
+            variables, prompt = unstack_layers({"params": params}, prompt)
             extend = functools.partial(decoder.apply, variables)
         tail = empty_tail(config, 3, 2, 8, jnp.float32, layers_apart)
         parts = []

@@ -43,7 +43,7 @@ def test_a_quantised_head_is_multiplied_piece_by_piece(monkeypatch, rows):
     head = decoders.Matrix(*quantise.split(kernel, how))
     logits = lambda head, x: decoders.logits_of(x, head, jnp.bfloat16)
     want = jax.jit(logits)(head, hidden)
-    monkeypatch.setattr(decoders, "WHOLE_HEAD", 0)
+    monkeypatch.setattr(decoders, "MAX_HEAD_VALUES", 0)
     compiled = narrow.jit(lambda *args: logits(*args)).lower(head, hidden).compile()
     np.testing.assert_allclose(compiled(head, hidden), want, rtol=1e-5, atol=1e-4)
     assert compiled.memory_analysis().temp_size_in_bytes < kernel.size

@@ -169,7 +169,9 @@ def test_refused(params, tmp_path):
     pretrained.save(tmp_path / "hf", Thinker(small.thinker_config()), small.thinker_params())
     path = tmp_path / "hf" / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"quantization_config": {"quant_method": "gptq"}}))
-    with pytest.raises(InputError, match=r"config.json: the weights are quantised already \(gptq\); take those from"):
+    with pytest.raises(
+        InputError, match=r"config.json: the weights are quantised already \(gptq\); use the unquantised"
+    ):
         pretrained.read_config(tmp_path / "hf")
 
 

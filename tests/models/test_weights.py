@@ -165,7 +165,7 @@ def test_a_checkpoint_that_does_not_fit_is_one_error(tmp_path):
     ):
         assert part in str(error.value)
     file.write_bytes(file.read_bytes()[:-100])
-    with pytest.raises(InputError, match=r"model\.safetensors: cut short"):
+    with pytest.raises(InputError, match=r"model\.safetensors: truncated"):
         qwen_omni.load(tmp_path)
 
 

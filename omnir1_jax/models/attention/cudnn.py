@@ -28,7 +28,7 @@ def why_not(q: tuple[int, ...], v: tuple[int, ...], dtype: DTypeLike, mask: Mask
     if jnp.dtype(dtype) not in (jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float16)):
         return f"dtype {jnp.dtype(dtype).name} is neither bfloat16 nor float16"
     if q[-1] % 8 or q[-1] > 128:
-        return f"head_dim {q[-1]} is no multiple of 8 up to 128"
+        return f"head_dim {q[-1]} is not a multiple of 8 up to 128"
     if q[-1] != v[-1]:
         return f"queries and keys have {q[-1]} channels, values {v[-1]}"
     if any(part is not None for part in (mask.keys, mask.segments, mask.dense, mask.tree)):

@@ -52,9 +52,9 @@ def attend(
 
 
 def automatic(q: Float[Array, "b s h d"], k: Float[Array, "b t k d"], v: Float[Array, "b t k c"], mask: Mask) -> str:
-    """Splash on TPU and cuDNN on NVIDIA where `why_not_splash` and `cudnn.why_not` have nothing against it, else XLA.
+    """Splash on TPU and cuDNN on NVIDIA where `why_not_splash` and `cudnn.why_not` return None, else XLA.
 
-    The device is that of the mesh set with `jax.set_mesh`, be it one that is only compiled for, else the default one.
+    The device is that of the mesh set with `jax.set_mesh`, even one that is only compiled for, else the default one.
     """
     fused = {"tpu": "splash", "gpu": "cudnn"}.get(_platform(), "xla")
     return "xla" if _why_not(fused, q, k, v, mask) else fused
@@ -78,7 +78,7 @@ def why_not_splash(q: tuple[int, ...], k: tuple[int, ...], mask: Mask) -> str | 
     if q[1] < 128 or k[1] < 128:
         return f"{q[1]} queries and {k[1]} keys do not fill a block of 128"
     if q[-1] % 128 and (q[-1] < 64 or k[1] < LONG):
-        return f"head_dim {q[-1]} is no multiple of 128, nor at least 64 with {LONG} keys"
+        return f"head_dim {q[-1]} is not a multiple of 128, nor at least 64 with {LONG} keys"
     return None
 
 

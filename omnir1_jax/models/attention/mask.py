@@ -17,7 +17,7 @@ class Tree(NamedTuple):
 
 @flax.struct.dataclass
 class Mask:
-    """All conditions that are given must hold.
+    """The conjunction of the given conditions.
 
     Attributes:
       keys: true for real keys.
@@ -35,7 +35,7 @@ class Mask:
 
 
 def tree_allowed(tree: Tree, rows, columns):
-    """Whether query `rows` may look at `columns` of a tree; NumPy or JAX integers that broadcast."""
+    """Whether query `rows` may attend to `columns` of a tree; NumPy or JAX integers that broadcast."""
     offset = columns - tree.prompt
     same = (offset < 0) | (offset // tree.length == (rows - tree.prompt) // tree.length)
     return (columns <= rows) & same

@@ -15,13 +15,13 @@ from omnir1_jax.models.attention.mask import Mask, Tree, tree_allowed
 from omnir1_jax.parallel.rules import DEFAULT_RULES, named_sharding
 
 BLOCK = 512
-# Queries of a block where every key is looked at: all keys and values are read again for each block of queries.
+# Queries per block if every key is attended to: all keys and values are read again for each block of queries.
 FULL_BLOCK = 1024
 
 
 @dataclasses.dataclass(frozen=True)
 class _TreeMask(masks.Mask):
-    """`Tree` as the kernel's set-up asks for it: a block at a time, the full table never built."""
+    """`Tree` for the kernel's set-up: read block by block, the full table is never built."""
 
     tree: Tree
     size: int  # padded
@@ -64,14 +64,14 @@ def attend(
     else:
         head_mask = masks.FullMask((rows, columns))
 
-    # Padding is a segment of its own. Where all is real the kernel need not compare segments at all.
+    # Padding is a segment of its own. Without padding the kernel need not compare segments at all.
     segments = None
     if mask.keys is not None or mask.segments is not None or columns != t:
         segments = jnp.ones(k.shape[:2], jnp.int32) if mask.segments is None else mask.segments.astype(jnp.int32) + 1
-        real = segments if mask.keys is None else jnp.where(mask.keys, segments, 0)
-        alike = mask.tree is not None or mask.causal or mask.segments is not None  # queries are the keys' tokens
-        query = real if alike else jnp.ones(q.shape[:2], jnp.int32)
-        segments = kernel.SegmentIds(_pad(query, rows), _pad(real, columns))
+        key_segments = segments if mask.keys is None else jnp.where(mask.keys, segments, 0)
+        same_tokens = mask.tree is not None or mask.causal or mask.segments is not None  # queries are the keys' tokens
+        query_segments = key_segments if same_tokens else jnp.ones(q.shape[:2], jnp.int32)
+        segments = kernel.SegmentIds(_pad(query_segments, rows), _pad(key_segments, columns))
 
     def local(q, k, v, segments):
         blocks = kernel.BlockSizes(
@@ -84,9 +84,9 @@ def attend(
             block_q_dq=min(BLOCK, query_block),
             block_kv_dq=key_block,
         )
-        every_head = masks.MultiHeadMask([head_mask] * q.shape[2])
-        run = kernel.make_splash_mha_single_device(every_head, block_sizes=blocks, interpret=interpret)
-        # So that a count of the program's operations can know what the kernel leaves out and reads again.
+        all_heads = masks.MultiHeadMask([head_mask] * q.shape[2])
+        run = kernel.make_splash_mha_single_device(all_heads, block_sizes=blocks, interpret=interpret)
+        # The name tells a count of the program's operations what the kernel skips and reads again.
         pairs = _pairs(head_mask, query_block, key_block)
         run = jax.named_scope(f"pairs_{pairs}_blocks_{query_block}_{key_block}")(jax.vmap(run))
         by_head = (jnp.swapaxes(_pad(x, n), 1, 2) for x, n in ((q * scale, rows), (k, columns), (v, columns)))

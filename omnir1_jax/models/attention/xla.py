@@ -75,9 +75,9 @@ def _attend_tree(q, k, v, mask: Mask, scale: float):
     p, g, c = mask.tree
     b, _, h, d = q.shape
     keys = jnp.ones(k.shape[:2], bool) if mask.keys is None else mask.keys
-    first = attend(q[:, :p], k[:, :p], v[:, :p], Mask(keys=keys[:, :p], causal=True), scale)
+    prompt_out = attend(q[:, :p], k[:, :p], v[:, :p], Mask(keys=keys[:, :p], causal=True), scale)
     suffix_k, suffix_v = (x[:, p:].reshape(b, g, c, -1, d).swapaxes(2, 3) for x in (k, v))
-    rest = attend_shared(
+    completions_out = attend_shared(
         q[:, p:].reshape(b, g, c, h, d),
         k[:, :p].swapaxes(1, 2),
         v[:, :p].swapaxes(1, 2),
@@ -87,7 +87,7 @@ def _attend_tree(q, k, v, mask: Mask, scale: float):
         keys[:, p:].reshape(b, g, 1, c) & jnp.tri(c, dtype=bool),
         scale=scale,
     )
-    return jnp.concatenate([first, rest.reshape(b, g * c, h, d)], axis=1)
+    return jnp.concatenate([prompt_out, completions_out.reshape(b, g * c, h, d)], axis=1)
 
 
 def attend_shared(
@@ -110,16 +110,16 @@ def attend_shared(
     flat = prompt_v.ndim == 3
     key_heads = prompt_v.shape[0] // b if flat else prompt_v.shape[1]
 
-    def scores(q, keys, how: str):
+    def scores(q, keys, equation: str):
         if not flat:
-            return jnp.einsum(how, q, keys, preferred_element_type=jnp.float32) * scale
+            return jnp.einsum(equation, q, keys, preferred_element_type=jnp.float32) * scale
         return matrices(q, keys, preferred_element_type=jnp.float32) * scale
 
-    def matrices(x, y, **how):
+    def matrices(x, y, **options):
         """x @ y, whose leading axes may be one."""
         if not flat:
-            return jnp.matmul(x, y, **how)
-        return jnp.matmul(x.reshape(-1, *x.shape[-2:]), y, **how).reshape(*x.shape[:-1], -1)
+            return jnp.matmul(x, y, **options)
+        return jnp.matmul(x.reshape(-1, *x.shape[-2:]), y, **options).reshape(*x.shape[:-1], -1)
 
     scale = 1 / math.sqrt(d) if scale is None else scale
 

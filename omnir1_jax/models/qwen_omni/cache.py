@@ -27,8 +27,8 @@ class PromptCache(NamedTuple):
     """Keys and values of prompts, one copy whatever the number of continuations.
 
     Attributes:
-      keys, values: layer, row, key head, token, channel; keys are already rotated. Of layers that lie apart, lists of
-        what `Stack` describes.
+      keys, values: layer, row, key head, token, channel; keys are already rotated. Of unstacked layers, lists of one
+        layer's arrays in the layout that `Stack` describes.
       last: final hidden state of the last real token of each prompt: it predicts token 0 of every continuation.
     """
 
@@ -42,8 +42,8 @@ class PromptCache(NamedTuple):
 class Stack(NamedTuple):
     """Keys and values of g continuations of each prompt: layer, row, continuation, key head, slot, channel.
 
-    Where layers lie apart, of one layer as a CPU's products take them: row, continuation and key head are one axis (XLA
-    would write every token twice, with and without the others), and the channel of keys stands before the slot.
+    Of unstacked layers, those of one layer in the layout of a CPU's products: row, continuation and key head are one
+    axis (XLA would write every token twice, in both shapes), and the channel of keys precedes the slot.
     """
 
     keys: Float[Array, "l b g k c d"] | Float[Array, "bgk d c"]
@@ -51,10 +51,10 @@ class Stack(NamedTuple):
 
 
 class TailCache(NamedTuple):
-    """What g continuations of each prompt said so far.
+    """Keys and values of g continuations of each prompt so far.
 
     Attributes:
-      stacks: one of all layers, or one for each layer (`decoder.apart`).
+      stacks: one of all layers, or one per layer (`decoder.unstack_layers`).
       mask: slots that hold a real token.
       used: number of slots written so far, the same for all rows (a tail prompt may be padded).
     """
@@ -65,17 +65,17 @@ class TailCache(NamedTuple):
 
 
 def empty_tail(
-    config: TextConfig, rows: int, group: int, slots: int, dtype: DTypeLike, apart: bool = False
+    config: TextConfig, rows: int, group: int, slots: int, dtype: DTypeLike, unstacked: bool = False
 ) -> TailCache:
     """A tail with a capacity of `slots` tokens of each of `group` continuations of `rows` prompts.
 
     Args:
-      apart: a stack for each layer, else one of all.
+      unstacked: whether there is a stack per layer instead of one of all.
     """
     heads, layers = config.num_kv_heads, config.num_layers
-    # Arrays of their own: one buffer for two could not be updated in place.
+    # Separate arrays: a shared buffer could not be updated in place.
     zeros = lambda *shape: jnp.zeros(shape, dtype)
-    if apart:
+    if unstacked:
         n, d = rows * group * heads, config.head_dim
         stacks = tuple(Stack(zeros(n, d, slots), zeros(n, slots, d)) for _ in range(layers))
     else:

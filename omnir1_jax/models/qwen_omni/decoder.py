@@ -22,12 +22,12 @@ from omnir1_jax.models.remat import ATTENTION_OUTPUT, remat
 from omnir1_jax.parallel import DECODING_RULES, DEFAULT_RULES, constrain, one_cpu
 
 DECODING = (*DEFAULT_RULES, *DECODING_RULES)
-WHOLE_HEAD = 1 << 26  # values of a quantised head that a CPU multiplies at once
+MAX_HEAD_VALUES = 1 << 26  # values of a quantised head that a CPU multiplies at once
 
 
 @flax.struct.dataclass
 class Sequence:
-    """A block's tokens are all there is: they look at one another. `keep` returns keys and values for a cache."""
+    """A block's tokens are the full sequence and attend to one another. `keep` returns keys and values for a cache."""
 
     mask: Mask
     keep: bool = flax.struct.field(pytree_node=False, default=False)
@@ -35,7 +35,7 @@ class Sequence:
 
 @flax.struct.dataclass
 class Continuation:
-    """A block's tokens continue a cached prompt: they look at it and at their own tail, written from `slot` on."""
+    """A block's tokens continue a cached prompt: they attend to it and to their tail, written from `slot` on."""
 
     prompt_mask: Bool[Array, "b p"]
     tail_mask: Bool[Array, "b g n c"]
@@ -60,53 +60,53 @@ class Block(nn.Module):
         """
         x, tail = carry
         c = self.config
-        whole = isinstance(view, Sequence)
-        stream = ("batch" if whole else "rows", *(None,) * (x.ndim - 1))
+        full_sequence = isinstance(view, Sequence)
+        stream = ("batch" if full_sequence else "rows", *(None,) * (x.ndim - 1))
         x = constrain(x, stream)
         y = RMSNorm(c.hidden_size, c.rms_norm_eps, self.dtype, name="attention_norm")(x)
 
-        def beside(t, axis: str):
-            """Of a few tokens shards like weights in the decoding layout: activations move and the weights do not."""
-            return t if whole else constrain(t, ("rows", *(None,) * (t.ndim - 3), axis, "head_dim"), DECODING)
+        def like_weights(t, axis: str):
+            """Shards a continuation's `t` like weights in the decoding layout: activations move and weights do not."""
+            return t if full_sequence else constrain(t, ("rows", *(None,) * (t.ndim - 3), axis, "head_dim"), DECODING)
 
         def heads(name: str, count: int, axis: str):
             shapes = (c.hidden_size,), (count, c.head_dim), ("embed",), (axis, "head_dim")
-            t = beside(Linear(*shapes, use_bias=True, dtype=self.dtype, name=name)(y), axis)
+            t = like_weights(Linear(*shapes, use_bias=True, dtype=self.dtype, name=name)(y), axis)
             # Attention is local to a prompt and its heads, whatever the layout of the weights.
             return constrain(t, ("batch", *(None,) * (t.ndim - 3), axis, None))
 
         q, k = rotate(heads("q", c.num_heads, "heads"), angles), rotate(heads("k", c.num_kv_heads, "kv_heads"), angles)
         v = heads("v", c.num_kv_heads, "kv_heads")
-        kept = None
+        cache_entries = None
         if isinstance(view, Sequence):
             y = attend(q, k, v, mask=view.mask, implementation=self.attention)
             if view.keep:
-                kept = jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2)
+                cache_entries = jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2)
         else:
             index, prompt_k, prompt_v = layer
             new = Stack(*(jnp.swapaxes(t, 2, 3) for t in (k, v)))
-            put = jax.lax.dynamic_update_slice
+            update = jax.lax.dynamic_update_slice
             if index is None:
                 keys, values = (t.reshape(-1, *t.shape[3:]) for t in new)
-                keys = put(tail.keys, jnp.swapaxes(keys, 1, 2), (0, 0, view.slot))
-                layer_tail = tail = Stack(keys, put(tail.values, values, (0, view.slot, 0)))
+                keys = update(tail.keys, jnp.swapaxes(keys, 1, 2), (0, 0, view.slot))
+                layer_tail = tail = Stack(keys, update(tail.values, values, (0, view.slot, 0)))
             else:
-                tail = Stack(*(put(old, t[None], (index, 0, 0, 0, view.slot, 0)) for old, t in zip(tail, new)))
+                tail = Stack(*(update(old, t[None], (index, 0, 0, 0, view.slot, 0)) for old, t in zip(tail, new)))
                 layer_tail = Stack(*(jax.lax.dynamic_index_in_dim(t, index, keepdims=False) for t in tail))
             y = attend_shared(q, prompt_k, prompt_v, view.prompt_mask, *layer_tail, view.tail_mask)
         y = checkpoint_name(y, ATTENTION_OUTPUT)
         shapes = (c.num_heads, c.head_dim), (c.hidden_size,), ("heads", "head_dim"), ("embed",)
-        x = constrain(x + Linear(*shapes, dtype=self.dtype, name="o")(beside(y, "heads")), stream)
+        x = constrain(x + Linear(*shapes, dtype=self.dtype, name="o")(like_weights(y, "heads")), stream)
 
         y = RMSNorm(c.hidden_size, c.rms_norm_eps, self.dtype, name="mlp_norm")(x)
         shapes = (c.hidden_size,), (c.intermediate_size,), ("embed",), ("mlp",)
         gate, up = (Linear(*shapes, dtype=self.dtype, name=name)(y) for name in ("gate", "up"))
         shapes = (c.intermediate_size,), (c.hidden_size,), ("mlp",), ("embed",)
         hidden = nn.silu(gate) * up
-        hidden = constrain(hidden, ("batch", None, "mlp")) if whole else hidden
+        hidden = constrain(hidden, ("batch", None, "mlp")) if full_sequence else hidden
         # Left to itself the compiler splits a few tokens over the devices and reads the weights once for each part.
         x = constrain(x + Linear(*shapes, dtype=self.dtype, name="down")(hidden), stream)
-        return (x, tail), kept
+        return (x, tail), cache_entries
 
 
 class Matrix(NamedTuple):
@@ -148,7 +148,7 @@ def logits_of(hidden: Float[Array, "*b d"], head: Matrix, dtype: DTypeLike) -> F
     """Logits in float32, accumulated in float32 whatever the dtype of the hidden states."""
     values, x = head.values, hidden.astype(dtype)
     multiply = lambda part: product(x, part.astype(dtype), 1, preferred_element_type=jnp.float32)
-    if one_cpu() and head.scales is not None and values.size > WHOLE_HEAD:
+    if one_cpu() and head.scales is not None and values.size > MAX_HEAD_VALUES:
         logits = _by_pieces(multiply, values)
     else:
         logits = multiply(values)
@@ -156,7 +156,7 @@ def logits_of(hidden: Float[Array, "*b d"], head: Matrix, dtype: DTypeLike) -> F
 
 
 def _by_pieces(multiply: Callable[[Array], Array], values: Num[Array, "d v"]) -> Float[Array, "*b v"]:
-    """`multiply(values)` for some columns at a time, of which alone there is a copy in `multiply`'s dtype."""
+    """`multiply(values)` for some columns at a time: only these are copied to `multiply`'s dtype."""
     columns = values.shape[1]
     count = next(n for n in range(16, 0, -1) if columns % n == 0)
     size = columns // count
@@ -211,7 +211,7 @@ class Decoder(nn.Module):
         return rows if scales is None else rows * scales[tokens][..., None].astype(self.dtype)
 
     def head(self) -> Matrix:
-        """The matrix of `logits`, for those who take the vocabulary in pieces (`score`); in its own dtype."""
+        """The matrix of `logits` in its own dtype, for callers that take the vocabulary in pieces (`score`)."""
         return self.table().T if self.config.tie_word_embeddings else self.output()
 
     def logits(self, hidden: Float[Array, "*b d"]) -> Float[Array, "*b v"]:
@@ -221,7 +221,7 @@ class Decoder(nn.Module):
     def hidden(
         self, embeddings: Float[Array, "b s d"], positions: Int[Array, "b 3 s"], mask: Bool[Array, "b s"]
     ) -> Float[Array, "b s d"]:
-        """Final hidden states of padded rows, each token looking at the real tokens before it and itself."""
+        """Final hidden states of padded rows, each token attending to the real tokens up to itself."""
         return self.packed(embeddings, positions, Mask(keys=mask, causal=True))
 
     def packed(
@@ -287,13 +287,15 @@ class Decoder(nn.Module):
         return constrain(logits, ("rows", None, "vocab"), DECODING), tail
 
 
-def apart(variables: Mapping[str, Any], prompt: PromptCache) -> tuple[dict[str, Any], PromptCache]:
-    """Weights and keys that `extend` takes with a tail whose layers lie apart."""
-    cut = lambda tree: [jax.tree.map(lambda x, n=n: x[n], tree) for n in range(prompt.keys.shape[0])]
-    each = lambda tree: {str(n): layer for n, layer in enumerate(cut(tree))}
-    variables = {name: {**tree, "layers": each(tree["layers"])} for name, tree in variables.items()}
+def unstack_layers(variables: Mapping[str, Any], prompt: PromptCache) -> tuple[dict[str, Any], PromptCache]:
+    """Weights and keys for `extend` on a tail of unstacked layers."""
+    layers = lambda tree: [jax.tree.map(lambda x, n=n: x[n], tree) for n in range(prompt.keys.shape[0])]
+    named_layers = lambda tree: {str(n): layer for n, layer in enumerate(layers(tree))}
+    variables = {name: {**tree, "layers": named_layers(tree["layers"])} for name, tree in variables.items()}
     flat = lambda x: x.reshape(x.shape[0], -1, *x.shape[3:])
-    return variables, prompt._replace(keys=cut(flat(prompt.keys.swapaxes(-1, -2))), values=cut(flat(prompt.values)))
+    return variables, prompt._replace(
+        keys=layers(flat(prompt.keys.swapaxes(-1, -2))), values=layers(flat(prompt.values))
+    )
 
 
 def last_real(x: Float[Array, "*b s d"], mask: Bool[Array, "*b s"]) -> Float[Array, "*b d"]:

@@ -32,18 +32,19 @@ def decoding_copy(decoder: Decoder, variables: Mapping[str, Any]) -> dict[str, A
     cast = jax.tree.map(lambda x: x.astype(decoder.dtype) if floating(x) else x, dict(variables))
     if jax.sharding.get_abstract_mesh().empty:
         return cast
-    plain, named = flatten_dict(axes(decoder)), flatten_dict(axes(decoder, quantise.format_of(cast["params"])))
+    float_axes = flatten_dict(axes(decoder))
+    stored_axes = flatten_dict(axes(decoder, quantise.format_of(cast["params"])))
 
-    def place(path: tuple[str, ...], x: jax.Array) -> jax.Array:
-        """`x`, of which an adapter's factors lie as their kernel's input and output."""
-        kernel = plain.get((*path[:-1], "kernel"))
+    def shard(path: tuple[str, ...], x: jax.Array) -> jax.Array:
+        """`x` sharded by its axes; an adapter's factors like their kernel's input and output."""
+        kernel = float_axes.get((*path[:-1], "kernel"))
         if path[-1] == "a":
             names = *kernel.names[: x.ndim - 1], None
         elif path[-1] == "b":
             names = kernel.names[0], None, *kernel.names[len(kernel.names) + 2 - x.ndim :]
         else:
-            names = getattr(named[path], "names", (None,) * x.ndim)
+            names = getattr(stored_axes[path], "names", (None,) * x.ndim)
         return constrain(x, names, DECODING_RULES)
 
-    placed = {path: place(path[1:], x) for path, x in flatten_dict(cast).items()}
-    return unflatten_dict(placed)
+    sharded = {path: shard(path[1:], x) for path, x in flatten_dict(cast).items()}
+    return unflatten_dict(sharded)

@@ -48,7 +48,7 @@ def config_json(config: Lora, layers: Sequence[str], base: str) -> dict[str, Any
 
 
 def save(path: epath.PathLike, adapter: Mapping[str, Any], config: Lora, base: str, flag: str) -> int:
-    """Writes the directory; it appears whole or not at all.
+    """Writes the directory atomically.
 
     Args:
       adapter: of the decoder, as `lora.init` returns it.
@@ -56,19 +56,19 @@ def save(path: epath.PathLike, adapter: Mapping[str, Any], config: Lora, base: s
       flag: names `path` in messages.
 
     Returns:
-      How many parameters were written.
+      The number of parameters written.
     """
     names = weights.linear_layers()
-    parts = {}
+    tensors = {}
     for layer, pair in adapter["layers"].items():
         a, b = (np.asarray(pair[key], np.float32) for key in "ab")
         for i in range(len(a)):
             name = PREFIX + names[layer].format(i)
-            parts[f"{name}.lora_A.weight"] = np.ascontiguousarray(a[i].reshape(-1, config.rank).T)
-            parts[f"{name}.lora_B.weight"] = np.ascontiguousarray(b[i].reshape(config.rank, -1).T)
+            tensors[f"{name}.lora_A.weight"] = np.ascontiguousarray(a[i].reshape(-1, config.rank).T)
+            tensors[f"{name}.lora_B.weight"] = np.ascontiguousarray(b[i].reshape(config.rank, -1).T)
     kinds = [names[layer].split(".layers.{}.")[1] for layer in adapter["layers"]]
     with folders.replace(path, hf_checkpoint.WEIGHTS, flag) as scratch:
         (scratch / CONFIG).write_text(json.dumps(config_json(config, kinds, base), indent=2, sort_keys=True) + "\n")
-        shapes = {name: (part.dtype, part.shape) for name, part in parts.items()}
-        safetensors_file.write_file(scratch / MODEL, shapes, parts.values())
-    return sum(part.size for part in parts.values())
+        shapes = {name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()}
+        safetensors_file.write_file(scratch / MODEL, shapes, tensors.values())
+    return sum(tensor.size for tensor in tensors.values())

@@ -11,7 +11,7 @@ from jax.typing import DTypeLike
 from omnir1_jax.errors import InputError
 from omnir1_jax.files import json_file
 from omnir1_jax.files.json_file import describe
-from omnir1_jax.models.config_values import MAX_COUNT, MAX_SIZE, flag, number, section, whole, wholes, without_null
+from omnir1_jax.models.config_values import MAX_COUNT, MAX_SIZE, flag, integer, integers, number, section, without_null
 from omnir1_jax.models.qwen_omni.config import AudioConfig, TextConfig, ThinkerConfig, TokenIds, VisionConfig
 
 MAX_WIDTH = 1 << 16  # of hidden states
@@ -20,10 +20,10 @@ ARCHITECTURES = {WHOLE: "Qwen2_5OmniForConditionalGeneration", THINKER: "Qwen2_5
 
 
 class Key(NamedTuple):
-    """A field of ours in `config.json`: its key, what transformers takes where it is absent, the highest value."""
+    """A field in `config.json`: its key, transformers' default, the highest valid value."""
 
     name: str
-    absent: Any
+    default: Any
     high: float = MAX_SIZE
 
 
@@ -59,8 +59,8 @@ _AUDIO = dict(
     n_window=Key("n_window", 100, 4096),
     max_source_positions=Key("max_source_positions", 1500),
 )
-# `vision_start_token_id` and `vision_end_token_id` are no declared fields of transformers'; these are the ids of the
-# released tokeniser.
+# `vision_start_token_id` and `vision_end_token_id` are not declared fields of transformers'; these are the ids of the
+# released tokenizer.
 _IDS = dict(
     audio=Key("audio_token_index", 151646),
     image=Key("image_token_index", 151655),
@@ -89,7 +89,7 @@ def read_json(path: epath.PathLike) -> dict[str, Any]:
     """The `config.json` of a checkpoint directory, as it is.
 
     Raises:
-      InputError: it is missing or no JSON object.
+      InputError: it is missing or not a JSON object.
     """
     path = epath.Path(path) / "config.json"
     if not path.exists():
@@ -103,10 +103,10 @@ def thinker_json(raw: Mapping[str, Any], source: str) -> dict[str, Any]:
     Raises:
       InputError: a model of another family.
     """
-    kind = raw.get("model_type")
-    if kind not in (WHOLE, THINKER):
-        raise InputError(f"{source}: model_type {kind!r} is not Qwen2.5-Omni ({WHOLE!r} or {THINKER!r})")
-    part = raw.get("thinker_config") if kind == WHOLE else raw
+    model_type = raw.get("model_type")
+    if model_type not in (WHOLE, THINKER):
+        raise InputError(f"{source}: model_type {model_type!r} is not Qwen2.5-Omni ({WHOLE!r} or {THINKER!r})")
+    part = raw.get("thinker_config") if model_type == WHOLE else raw
     if not isinstance(part, dict):
         raise InputError(f"{source}: has no thinker_config")
     return dict(part)
@@ -134,7 +134,7 @@ def parse(raw: Mapping[str, Any], source: str = "config.json", dtype: DTypeLike 
     config = ThinkerConfig(
         text=TextConfig(
             **sizes,
-            head_dim=whole(head | text, "head_dim", t, 1, MAX_WIDTH),
+            head_dim=integer(head | text, "head_dim", t, 1, MAX_WIDTH),
             rope_theta=theta,
             mrope_section=sections,
             tie_word_embeddings=flag(tied, "tie_word_embeddings", f"{source}: "),
@@ -150,7 +150,7 @@ def parse(raw: Mapping[str, Any], source: str = "config.json", dtype: DTypeLike 
 
 
 def _section(raw: Mapping[str, Any], name: str, source: str) -> dict[str, Any]:
-    """A section without its nulls, which holds nothing that the modules do not compute."""
+    """A section without its nulls, checked for settings that the modules do not support."""
     part = raw.get(name)
     if not isinstance(part, dict):
         raise InputError(f"{source}: {name} is missing or not an object")
@@ -162,17 +162,17 @@ def _section(raw: Mapping[str, Any], name: str, source: str) -> dict[str, Any]:
 
 
 def _read(part: Mapping[str, Any], keys: Mapping[str, Key], where: str) -> dict[str, Any]:
-    """The fields, each of the type of what stands for an absent one and within its range."""
+    """The fields, each of its default's type and within its range."""
     fields = {}
-    for field, (name, absent, high) in keys.items():
-        here = {name: part.get(name, absent)}
-        match absent:
+    for field, (name, default, high) in keys.items():
+        entry = {name: part.get(name, default)}
+        match default:
             case int():
-                fields[field] = whole(here, name, where, 1, int(high))
+                fields[field] = integer(entry, name, where, 1, int(high))
             case float():
-                fields[field] = number(here, name, where, high=high)
+                fields[field] = number(entry, name, where, high=high)
             case _:
-                fields[field] = wholes(here, name, where, 0, int(high))
+                fields[field] = integers(entry, name, where, 0, int(high))
     return fields
 
 
@@ -183,7 +183,7 @@ def _rope(text: Mapping[str, Any], source: str) -> tuple[float, tuple[int, int, 
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind not in ("default", "mrope"):
         raise InputError(f"{where}rope_type is {describe(kind)}, which is not supported; only 'default' is")
-    sections = wholes({"mrope_section": (16, 24, 24)} | without_null(rope), "mrope_section", where, 1, MAX_WIDTH)
+    sections = integers({"mrope_section": (16, 24, 24)} | without_null(rope), "mrope_section", where, 1, MAX_WIDTH)
     if len(sections) != 3:
         raise InputError(f"{where}mrope_section {list(sections)} must be 3 numbers: of time, height and width")
     return number({"rope_theta": text.get("rope_theta", 1e6)} | without_null(rope), "rope_theta", where), sections
@@ -194,11 +194,11 @@ def _token_ids(raw: Mapping[str, Any], text: Mapping[str, Any], source: str) -> 
     alias = {key.name.replace("_index", "_id"): key.name for key in _IDS.values()}
     ends = {key: text[key] for key in ("pad_token_id", "eos_token_id") if key in text}
     named = {alias.get(key, key): value for key, value in without_null(raw).items()}
-    ids = {key.name: key.absent for key in _IDS.values()} | ends | named
+    ids = {key.name: key.default for key in _IDS.values()} | ends | named
     eos = ids["eos_token_id"]
     ids["eos_token_id"] = eos if isinstance(eos, list) else [eos]
     where = f"{source}: "
-    return TokenIds(**{f: (wholes if f == "eos" else whole)(ids, k.name, where, 0) for f, k in _IDS.items()})
+    return TokenIds(**{f: (integers if f == "eos" else integer)(ids, k.name, where, 0) for f, k in _IDS.items()})
 
 
 def _check_sizes(config: ThinkerConfig, source: str) -> None:
@@ -229,12 +229,14 @@ def _check_sizes(config: ThinkerConfig, source: str) -> None:
         raise InputError(f"{source}: window_size {v.window_size} is not a multiple of a cell's {v.cell_pixels} pixels")
 
 
-def to_json(config: ThinkerConfig, *, base: Mapping[str, Any] | None = None, whole: bool = False) -> dict[str, Any]:
+def to_json(
+    config: ThinkerConfig, *, base: Mapping[str, Any] | None = None, whole_model: bool = False
+) -> dict[str, Any]:
     """A `config.json` that transformers reads.
 
     Args:
-      base: the config that the weights came with: kept, but for what `config` has to say about tying.
-      whole: wrapped as the whole model's, for names that begin with `thinker.`.
+      base: the config that the weights came with; it is kept except for tying, which is `config`'s.
+      whole_model: wrapped as the whole model's, for names that begin with `thinker.`.
     """
     part = thinker_json(copy.deepcopy(dict(base)), "config.json") if base is not None else _new(config)
     part["model_type"], part["architectures"] = THINKER, [ARCHITECTURES[THINKER]]
@@ -242,14 +244,14 @@ def to_json(config: ThinkerConfig, *, base: Mapping[str, Any] | None = None, who
     # Not declared by transformers, but read: without it positions of media fail there.
     part.setdefault("vision_start_token_id", config.tokens.vision_start)
     part.setdefault("vision_end_token_id", config.tokens.vision_end)
-    if not whole:
+    if not whole_model:
         return part
-    around = copy.deepcopy(dict(base)) if base is not None and base.get("model_type") == WHOLE else {}
-    return around | {"model_type": WHOLE, "architectures": [ARCHITECTURES[WHOLE]], "thinker_config": part}
+    model_json = copy.deepcopy(dict(base)) if base is not None and base.get("model_type") == WHOLE else {}
+    return model_json | {"model_type": WHOLE, "architectures": [ARCHITECTURES[WHOLE]], "thinker_config": part}
 
 
 def _new(config: ThinkerConfig) -> dict[str, Any]:
-    """The whole config in the new spelling."""
+    """The complete config in the new spelling."""
     t, v, ids = config.text, config.vision, _write(config.tokens, _IDS)
     ends = {key: ids[key] for key in ("pad_token_id", "eos_token_id")}
     rope = dict(rope_type="default", rope_theta=t.rope_theta, mrope_section=list(t.mrope_section))

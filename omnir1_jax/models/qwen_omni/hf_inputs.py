@@ -42,7 +42,7 @@ def thinker_inputs(hf_inputs: Mapping[str, Any], config: ThinkerConfig) -> Think
     if unknown:
         raise InputError(f"hf_inputs: unknown key {', '.join(unknown)}; known are {', '.join(KEYS)}")
     given = {key: value for key, value in hf_inputs.items() if value is not None}
-    sound = bool(given.pop("use_audio_in_video", False))
+    use_audio_in_video = bool(given.pop("use_audio_in_video", False))
     arrays = {key: _array(key, value) for key, value in given.items()}
     tokens, mask = _tokens(arrays, config)
     cells, image_grids, video_grids = _cells(arrays, config)
@@ -57,7 +57,7 @@ def thinker_inputs(hf_inputs: Mapping[str, Any], config: ThinkerConfig) -> Think
         tokens,
         mask,
         seconds_per_grid=arrays.get("video_second_per_grid", np.zeros(0)).reshape(-1).astype(np.float32),
-        use_audio_in_video=sound,
+        use_audio_in_video=use_audio_in_video,
         position_id_per_second=config.position_id_per_second,
         seconds_per_chunk=config.seconds_per_chunk,
         **media,
@@ -129,9 +129,9 @@ def _cells(
                 f"hf_inputs: {grid} must be positive with rows and columns in multiples of {v.spatial_merge_size}"
             )
         values = arrays.get(pixels, patches[0])
-        need = int(grid_sizes.prod(axis=1).sum())
-        if values.shape != (need, columns):
-            raise InputError(f"hf_inputs: {pixels} is {values.shape}, but {grid} asks for {(need, columns)}")
+        rows = int(grid_sizes.prod(axis=1).sum())
+        if values.shape != (rows, columns):
+            raise InputError(f"hf_inputs: {pixels} is {values.shape}, but {grid} asks for {(rows, columns)}")
         patches.append(values.astype(np.float32))
         grids.append(grid_sizes.astype(np.int64))
     cells = np.concatenate(patches).reshape(-1, v.cell_patches, columns)
@@ -158,15 +158,15 @@ def _mels(arrays: Mapping[str, np.ndarray], config: ThinkerConfig) -> list[np.nd
 
 def _vision(rows: list[layout.RowMedia], cells: np.ndarray, config: ThinkerConfig) -> VisionInputs:
     v = config.vision
-    kept = dict(window=v.window_cells, merge=v.spatial_merge_size)
-    need = [layout.vision_layout(row.grids, **kept) for row in rows]
+    options = dict(window=v.window_cells, merge=v.spatial_merge_size)
+    layouts = [layout.vision_layout(row.grids, **options) for row in rows]
     sizes = dict(
-        cells=max(len(row_layout.rows_cols) for row_layout in need),
-        windows=max(len(row_layout.windows) for row_layout in need),
-        frames=max(len(row_layout.frames) for row_layout in need),
-        frame_size=max(row_layout.frames.shape[1] for row_layout in need),
+        cells=max(len(row_layout.rows_cols) for row_layout in layouts),
+        windows=max(len(row_layout.windows) for row_layout in layouts),
+        frames=max(len(row_layout.frames) for row_layout in layouts),
+        frame_size=max(row_layout.frames.shape[1] for row_layout in layouts),
     )
-    padded = [layout.vision_layout(row.grids, **kept, **sizes) for row in rows]
+    padded = [layout.vision_layout(row.grids, **options, **sizes) for row in rows]
     pixels = np.zeros((len(rows), sizes["cells"], *cells.shape[1:]), np.float32)
     for target, row in zip(pixels, rows):
         target[: len(row.cells)] = cells[row.cells]
@@ -180,15 +180,18 @@ def _vision(rows: list[layout.RowMedia], cells: np.ndarray, config: ThinkerConfi
 
 def _audio(rows: list[layout.RowMedia], mels: list[np.ndarray], config: ThinkerConfig) -> AudioInputs:
     a = config.audio
-    heard = [[mels[i] for i in row.audios] for row in rows]
-    lengths = [[len(mel) for mel in own] for own in heard]
-    need = [layout.audio_layout(own, a.n_window) for own in lengths]
+    mels_by_row = [[mels[i] for i in row.audios] for row in rows]
+    lengths = [[len(mel) for mel in row_mels] for row_mels in mels_by_row]
+    layouts = [layout.audio_layout(row_lengths, a.n_window) for row_lengths in lengths]
     sizes = dict(
-        chunks=max(len(row_layout.lengths) for row_layout in need),
-        tokens=max(len(row_layout.pairs) for row_layout in need),
+        chunks=max(len(row_layout.lengths) for row_layout in layouts),
+        tokens=max(len(row_layout.pairs) for row_layout in layouts),
     )
-    padded = [layout.audio_layout(own, a.n_window, **sizes) for own in lengths]
-    chunks = [layout.chunk_mel(own, row_layout, a.n_window, a.num_mel_bins) for own, row_layout in zip(heard, padded)]
+    padded = [layout.audio_layout(row_lengths, a.n_window, **sizes) for row_lengths in lengths]
+    chunks = [
+        layout.chunk_mel(row_mels, row_layout, a.n_window, a.num_mel_bins)
+        for row_mels, row_layout in zip(mels_by_row, padded)
+    ]
     return AudioInputs(
         np.stack(chunks),
         np.stack([row_layout.lengths for row_layout in padded]),

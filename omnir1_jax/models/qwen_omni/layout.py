@@ -26,7 +26,7 @@ class RowMedia(NamedTuple):
 
     Attributes:
       grids: images and videos of the row.
-      cells: where each cell of the row lies in the batch's cells, all images' cells first, then all videos'.
+      cells: index of each cell of the row in the batch's cells, all images' cells first, then all videos'.
       audios: which of the batch's audios the row holds.
     """
 
@@ -75,7 +75,7 @@ def media_rows(
     audio_lengths: Integer[np.ndarray, " a"],
     merge: int = 2,
 ) -> list[RowMedia]:
-    """Which images, videos and audios each row holds: grids and mel lengths are used up in order of the placeholders.
+    """Which images, videos and audios each row holds: grids and mel lengths are consumed in the placeholders' order.
 
     Raises:
       InputError: media and placeholders do not match.
@@ -84,7 +84,7 @@ def media_rows(
     counts = {kind: [grid_cells(grid, merge) for grid in grids[kind]] for kind in grids}
     starts = {kind: np.concatenate([[0], np.cumsum(counts[kind])]).astype(np.int64) for kind in grids}
     starts["video"] += starts["image"][-1]
-    heard = [audio_tokens(int(n)) for n in audio_lengths]
+    audio_counts = [audio_tokens(int(n)) for n in audio_lengths]
     used = {"image": 0, "video": 0, "audio": 0}
     rows = []
     for row, (token_ids, real) in enumerate(zip(np.asarray(tokens), np.asarray(mask))):
@@ -112,15 +112,15 @@ def media_rows(
             order.append(grids[kind][index])
             cells.append(np.arange(starts[kind][index], starts[kind][index + 1]))
             used[kind], position = index + 1, position + count
-        wanted, audios = int((token_ids == ids.audio).sum()), []
-        while wanted > 0 and used["audio"] < len(heard):
+        remaining, audios = int((token_ids == ids.audio).sum()), []
+        while remaining > 0 and used["audio"] < len(audio_counts):
             audios.append(used["audio"])
-            wanted -= heard[used["audio"]]
+            remaining -= audio_counts[used["audio"]]
             used["audio"] += 1
-        if wanted:
+        if remaining:
             raise InputError(
                 f"row {row} has {int((token_ids == ids.audio).sum())} audio tokens, which no run of the given audios "
-                f"({', '.join(map(str, heard)) or 'none'} tokens) fills exactly"
+                f"({', '.join(map(str, audio_counts)) or 'none'} tokens) fills exactly"
             )
         rows.append(
             RowMedia(
@@ -129,9 +129,9 @@ def media_rows(
                 np.array(audios, np.int32),
             )
         )
-    for kind, there in (("image", len(counts["image"])), ("video", len(counts["video"])), ("audio", len(heard))):
-        if used[kind] < there:
-            raise InputError(f"{there} {kind}s were given, but the prompts have tokens for {used[kind]} only")
+    for kind, given in (("image", len(counts["image"])), ("video", len(counts["video"])), ("audio", len(audio_counts))):
+        if used[kind] < given:
+            raise InputError(f"{given} {kind}s were given, but the prompts have tokens for {used[kind]} only")
     return rows
 
 
@@ -147,7 +147,7 @@ def media_index(
     """(vision_index, audio_index): which cell, which audio token of its row a token stands for, else -1."""
     visual = mask & ((tokens == ids.image) | (tokens == ids.video))
     audible = mask & (tokens == ids.audio)
-    count = lambda here: np.where(here, np.cumsum(here, axis=1) - 1, -1).astype(np.int32)
+    count = lambda placeholders: np.where(placeholders, np.cumsum(placeholders, axis=1) - 1, -1).astype(np.int32)
     return count(visual), count(audible)
 
 

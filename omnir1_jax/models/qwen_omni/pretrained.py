@@ -34,11 +34,11 @@ def read_config(path: epath.PathLike, dtype: DTypeLike = jnp.float32) -> Thinker
     path = epath.Path(path)
     raw = hf_config.read_json(path)
     for level in (raw, raw.get("thinker_config"), raw.get("text_config")):
-        if isinstance(level, Mapping) and (found := level.get("quantization_config")):
-            method = found.get("quant_method") if isinstance(found, Mapping) else None
+        if isinstance(level, Mapping) and (quantization := level.get("quantization_config")):
+            method = quantization.get("quant_method") if isinstance(quantization, Mapping) else None
             raise InputError(
-                f"{path / 'config.json'}: the weights are quantised already ({method or 'quantization_config'}); take "
-                "those from before, which thinker.frozen quantises as they are read"
+                f"{path / 'config.json'}: the weights are quantised already ({method or 'quantization_config'}); use "
+                "the unquantised ones, which thinker.frozen quantises as they are read"
             )
     config = hf_config.parse(raw, str(path / "config.json"), dtype)
     if config.text.tie_word_embeddings and not store.is_store(path):
@@ -61,13 +61,13 @@ def read_params(
     if store.is_store(path):
         return store.load_store(path, config, dtype=dtype, mesh=mesh, form=form)
     boxed = hf_checkpoint.abstract(abstract_params, config, path)
-    held = boxed if form is None else quantise.quantised(boxed, form)
+    stored = boxed if form is None else quantise.quantised(boxed, form)
     return hf_checkpoint.load_params(
         path,
         weights.leaves(config),
         nn.unbox(boxed),
         dtype=dtype,
-        shardings=None if mesh is None else tree_shardings(mesh, held),
+        shardings=None if mesh is None else tree_shardings(mesh, stored),
         form=form,
         prefixes=weights.PREFIXES,
         ignore=weights.IGNORE,
@@ -75,7 +75,7 @@ def read_params(
 
 
 def deferred(path: epath.PathLike, config: ThinkerConfig, *, dtype: DTypeLike | None = None) -> dict:
-    """As `read_params`, each parameter read on the host when it is asked for (`hf_checkpoint.Deferred`)."""
+    """As `read_params`, each parameter read on the host on demand (`hf_checkpoint.Deferred`)."""
     if store.is_store(path):
         return store.deferred(path, config, dtype=dtype)
     shapes = nn.unbox(hf_checkpoint.abstract(abstract_params, config, path))
@@ -116,10 +116,10 @@ def save(
     owner: str = "",
     flag: str = "weights",
 ) -> None:
-    """Writes a directory that transformers' `from_pretrained` reads; it appears whole or not at all.
+    """Writes, atomically, a directory that transformers' `from_pretrained` reads.
 
     Args:
-      path, owner, flag: as for `checkpoint.save_params`.
+      path, owner, flag: as for `hf_checkpoint.save_params`.
       prefix: "" for the thinker alone; "thinker." for the whole model, its config included.
       base: the `config.json` that the weights came with; its other fields are kept.
       files: further files of the directory, by name (tokenizer, processor).
@@ -127,7 +127,7 @@ def save(
     """
     if prefix not in weights.PREFIXES:
         raise InputError(f"prefix {prefix!r} must be one of {', '.join(map(repr, weights.PREFIXES))}")
-    config, files, copied = hf_config.to_json(model.config, base=base, whole=prefix != ""), dict(files or {}), {}
+    config, files, copied = hf_config.to_json(model.config, base=base, whole_model=prefix != ""), dict(files or {}), {}
     if prefix:
         config = speech_files.whole_config(config, speech)
         files[speech_files.SPEAKERS] = speech_files.no_speakers() if speech is None else speech.speakers

@@ -11,13 +11,13 @@ from jaxtyping import Array, Bool, Float, Int, Key, UInt32
 
 from omnir1_jax.errors import InputError
 from omnir1_jax.models.qwen_omni.cache import PromptCache, TailCache, empty_tail
-from omnir1_jax.models.qwen_omni.decoder import DECODING, Decoder, apart, last_real
+from omnir1_jax.models.qwen_omni.decoder import DECODING, Decoder, last_real, unstack_layers
 from omnir1_jax.parallel import constrain, one_cpu, shards
 
 TAIL_PIECE = 32  # tokens of the suffixes that are read at a time
-# A CPU's loop over layers copies each one's weights and keys out of their stacks, for every token. Up to so many layers
-# are written out instead, each with a copy of its own that is made once.
-LAYERS_APART = 16
+# On a CPU a loop over layers copies each one's weights and keys out of their stacks for every token. Up to this many
+# layers are unrolled instead, each with its own copy, made once.
+MAX_UNROLLED_LAYERS = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Sampling:
 
 
 class Suffixes(NamedTuple):
-    """Own beginning of each continuation, after the shared prompt and before what is sampled.
+    """The beginning of each continuation, after the shared prompt and before the sampled tokens.
 
     Attributes:
       mask: True for real tokens; padding may stand anywhere, and a tail may be empty.
@@ -96,15 +96,15 @@ def warp(logits: Float[Array, "*b v"], settings: Sampling) -> Float[Array, "*b v
         lowest = _highest(lambda key: below(key) <= surplus, keys.shape[:-1])
         lowest = jnp.minimum(lowest, jnp.max(keys, axis=-1))
         tied = keys == lowest[..., None]
-        each = jnp.max(jnp.where(tied, probabilities, 0.0), axis=-1)
-        kept = jnp.sum(tied, axis=-1) - jnp.floor((surplus - below(lowest)) / each).astype(jnp.int32)
+        tied_probability = jnp.max(jnp.where(tied, probabilities, 0.0), axis=-1)
+        kept = jnp.sum(tied, axis=-1) - jnp.floor((surplus - below(lowest)) / tied_probability).astype(jnp.int32)
         kept = jnp.maximum(kept, 1)
         # By bits too: a running sum would gather a sharded vocabulary.
         tokens = jax.lax.broadcasted_iota(jnp.uint32, keys.shape, keys.ndim - 1)
         before = lambda token: jnp.sum(tied & (tokens < token[..., None]), axis=-1)
         last = _highest(lambda token: before(token) < kept, kept.shape)
-        late = tied & (tokens > last[..., None])
-        logits = jnp.where((keys < lowest[..., None]) | late, -jnp.inf, logits)
+        removed = tied & (tokens > last[..., None])
+        logits = jnp.where((keys < lowest[..., None]) | removed, -jnp.inf, logits)
     return logits
 
 
@@ -118,9 +118,9 @@ def _ordered(values: Float[Array, "*b v"]) -> UInt32[Array, "*b v"]:
 def _highest(holds: Callable[[Array], Array], shape: tuple[int, ...]) -> UInt32[Array, "*b"]:
     """The highest number for which `holds`, which is true up to some number and false beyond it."""
 
-    def bit(i: Int[Array, ""], found: UInt32[Array, "*b"]) -> UInt32[Array, "*b"]:
-        higher = found | (jnp.uint32(1 << 31) >> i.astype(jnp.uint32))
-        return jnp.where(holds(higher), higher, found)
+    def bit(i: Int[Array, ""], prefix: UInt32[Array, "*b"]) -> UInt32[Array, "*b"]:
+        higher = prefix | (jnp.uint32(1 << 31) >> i.astype(jnp.uint32))
+        return jnp.where(holds(higher), higher, prefix)
 
     return jax.lax.fori_loop(0, 32, bit, jnp.zeros(shape, jnp.uint32))
 
@@ -167,8 +167,8 @@ def _draw_of_best(keys: Key[Array, "*b"], logits: Float[Array, "*b v"], settings
     best = jnp.argmax(jnp.where(removed, -jnp.inf, values) + noise, axis=-1)
     drawn = jnp.take_along_axis(tokens, best[..., None], axis=-1)[..., 0]
     with jax.named_scope("ties"):
-        either = lambda: jnp.where(ties, _draw_of_all(keys, logits, settings), drawn)
-        return jax.lax.cond(jnp.any(ties), either, lambda: drawn)
+        drawn_or_tied = lambda: jnp.where(ties, _draw_of_all(keys, logits, settings), drawn)
+        return jax.lax.cond(jnp.any(ties), drawn_or_tied, lambda: drawn)
 
 
 def draw(
@@ -224,13 +224,13 @@ def generate(
       prompt: from `Decoder.prefill`; it is read in place and never repeated.
       row_ids: numbers that stand for the prompts in the random keys (default: row in the batch). What is drawn for
         a prompt depends on `key`, its number and the continuation's, not on the rest of the batch.
-      active: continuations that are wanted; the others have length 0 and keep nobody waiting.
+      active: continuations to sample; the others have length 0 and do not prolong the loop.
     """
     if (group is None) == (suffixes is None):
         raise InputError("generate: give either group or suffixes")
-    written_out = one_cpu() and 1 < decoder.config.num_layers <= LAYERS_APART
-    if written_out:
-        variables, prompt = apart(variables, prompt)
+    unrolled = one_cpu() and 1 < decoder.config.num_layers <= MAX_UNROLLED_LAYERS
+    if unrolled:
+        variables, prompt = unstack_layers(variables, prompt)
     apply = functools.partial(decoder.apply, variables)
     rows, length = prompt.mask.shape[0], settings.max_tokens
     group = group if suffixes is None else suffixes.tokens.shape[1]
@@ -240,7 +240,7 @@ def generate(
 
     suffix_slots = 0 if suffixes is None else -(-suffixes.tokens.shape[2] // TAIL_PIECE) * TAIL_PIECE
     slots = max(suffix_slots + length - 1, 1)
-    tail = empty_tail(decoder.config, rows, group, slots, decoder.dtype, written_out)
+    tail = empty_tail(decoder.config, rows, group, slots, decoder.dtype, unrolled)
     last = jnp.broadcast_to(prompt.last[:, None], (rows, group, prompt.last.shape[-1]))
     if suffixes is not None:
         tail, last = _read_suffixes(apply, prompt, suffixes, tail, last)

@@ -111,8 +111,8 @@ def token_logprobs(
         total = jax.nn.logsumexp(logits, axis=-1)
         # A sum over one token: local on a sharded vocabulary, and its gradient needs no scatter.
         chosen = jnp.sum(jnp.where(jnp.arange(head.values.shape[1]) == targets[..., None], logits, 0.0), axis=-1)
-        every = logits - total[..., None]
-        return chosen - total, -jnp.sum(jnp.exp(every) * every, axis=-1), chosen >= jnp.max(logits, axis=-1)
+        log_probs = logits - total[..., None]
+        return chosen - total, -jnp.sum(jnp.exp(log_probs) * log_probs, axis=-1), chosen >= jnp.max(logits, axis=-1)
 
     def split(x):
         return jnp.moveaxis(x.reshape(b, count, size, *x.shape[2:]), 1, 0)

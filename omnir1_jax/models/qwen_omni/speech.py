@@ -1,4 +1,4 @@
-"""The talker and token2wav of a release. No module here reads them; an export of the whole model carries them on."""
+"""The talker and token2wav of a release. No module here reads them; an export of the whole model copies them."""
 
 import pickle
 from collections.abc import Mapping
@@ -16,11 +16,11 @@ PARTS = ("talker", "token2wav")
 
 
 class Speech(NamedTuple):
-    """All that speaks.
+    """Config, weights and speakers of the parts that speak.
 
     Attributes:
       config: sections of `config.json`, by name.
-      tensors: where the tensors lie, by name.
+      tensors: locations of the tensors, by name.
       speakers: content of spk_dict.pt, which is never unpickled.
     """
 
@@ -35,9 +35,9 @@ def missing(path: epath.PathLike) -> list[str]:
     if not (path / "model.safetensors").exists() and not (path / "model.safetensors.index.json").exists():
         return ["safetensors"]
     config, names = hf_config.read_json(path), safetensors_file.index(path)
-    lacking = [f"{part}_config" for part in PARTS if not isinstance(config.get(f"{part}_config"), dict)]
-    lacking += [f"{part}.*" for part in PARTS if not any(name.startswith(f"{part}.") for name in names)]
-    return lacking + ([] if (path / SPEAKERS).is_file() else [SPEAKERS])
+    absent = [f"{part}_config" for part in PARTS if not isinstance(config.get(f"{part}_config"), dict)]
+    absent += [f"{part}.*" for part in PARTS if not any(name.startswith(f"{part}.") for name in names)]
+    return absent + ([] if (path / SPEAKERS).is_file() else [SPEAKERS])
 
 
 def read(path: epath.PathLike) -> Speech:
@@ -47,8 +47,8 @@ def read(path: epath.PathLike) -> Speech:
       InputError: it lacks a part.
     """
     path = epath.Path(path)
-    if lacking := missing(path):
-        raise InputError(f"{path}: no speech, it lacks {', '.join(lacking)}; name the directory of a whole release")
+    if absent := missing(path):
+        raise InputError(f"{path}: no speech, it lacks {', '.join(absent)}; name the directory of a whole release")
     config = hf_config.read_json(path)
     tensors = safetensors_file.index(path)
     return Speech(

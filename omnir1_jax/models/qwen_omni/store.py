@@ -1,6 +1,6 @@
 """The thinker as an orbax directory: `params/`, the `config.json` that it came with, and `files/` (the tokenizer's).
 
-Parameters lie there as the modules hold them, in pieces that every host of a mesh can read for itself.
+Parameters are stored as the modules hold them, in chunks, so that each host of a mesh reads only its own shards.
 """
 
 import json
@@ -27,7 +27,7 @@ from omnir1_jax.models.qwen_omni.config import ThinkerConfig
 from omnir1_jax.models.qwen_omni.thinker import abstract_params
 from omnir1_jax.parallel import tree_shardings
 
-STORE = "store"  # its kind, in its mark
+STORE = "store"  # kind recorded in the mark of a written directory
 PIECE_BYTES = 1 << 26
 TEXT_FILES = (".json", ".txt", ".jinja", ".model")  # tokenizer, processor, generation settings; never pickles
 
@@ -59,7 +59,7 @@ def save_store(
     files: Mapping[str, bytes] | None = None,
     flag: str = "target",
 ) -> None:
-    """Writes the directory; it appears whole or not at all, and once its index was read back.
+    """Writes the directory atomically, after reading back its index.
 
     Args:
       base, files: as for `pretrained.save`.
@@ -82,7 +82,7 @@ def save_store(
 
 
 def _pieces(key: tuple[str, ...]) -> ocp.SaveArgs:
-    """A parameter is stored layer by layer, and no piece is too large to be read at once."""
+    """A parameter is stored layer by layer, in chunks of at most `PIECE_BYTES`."""
     return ocp.SaveArgs(chunk_byte_size=PIECE_BYTES, shard_axes=(0,) if {*key} & {*quantise.STACKS} else ())
 
 
@@ -108,33 +108,33 @@ def load_store(
         return hf_checkpoint.placed(deferred(path, config, dtype=dtype), form=form)
     boxed = abstract_params(config)
     shapes, shardings = flatten_dict(nn.unbox(boxed)), flatten_dict(tree_shardings(mesh, boxed))
-    placed = None if form is None else flatten_dict(tree_shardings(mesh, quantise.quantised(boxed, form)))
+    quantised_shardings = None if form is None else flatten_dict(tree_shardings(mesh, quantise.quantised(boxed, form)))
     params: dict[tuple[str, ...], Any] = {}
     for key, stored in _stored(path, shapes).items():
-        kind, array = np.dtype(dtype or stored.dtype), orbax_files.open_array(absolute(path) / "params", key)
-        read = lambda index, array=array, kind=kind: _read(array[index], kind)
-        one = jax.make_array_from_callback(stored.shape, shardings[key], read)
+        kept_dtype, array = np.dtype(dtype or stored.dtype), orbax_files.open_array(absolute(path) / "params", key)
+        read = lambda index, array=array, kept_dtype=kept_dtype: _read(array[index], kept_dtype)
+        parameter = jax.make_array_from_callback(stored.shape, shardings[key], read)
         if form is None:
-            params[key] = one
+            params[key] = parameter
             continue
-        into = {name: placed[name] for name in quantise.paths(key, stored.shape, form)}
-        params |= jax.jit(_quantised, static_argnums=(1, 2), out_shardings=into)(one, key, form)
+        target_shardings = {name: quantised_shardings[name] for name in quantise.paths(key, stored.shape, form)}
+        params |= jax.jit(_quantised, static_argnums=(1, 2), out_shardings=target_shardings)(parameter, key, form)
     return unflatten_dict(params)
 
 
 def deferred(path: epath.PathLike, config: ThinkerConfig, *, dtype: DTypeLike | None = None) -> dict:
-    """As `load_store`, each parameter read on the host when it is asked for."""
+    """As `load_store`, each parameter read on the host on demand."""
 
-    def one(key: tuple[str, ...], stored: Any) -> Deferred:
-        kind = np.dtype(dtype or stored.dtype)
+    def parameter(key: tuple[str, ...], stored: Any) -> Deferred:
+        kept_dtype = np.dtype(dtype or stored.dtype)
         array = lambda: orbax_files.open_array(absolute(path) / "params", key)
         stacked = {*key} & {*quantise.STACKS}
         indices = range(stored.shape[0]) if stacked else (...,)
-        layers = lambda: ((index, _read(array()[index], kind)) for index in indices)
-        return Deferred(tuple(stored.shape), kind, lambda: _read(array(), kind), layers)
+        layers = lambda: ((index, _read(array()[index], kept_dtype)) for index in indices)
+        return Deferred(tuple(stored.shape), kept_dtype, lambda: _read(array(), kept_dtype), layers)
 
-    found = _stored(path, flatten_dict(nn.unbox(abstract_params(config))))
-    return unflatten_dict({key: one(key, stored) for key, stored in found.items()})
+    parameters = _stored(path, flatten_dict(nn.unbox(abstract_params(config))))
+    return unflatten_dict({key: parameter(key, stored) for key, stored in parameters.items()})
 
 
 def _read(array: tensorstore.TensorStore, dtype: np.dtype) -> np.ndarray:
@@ -144,20 +144,20 @@ def _read(array: tensorstore.TensorStore, dtype: np.dtype) -> np.ndarray:
 
 
 def _stored(path: epath.PathLike, shapes: Mapping[tuple[str, ...], Any]) -> dict[tuple[str, ...], Any]:
-    """What lies there of each parameter: shape and dtype."""
+    """The stored shape and dtype of each parameter."""
     folder = absolute(path) / "params"
     with ocp.StandardCheckpointer() as checkpointer:
         metadata = checkpointer.metadata(folder).item_metadata
     if metadata is None:
-        raise InputError(f"{folder}: not an orbax checkpoint, or one cut short; import it again")
+        raise InputError(f"{folder}: not an orbax checkpoint, or a truncated one; import it again")
     stored = flatten_dict(metadata.tree)
-    odd = sorted(
+    mismatched = sorted(
         "/".join(key)
         for key in stored.keys() | shapes.keys()
         if key not in stored or key not in shapes or tuple(stored[key].shape) != shapes[key].shape
     )
-    if odd:
-        raise InputError(f"{folder}: does not fit its config.json in {', '.join(odd[:8])}; import it again")
+    if mismatched:
+        raise InputError(f"{folder}: does not fit its config.json in {', '.join(mismatched[:8])}; import it again")
     return {key: stored[key] for key in shapes}
 
 

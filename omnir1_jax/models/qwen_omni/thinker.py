@@ -17,8 +17,8 @@ def place(
     embeddings: Float[Array, "b s d"], features: Float[Array, "b n d"], index: Int[Array, "b s"]
 ) -> Float[Array, "b s d"]:
     """Puts features[index] where index is not -1."""
-    picked = jnp.take_along_axis(features, jnp.maximum(index, 0)[..., None], axis=1)
-    return jnp.where((index >= 0)[..., None], picked.astype(embeddings.dtype), embeddings)
+    vectors = jnp.take_along_axis(features, jnp.maximum(index, 0)[..., None], axis=1)
+    return jnp.where((index >= 0)[..., None], vectors.astype(embeddings.dtype), embeddings)
 
 
 class Thinker(nn.Module):

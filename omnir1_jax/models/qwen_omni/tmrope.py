@@ -100,7 +100,7 @@ def rope_index(
     if len(seconds_per_grid) != len(video_grids):
         raise InputError(f"{len(video_grids)} videos need as many seconds_per_grid, got {len(seconds_per_grid)}")
     frame_times = [
-        # Single precision and truncated, as there.
+        # Single precision and truncated, as in the reference.
         (np.arange(grid[0], dtype=np.float32) * np.float32(seconds) * np.float32(position_id_per_second)).astype(int)
         for grid, seconds in zip(video_grids, seconds_per_grid)
     ]
@@ -111,13 +111,13 @@ def rope_index(
     }
     unread = {kind: iter(blocks) for kind, blocks in media.items()}
     positions = np.ones((len(tokens), 3, tokens.shape[1]), np.int32)
-    following = np.zeros(len(tokens), np.int32)
+    next_positions = np.zeros(len(tokens), np.int32)
     for row, (token_ids, real) in enumerate(zip(tokens, mask)):
         size = int(position_id_per_second * seconds_per_chunk)
         row_positions = _row_positions(f"row {row}", token_ids[real], ids, unread, use_audio_in_video, size)
         positions[row][:, real] = row_positions
-        following[row] = row_positions.max() + 1
-    return positions, following
+        next_positions[row] = row_positions.max() + 1
+    return positions, next_positions
 
 
 def _grid_positions(times: Int[np.ndarray, " t"], grid: Integer[np.ndarray, "3"], merge: int) -> Int[np.ndarray, "3 n"]:
@@ -154,35 +154,35 @@ def _row_positions(
     text = lambda count: [np.tile(start() + np.arange(count), (3, 1))] if count else []
     doubled = lambda: [np.full((3, 2), start())]
     while any(left.values()):
-        ahead = {
+        starts = {
             kind: position + np.flatnonzero(token_ids[position:] == getattr(ids, kind)) for kind in left if left[kind]
         }
-        ahead = {kind: int(positions_of_kind[0]) for kind, positions_of_kind in ahead.items() if positions_of_kind.size}
-        if not ahead:
+        starts = {kind: int(indices[0]) for kind, indices in starts.items() if indices.size}
+        if not starts:
             raise InputError(f"{name} has start tokens of {', '.join(k for k in left if left[k])} without placeholders")
-        first = min(ahead, key=ahead.get)
+        first = min(starts, key=starts.get)
         with_sound = first == "video" and use_audio_in_video
         kinds = ("video", "audio") if with_sound else (first,)
         blocks = [_take(name, kind, unread) for kind in kinds]
-        end = ahead[first] + sum(block.shape[1] for block in blocks)
+        end = starts[first] + sum(block.shape[1] for block in blocks)
         for kind, block in zip(kinds, blocks):
-            there = int((token_ids[ahead[first] : end] == getattr(ids, kind)).sum())
-            if there != block.shape[1]:
+            count = int((token_ids[starts[first] : end] == getattr(ids, kind)).sum())
+            if count != block.shape[1]:
                 raise InputError(
-                    f"{name}: the next {kind} needs {block.shape[1]} {kind} tokens, the prompt has {there}"
+                    f"{name}: the next {kind} needs {block.shape[1]} {kind} tokens, the prompt has {count}"
                 )
             left[kind] -= 1
         if with_sound:
-            if ahead[first] - 2 < position:
+            if starts[first] - 2 < position:
                 raise InputError(f"{name}: a video with sound needs its two start tokens before it")
-            pieces += text(ahead[first] - 2 - position)
+            pieces += text(starts[first] - 2 - position)
             pieces += doubled()
-            begin = start()
-            pieces += [begin + blocks[sound][:, a:b] for sound, a, b in interleave(blocks[0][0], blocks[1][0], size)]
+            offset = start()
+            pieces += [offset + blocks[sound][:, a:b] for sound, a, b in interleave(blocks[0][0], blocks[1][0], size)]
             pieces += doubled()
             end += 2
         else:
-            pieces += text(ahead[first] - position)
+            pieces += text(starts[first] - position)
             pieces.append(start() + blocks[0])
         position = end
     if position > len(token_ids):

@@ -44,20 +44,20 @@ class Spans(NamedTuple):
 
     Attributes:
       cells: -1 padded.
-      place: where each cell stands in the flattened lists; 0 for cells in no list.
+      position: index of each cell in the flattened lists; 0 for cells in no list.
     """
 
     cells: Int[Array, "b spans size"]
-    place: Int[Array, "b n"]
+    position: Int[Array, "b n"]
 
 
 def spans_of(cells: Int[Array, "b spans size"], n: int) -> Spans:
-    """The lists with their inverse, so that both ways are gathers."""
+    """The lists with their inverse, so that both directions are gathers."""
     flat = cells.reshape(cells.shape[0], -1)
     target = jnp.where(flat < 0, n, flat)  # n is out of range, hence dropped
     order = jnp.arange(flat.shape[1], dtype=jnp.int32)
-    place = jax.vmap(lambda at: jnp.zeros(n, jnp.int32).at[at].set(order, mode="drop"))(target)
-    return Spans(cells, place)
+    position = jax.vmap(lambda indices: jnp.zeros(n, jnp.int32).at[indices].set(order, mode="drop"))(target)
+    return Spans(cells, position)
 
 
 def attend_within(
@@ -67,7 +67,7 @@ def attend_within(
     spans: Spans,
     implementation: str,
 ) -> Float[Array, "b n m h d"]:
-    """Attention of the patches of each span's cells to one another. Cells in no span get something finite."""
+    """Attention of the patches of each span's cells to one another. Cells in no span get finite values."""
     b, _, m, h, d = q.shape
     count, size = spans.cells.shape[1:]
     index = jnp.maximum(spans.cells, 0).reshape(b, count * size, 1, 1, 1)
@@ -77,7 +77,7 @@ def attend_within(
 
     keys = jnp.repeat(spans.cells.reshape(b * count, size) >= 0, m, axis=1)
     out = attend(gather(q), gather(k), gather(v), mask=Mask(keys=keys), implementation=implementation)
-    return jnp.take_along_axis(out.reshape(b, count * size, m, h, d), spans.place[:, :, None, None, None], axis=1)
+    return jnp.take_along_axis(out.reshape(b, count * size, m, h, d), spans.position[:, :, None, None, None], axis=1)
 
 
 def axial_rotary(rows_cols: Int[Array, "b n 2"], config: VisionConfig) -> Rotary:

@@ -91,7 +91,7 @@ _AUDIO = (
 
 
 def leaves(config: ThinkerConfig) -> list[Leaf]:
-    """The table for `checkpoint.load_params` and `save_params`: 1,346 tensors at 7B."""
+    """The table for `hf_checkpoint.load_params` and `save_params`: 1,346 tensors at 7B."""
     parts = (
         ("text", _TEXT, config.text.num_layers),
         ("vision", _VISION, config.vision.depth),

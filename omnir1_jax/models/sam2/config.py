@@ -120,12 +120,12 @@ def _check_ranges(config: "Sam2Config") -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Sam2Config(Sam2Run):
-    """A SAM 2.1 model and how it is run; the first group of fields is the checkpoint's, the last one is ours.
+    """A SAM 2.1 model and how it is run; the first fields are the checkpoint's, the last ones options of a run.
 
     Options:
       video: with the memory modules (`Sam2VideoModel`) or without (`Sam2Model`: one frame only).
       conditioning_slots: maximum prompted frames attended at a time, the nearest ones; -1 is all of them. At least 2.
-      score_limit: maximum attention scores (fp32 elements) alive at a time; queries are cut in pieces to hold it.
+      score_limit: maximum attention scores (fp32 elements) alive at a time; queries are split to keep it.
     """
 
     hiera: HieraConfig = HieraConfig()
@@ -179,7 +179,7 @@ class Sam2Config(Sam2Run):
         hiera = self.hiera
         _check_ranges(self)
         if not len(hiera.dims) == len(hiera.heads) == len(hiera.blocks) == len(hiera.windows) == 4:
-            raise InputError("SAM 2 config: embed dims, heads, blocks and windows a stage must each have 4 entries")
+            raise InputError("SAM 2 config: embed dims, heads, blocks and windows per stage must each have 4 entries")
         if self.side <= 0 or self.side % 64 or (self.side // hiera.patch_stride) % hiera.windows[0]:
             raise InputError(
                 f"SAM 2 side {self.side}: must be a multiple of 64 whose patch grid "

@@ -1,4 +1,4 @@
-"""The mask decoder: prompt tokens and image attend to one another, then tokens read masks off the image."""
+"""The mask decoder: prompt tokens and image attend to one another, then tokens give masks on the image."""
 
 from typing import NamedTuple
 
@@ -99,14 +99,14 @@ class MaskDecoder(nn.Module):
     ) -> Masks:
         config, dtype, width = self.config, self.config.dtype, self.config.width
         b, h, w, _ = image.shape
-        many = config.multimasks + 1
+        mask_count = config.multimasks + 1
         init = partitioned(nn.initializers.normal(1.0), None, "embed")
         output_tokens = [
             self.param("object_token", init, (1, width)),
             self.param("iou_token", init, (1, width)),
-            self.param("mask_tokens", init, (many, width)),
+            self.param("mask_tokens", init, (mask_count, width)),
         ]
-        output_tokens = jnp.broadcast_to(jnp.concatenate(output_tokens).astype(dtype), (b, many + 2, width))
+        output_tokens = jnp.broadcast_to(jnp.concatenate(output_tokens).astype(dtype), (b, mask_count + 2, width))
         start = tokens = jnp.concatenate((output_tokens, sparse.astype(dtype)), axis=1)
         image, position = image.reshape(b, h * w, width), position.reshape(1, h * w, width).astype(dtype)
         for i in range(config.decoder_layers):
@@ -114,7 +114,7 @@ class MaskDecoder(nn.Module):
         inner = config.width // config.decoder_downsample
         final = Attention(inner, config.decoder_heads, dtype, config.score_limit, name="final_attn")
         tokens = norm(EPS, dtype, "final_norm")(tokens + final(tokens + start, image + position, image))
-        score, quality, tokens = tokens[:, 0], tokens[:, 1], tokens[:, 2 : 2 + many]
+        score, quality, tokens = tokens[:, 0], tokens[:, 1], tokens[:, 2 : 2 + mask_count]
 
         gelu = lambda x: jax.nn.gelu(x, approximate=False)
         x = UpConv(width // 4, dtype, name="upscale1")(image.reshape(b, h, w, width)) + middle
@@ -132,7 +132,7 @@ class MaskDecoder(nn.Module):
         logits = jnp.einsum(
             "bmc,byxc->bmyx", filters, x, precision=precision(dtype), preferred_element_type=jnp.float32
         )
-        iou = Mlp(config.iou_width, many, config.iou_depth, dtype, name="iou_head")(quality)
+        iou = Mlp(config.iou_width, mask_count, config.iou_depth, dtype, name="iou_head")(quality)
         score = Mlp(width, 1, 3, dtype, name="object_head")(score)
         return Masks(logits, jax.nn.sigmoid(iou.astype(jnp.float32)), tokens, score[:, 0].astype(jnp.float32))
 

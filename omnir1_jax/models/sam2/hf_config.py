@@ -9,7 +9,7 @@ from etils import epath
 
 from omnir1_jax.errors import InputError
 from omnir1_jax.files import json_file
-from omnir1_jax.models.config_values import flag, number, section, whole, wholes, without_null
+from omnir1_jax.models.config_values import flag, integer, integers, number, section, without_null
 from omnir1_jax.models.sam2.config import HieraConfig, Sam2Config
 
 _WHERE = "SAM 2 config: "
@@ -90,7 +90,7 @@ def _get(part: Mapping[str, Any], key: str, default: Any) -> Any:
     """
     part = {key: default} | without_null({key: part.get(key)})
     if key in _SQUARE and isinstance(part[key], list | tuple):
-        sides = wholes(part, key, _WHERE)
+        sides = integers(part, key, _WHERE)
         if len(set(sides)) != 1:
             raise InputError(f"{_WHERE}{key} {list(sides)} must be square")
         return sides[0]
@@ -98,11 +98,11 @@ def _get(part: Mapping[str, Any], key: str, default: Any) -> Any:
         case bool():
             return flag(part, key, _WHERE)
         case int():
-            return whole(part, key, _WHERE, min(default, 0))
+            return integer(part, key, _WHERE, min(default, 0))
         case float():
             return number(part, key, _WHERE, -1e6, 1e6)
         case tuple():
-            return wholes(part, key, _WHERE)
+            return integers(part, key, _WHERE)
     if not isinstance(part[key], str):
         raise InputError(f"{_WHERE}{key} is {json_file.describe(part[key])}; it must be a name")
     return part[key]
@@ -123,33 +123,35 @@ def from_hf(config: Mapping[str, Any], **options: Any) -> Sam2Config:
     Absent keys take the defaults of transformers' configuration classes (SAM 2.1 tiny). `options` replace fields.
     Raises `InputError` naming the key for a model of another kind or a setting that is not supported.
     """
-    kind = config.get("model_type")
-    if kind not in ("sam2", "sam2_video"):
-        raise InputError(f"config.json: model_type {kind!r} is not sam2 or sam2_video")
+    model_type = config.get("model_type")
+    if model_type not in ("sam2", "sam2_video"):
+        raise InputError(f"config.json: model_type {model_type!r} is not sam2 or sam2_video")
     vision = section(config, "vision_config", _WHERE)
-    back = section(vision, "backbone_config", _WHERE)
+    backbone = section(vision, "backbone_config", _WHERE)
     prompt = section(config, "prompt_encoder_config", _WHERE)
     decoder = section(config, "mask_decoder_config", _WHERE)
-    hiera = HieraConfig(**_read(back, _HIERA, HieraConfig))
+    hiera = HieraConfig(**_read(backbone, _HIERA, HieraConfig))
 
-    if _get(back, "hidden_size", 96) != (hiera.dims or (0,))[0]:
-        raise InputError(f"config.json: backbone hidden_size {back.get('hidden_size', 96)} is not that of {hiera.dims}")
+    if _get(backbone, "hidden_size", 96) != (hiera.dims or (0,))[0]:
+        raise InputError(
+            f"config.json: backbone hidden_size {backbone.get('hidden_size', 96)} is not that of {hiera.dims}"
+        )
     if _get(vision, "backbone_channel_list", (768, 384, 192, 96)) != hiera.dims[::-1]:
         raise InputError(f"config.json: backbone_channel_list is not the reverse of embed_dim_per_stage {hiera.dims}")
     fixed = (
-        (back, "query_stride", [2, 2]),
-        (back, "num_channels", 3),
+        (backbone, "query_stride", [2, 2]),
+        (backbone, "num_channels", 3),
         (vision, "fpn_kernel_size", 1),
         (vision, "fpn_stride", 1),
         (vision, "fpn_padding", 0),
         (vision, "num_feature_levels", 3),
         (prompt, "patch_size", 16),
     )
-    for part, key, wanted in fixed:
+    for part, key, expected in fixed:
         value = part.get(key)
-        if value is not None and (list(value) if isinstance(value, list | tuple) else value) != wanted:
-            raise InputError(f"config.json: {key} {json_file.describe(value)} is not supported, only {wanted}")
-    video = kind == "sam2_video"
+        if value is not None and (list(value) if isinstance(value, list | tuple) else value) != expected:
+            raise InputError(f"config.json: {key} {json_file.describe(value)} is not supported, only {expected}")
+    video = model_type == "sam2_video"
     widths = {
         "fpn_hidden_size": _get(vision, "fpn_hidden_size", 256),
         "prompt_encoder_config.hidden_size": _get(prompt, "hidden_size", 256),
@@ -202,8 +204,8 @@ def to_hf(config: Sam2Config) -> dict[str, Any]:
     The input side is the one of `config`, so that transformers runs at it too.
     """
     hiera, side, width = config.hiera, config.side, config.width
-    kind = "sam2_video" if config.video else "sam2"
-    back = _write(hiera, _HIERA) | {
+    model_type = "sam2_video" if config.video else "sam2"
+    backbone = _write(hiera, _HIERA) | {
         "model_type": "sam2_hiera_det_model",
         "image_size": [side, side],
         "hidden_size": hiera.dims[0],
@@ -211,20 +213,23 @@ def to_hf(config: Sam2Config) -> dict[str, Any]:
     }
     values: dict[str, Any] = {
         "architectures": ["Sam2VideoModel" if config.video else "Sam2Model"],
-        "model_type": kind,
+        "model_type": model_type,
         "dtype": config.dtype,
         "vision_config": {
             "model_type": "sam2_vision_model",
-            "backbone_config": {key: [value] * 2 if key.startswith("patch_") else value for key, value in back.items()},
+            "backbone_config": {
+                key: [value] * 2 if key.startswith("patch_") else value for key, value in backbone.items()
+            },
             "backbone_channel_list": list(hiera.dims[::-1]),
             "backbone_feature_sizes": [[side // stride] * 2 for stride in (4, 8, 16)],
             "fpn_hidden_size": width,
             "fpn_top_down_levels": list(config.top_down_levels),
             "num_feature_levels": 3,
         },
-        "prompt_encoder_config": {"model_type": f"{kind}_prompt_encoder", "hidden_size": width, "patch_size": 16}
+        "prompt_encoder_config": {"model_type": f"{model_type}_prompt_encoder", "hidden_size": width, "patch_size": 16}
         | _write(config, _PROMPT),
-        "mask_decoder_config": {"model_type": f"{kind}_mask_decoder", "hidden_size": width} | _write(config, _DECODER),
+        "mask_decoder_config": {"model_type": f"{model_type}_mask_decoder", "hidden_size": width}
+        | _write(config, _DECODER),
     }
     if not config.video:
         return values

@@ -100,32 +100,32 @@ def _prompted(
     config, encoder = model.config, model.prompt_encoder
     boxes, points, labels, masks = prompts
     scale = config.side / size[::-1].astype(jnp.float32)
-    sparse, good = [], jnp.ones((count,), bool)
+    sparse, usable_prompts = [], jnp.ones((count,), bool)
     if points is not None:
-        real = usable(points)
-        coordinates = jnp.where(real[..., None], points, 0.0) * scale
-        sparse.append(encoder.points(coordinates, jnp.where(real, labels, PADDING)))
+        usable_points = usable(points)
+        coordinates = jnp.where(usable_points[..., None], points, 0.0) * scale
+        sparse.append(encoder.points(coordinates, jnp.where(usable_points, labels, PADDING)))
         if boxes is None:
             sparse.append(encoder.nothing(count)[:, :1])
     if boxes is not None:
-        good = usable(boxes)
-        sparse.append(encoder.boxes(jnp.where(good[:, None], boxes, 0.0) * jnp.tile(scale, 2)))
+        usable_prompts = usable(boxes)
+        sparse.append(encoder.boxes(jnp.where(usable_prompts[:, None], boxes, 0.0) * jnp.tile(scale, 2)))
     if points is None and boxes is None:
         sparse.append(encoder.nothing(count))
     dense = encoder.dense() if masks is None else encoder.masks(masks)
     features = jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *x.shape[1:])), features)
-    masks_of_prompts = model.look(
-        features, model.without_memory(features.coarse), jnp.concatenate(sparse, axis=1), dense
-    )
+    predictions = model.look(features, model.without_memory(features.coarse), jnp.concatenate(sparse, axis=1), dense)
     if multimask:
-        logits, iou = masks_of_prompts.logits[:, 1:], masks_of_prompts.iou[:, 1:]
+        logits, iou = predictions.logits[:, 1:], predictions.iou[:, 1:]
     else:
-        logits, iou, _ = single(masks_of_prompts, config)
+        logits, iou, _ = single(predictions, config)
         logits, iou = logits[:, None], iou[:, None]
-    return _blank(ImageMasks(logits, iou, masks_of_prompts.score), good)
+    return _blank(ImageMasks(logits, iou, predictions.score), usable_prompts)
 
 
-def _blank(masks: ImageMasks, good: Bool[Array, " p"]) -> ImageMasks:
+def _blank(masks: ImageMasks, usable_prompts: Bool[Array, " p"]) -> ImageMasks:
     """Defined values for prompts that cannot be used."""
-    logits = jnp.where(good[:, None, None, None], masks.logits, NO_OBJECT)
-    return ImageMasks(logits, jnp.where(good[:, None], masks.iou, 0.0), jnp.where(good, masks.scores, NO_OBJECT))
+    logits = jnp.where(usable_prompts[:, None, None, None], masks.logits, NO_OBJECT)
+    return ImageMasks(
+        logits, jnp.where(usable_prompts[:, None], masks.iou, 0.0), jnp.where(usable_prompts, masks.scores, NO_OBJECT)
+    )

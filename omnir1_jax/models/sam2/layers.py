@@ -86,12 +86,12 @@ class Conv(nn.Module):
             precision=precision(self.dtype),
             kernel_init=partitioned(nn.initializers.lecun_normal(), None, None, None, "embed"),
             bias_init=partitioned(nn.initializers.zeros, "embed"),
-            conv_general_dilated=_conv_apart if self.stride >= self.kernel else None,
+            conv_general_dilated=_conv_by_patches if self.stride >= self.kernel else None,
             name="conv",
         )(x)
 
 
-def _conv_apart(
+def _conv_by_patches(
     x: Float[Array, "b h w c"],
     kernel: Float[Array, "k k c d"],
     strides: tuple[int, int],
@@ -104,8 +104,8 @@ def _conv_apart(
     videos, is a grouped convolution otherwise, 20 times as slow on CPU."""
     k, stride, (pad, _), (b, h, w, c) = kernel.shape[0], strides[0], padding[0], x.shape
     down, across = ((size + 2 * pad - k) // stride + 1 for size in (h, w))
-    reach = lambda count, size: (pad, max(0, count * stride - size - pad))
-    x = jnp.pad(x, ((0, 0), reach(down, h), reach(across, w), (0, 0)))[:, : down * stride, : across * stride]
+    padding_of = lambda count, size: (pad, max(0, count * stride - size - pad))
+    x = jnp.pad(x, ((0, 0), padding_of(down, h), padding_of(across, w), (0, 0)))[:, : down * stride, : across * stride]
     x = x.reshape(b, down, stride, across, stride, c)[:, :, :k, :, :k].swapaxes(2, 3)
     rows = x.reshape(b * down * across, k * k * c)
     return jnp.matmul(rows, kernel.reshape(k * k * c, -1), precision=precision).reshape(b, down, across, -1)
@@ -241,8 +241,8 @@ def sine_position_2d(height: int, width: int, channels: int) -> Float[np.ndarray
     rate = np.float32(10000.0) ** (2 * (np.arange(half, dtype=np.float32) // 2) / np.float32(half))
 
     def encode_axis(size: int) -> np.ndarray:
-        at = np.arange(1, size + 1, dtype=np.float32) / np.float32(size + 1e-6) * np.float32(2 * math.pi)
-        angle = at[:, None] / rate
+        position = np.arange(1, size + 1, dtype=np.float32) / np.float32(size + 1e-6) * np.float32(2 * math.pi)
+        angle = position[:, None] / rate
         return np.stack((np.sin(angle[:, 0::2]), np.cos(angle[:, 1::2])), axis=-1).reshape(size, half)
 
     y = np.broadcast_to(encode_axis(height)[:, None], (height, width, half))
@@ -250,9 +250,9 @@ def sine_position_2d(height: int, width: int, channels: int) -> Float[np.ndarray
     return np.concatenate((y, x), axis=-1).astype(np.float32)
 
 
-def sine_position_1d(at: Float[Array, "*b"], channels: int) -> Float[Array, "*b channels"]:
+def sine_position_1d(differences: Float[Array, "*b"], channels: int) -> Float[Array, "*b channels"]:
     """The encoding of a time difference: all sines, then all cosines, temperature 10000."""
     half = channels // 2
     rate = np.float32(10000.0) ** (2 * (np.arange(half, dtype=np.float32) // 2) / np.float32(half))
-    angle = at[..., None].astype(jnp.float32) / rate
+    angle = differences[..., None].astype(jnp.float32) / rate
     return jnp.concatenate((jnp.sin(angle), jnp.cos(angle)), axis=-1)

@@ -17,13 +17,13 @@ from omnir1_jax.models.sam2.layers import Linear, Mlp, PatchConv, partitioned, p
 from omnir1_jax.models.sam2.memory import MemoryAttention, MemoryEncoder, mask_for_memory
 from omnir1_jax.models.sam2.prompt import PromptEncoder, fourier
 
-NO_OBJECT = -1024.0  # mask logit where the model says that the object is not there
+NO_OBJECT = -1024.0  # mask logit where the model decides that the object is absent
 
 
-class Found(NamedTuple):
-    """One mask per object, with the occlusion decision taken: where `score` <= 0 the logits are `NO_OBJECT`.
+class ObjectMasks(NamedTuple):
+    """One mask per object after the occlusion decision: where `score` <= 0 the logits are `NO_OBJECT`.
 
-    `masks` are all of the decoder's where they were asked for, with no decision taken.
+    `masks`, if requested, are all of the decoder's before that decision.
     """
 
     logits: Float[Array, "b y x"]
@@ -80,36 +80,36 @@ class Sam2(nn.Module):
     ) -> Masks:
         """Masks of prompts on images whose coarse map is `image` (with or without memory)."""
         grid = self.config.grid
-        at = (jnp.arange(grid) + 0.5) / grid
-        position = fourier(jnp.stack(jnp.meshgrid(at, at), axis=-1), self.image_positional)
+        centres = (jnp.arange(grid) + 0.5) / grid
+        position = fourier(jnp.stack(jnp.meshgrid(centres, centres), axis=-1), self.image_positional)
         return self.mask_decoder(image + dense, position, sparse, features.middle, features.fine)
 
     def without_memory(self, coarse: Float[Array, "b h w d"]) -> Float[Array, "b h w d"]:
-        """The coarse map of a frame that is looked at by itself."""
+        """The coarse map of a frame that is segmented by itself."""
         return coarse + self.no_memory.astype(coarse.dtype)
 
-    def find_box(self, features: Features, boxes: Float[Array, "b 4"], every: bool = False) -> Found:
+    def find_box(self, features: Features, boxes: Float[Array, "b 4"], all_masks: bool = False) -> ObjectMasks:
         """Prompted frames: boxes (x0, y0, x1, y1) in pixels of the model's input, one per object."""
         image = self.without_memory(features.coarse)
         masks = self.look(features, image, self.prompt_encoder.boxes(boxes), self.prompt_encoder.dense())
-        return self._found(masks, self.config.multimask_box, every)
+        return self._one_mask(masks, self.config.multimask_box, all_masks)
 
-    def find_again(self, features: Features, image: Float[Array, "b h w d"], every: bool = False) -> Found:
+    def find_again(self, features: Features, image: Float[Array, "b h w d"], all_masks: bool = False) -> ObjectMasks:
         """Tracked frames: `image` is the coarse map conditioned on the object's memory."""
         sparse = self.prompt_encoder.nothing(image.shape[0])
         masks = self.look(features, image, sparse, self.prompt_encoder.dense())
-        return self._found(masks, self.config.multimask_tracking, every)
+        return self._one_mask(masks, self.config.multimask_tracking, all_masks)
 
-    def _found(self, masks: Masks, multimask: bool, every: bool) -> Found:
+    def _one_mask(self, masks: Masks, multimask: bool, all_masks: bool) -> ObjectMasks:
         logits, iou, token = best(masks) if multimask else single(masks, self.config)
-        there = masks.score > 0
-        logits = jnp.where(there[:, None, None], logits, NO_OBJECT)
+        present = masks.score > 0
+        logits = jnp.where(present[:, None, None], logits, NO_OBJECT)
         if not self.config.video:
-            return Found(logits, iou, masks.score, token, masks if every else None)
-        pointer = jnp.where(there[:, None], self.pointer_proj(token), self.no_object_pointer.astype(token.dtype))
-        return Found(logits, iou, masks.score, pointer, masks if every else None)
+            return ObjectMasks(logits, iou, masks.score, token, masks if all_masks else None)
+        pointer = jnp.where(present[:, None], self.pointer_proj(token), self.no_object_pointer.astype(token.dtype))
+        return ObjectMasks(logits, iou, masks.score, pointer, masks if all_masks else None)
 
-    def remember(self, coarse: Float[Array, "b h w d"], result: Found, prompted: bool) -> Float[Array, "b n c"]:
+    def remember(self, coarse: Float[Array, "b h w d"], result: ObjectMasks, prompted: bool) -> Float[Array, "b n c"]:
         """The memory of a frame, in `memory_dtype`. `prompted`: the mask came from a prompt and is thresholded at 0."""
         config = self.config
         mask = mask_for_memory(result.logits, prompted, config.side, config.memory_scale, config.memory_bias)
@@ -137,9 +137,9 @@ class Sam2(nn.Module):
         """
         config = self.config
         (b, slots, n, channels), grid = maps.shape, config.grid
-        place = jnp.asarray(sine_position_2d(grid, grid, channels)).reshape(n, channels)
+        map_position = jnp.asarray(sine_position_2d(grid, grid, channels)).reshape(n, channels)
         time = pick(self.memory_time[:, 0, 0].astype(jnp.float32), times)
-        map_positions = jnp.broadcast_to(place + time[:, :, None], (b, slots, n, channels))
+        map_positions = jnp.broadcast_to(map_position + time[:, :, None], (b, slots, n, channels))
         splits = config.width // channels
         tokens = pointers.reshape(b, -1, channels)
         if config.pointer_time:
@@ -150,7 +150,7 @@ class Sam2(nn.Module):
         seen = jnp.concatenate((maps_seen.repeat(n, axis=1), pointers_seen.repeat(splits, axis=1)), axis=1)
         return self.memory_attention(coarse, maps, map_positions, tokens, token_positions, seen)
 
-    def __call__(self, pixels: Float[Array, "1 s s 3"]) -> Found:
+    def __call__(self, pixels: Float[Array, "1 s s 3"]) -> ObjectMasks:
         """Touches every parameter; for initialisation."""
         config = self.config
         features = self.encode(pixels)
@@ -174,7 +174,7 @@ def init(config: Sam2Config, rng: Array) -> Any:
 
 
 def place(params: Any, spread: float = 0.5, gain: float = 1.5) -> Any:
-    """Random parameters with which prompts look where they point to; without it learning to do so takes far longer.
+    """Random parameters with which prompts attend to where they point; learning that from scratch takes far longer.
 
     Prompts and image get one Fourier matrix, `spread` times as fine, and where they attend to one another queries and
     keys start equal, `gain` times as large, so that near places match.

@@ -13,9 +13,13 @@ from omnir1_jax.models.sam2.layers import Linear, PatchConv, activation, norm, p
 PADDING, NOT_A_POINT, BACKGROUND, FOREGROUND, TOP_LEFT, BOTTOM_RIGHT = -10, -1, 0, 1, 2, 3
 
 
-def fourier(at: Float[Array, "*b 2"], matrix: Float[Array, "2 d"]) -> Float[Array, "*b e"]:
+def fourier(coordinates: Float[Array, "*b 2"], matrix: Float[Array, "2 d"]) -> Float[Array, "*b e"]:
     """Random Fourier features of coordinates (x, y) in [0, 1], in fp32; sines, then cosines."""
-    angle = 2 * math.pi * jnp.matmul(2 * at.astype(jnp.float32) - 1, matrix.astype(jnp.float32), precision="highest")
+    angle = (
+        2
+        * math.pi
+        * jnp.matmul(2 * coordinates.astype(jnp.float32) - 1, matrix.astype(jnp.float32), precision="highest")
+    )
     return jnp.concatenate((jnp.sin(angle), jnp.cos(angle)), axis=-1)
 
 

@@ -12,9 +12,9 @@ from omnir1_jax.errors import InputError
 from omnir1_jax.models.sam2.config import Sam2Config
 from omnir1_jax.models.sam2.decoder import Masks
 from omnir1_jax.models.sam2.hiera import Features
-from omnir1_jax.models.sam2.model import NO_OBJECT, Found, Sam2
+from omnir1_jax.models.sam2.model import NO_OBJECT, ObjectMasks, Sam2
 from omnir1_jax.models.sam2.pixels import preprocess, usable
-from omnir1_jax.models.sam2.slots import of_filled, rows
+from omnir1_jax.models.sam2.slots import recall_filled, rows
 
 AnyArray: TypeAlias = jax.Array | np.ndarray
 
@@ -23,7 +23,7 @@ class Tracks(NamedTuple):
     """Masks of every object on every frame, at the mask side (a quarter of the input side).
 
     Where `known` is false (padded frames and objects, objects without a usable prompt, frames the direction does not
-    reach) logits and score are -1024 and iou is 0. Where the model holds the object for hidden (score <= 0) all
+    reach) logits and score are -1024 and iou is 0. Where the model considers the object hidden (score <= 0) all
     logits are -1024. `iou` is the model's own estimate of its mask's quality.
     """
 
@@ -43,7 +43,7 @@ class Prompts(NamedTuple):
 
 
 class Bank(NamedTuple):
-    """What tracked frames left behind; `filled` says which have."""
+    """Memories of tracked frames; `filled` marks the frames that have one."""
 
     maps: Float[Array, "o t n c"]
     pointers: Float[Array, "o t d"]
@@ -133,7 +133,7 @@ def track(
     start: Int[AnyArray, " o"] | None = None,
     axis_name: str | None = None,
 ) -> Tracks:
-    """`segment_video` on frames that `encode_frames` has seen.
+    """`segment_video` on frames encoded by `encode_frames`.
 
     Args:
       axis_name: of a `jax.vmap` over clips around this call. They then take as many steps as the busiest of them,
@@ -147,7 +147,7 @@ def track(
     boxes, size = jnp.asarray(boxes), jnp.asarray(size)
     params, features, boxes, size = jax.lax.stop_gradient((params, features, boxes, size))
     track_chunk = lambda prompts, valid: _track_chunk(
-        model, params, features, prompts, valid, every=False, axis_name=axis_name
+        model, params, features, prompts, valid, all_masks=False, axis_name=axis_name
     )[0]
     return _in_chunks(
         model.config, track_chunk, t, boxes, box_frames, box_valid, size, frame_valid, object_valid, start
@@ -175,7 +175,9 @@ def unroll(
     Returns:
       The tracks, and all masks whatever the score decides; where the tracks are not `known` these are zero.
     """
-    track_chunk = lambda prompts, valid: _track_chunk(model, params, features, prompts, valid, every=True, remat=remat)
+    track_chunk = lambda prompts, valid: _track_chunk(
+        model, params, features, prompts, valid, all_masks=True, remat=remat
+    )
     t = features.coarse.shape[0]
     return _in_chunks(model.config, track_chunk, t, boxes, box_frames, box_valid, size, frame_valid, object_valid, None)
 
@@ -192,7 +194,7 @@ def _in_chunks(
     object_valid: Bool[AnyArray, " o"] | None,
     start: Int[AnyArray, " o"] | None,
 ) -> Any:
-    """`one` on the prompts of `object_chunk` objects at a time."""
+    """`track_chunk` on the prompts of `object_chunk` objects at a time."""
     o, k = boxes.shape[:2]
     _check(config, t, k)
     boxes, box_frames, size = jnp.asarray(boxes), jnp.asarray(box_frames), jnp.asarray(size)
@@ -227,18 +229,18 @@ def _prompts(
     size: Num[Array, "2"],
 ) -> Prompts:
     """Scales boxes to the input, drops unusable ones and finds where each object starts."""
-    at = jnp.clip(frames, 0, t - 1)
-    valid = valid & usable(boxes) & (frames == at) & frame_valid[at]
+    prompt_frames = jnp.clip(frames, 0, t - 1)
+    valid = valid & usable(boxes) & (frames == prompt_frames) & frame_valid[prompt_frames]
     later = jnp.triu(jnp.ones((frames.shape[1],) * 2, bool), 1)  # [k, j]: j after k
-    again = (at[:, :, None] == at[:, None, :]) & valid[:, None, :] & later
-    valid = valid & ~again.any(axis=2)
+    superseded = (prompt_frames[:, :, None] == prompt_frames[:, None, :]) & valid[:, None, :] & later
+    valid = valid & ~superseded.any(axis=2)
     scale = config.side / jnp.tile(size[::-1], 2).astype(jnp.float32)
     boxes = jnp.where(valid[..., None], boxes, 0.0) * scale
     if start is None:
-        first = jnp.min(jnp.where(valid, at, t - 1), axis=1)
-        fixed = {"forward": 0, "reverse": _length(frame_valid) - 1}
-        start = jnp.broadcast_to(fixed.get(config.direction, first), first.shape)
-    return Prompts(boxes, at, valid, jnp.clip(jnp.asarray(start), 0, t - 1))
+        first = jnp.min(jnp.where(valid, prompt_frames, t - 1), axis=1)
+        starts = {"forward": 0, "reverse": _length(frame_valid) - 1}
+        start = jnp.broadcast_to(starts.get(config.direction, first), first.shape)
+    return Prompts(boxes, prompt_frames, valid, jnp.clip(jnp.asarray(start), 0, t - 1))
 
 
 def _length(frame_valid: Bool[Array, " t"]) -> Int[Array, ""]:
@@ -253,101 +255,101 @@ def _track_chunk(
     prompts: Prompts,
     frame_valid: Bool[Array, " t"],
     *,
-    every: bool,
+    all_masks: bool,
     remat: bool = False,
     axis_name: str | None = None,
 ) -> tuple[Tracks, Masks | None]:
-    """Tracks a few objects at once; with `every` also all of the decoder's masks, and gradients flow."""
+    """Tracks a few objects at once; with `all_masks` also all of the decoder's, and gradients flow."""
     config, o, t = model.config, prompts.frames.shape[0], features.coarse.shape[0]
     apply = lambda method, *args: model.apply({"params": params}, *args, method=method)
     frame = lambda at: jax.tree.map(lambda x: jnp.take(x, at, axis=0, mode="clip"), features)
 
-    def most(count: Int[Array, ""]) -> Int[Array, ""]:
-        """Of all clips."""
+    def max_over_clips(count: Int[Array, ""]) -> Int[Array, ""]:
+        """The maximum over the clips of a `jax.vmap`."""
         return count if axis_name is None else jax.lax.pmax(count, axis_name)
 
     def scan(step: Callable, carry: Any, xs: Any, count: Int[Array, ""]) -> tuple[Any, Any]:
-        if every:  # all steps, so that gradients flow
+        if all_masks:  # all steps, so that gradients flow
             return jax.lax.scan(jax.checkpoint(step, prevent_cse=False) if remat else step, carry, xs)
-        return _scan(step, carry, xs, most(count))
+        return _scan(step, carry, xs, max_over_clips(count))
 
-    def prompted(_: tuple, slot: tuple) -> tuple:
+    def find_prompted(_: tuple, slot: tuple) -> tuple:
         at, boxes = slot
-        seen = frame(at)
-        found = apply(Sam2.find_box, seen, boxes, every)
-        return (), (found, apply(Sam2.remember, seen.coarse, found, True) if t > 1 else None)
+        features_at = frame(at)
+        found_masks = apply(Sam2.find_box, features_at, boxes, all_masks)
+        return (), (found_masks, apply(Sam2.remember, features_at.coarse, found_masks, True) if t > 1 else None)
 
     slots = (prompts.frames.swapaxes(0, 1), prompts.boxes.swapaxes(0, 1))
-    used = jnp.max(jnp.where(prompts.valid, jnp.arange(1, prompts.valid.shape[1] + 1), 0))
+    slot_count = jnp.max(jnp.where(prompts.valid, jnp.arange(1, prompts.valid.shape[1] + 1), 0))
     with jax.named_scope("prompted"):
-        _, (given, given_maps) = scan(prompted, (), slots, used)
-    given, given_maps = jax.tree.map(lambda x: x.swapaxes(0, 1), (given, given_maps))
+        _, (prompted, prompted_maps) = scan(find_prompted, (), slots, slot_count)
+    prompted, prompted_maps = jax.tree.map(lambda x: x.swapaxes(0, 1), (prompted, prompted_maps))
     if t == 1:
-        return _collect(given, None, prompts, None, None)
+        return _collect(prompted, None, prompts, None, None)
 
-    times, place = _schedule(config, t, frame_valid, prompts)
-    step = lambda bank, when: _step(
-        config, apply, frame, prompts, given, given_maps, frame_valid, every, most, bank, *when
+    times, step_of_frame = _schedule(config, t, frame_valid, prompts)
+    step = lambda bank, scheduled: _step(
+        config, apply, frame, prompts, prompted, prompted_maps, frame_valid, all_masks, max_over_clips, bank, *scheduled
     )
     bank = Bank(
-        jnp.zeros((o, t, *given_maps.shape[2:]), given_maps.dtype),
-        jnp.zeros((o, t, given.pointer.shape[-1]), given.pointer.dtype),
+        jnp.zeros((o, t, *prompted_maps.shape[2:]), prompted_maps.dtype),
+        jnp.zeros((o, t, prompted.pointer.shape[-1]), prompted.pointer.dtype),
         jnp.zeros((o, t), bool),
     )
     with jax.named_scope("tracked"):
-        _, (tracked, done) = scan(step, bank, times, jnp.max(jnp.sum(times[-1], axis=0)))
-    tracked, done = jax.tree.map(lambda x: x.swapaxes(0, 1), (tracked, done))
-    return _collect(given, tracked, prompts, place, done)
+        _, (tracked, reached) = scan(step, bank, times, jnp.max(jnp.sum(times[-1], axis=0)))
+    tracked, reached = jax.tree.map(lambda x: x.swapaxes(0, 1), (tracked, reached))
+    return _collect(prompted, tracked, prompts, step_of_frame, reached)
 
 
 def _schedule(config: Sam2Config, t: int, frame_valid: Bool[Array, " t"], prompts: Prompts) -> tuple[tuple, Array]:
-    """Which frame each object looks at in each step.
+    """Which frame each object is tracked on in each step.
 
     Returns:
-      (frame [s, o], direction of time [s, o], whether anything is done [s, o]), idle steps last, and the step that
-      has the last word on each frame [o, t].
+      (frame [s, o], direction of time [s, o], whether the step is active [s, o]), idle steps last, and the step whose
+      result each frame keeps [o, t].
     """
     start, n = prompts.start, _length(frame_valid)
     frames = jnp.arange(t)
     if config.direction == "both":  # start .. n-1, then start .. 0: t + 1 steps are enough for any start
         step = jnp.arange(t + 1)[:, None]
-        back = step >= n - start
-        at = jnp.where(back, n - step, start + step)
-        active = (at >= 0) & ~(back & (start == 0))
-        sign = jnp.where(back, -1, 1)
-        forth = (frames > start[:, None]) | (start[:, None] == 0)
-        place = jnp.where(forth, frames - start[:, None], n - frames)
+        backward = step >= n - start
+        frame_index = jnp.where(backward, n - step, start + step)
+        active = (frame_index >= 0) & ~(backward & (start == 0))
+        sign = jnp.where(backward, -1, 1)
+        forward = (frames > start[:, None]) | (start[:, None] == 0)
+        step_of_frame = jnp.where(forward, frames - start[:, None], n - frames)
     elif config.direction == "reverse":
-        at = jnp.broadcast_to(frames[::-1, None], (t, start.shape[0]))
-        active, sign = at <= start, jnp.full(at.shape, -1)
-        place = jnp.broadcast_to(t - 1 - frames, (start.shape[0], t))
+        frame_index = jnp.broadcast_to(frames[::-1, None], (t, start.shape[0]))
+        active, sign = frame_index <= start, jnp.full(frame_index.shape, -1)
+        step_of_frame = jnp.broadcast_to(t - 1 - frames, (start.shape[0], t))
     else:
-        at = jnp.broadcast_to(frames[:, None], (t, start.shape[0]))
-        active, sign = at >= start, jnp.full(at.shape, 1)
-        place = jnp.broadcast_to(frames, (start.shape[0], t))
-    at = jnp.clip(at, 0, t - 1)
-    prompted = ((prompts.frames == at[..., None]) & prompts.valid).any(axis=-1)
-    real = ((at[..., None] == frames) & frame_valid).any(axis=-1)  # no gather, see `layers.pick`
+        frame_index = jnp.broadcast_to(frames[:, None], (t, start.shape[0]))
+        active, sign = frame_index >= start, jnp.full(frame_index.shape, 1)
+        step_of_frame = jnp.broadcast_to(frames, (start.shape[0], t))
+    frame_index = jnp.clip(frame_index, 0, t - 1)
+    prompted = ((prompts.frames == frame_index[..., None]) & prompts.valid).any(axis=-1)
+    real = ((frame_index[..., None] == frames) & frame_valid).any(axis=-1)  # no gather, see `layers.pick`
     active = active & real & prompts.valid.any(axis=1) & ~prompted
     # Each object's idle steps go last, so that all objects end as soon as the busiest one is done.
     order = jnp.argsort(~active, axis=0, stable=True)
-    times = tuple(jnp.take_along_axis(x, order, axis=0) for x in (at, sign, active))
-    last = jnp.clip(place, 0, None)[..., None] == jnp.arange(order.shape[0])  # no gather here either
+    times = tuple(jnp.take_along_axis(x, order, axis=0) for x in (frame_index, sign, active))
+    last = jnp.clip(step_of_frame, 0, None)[..., None] == jnp.arange(order.shape[0])  # no gather here either
     return times, jnp.sum(jnp.where(last, jnp.argsort(order, axis=0).T[:, None], 0), axis=-1)
 
 
 def _scan(step: Callable[[Any, Any], tuple[Any, Any]], carry: Any, xs: Any, count: Int[Array, ""]) -> tuple[Any, Any]:
     """`jax.lax.scan` that ends after `count` steps; what it stacks is zero beyond them. No gradient flows through."""
-    of = lambda i: jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, i, keepdims=False), xs)
-    _, like = jax.eval_shape(lambda carry: step(carry, of(0)), carry)
+    slice_at = lambda i: jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, i, keepdims=False), xs)
+    _, like = jax.eval_shape(lambda carry: step(carry, slice_at(0)), carry)
     length = jax.tree.leaves(xs)[0].shape[0]
     stacked = jax.tree.map(lambda x: jnp.zeros((length, *x.shape), x.dtype), like)
 
     def body(state: tuple) -> tuple:
         i, carry, stacked = state
-        carry, y = step(carry, of(i))
-        put = lambda whole, one: jax.lax.dynamic_update_index_in_dim(whole, one, i, 0)
-        return i + 1, carry, jax.tree.map(put, stacked, y)
+        carry, y = step(carry, slice_at(i))
+        store = lambda stack, value: jax.lax.dynamic_update_index_in_dim(stack, value, i, 0)
+        return i + 1, carry, jax.tree.map(store, stacked, y)
 
     start = (jnp.zeros((), count.dtype), carry, stacked)
     return jax.lax.while_loop(lambda state: state[0] < count, body, start)[1:]
@@ -358,63 +360,63 @@ def _step(
     apply: Any,
     frame: Any,
     prompts: Prompts,
-    given: Found,
-    given_maps: Float[Array, "o k n c"],
+    prompted: ObjectMasks,
+    prompted_maps: Float[Array, "o k n c"],
     frame_valid: Bool[Array, " t"],
-    every: bool,
-    most: Callable[[Int[Array, ""]], Int[Array, ""]],
+    all_masks: bool,
+    max_over_clips: Callable[[Int[Array, ""]], Int[Array, ""]],
     bank: Bank,
-    at: Int[Array, " o"],
+    frame_index: Int[Array, " o"],
     sign: Int[Array, " o"],
     active: Bool[Array, " o"],
 ) -> tuple[Bank, tuple]:
     """One frame per object: recall, find, remember."""
     t = frame_valid.shape[0]
     # Memories: prompted frames (all, or the nearest), then the last tracked ones, nearest first.
-    slots, slots_seen = _conditioning(config, prompts, at)
-    prompted_maps = given_maps if (every_slot := slots.shape == prompts.frames.shape) else rows(given_maps, slots)
-    recent = at[:, None] - sign[:, None] * jnp.arange(1, config.memories)
+    slots, slots_seen = _conditioning(config, prompts, frame_index)
+    slot_maps = prompted_maps if (every_slot := slots.shape == prompts.frames.shape) else rows(prompted_maps, slots)
+    recent = frame_index[:, None] - sign[:, None] * jnp.arange(1, config.memories)
     inside = (recent >= 0) & (recent < t)
-    filled = inside & rows(bank.filled, recent)
-    near = rows(bank.maps, recent)
+    recent_filled = inside & rows(bank.filled, recent)
+    recent_maps = rows(bank.maps, recent)
     if not every_slot:  # a prompted frame that is not among the nearest serves as recent
         left_out = prompts.valid & ~(slots[:, None, :] == jnp.arange(prompts.frames.shape[1])[:, None]).any(axis=2)
         match = (recent[:, :, None] == prompts.frames[:, None, :]) & left_out[:, None, :]
-        use = match.any(axis=2) & ~filled
-        near = jnp.where(use[..., None, None], rows(given_maps, jnp.argmax(match, axis=2)), near)
-        filled = filled | use
-    maps, seen = jnp.concatenate((prompted_maps, near), axis=1), jnp.concatenate((slots_seen, filled), axis=1)
+        use = match.any(axis=2) & ~recent_filled
+        recent_maps = jnp.where(use[..., None, None], rows(prompted_maps, jnp.argmax(match, axis=2)), recent_maps)
+        recent_filled = recent_filled | use
+    maps, seen = jnp.concatenate((slot_maps, recent_maps), axis=1), jnp.concatenate((slots_seen, recent_filled), axis=1)
     times = (config.memories - 1,) * slots.shape[1] + tuple(range(config.memories - 1))
 
     # Pointers: prompted frames that have passed, and tracked ones.
     longest = jnp.minimum(_length(frame_valid), config.pointers) - 1
-    passed = (at[:, None] - prompts.frames) * sign[:, None]
-    back = jnp.arange(1, min(t, config.pointers))
-    recent = at[:, None] - sign[:, None] * back
-    inside = (recent >= 0) & (recent < t) & (back <= longest)
-    pointers = jnp.concatenate((given.pointer, rows(bank.pointers, recent)), axis=1)
+    passed = (frame_index[:, None] - prompts.frames) * sign[:, None]
+    steps_back = jnp.arange(1, min(t, config.pointers))
+    recent = frame_index[:, None] - sign[:, None] * steps_back
+    inside = (recent >= 0) & (recent < t) & (steps_back <= longest)
+    pointers = jnp.concatenate((prompted.pointer, rows(bank.pointers, recent)), axis=1)
     pointers_seen = jnp.concatenate((prompts.valid & (passed >= 0), inside & rows(bank.filled, recent)), axis=1)
-    distances = jnp.concatenate((passed, jnp.broadcast_to(back, recent.shape)), axis=1)
+    distances = jnp.concatenate((passed, jnp.broadcast_to(steps_back, recent.shape)), axis=1)
     distances = distances / jnp.maximum(longest, 1).astype(jnp.float32)
 
-    now = frame(at)
+    current = frame(frame_index)
     recall = lambda maps, times, seen: apply(
-        Sam2.recall, now.coarse, maps, times, seen, pointers, distances, pointers_seen
+        Sam2.recall, current.coarse, maps, times, seen, pointers, distances, pointers_seen
     )
     times = jnp.array(np.broadcast_to(times, seen.shape))
-    image = recall(maps, times, seen) if every else of_filled(recall, most, active, maps, times, seen)
-    found = apply(Sam2.find_again, now, image, every)
-    memory = apply(Sam2.remember, now.coarse, found, False)
-    here = (jnp.arange(t) == at[:, None]) & active[:, None]
+    image = recall(maps, times, seen) if all_masks else recall_filled(recall, max_over_clips, active, maps, times, seen)
+    predicted = apply(Sam2.find_again, current, image, all_masks)
+    memory = apply(Sam2.remember, current.coarse, predicted, False)
+    written = (jnp.arange(t) == frame_index[:, None]) & active[:, None]
     bank = Bank(
-        jnp.where(here[..., None, None], memory[:, None], bank.maps),
-        jnp.where(here[..., None], found.pointer[:, None], bank.pointers),
-        here | bank.filled,
+        jnp.where(written[..., None, None], memory[:, None], bank.maps),
+        jnp.where(written[..., None], predicted.pointer[:, None], bank.pointers),
+        written | bank.filled,
     )
-    return bank, (found._replace(pointer=None), active)
+    return bank, (predicted._replace(pointer=None), active)
 
 
-def _conditioning(config: Sam2Config, prompts: Prompts, at: Int[Array, " o"]) -> tuple[Array, Array]:
+def _conditioning(config: Sam2Config, prompts: Prompts, frame_index: Int[Array, " o"]) -> tuple[Array, Array]:
     """The slots [o, m] of prompted frames to attend, and which of them are real [o, m].
 
     With a limit: the nearest before, the nearest at or after, then the nearest of the rest, earlier slots first.
@@ -422,29 +424,35 @@ def _conditioning(config: Sam2Config, prompts: Prompts, at: Int[Array, " o"]) ->
     (o, k), limit = prompts.frames.shape, config.conditioning_slots
     if limit == -1 or k <= limit:
         return jnp.broadcast_to(jnp.arange(k), (o, k)), prompts.valid
-    gap = prompts.frames - at[:, None]
-    far = 1 << 20
-    before = jnp.where(prompts.valid & (gap < 0), -gap, far)
-    after = jnp.where(prompts.valid & (gap >= 0), gap, far)
-    first = lambda x: (x == x.min(axis=1, keepdims=True)) & (x < far)
-    key = jnp.where(first(before) | first(after), -1, jnp.where(prompts.valid, jnp.abs(gap), far))
+    gap = prompts.frames - frame_index[:, None]
+    unreachable = 1 << 20
+    before = jnp.where(prompts.valid & (gap < 0), -gap, unreachable)
+    after = jnp.where(prompts.valid & (gap >= 0), gap, unreachable)
+    first = lambda x: (x == x.min(axis=1, keepdims=True)) & (x < unreachable)
+    key = jnp.where(first(before) | first(after), -1, jnp.where(prompts.valid, jnp.abs(gap), unreachable))
     slots = jnp.argsort(key, axis=1, stable=True)[:, :limit]
     return slots, rows(prompts.valid, slots)
 
 
 def _collect(
-    given: Found, tracked: Found | None, prompts: Prompts, place: Array | None, done: Array | None
+    prompted: ObjectMasks,
+    tracked: ObjectMasks | None,
+    prompts: Prompts,
+    step_of_frame: Array | None,
+    reached: Array | None,
 ) -> tuple[Tracks, Masks | None]:
     """Puts prompted and tracked frames in order; frames that neither reached have no object."""
     k = prompts.frames.shape[1]
-    t = 1 if place is None else place.shape[1]
+    t = 1 if step_of_frame is None else step_of_frame.shape[1]
     match = (prompts.frames[:, None, :] == jnp.arange(t)[:, None]) & prompts.valid[:, None, :]  # [o, t, k]
     index, known = jnp.argmax(match, axis=2), match.any(axis=2)
-    found = given._replace(pointer=None)
+    predicted = prompted._replace(pointer=None)
     if tracked is not None:
-        index = jnp.where(known, index, k + place)
-        known = known | rows(done, place)
-        found = jax.tree.map(lambda a, b: jnp.concatenate((a, b), axis=1), found, tracked)
+        index = jnp.where(known, index, k + step_of_frame)
+        known = known | rows(reached, step_of_frame)
+        predicted = jax.tree.map(lambda a, b: jnp.concatenate((a, b), axis=1), predicted, tracked)
     pick = lambda x, otherwise: jnp.where(known.reshape(*known.shape, *(1,) * (x.ndim - 2)), rows(x, index), otherwise)
-    tracks = Tracks(pick(found.logits, NO_OBJECT), pick(found.score, NO_OBJECT), pick(found.iou, 0.0), known)
-    return tracks, jax.tree.map(lambda x: pick(x, 0.0), found.masks)
+    tracks = Tracks(
+        pick(predicted.logits, NO_OBJECT), pick(predicted.score, NO_OBJECT), pick(predicted.iou, 0.0), known
+    )
+    return tracks, jax.tree.map(lambda x: pick(x, 0.0), predicted.masks)

@@ -223,7 +223,7 @@ def export(
     """Writes a directory that transformers' `Sam2VideoModel` (or `Sam2Model`, without `video`) and `load` read.
 
     Tensors keep the names, order of axes and dtype of a checkpoint: what `load` read comes out bit for bit. The
-    directory appears by rename, `files` (by name) in it. `path`, `owner` and `flag` as for `checkpoint.save_params`.
+    directory appears by rename, `files` (by name) in it. `path`, `owner` and `flag` as for `hf_checkpoint.save_params`.
     """
     config = to_hf(model.config) | {"dtype": jnp.dtype(jax.tree.leaves(params)[0].dtype).name}
     files = {**files, "config.json": json.dumps(config, indent=2, sort_keys=True).encode()}
