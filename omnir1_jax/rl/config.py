@@ -27,7 +27,7 @@ class StepConfig:
     Attributes:
       group: completions of each prompt.
       sampling: of System 1's completions.
-      keyframes: most frames of a completion that System 2 looks at.
+      keyframes: maximum frames of a completion that System 2 looks at.
       limits: maximum groups and description bytes that are read of a plan.
       completion_bytes: longest completion that is read.
       reward: of the video family; its format and length weights count for every family.
@@ -72,8 +72,8 @@ class StepConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Models:
-    """Models without their parameters. `segmenter` is None for a run that segments nothing, `thinker` and `grounder`
-    where SAM 2 itself is trained."""
+    """Models without their parameters. `segmenter` is None for a run without segmentation, `thinker` and `grounder` if
+    SAM 2 itself is trained."""
 
     thinker: Thinker | None
     segmenter: Segmenter | TextSegmenter | None
@@ -81,7 +81,7 @@ class Models:
 
     @property
     def on_host(self) -> bool:
-        """Whether System 2 looks at the frames on the host."""
+        """Whether System 2 runs on the host."""
         return any(getattr(model, "host", False) for model in (self.grounder, self.segmenter))
 
 
@@ -95,7 +95,7 @@ class Frozen:
       reference: the decoder before training: KL reference, and with LoRA the base of the policy.
       segmenter: the segmenter's own parameters.
       vocab, bpe: the tokenizer as tables.
-      grounder: the grounder's own parameters; where it is the thinker of before training, that is not held twice.
+      grounder: the grounder's own parameters; the arrays of the thinker before training are not held twice.
     """
 
     encoders: dict[str, Any]
@@ -106,11 +106,11 @@ class Frozen:
     grounder: Any
 
     def grounder_params(self) -> Any:
-        """All that the grounder is called with."""
+        """The parameters that the grounder is called with."""
         params = self.grounder
         if isinstance(params, ThinkerParams) and params.text is None:
-            own = dict(vision=self.encoders["vision"], text=self.reference, vocab=self.vocab, bpe=self.bpe)
-            return dataclasses.replace(params, **own)
+            shared_params = dict(vision=self.encoders["vision"], text=self.reference, vocab=self.vocab, bpe=self.bpe)
+            return dataclasses.replace(params, **shared_params)
         return params
 
 
@@ -120,9 +120,9 @@ class Rewards:
     """Rewards of a rollout.
 
     Attributes:
-      total: what the advantages are made of.
-      terms: every term before its weight, by name; also what was only measured.
-      failures: how often each kind of failure happened in each completion, by name.
+      total: the rewards that give the advantages.
+      terms: every term before its weight, by name; also those that are only measured.
+      failures: number of failures of each kind in each completion, by name.
     """
 
     total: Array

@@ -7,7 +7,7 @@ A variant is a few values of the section `grpo`:
   DAPO's dynamic sampling, of static size: a task's keep=0.5 with a `batch_size` of twice as many.
   DAPO's soft overlong punishment: overlong=4096 of 20480 tokens. GDPO (2601.05242): advantage="per_term".
 
-Others are functions of the user's own with the signatures of `centred` and `clipped`, as `module:object` or
+Others are user-defined functions with the signatures of `centred` and `clipped`, as `module:object` or
 `file.py:object`: docs/your_own_task.md.
 """
 
@@ -30,7 +30,7 @@ class GrpoMetrics(NamedTuple):
     Attributes:
       kl: k3 estimate of KL(policy || reference).
       ratio: importance ratio.
-      clipped: share of tokens (or sequences) whose gradient the clipping cut.
+      clipped: share of tokens (or sequences) whose gradient is clipped.
       flat_groups: share of groups whose rewards are all equal.
     """
 
@@ -76,7 +76,7 @@ ADVANTAGES = {"normalised": normalised, "centred": centred, "leave_one_out": lea
 def decoupled(values: Float[Array, "k b g"], weights: Float[Array, " k"]) -> Float[Array, "b g"]:
     """Terms normalised one by one within their groups, their weighted sum over the batch (GDPO, arXiv 2601.05242).
 
-    Where a sum of rewards would let those with the largest spread decide, here each counts by its weight alone.
+    In a sum of rewards those with the largest spread dominate; here each counts by its weight alone.
     """
     total = jnp.tensordot(weights, jax.vmap(normalised)(values.astype(jnp.float32)), 1)
     return total / (jnp.std(total) + STD_FLOOR)
@@ -91,7 +91,7 @@ def advantages(rewards: Float[Array, "b g"], kind: str = "normalised") -> Float[
     """How much better each completion is than its group, by `Grpo.advantage`.
 
     Raises:
-      InputError: a function of the user's own gives another shape.
+      InputError: a user-defined function returns another shape.
     """
     value = lookup.function(kind, ADVANTAGES, "grpo.advantage")(rewards.astype(jnp.float32))
     if jnp.shape(value) != rewards.shape:
@@ -137,7 +137,7 @@ def loss(
       the loss to minimise, metrics.
 
     Raises:
-      InputError: a function of the user's own gives something else.
+      InputError: a user-defined function returns something else.
     """
     old, reference, rewards = jax.lax.stop_gradient((old_logprobs, reference_logprobs, rewards))
     # Masked before any arithmetic: where() alone would let a NaN of the padding into the gradient.
@@ -162,11 +162,11 @@ def clipped(
         log_ratio = jnp.sum(log_ratio, axis=-1, keepdims=True) / jnp.maximum(jnp.sum(mask, axis=-1, keepdims=True), 1)
     ratio = jnp.broadcast_to(jnp.exp(log_ratio), mask.shape)
     advantage = advantages(rewards, config.advantage)[..., None]
-    within = jnp.clip(ratio, 1.0 - config.clip_low, 1.0 + config.clip_high)
-    surrogate = jnp.minimum(ratio * advantage, within * advantage)
+    clipped_ratio = jnp.clip(ratio, 1.0 - config.clip_low, 1.0 + config.clip_high)
+    surrogate = jnp.minimum(ratio * advantage, clipped_ratio * advantage)
     kl = k3(policy, reference)
     value = reduced(config.beta * kl - surrogate, mask, rewards, config)
-    return value, metrics(kl, ratio, within * advantage < ratio * advantage, mask, rewards)
+    return value, metrics(kl, ratio, clipped_ratio * advantage < ratio * advantage, mask, rewards)
 
 
 LOSSES = {"clipped": clipped}
@@ -196,10 +196,10 @@ def reduced(
 def metrics(
     kl: Float[Array, "b g c"],
     ratio: Float[Array, "b g c"],
-    cut: Bool[Array, "b g c"],
+    clip_mask: Bool[Array, "b g c"],
     mask: Bool[Array, "b g c"],
     rewards: Float[Array, "b g"],
 ) -> GrpoMetrics:
     """Means over the completions' tokens."""
     mean = lambda x: jnp.sum(jnp.where(mask, x, 0.0)) / jnp.maximum(jnp.sum(mask), 1)
-    return GrpoMetrics(mean(kl), mean(ratio), mean(cut), jnp.mean(flat_groups(rewards).astype(jnp.float32)))
+    return GrpoMetrics(mean(kl), mean(ratio), mean(clip_mask), jnp.mean(flat_groups(rewards).astype(jnp.float32)))

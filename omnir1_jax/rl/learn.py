@@ -58,7 +58,7 @@ def init(trainable: Any, optimizer: optax.GradientTransformation) -> TrainState:
 
 
 def shardings(mesh: Mesh, boxed: Any, optimizer: optax.GradientTransformation) -> TrainState:
-    """Of a state for parameters `boxed` with their logical axes: moments lie as their parameters do."""
+    """Shardings of a state for parameters `boxed` with their logical axes; moments are sharded like parameters."""
     return TrainState(
         replicated(mesh), tree_shardings(mesh, boxed), state_shardings(mesh, boxed, optimizer), replicated(mesh)
     )
@@ -76,25 +76,25 @@ def apply_if_finite(
 ) -> tuple[TrainState, Float[Array, ""]]:
     """One optimiser update, or none where the loss or a gradient is not finite. Also the gradient's norm."""
     norm = optax.global_norm(grads)
-    good = jnp.isfinite(loss) & jnp.isfinite(norm)
-    # The optimiser runs either way; a zero gradient keeps NaN out of what is thrown away.
-    safe = jax.tree.map(lambda g: jnp.where(good, g, 0), grads)
-    updates, opt_state = optimizer.update(safe, state.opt_state, state.trainable)
+    finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+    # The optimiser runs either way; zero gradients keep NaN out of results that are discarded.
+    finite_grads = jax.tree.map(lambda g: jnp.where(finite, g, 0), grads)
+    updates, opt_state = optimizer.update(finite_grads, state.opt_state, state.trainable)
     trainable = optax.apply_updates(state.trainable, updates)
-    keep = lambda new, old: jax.tree.map(lambda a, b: jnp.where(good, a, b), new, old)
+    keep = lambda new, old: jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
     state = dataclasses.replace(
         state,
         trainable=keep(trainable, state.trainable),
         opt_state=keep(opt_state, state.opt_state),
-        skipped=state.skipped + ~good,
+        skipped=state.skipped + ~finite,
     )
     return state, norm
 
 
 def widest(config: StepConfig, rewards: Rewards, *trees: Any) -> tuple[Any, ...]:
-    """Rewards and other trees of a batch with the prompts that `config.keep` leaves, those whose rewards spread most.
+    """Rewards and other trees of the share `config.keep` of a batch's prompts: those whose rewards spread most.
 
-    They stay in the batch's order; of equal ones the first stay. Over a mesh they are spread anew.
+    They stay in the batch's order; of equal ones the first stay. Over a mesh they are resharded.
     """
     b = rewards.total.shape[0]
     size = round(b * config.keep)
@@ -118,13 +118,13 @@ def learn(
 ) -> tuple[TrainState, Learned]:
     """`config.updates` updates on one rollout. The prompt is read once for all completions of a group."""
     decoder = thinker.decoder()
-    most = completions.tokens.shape[-1]
-    real = jnp.arange(most) < completions.lengths[..., None]
-    sizes = (*sorted(size for size in set(config.score_lengths) if size < most), most)
-    chosen = jnp.searchsorted(jnp.asarray(sizes), jnp.max(completions.lengths))
+    max_tokens = completions.tokens.shape[-1]
+    real = jnp.arange(max_tokens) < completions.lengths[..., None]
+    sizes = (*sorted(size for size in set(config.score_lengths) if size < max_tokens), max_tokens)
+    size_index = jnp.searchsorted(jnp.asarray(sizes), jnp.max(completions.lengths))
 
     def scores(variables, size):
-        """Of the first `size` tokens of each completion, which are all that there are."""
+        """Scores of the first `size` tokens of each completion, beyond which all is padding."""
         token_scores = score(
             decoder,
             variables,
@@ -135,32 +135,32 @@ def learn(
             entropy=True,
             chunk=config.score_chunk,
         )
-        return jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, most - size))), token_scores)
+        return jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, max_tokens - size))), token_scores)
 
     def objective(trainable, old, reference, size):
         current = scores(policy(trainable, frozen, config), size)
-        before = jax.lax.stop_gradient(current.logprobs) if old is None else old
-        base = jax.lax.stop_gradient(current.logprobs) if reference is None else reference
-        loss, metrics = grpo.loss(current.logprobs, before, base, real, rewards, config.grpo)
+        old_logprobs = jax.lax.stop_gradient(current.logprobs) if old is None else old
+        reference_logprobs = jax.lax.stop_gradient(current.logprobs) if reference is None else reference
+        loss, metrics = grpo.loss(current.logprobs, old_logprobs, reference_logprobs, real, rewards, config.grpo)
         return loss, (current, metrics)
 
     def shortest(function, *operands):
-        """`function` on as many tokens as the longest completion needs."""
-        return jax.lax.switch(chosen, [functools.partial(function, size=size) for size in sizes], *operands)
+        """`function` on the smallest of `sizes` that holds the longest completion."""
+        return jax.lax.switch(size_index, [functools.partial(function, size=size) for size in sizes], *operands)
 
     reference = None
     if config.grpo.beta > 0:
         with jax.named_scope("reference"):
             reference = jax.lax.stop_gradient(shortest(scores, {"params": frozen.reference}).logprobs)
-    old, gap, results = None, None, []
+    old, sampler_gap, results = None, None, []
     for _ in range(config.updates):
         (loss, (current, metrics)), grads = shortest(
             jax.value_and_grad(objective, has_aux=True), state.trainable, old, reference
         )
         if old is None:
             old = jax.lax.stop_gradient(current.logprobs)
-            gap = jnp.max(jnp.where(real, jnp.abs(old - completions.logprobs), 0.0))
+            sampler_gap = jnp.max(jnp.where(real, jnp.abs(old - completions.logprobs), 0.0))
         state, norm = apply_if_finite(state, loss, grads, optimizer)
         entropy = jnp.sum(jnp.where(real, current.entropy, 0.0)) / jnp.maximum(jnp.sum(real), 1)
-        results.append(Learned(loss, norm, entropy, gap, metrics))
+        results.append(Learned(loss, norm, entropy, sampler_gap, metrics))
     return dataclasses.replace(state, step=state.step + 1), jax.tree.map(lambda *x: jnp.mean(jnp.stack(x)), *results)

@@ -26,18 +26,18 @@ MODES = ("fused", "staged")
 @no_type_check  # also holds shapes and shardings
 @flax.struct.dataclass
 class Rollout:
-    """What happened, for logs and pictures. `reading`, `found`, `masks` are the task's own."""
+    """A step's samples and rewards, for logs and pictures. `reading`, `grounding`, `masks` are the task's own."""
 
     completions: Completions
     reading: Any
-    found: Any
+    grounding: Any
     masks: Any
     rewards: Rewards
 
 
 @runtime_checkable
 class Task(Protocol):
-    """What the step asks of a task; `tasks.Task` says what each function takes and gives."""
+    """The functions of a task that the step calls; `tasks.Task` describes their arguments and results."""
 
     read: Callable[..., Any]
     ground: Callable[..., Any]
@@ -49,14 +49,14 @@ TrainStep = Callable[[TrainState, Frozen, Any, Key[Array, ""]], tuple[TrainState
 
 
 class Stages(NamedTuple):
-    """The step's arrows, each a function of arrays."""
+    """The step's stages, each a function of arrays."""
 
     encode: Callable[..., Any]  # frozen, batch
     sample: Callable[..., Any]  # state, frozen, batch, media, key
     read: Callable[..., Any]  # frozen, batch, completions
     ground: Callable[..., Any]  # frozen, batch, reading
-    segment: Callable[..., Any]  # frozen, batch, reading, found
-    reward: Callable[..., Any]  # batch, completions, reading, found, masks
+    segment: Callable[..., Any]  # frozen, batch, reading, grounding
+    reward: Callable[..., Any]  # batch, completions, reading, grounding, masks
     update: Callable[..., Any]  # state, frozen, batch, media, completions, rewards
 
 
@@ -76,24 +76,24 @@ def make_stages(task: Task, models: Models, optimizer: optax.GradientTransformat
     def ground(frozen, batch, reading):
         return task.ground(models, frozen, config, batch, reading)
 
-    def segment(frozen, batch, reading, found):
-        return task.segment(models, frozen, config, batch, reading, found)
+    def segment(frozen, batch, reading, grounding):
+        return task.segment(models, frozen, config, batch, reading, grounding)
 
-    def reward(batch, completions, reading, found, masks):
-        outputs = batch, completions, reading, found, masks
+    def reward(batch, completions, reading, grounding, masks):
+        outputs = batch, completions, reading, grounding, masks
         rewards = terms.overlong(task.reward(config, *outputs), completions, config)
         return terms.add(rewards, [term for term in config.extra if not term.host], *outputs)
 
     def update(state, frozen, batch, media, completions, rewards):
-        # Pixels and sound are in `media` already, so that only what is read again is gathered.
+        # Pixels and sound are in `media` already, so that they are not gathered.
         inputs = batch.policy.replace(vision=None, audio=None)
         rewards, inputs, media, completions = learn.widest(config, rewards, inputs, media, completions)
         score = terms.score(rewards, config)
         return learn.learn(models.thinker, optimizer, config, state, frozen, inputs, media, completions, score)
 
     # Named so that profiles and counts can tell the stages apart.
-    named = (jax.named_scope(f.__name__)(f) for f in (encode, sample, read, ground, segment, reward, update))
-    return Stages(*named)
+    stages = (jax.named_scope(f.__name__)(f) for f in (encode, sample, read, ground, segment, reward, update))
+    return Stages(*stages)
 
 
 def make_train_step(
@@ -107,7 +107,7 @@ def make_train_step(
     """The step `(state, frozen, batch, key) -> (state, metrics, rollout)`; `state` is donated.
 
     Args:
-      task: of all batches that the step gets.
+      task: the task of all batches that the step gets.
       optimizer: sees the gradients of `state.trainable`.
       mode: "fused" compiles the step as one program; "staged" compiles each stage by itself, for debugging, profiling
         and small memory. Both give the same numbers. A System 2 on the host needs "staged".
@@ -119,63 +119,69 @@ def make_train_step(
         raise InputError("step.mode: System 2 is on the host, so that the stages run one by one; take 'staged'")
     if models.on_host and jax.process_count() > 1:
         raise InputError("step.grounder: System 2 on the host trains in one process only")
-    host = [term for term in config.extra if term.host]
-    if host and mode != "staged":
-        raise InputError(f"step.mode: {host[0].name} of reward.extra runs on the host; take 'staged'")
-    stage, log = make_stages(task, models, optimizer, config), _logged
+    host_terms = [term for term in config.extra if term.host]
+    if host_terms and mode != "staged":
+        raise InputError(f"step.mode: {host_terms[0].name} of reward.extra runs on the host; take 'staged'")
+    stages, log = make_stages(task, models, optimizer, config), _logged
     if mode == "staged":
         mesh = None if shardings is None else jax.tree.leaves(shardings)[0].mesh
-        kept = None if shardings is None else (shardings, None)
-        update, ground = jit(stage.update, mesh, donate_argnums=0, out_shardings=kept), stage.ground
-        stage = Stages(*map(_awaited, (*(jit(each, mesh) for each in stage[:-1]), update)))
+        out_shardings = None if shardings is None else (shardings, None)
+        update, ground = jit(stages.update, mesh, donate_argnums=0, out_shardings=out_shardings), stages.ground
+        stages = Stages(*map(_awaited, (*(jit(function, mesh) for function in stages[:-1]), update)))
         if models.on_host:
-            stage = stage._replace(ground=_awaited(ground))
+            stages = stages._replace(ground=_awaited(ground))
         log = _awaited(jax.jit(_logged))
 
     def train_step(state: TrainState, frozen: Frozen, batch: Any, key: Key[Array, ""]):
-        media, rollout = roll(stage, host, state, frozen, batch, jax.random.fold_in(key, state.step))
-        state, learned = stage.update(state, frozen, batch, media, rollout.completions, rollout.rewards)
+        media, rollout = roll(stages, host_terms, state, frozen, batch, jax.random.fold_in(key, state.step))
+        state, learned = stages.update(state, frozen, batch, media, rollout.completions, rollout.rewards)
         return state, *log(rollout, learned, state)
 
     if mode == "staged":
         return train_step
-    # What the step has no use for lies in the device's memory all the same, so that a plan has to see it.
+    # Unused arguments occupy the device's memory as well, so that a plan has to see them.
     return jit_step(train_step, shardings, keep_unused=True)
 
 
 def roll(
-    stage: Stages, host: Sequence[terms.Extra], state: TrainState, frozen: Frozen, batch: Any, key: Key[Array, ""]
+    stages: Stages,
+    host_terms: Sequence[terms.Extra],
+    state: TrainState,
+    frozen: Frozen,
+    batch: Any,
+    key: Key[Array, ""],
 ) -> tuple[Any, Rollout]:
-    """What a step does before it learns: the encoders' output, and everything that was sampled, found and earned."""
-    media = stage.encode(frozen, batch)
-    completions = stage.sample(state, frozen, batch, media, key)
-    reading = stage.read(frozen, batch, completions)
-    found = stage.ground(frozen, batch, reading)
-    masks = stage.segment(frozen, batch, reading, found)
-    rewards = stage.reward(batch, completions, reading, found, masks)
-    if host:
-        rewards = terms.add(rewards, host, *jax.device_get((batch, completions, reading, found, masks)))
-    return media, Rollout(completions, reading, found, masks, rewards)
+    """A step up to its rewards: the encoders' output, and the rollout."""
+    media = stages.encode(frozen, batch)
+    completions = stages.sample(state, frozen, batch, media, key)
+    reading = stages.read(frozen, batch, completions)
+    grounding = stages.ground(frozen, batch, reading)
+    masks = stages.segment(frozen, batch, reading, grounding)
+    rewards = stages.reward(batch, completions, reading, grounding, masks)
+    if host_terms:
+        rewards = terms.add(rewards, host_terms, *jax.device_get((batch, completions, reading, grounding, masks)))
+    return media, Rollout(completions, reading, grounding, masks, rewards)
 
 
 def make_reward(
     task: Task, models: Models, config: StepConfig, mode: str = "fused", mesh: Mesh | None = None
 ) -> Callable[[TrainState, Frozen, Any, Key[Array, ""]], Float[Array, "b g"]]:
     """`(state, frozen, batch, key) -> rewards [b g]`: a step that learns nothing. Modes as of `make_train_step`."""
-    stage, host = make_stages(task, models, optax.identity(), config), [term for term in config.extra if term.host]
+    stages = make_stages(task, models, optax.identity(), config)
+    host_terms = [term for term in config.extra if term.host]
     if mode == "staged":
-        ground = stage.ground
-        stage = Stages(*(_awaited(jit(each, mesh)) for each in stage))
-        stage = stage._replace(ground=_awaited(ground)) if models.on_host else stage
+        ground = stages.ground
+        stages = Stages(*(_awaited(jit(stage, mesh)) for stage in stages))
+        stages = stages._replace(ground=_awaited(ground)) if models.on_host else stages
 
     def reward(state: TrainState, frozen: Frozen, batch: Any, key: Key[Array, ""]) -> Float[Array, "b g"]:
-        return roll(stage, host, state, frozen, batch, key)[1].rewards.total
+        return roll(stages, host_terms, state, frozen, batch, key)[1].rewards.total
 
     return reward if mode == "staged" else jit(reward, mesh)
 
 
 def _awaited(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A stage ends before the next begins: its time is its own, and virtual devices of a CPU meet in one program."""
+    """Waits for a stage's results: stages are timed separately, and a CPU's virtual devices run one program at a time."""
     return lambda *arguments: jax.block_until_ready(function(*arguments))
 
 
@@ -185,19 +191,19 @@ def _logged(rollout: Rollout, learned: Learned, state: TrainState) -> tuple[dict
 
 
 def loops(rollout: Rollout) -> dict[str, Array]:
-    """How far the loops went that end by the data, and the tokens that System 2 decoded."""
-    found = {"completion/longest": jnp.max(rollout.completions.lengths)}
-    boxes, scores = getattr(rollout.found, "boxes", None), getattr(rollout.masks, "scores", None)
+    """Iterations of loops whose end depends on the data, and the number of tokens that System 2 decoded."""
+    metrics = {"completion/longest": jnp.max(rollout.completions.lengths)}
+    boxes, scores = getattr(rollout.grounding, "boxes", None), getattr(rollout.masks, "scores", None)
     if isinstance(boxes, GroundedBoxes):
-        found["ground/frames"] = jnp.max(boxes.frames_read)
+        metrics["ground/frames"] = jnp.max(boxes.frames_read)
         if boxes.answer_tokens is not None:
-            found["ground/longest_request"] = jnp.max(boxes.request_tokens)
-            found["ground/longest_answer"] = jnp.max(boxes.answer_tokens)
-            found["ground/answer_tokens"] = jnp.sum(boxes.answer_tokens)
+            metrics["ground/longest_request"] = jnp.max(boxes.request_tokens)
+            metrics["ground/longest_answer"] = jnp.max(boxes.answer_tokens)
+            metrics["ground/answer_tokens"] = jnp.sum(boxes.answer_tokens)
     if scores is not None:
         tracked = jnp.any(scores != NO_OBJECT, axis=-1)
-        found["ground/objects"] = jnp.max(jnp.sum(tracked, axis=(1, 2)))
-    return {name: value.astype(jnp.float32) for name, value in found.items()}
+        metrics["ground/objects"] = jnp.max(jnp.sum(tracked, axis=(1, 2)))
+    return {name: value.astype(jnp.float32) for name, value in metrics.items()}
 
 
 def summary(completions: Completions, rewards: Rewards, learned: Learned, state: TrainState) -> dict[str, Array]:

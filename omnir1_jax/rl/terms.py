@@ -1,6 +1,6 @@
-"""Reward terms of the user's own: `reward.extra`, added to the reward that a task gives.
+"""User-defined reward terms: `reward.extra`, added to the reward that a task gives.
 
-A term is `(batch, completions, reading, found, masks) -> Float[b g]`: what the step's stages before it made. It is
+A term is `(batch, completions, reading, grounding, masks) -> Float[b g]` on the outputs of the stages before it. It is
 traced into the step, unless it is marked `on_host`: then it gets numpy arrays, and the stages run one by one.
 """
 
@@ -57,7 +57,7 @@ def load(weights: Sequence[tuple[str, float]]) -> tuple[Extra, ...]:
 
 
 def overlong(rewards: Rewards, completions: Completions, config: StepConfig) -> Rewards:
-    """The rewards with the term of `grpo.overlong`, where it is asked for."""
+    """The rewards with the term of `grpo.overlong`, if it is set."""
     cache = config.grpo.overlong
     if not cache:
         return rewards
@@ -66,7 +66,7 @@ def overlong(rewards: Rewards, completions: Completions, config: StepConfig) -> 
 
 
 def score(rewards: Rewards, config: StepConfig) -> Float[Array, "b g"]:
-    """What the advantages are made of: the total, or with `grpo.advantage` "per_term" the terms one by one.
+    """The rewards that give the advantages: the total, or with `grpo.advantage` "per_term" the normalised terms' sum.
 
     The terms are those of video segmentation's accuracy, of other tasks their accuracy; then format, length bonus,
     overlong and `reward.extra`, each with its weight. One of weight 0 does not count.
@@ -83,21 +83,21 @@ def score(rewards: Rewards, config: StepConfig) -> Float[Array, "b g"]:
     return grpo.decoupled(values, jnp.asarray([weights[name] for name in used], jnp.float32))
 
 
-def add(rewards: Rewards, terms: Sequence[Extra], *made: Any) -> Rewards:
+def add(rewards: Rewards, terms: Sequence[Extra], *outputs: Any) -> Rewards:
     """The rewards with further terms.
 
     Args:
-      made: batch, completions, reading, found, masks.
+      outputs: batch, completions, reading, grounding, masks.
 
     Raises:
       InputError: a term of another shape, or of the name of one of the task's own.
     """
-    total, every, shape = rewards.total, dict(rewards.terms), rewards.total.shape
+    total, all_terms, shape = rewards.total, dict(rewards.terms), rewards.total.shape
     for term in terms:
-        value = jnp.asarray(term.function(*made), jnp.float32)
+        value = jnp.asarray(term.function(*outputs), jnp.float32)
         if value.shape != shape:
             raise InputError(f"{SETTING}: {term.name} gave {value.shape}, not one number per completion {shape}")
-        if term.name in every:
+        if term.name in all_terms:
             raise InputError(f"{SETTING}: the task has a term {term.name} already; rename yours")
-        total, every[term.name] = total + term.weight * value, value
-    return jax.lax.stop_gradient(dataclasses.replace(rewards, total=total, terms=every))
+        total, all_terms[term.name] = total + term.weight * value, value
+    return jax.lax.stop_gradient(dataclasses.replace(rewards, total=total, terms=all_terms))

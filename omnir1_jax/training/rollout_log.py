@@ -37,7 +37,7 @@ def examples(
       clips: how many completions get what a picture needs: the best of each prompt first, then the worst of each.
     """
     tokens, lengths, reading, found, rewards = fetch(
-        (rollout.completions.tokens, rollout.completions.lengths, rollout.reading, rollout.found, rollout.rewards)
+        (rollout.completions.tokens, rollout.completions.lengths, rollout.reading, rollout.grounding, rollout.rewards)
     )
     facts = fetch(task.facts(batch))
     score = terms.score(jax.tree.map(jnp.asarray, rewards.replace(failures={})), config)

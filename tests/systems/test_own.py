@@ -118,7 +118,7 @@ def test_a_function_on_the_host_trains_stage_by_stage_with_the_same_numbers(spea
     thinker = small.models().thinker
     metrics, rollout = run(speaking, Models(thinker, segmenter, GROUNDER), batch, "staged")
     again, _ = run(speaking, Models(thinker, segmenter, host), batch, "staged")
-    assert rollout.found.boxes.used.any() and rollout.masks.union.any()
+    assert rollout.grounding.boxes.used.any() and rollout.masks.union.any()
     for name, value in metrics.items():
         np.testing.assert_allclose(again[name], value, rtol=1e-5, atol=1e-6, err_msg=name)
     with pytest.raises(InputError, match="step.mode: System 2 is on the host"):
@@ -138,8 +138,8 @@ def test_masks_of_text_need_no_boxes(speaking, batch):
         y, x = np.nonzero(red[b, 0])
         if len(y):
             want = [x.min(), y.min(), x.max(), y.max()]
-            np.testing.assert_allclose(rollout.found.boxes.box[b, 0, 0, 0], want, atol=small.CELL // 4)
-    assert rollout.masks.union.any() and rollout.found.boxes.used.any() and "reward/segmentation" in metrics
+            np.testing.assert_allclose(rollout.grounding.boxes.box[b, 0, 0, 0], want, atol=small.CELL // 4)
+    assert rollout.masks.union.any() and rollout.grounding.boxes.used.any() and "reward/segmentation" in metrics
 
 
 def test_another_thinker_grounds_as_it_does_alone(speaking, tmp_path):
@@ -219,7 +219,7 @@ def test_another_thinker_grounds_inside_the_fused_step(speaking):
     (batch,) = small.batches("vos", 2, grounder=(tokenizer, Sizes.of(sizes)))
     models = Models(small.models().thinker, segmenters.make(f"{DOCS}/examples/segmenter.py:SEGMENTER", None), grounder)
     _, rollout = run(speaking, models, batch, "fused", frozen)
-    boxes, slots = rollout.found.boxes, rollout.found.boxes.used.shape[-1]
+    boxes, slots = rollout.grounding.boxes, rollout.grounding.boxes.used.shape[-1]
     alone = scripted.quick(grounder.ground, static_argnums=3)(params, batch.sharp, rollout.reading.requests, slots)
     for name in ("box", "count", "failure", "asked", "answer"):
         jax.tree.map(np.testing.assert_array_equal, getattr(boxes, name), getattr(alone, name))
