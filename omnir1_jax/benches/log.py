@@ -43,7 +43,7 @@ def run(quick: bool) -> dict:
                 began_thread = time.thread_time()
                 metrics |= loop.data_metrics(stream, waited) | measure.speed(config, inputs, metrics, seconds)
                 log.step(step, metrics | {"learn/learning_rate": rate(step, 0)}, seconds, batch.family)
-                loop.tell(log, training, step, batch, inputs, rollout)
+                loop.log_examples(log, training, step, batch, inputs, rollout)
                 step_thread_seconds = time.thread_time() - began_thread
                 log.later(lambda: threads.append(time.thread_time()))
                 log.flush()

@@ -70,14 +70,14 @@ def same(peers: Peers | None, stage: str, facts: Callable[[], Mapping[str, Any]]
     """
     if peers is None:
         return
-    mine = json.loads(json.dumps(facts()))
+    local_facts = json.loads(json.dumps(facts()))
     key = f"omnir1/{stage}"
     with _in_time(peers, stage, seconds):
         if peers.index == 0:
-            peers.store.key_value_set(key, json.dumps(mine))
+            peers.store.key_value_set(key, json.dumps(local_facts))
         else:
             first = json.loads(peers.store.blocking_key_value_get(key, int(1000 * seconds)))
-            if mismatch := difference(first, mine):
+            if mismatch := difference(first, local_facts):
                 raise InputError(
                     f"{peers} differs from process 0: {mismatch}; start every process with the same command, package "
                     "and data"
@@ -103,9 +103,9 @@ def one_folder(peers: Peers | None, name: str, read: Callable[[], str | None], s
         if peers.index == 0:
             peers.store.key_value_set(key, read() or "")
         else:
-            wanted, end = peers.store.blocking_key_value_get(key, int(1000 * seconds)), time.monotonic() + SEEN
-            while read() != wanted:
-                if time.monotonic() > end:
+            expected, deadline = peers.store.blocking_key_value_get(key, int(1000 * seconds)), time.monotonic() + SEEN
+            while read() != expected:
+                if time.monotonic() > deadline:
                     raise InputError(
                         f"{peers} does not see what process 0 writes: {name} has to be one folder for all, on a disk "
                         "that they share or on gs://"
@@ -182,10 +182,10 @@ def leave(peers: Peers, end: Ending) -> NoReturn:
 
 
 def _linger(peers: Peers) -> None:
-    end = time.monotonic() + LINGER
+    deadline = time.monotonic() + LINGER
     for index in range(1, peers.count):
-        left = max(end - time.monotonic(), 0.001)
-        peers.store.blocking_key_value_get(f"{_GONE}/{index}", int(1000 * left))
+        remaining = max(deadline - time.monotonic(), 0.001)
+        peers.store.blocking_key_value_get(f"{_GONE}/{index}", int(1000 * remaining))
 
 
 def is_lost(error: BaseException) -> bool:

@@ -15,25 +15,25 @@ from omnir1_jax.errors import InputError
 AXES = ("slice", "data", "fsdp", "tensor")
 BATCH = ("slice", "data", "fsdp")  # prompts are sharded over all of these
 
-# Where an operand of a product is to be gathered, XLA takes it in pieces, one for each device, and overlaps the two. It
-# then reads or adds to whatever is not gathered once for each piece: in memory-bound products up to 8 times the bytes.
+# XLA gathers an operand of a product in pieces, one per device, and overlaps the two. It then reads or adds to what is
+# not gathered once per piece: in memory-bound products up to 8 times the bytes.
 _WHOLE_PRODUCTS = {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"}
 
 
-def jit(function: Callable[..., Any], mesh: Mesh | None, **how: Any) -> Any:
-    """`jax.jit(function, **how)` for programs over a mesh, or over one device without."""
+def jit(function: Callable[..., Any], mesh: Mesh | None, **options: Any) -> Any:
+    """`jax.jit(function, **options)` for programs over a mesh, or over one device without."""
     tpu = mesh is not None and mesh.size > 1 and mesh.devices.flat[0].platform == "tpu"
-    return jax.jit(function, compiler_options=_WHOLE_PRODUCTS if tpu else {}, **how)
+    return jax.jit(function, compiler_options=_WHOLE_PRODUCTS if tpu else {}, **options)
 
 
-def jit_step(step: Callable[..., Any], shardings: Any, **how: Any) -> Any:
+def jit_step(step: Callable[..., Any], shardings: Any, **options: Any) -> Any:
     """A training step `(state, ...) -> (state, metrics, more)`, compiled. The state is donated.
 
     Args:
       shardings: of the state, which it keeps from step to step; None: what the compiler chooses.
     """
     mesh = None if shardings is None else jax.tree.leaves(shardings)[0].mesh
-    return jit(step, mesh, donate_argnums=0, out_shardings=mesh and (shardings, None, None), **how)
+    return jit(step, mesh, donate_argnums=0, out_shardings=mesh and (shardings, None, None), **options)
 
 
 def make_mesh(shape: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -50,8 +50,8 @@ def make_mesh(shape: Mapping[str, int], devices: Sequence[jax.Device] | None = N
     devices = list(jax.devices() if devices is None else devices)
     sizes = _sizes(shape, len(devices))
     groups = _slices(devices, sizes[0])
-    within = [_arranged(group, sizes[1:]) for group in groups]
-    return Mesh(np.stack(within), AXES)
+    slice_meshes = [_arranged(group, sizes[1:]) for group in groups]
+    return Mesh(np.stack(slice_meshes), AXES)
 
 
 def _sizes(shape: Mapping[str, int], count: int) -> list[int]:
@@ -62,19 +62,21 @@ def _sizes(shape: Mapping[str, int], count: int) -> list[int]:
     for axis, size in sizes.items():
         if size < 1 and size != -1:
             raise InputError(f"mesh.{axis}: {size} is not positive; -1 takes the devices that are left")
-    free = [axis for axis, size in sizes.items() if size == -1]
-    if len(free) > 1:
-        raise InputError(f"mesh.{free[0]}: only one axis may be -1, and mesh.{free[1]} is too")
+    open_axes = [axis for axis, size in sizes.items() if size == -1]
+    if len(open_axes) > 1:
+        raise InputError(f"mesh.{open_axes[0]}: only one axis may be -1, and mesh.{open_axes[1]} is too")
     left = count
     for axis, size in sizes.items():
         if size == -1:
             continue
         if left % size:
-            of = f"{count} devices" if left == count else f"{left} devices that the axes before it leave of {count}"
-            raise InputError(f"mesh.{axis}: {size} does not divide the {of}")
+            available = (
+                f"{count} devices" if left == count else f"{left} devices that the axes before it leave of {count}"
+            )
+            raise InputError(f"mesh.{axis}: {size} does not divide the {available}")
         left //= size
-    if free:
-        sizes[free[0]] = left
+    if open_axes:
+        sizes[open_axes[0]] = left
     elif left > 1:
         product = " x ".join(f"{axis} {size}" for axis, size in sizes.items())
         raise InputError(

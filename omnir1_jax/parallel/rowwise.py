@@ -31,8 +31,8 @@ def rowwise(function: Callable[..., Any], shared: Any, *rows: Any, columns: Sequ
     if any(x.shape[0] % parts for x in jax.tree.leaves((rows, columns))):
         return function(shared, *rows, *columns)
     replicated, row = PartitionSpec(), PartitionSpec(axes)
-    wide = columns and all(x.shape[1] % mesh.shape.get("tensor", 1) == 0 for x in jax.tree.leaves(columns))
-    cell = PartitionSpec(axes, "tensor") if wide and "tensor" in mesh.shape else row
+    shard_columns = columns and all(x.shape[1] % mesh.shape.get("tensor", 1) == 0 for x in jax.tree.leaves(columns))
+    cell = PartitionSpec(axes, "tensor") if shard_columns and "tensor" in mesh.shape else row
     specs = replicated, *(row for _ in rows), *(cell for _ in columns)
     run = jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=cell, check_vma=False)
     return run(shared, *rows, *columns)

@@ -72,12 +72,12 @@ def tree_shardings(mesh: Mesh, boxed: Any, rules: Rules = DEFAULT_RULES) -> Any:
     Leaves without names are replicated. Returns a tree of `NamedSharding` with the unboxed structure.
     """
 
-    def one(leaf):
+    def leaf_sharding(leaf):
         if isinstance(leaf, nn.LogicallyPartitioned):
             return named_sharding(mesh, leaf.names, leaf.value.shape, rules)
         return NamedSharding(mesh, PartitionSpec())
 
-    return jax.tree.map(one, boxed, is_leaf=lambda leaf: isinstance(leaf, nn.LogicallyPartitioned))
+    return jax.tree.map(leaf_sharding, boxed, is_leaf=lambda leaf: isinstance(leaf, nn.LogicallyPartitioned))
 
 
 def state_shardings(mesh: Mesh, boxed: Any, optimizer: optax.GradientTransformation) -> Any:
@@ -129,8 +129,8 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def replicate(tree: Any, mesh: Mesh) -> Any:
     """Replicates host arrays, equal in every process, on all devices of the mesh."""
 
-    def one(x):
+    def place(x):
         host = np.asarray(x)
         return jax.make_array_from_callback(host.shape, replicated(mesh), lambda index: host[index])
 
-    return jax.tree.map(one, tree)
+    return jax.tree.map(place, tree)

@@ -80,9 +80,9 @@ def start(coordinator: str = "", processes: int = 0, process: int = -1, *, wait:
 
 
 def _give_up(coordinator: str, wait: int) -> None:
-    where = "" if coordinator == AUTO else f" to {coordinator}"
+    peer = "" if coordinator == AUTO else f" to {coordinator}"
     print(
-        f"error: --coordinator: not all of the processes came{where} within {wait} s; start every one of them, and see "
+        f"error: --coordinator: not all of the processes came{peer} within {wait} s; start every one of them, and see "
         "that they reach each other",
         file=sys.stderr,
         flush=True,

@@ -181,7 +181,7 @@ def make_reward(
 
 
 def _awaited(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Waits for a stage's results: stages are timed separately, and a CPU's virtual devices run one program at a time."""
+    """Waits for a stage's results: stages are timed apart, and a CPU's virtual devices run one program at a time."""
     return lambda *arguments: jax.block_until_ready(function(*arguments))
 
 

@@ -1,1 +1,1 @@
-"""Training: the loop over steps, and what a run leaves at its end."""
+"""Training: the loop over steps, checkpoints and the outputs of a run."""

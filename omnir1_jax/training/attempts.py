@@ -1,6 +1,6 @@
-"""Starts of a run that came no further: a failure repeated at the same step is not a preemption.
+"""Starts of a run that made no progress: a failure repeated at the same step is not a preemption.
 
-`attempts.json` in the work directory says which start this is, since which checkpoint, and at which step one crashed:
+`attempts.json` in the work directory counts the starts from a checkpoint and records the step of a crash:
 
     {"start": "6f0c...", "checkpoint": 50, "starts": 2, "crash": {"start": "a31b...", "step": 57}}
 """
@@ -22,7 +22,7 @@ from omnir1_jax.parallel import agree
 from omnir1_jax.training import checkpoint_steps, checkpointing
 
 FILE = "attempts.json"
-# Starts from one checkpoint that ended without a word (kill -9, a lost host); preemptions seldom come so often.
+# Starts from one checkpoint that ended without a message (kill -9, a lost host); preemptions are seldom so frequent.
 STARTS = 20
 
 
@@ -38,8 +38,8 @@ def attempt(folder: epath.Path, peers: agree.Peers | None) -> Iterator[Progress]
     """One start of the run in `folder`. Called by every process; the first one counts it.
 
     Raises:
-      InputError: too many starts came no further; the same step crashed before; the disk refused something.
-      Interrupted: a crash, the first at its step. Its traceback is printed.
+      InputError: too many starts made no progress; the same step crashed before; the disk is full or read-only.
+      Interrupted: the first crash at this step. Its traceback is printed.
     """
     if peers is None or peers.index == 0:
         _count(folder)
@@ -54,7 +54,7 @@ def attempt(folder: epath.Path, peers: agree.Peers | None) -> Iterator[Progress]
             _reset(folder)
             newest = _newest(folder)
             failure.filename = failure.filename or str(folder)
-            last = f"the newest whole checkpoint is of step {newest}" if newest else "there is no checkpoint yet"
+            last = f"the newest complete checkpoint is of step {newest}" if newest else "there is no checkpoint yet"
             raise InputError(f"{errors.describe(failure)}; {last}") from error
         if errors.ending(error) is not None:
             _reset(folder)
@@ -64,7 +64,7 @@ def attempt(folder: epath.Path, peers: agree.Peers | None) -> Iterator[Progress]
 
 
 def read(folder: epath.Path) -> dict[str, Any]:
-    """The record; empty where there is none."""
+    """The record; empty if there is none."""
     path = folder / FILE
     return json_file.read_object(path) if path.exists() else {}
 
@@ -74,9 +74,9 @@ def _newest(folder: epath.Path) -> int:
 
 
 def _count(folder: epath.Path) -> None:
-    old, checkpoint = read(folder), _newest(folder)
-    again = old.get("checkpoint") == checkpoint and isinstance(old.get("starts"), int)
-    starts = old["starts"] + 1 if again else 1
+    previous, checkpoint = read(folder), _newest(folder)
+    same_checkpoint = previous.get("checkpoint") == checkpoint and isinstance(previous.get("starts"), int)
+    starts = previous["starts"] + 1 if same_checkpoint else 1
     if starts > STARTS:
         (folder / FILE).unlink()
         raise InputError(
@@ -84,13 +84,13 @@ def _count(folder: epath.Path) -> None:
             "message; see what ends them (memory, a time limit), or save more often with --config.checkpoint.every; "
             "the same command tries again"
         )
-    record = {"start": uuid.uuid4().hex, "checkpoint": checkpoint, "starts": starts, "crash": old.get("crash")}
+    record = {"start": uuid.uuid4().hex, "checkpoint": checkpoint, "starts": starts, "crash": previous.get("crash")}
     _write(folder, record)
 
 
 def _reset(folder: epath.Path) -> None:
-    """This start ended with a message, so that it does not count."""
-    with contextlib.suppress(OSError):  # on a full disk it counts; twenty of them in a row end the same
+    """Resets the count: this start ended with a message."""
+    with contextlib.suppress(OSError):  # a full disk cannot be written to; the start then counts
         record = read(folder)
         if record.get("crash"):
             _write(folder, record | {"starts": 0})
@@ -100,17 +100,17 @@ def _reset(folder: epath.Path) -> None:
 
 def _crashed(folder: epath.Path, step: int, error: BaseException) -> None:
     traceback.print_exception(error)
-    where = f"step {step}" if step else "the start"
+    location = f"step {step}" if step else "the start"
     text = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
     record = read(folder)
     crash = record.get("crash")
-    # Another process of this same start may have crashed just before.
+    # Another process of this start may have crashed just before.
     if isinstance(crash, dict) and crash.get("step") == step and crash.get("start") != record.get("start"):
         (folder / FILE).unlink(missing_ok=True)
-        raise InputError(f"{where} crashed again, as a rerun would ({text}); the lines above say where") from error
+        raise InputError(f"{location} crashed again, as a rerun would ({text}); the lines above say where") from error
     _write(folder, record | {"starts": 0, "crash": {"start": record.get("start"), "step": step}})
     raise Interrupted(
-        f"{where} crashed ({text}); run the same command again to resume; a second crash there ends the run"
+        f"{location} crashed ({text}); run the same command again to resume; a second crash there ends the run"
     ) from error
 
 

@@ -1,8 +1,8 @@
-"""The folders of a run's checkpoints: which of them the run wrote, counts, and may remove.
+"""The folders of a run's checkpoints: which of them the run wrote and may remove.
 
 The mark of `checkpoints/` lists every step before it is written; a finished step has a mark of its own that lists its
-files. What else lies there (`10.backup`, a copied `30`) is the user's: it is neither restored nor removed, and refused
-where orbax would take it for a step or for its own temporary folder.
+files. Other entries (`10.backup`, a copied `30`) are the user's: they are neither restored nor removed, and refused
+where orbax would take them for a step or for its own temporary folder.
 """
 
 import re
@@ -22,7 +22,7 @@ KIND, FLAG = "checkpoints", "--workdir"
 RECORD = "process_{}.json"
 _TMP = ".orbax-checkpoint-tmp"
 _STEP = re.compile(r"0|[1-9][0-9]*")
-# All that orbax and this package put into a step; a listing made late does not take in what a user added.
+# All that orbax and this package write into a step; a listing made late leaves out what a user added.
 _CONTENT = ("trainable", "rest", "run", "_CHECKPOINT_METADATA", "commit_success.txt", "descriptor")
 
 
@@ -30,8 +30,8 @@ class Score(NamedTuple):
     """The result of a validation.
 
     Attributes:
-      of: what was validated; scores of different ones are not compared.
-      value: larger is better; NaN where nothing could be scored.
+      of: identity of the validation; scores of different validations are not compared.
+      value: larger is better; NaN if nothing could be scored.
     """
 
     of: str
@@ -39,7 +39,7 @@ class Score(NamedTuple):
 
 
 class Manager(ocp.CheckpointManager):
-    """Orbax's manager, for which only this run's steps exist.
+    """Orbax's manager, restricted to this run's steps.
 
     Called by every process; the first one changes the folder.
     """
@@ -48,8 +48,8 @@ class Manager(ocp.CheckpointManager):
         """Opens the folder; what a killed run left half-written is named in a warning and removed.
 
         Args:
-          keep: newest checkpoints that stay, of those whose index can be read; the best validated one stays too.
-          options: of orbax's manager.
+          keep: number of newest readable checkpoints that stay; the best validated one stays too.
+          options: options of orbax's manager.
 
         Raises:
           InputError: something foreign is in the way of a step.
@@ -124,7 +124,7 @@ class Manager(ocp.CheckpointManager):
 
 
 def finished(folder: epath.Path) -> list[int]:
-    """Steps that were written to their end; in a folder with a mark, those of its run only."""
+    """Completely written steps; in a folder with a mark, those of its run only."""
     if not folder.is_dir():
         return []
     names = [entry.name for entry in folder.iterdir() if _STEP.fullmatch(entry.name)]
@@ -133,23 +133,23 @@ def finished(folder: epath.Path) -> list[int]:
 
 
 def score(folder: epath.Path, step: int) -> Score | None:
-    """Of the state in a checkpoint; None where it was not validated, or its record cannot be read."""
+    """The validation score of a checkpoint; None if it was not validated, or its record cannot be read."""
     try:
-        found = json_file.read(folder / str(step) / "run" / RECORD.format(0))["validation"]
-        return Score(str(found["of"]), float(found["value"]))
+        validation = json_file.read(folder / str(step) / "run" / RECORD.format(0))["validation"]
+        return Score(str(validation["of"]), float(validation["value"]))
     except (OSError, ValueError, KeyError, TypeError, InputError):
         return None
 
 
 def best(folder: epath.Path, steps: Iterable[int]) -> int | None:
-    """The step with the largest score, the first of equal ones, of those validated as the newest of them was."""
+    """The step with the largest score, the first of equal ones, among those with the newest one's validation."""
     scores = {step: found for step in sorted(steps) if (found := score(folder, step)) and found.value == found.value}
-    like_newest = [step for step in scores if scores[step].of == scores[max(scores)].of]
-    return max(like_newest, key=lambda step: scores[step].value, default=None)
+    comparable = [step for step in scores if scores[step].of == scores[max(scores)].of]
+    return max(comparable, key=lambda step: scores[step].value, default=None)
 
 
 def check(folder: epath.PathLike) -> None:
-    """InputError where the user put something into `checkpoints/` that orbax would take for a step, or remove."""
+    """InputError if `checkpoints/` holds something of the user's that orbax would take for a step, or remove."""
     folder = epath.Path(folder)
     mark = folders.check(folder, KIND, FLAG, adopt=adopt)
     if not folder.exists():
@@ -162,7 +162,7 @@ def check(folder: epath.PathLike) -> None:
 
 
 def adopt(folder: epath.Path) -> list[str]:
-    """Steps in a folder of an older version, which kept no list: those with what a run writes into each."""
+    """Steps in a folder of an older version, which kept no list: those with a file that every run writes."""
     steps = []
     for entry in folder.iterdir():
         name = entry.name.removesuffix(_TMP)
@@ -178,8 +178,8 @@ def _listed(folder: epath.Path) -> set[int]:
     steps = {int(name) for name in mark.names if _STEP.fullmatch(name)}
     for entry in folder.iterdir():
         if _STEP.fullmatch(entry.name) and entry.is_dir() and not folders.is_link(entry):
-            own = _mark(entry)
-            if own is not None and (own.kind, own.id) == (_kind(entry.name), mark.id):
+            step_mark = _mark(entry)
+            if step_mark is not None and (step_mark.kind, step_mark.id) == (_kind(entry.name), mark.id):
                 steps.add(int(entry.name))
     return steps
 
@@ -190,13 +190,13 @@ def _kind(step: int | str) -> str:
 
 def _remove_unfinished(folder: epath.Path) -> None:
     """Removes what a killed run left of its steps: temporary folders and, on gs://, steps without orbax's last file."""
-    done = finished(folder)
+    finished_steps = finished(folder)
     for step in sorted(_listed(folder)):
         path, scratch = folder / str(step), folder / f"{step}{_TMP}"
         if scratch.exists():
             logging.warning("%s: truncated while it was written; removed", scratch)
             scratch.rmtree()
-        if path.exists() and step not in done:
+        if path.exists() and step not in finished_steps:
             _list_files(folder, step)
             if foreign := folders.remove(path):
                 raise InputError(
@@ -213,7 +213,7 @@ def _list_files(folder: epath.Path, step: int) -> None:
 
 
 def _mark(step: epath.Path) -> folders.Mark | None:
-    """Of a single step; a damaged one is written anew, since the step is listed above as well."""
+    """The mark of a step; a damaged one is written anew, since the parent's mark lists the step as well."""
     try:
         return folders.read(step)
     except InputError:
@@ -221,7 +221,7 @@ def _mark(step: epath.Path) -> folders.Mark | None:
 
 
 def _unreadable(path: epath.Path) -> OSError | None:
-    """Why the index of a step cannot be read; None where it lists all of the step's arrays."""
+    """Why the index of a step cannot be read; None if it lists all of the step's arrays."""
     try:
         record = json_file.read(path / "run" / RECORD.format(0))
         names = [name.split("/", 1) for name in record["checksums"]]

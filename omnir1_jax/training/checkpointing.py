@@ -1,15 +1,15 @@
-"""Checkpoints of a run: what training changes, where the data stood, and the settings it was made with.
+"""Checkpoints of a run: the training state, the state of the data stream, and the run's settings.
 
-A step lies in `<work directory>/checkpoints/<step>/`, written by orbax in the background:
+A step is stored in `<work directory>/checkpoints/<step>/`, written by orbax in the background:
 
     trainable/  the trained parameters, readable without the rest
     rest/       step, optimizer state, skipped updates
     run/        process_<i>.json of every process: the run's settings, a checksum of every array, the state of that
                 process's data stream
 
-Orbax writes under a name of its own and renames when all is there (on gs:// it adds a file at the end), so a run killed
-at any moment leaves whole checkpoints and at most one that is not taken for one. What a disk loses afterwards is found
-by reading: tensorstore keeps no checksum of the arrays' bytes, hence ours.
+Orbax writes under a temporary name and renames at the end (on gs:// it adds a file), so a run killed at any moment
+leaves complete checkpoints and at most one that is recognised as incomplete. Later damage is found by reading:
+tensorstore keeps no checksum of the arrays' bytes, hence ours.
 """
 
 import json
@@ -34,7 +34,7 @@ from omnir1_jax.files import json_file, orbax_files
 from omnir1_jax.training.checkpoint_steps import RECORD, Manager, Score, best, finished
 
 FOLDER = "checkpoints"
-# Settings that change nothing of what is learned but its rounding. Dotted; a section covers what is below it.
+# Settings that affect only the rounding of what is learned. Dotted; a section covers what is below it.
 MAY_DIFFER = (
     "checkpoint",
     "log",
@@ -68,15 +68,15 @@ class _Damaged(Exception):
 
 
 def manager(workdir: epath.PathLike, keep: int) -> Manager:
-    """Opens `<workdir>/checkpoints`, made where it is not there. Close it (or use `with`): that ends the last write.
+    """Opens `<workdir>/checkpoints`, creating it if needed. Close it (or use `with`): that ends the last write.
 
     What a killed run left half-written is named in a warning and removed.
 
     Args:
-      keep: newest checkpoints that stay.
+      keep: number of newest checkpoints that stay.
 
     Raises:
-      InputError: something is in the way that the run did not write.
+      InputError: something that the run did not write is in the way.
     """
     if keep < 1:
         raise InputError(f"checkpoint.keep: {keep} keeps nothing to resume from; give 1 or more")
@@ -101,21 +101,21 @@ def save(
 ) -> bool:
     """Copies the state to the host and writes it in the background; then the state may be donated.
 
-    Called by every process. While the checkpoint before is still being written, nothing is done: the loop does not
-    wait for a disk.
+    Called by every process. Does nothing while the previous checkpoint is still being written: the loop does not wait
+    for a disk.
 
     Args:
       state: a TrainState.
       stream: this process's `Stream.get_state()`, JSON-able.
       settings: of the run, nested and JSON-able; `restore` compares them.
-      wait: wait for the checkpoint before, and until this one is whole. For the last one of a run.
+      wait: wait for the previous checkpoint, and until this one is complete. For the last one of a run.
       score: of this state's validation. The checkpoint with the best one stays beside the newest.
 
     Returns:
-      Whether the step is saved: False where the one before was not finished.
+      Whether the step is saved: False if the previous one was not finished.
 
     Raises:
-      What went wrong in writing the checkpoint before; OSError: its index cannot be read back.
+      The error of writing the previous checkpoint; OSError: its index cannot be read back.
     """
     if step in manager.all_steps():
         if wait:
@@ -126,7 +126,7 @@ def save(
         logging.warning("step %d is not saved: the checkpoint before is still being written", step)
         return False
     trees = _split(state)
-    run = {
+    record = {
         "processes": jax.process_count(),
         "settings": _plain(settings),
         "checksums": _checksums(trees),
@@ -136,7 +136,7 @@ def save(
     manager.settle()
     manager.begin(step)
     items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
-    manager.save(step, args=ocp.args.Composite(**items, run=ocp.args.JsonSave(run)), force=True)
+    manager.save(step, args=ocp.args.Composite(**items, run=ocp.args.JsonSave(record)), force=True)
     if wait:
         manager.wait_until_finished()
         manager.settle()
@@ -152,21 +152,20 @@ def restore(
     upgrade: Callable[[Mapping[str, Any], str], Mapping[str, Any]] = lambda saved, where: saved,
     advice: Mapping[str, str] = MappingProxyType({}),
 ) -> Restored | None:
-    """The newest good checkpoint, or None where there is none at all. Called by every process.
+    """The newest good checkpoint, or None if there is none at all. Called by every process.
 
-    One that cannot be read whole is passed over with a warning, and removed once an older one was read: the run will
-    come to its step again.
+    A damaged one is skipped with a warning, and removed once an older one was read: the run will reach its step again.
 
     Args:
-      state: a TrainState, or one of ShapeDtypeStructs with shardings: what is read lies as this does, on whatever mesh
-        the checkpoint was written.
+      state: a TrainState, or one of ShapeDtypeStructs with shardings: what is read is sharded like this, whatever mesh
+        the checkpoint was written on.
       settings: as given to `save`.
       may_differ: settings that are not compared.
-      upgrade: (saved settings, where they lie) -> the same under today's names.
-      advice: by setting, what to do where it differs; by default to set it back.
+      upgrade: (saved settings, their path) -> the same under today's names.
+      advice: by setting, what to do if it differs; by default to set it back.
 
     Raises:
-      InputError: checkpoints are there and none is good; or the newest good one is of other settings, shapes or types
+      InputError: there are checkpoints and none is good; or the newest good one has other settings, shapes or types
         (the first difference is named).
     """
     folder, steps = manager.directory, manager.all_steps()
@@ -174,11 +173,11 @@ def restore(
         return None
     trees = _split(like(state))
 
-    def check(path, run):
+    def check_settings(path, run):
         saved = _plain(upgrade(run["settings"], str(path)))
         _refuse_other_settings(path, saved, _plain(settings), may_differ, advice)
 
-    step, (run, read) = _newest(folder, steps, lambda path: _read(path, trees, check, same_dtype=True))
+    step, (run, read) = _newest(folder, steps, lambda path: _read(path, trees, check_settings, same_dtype=True))
     for newer in (s for s in steps if s > step):
         logging.warning("%s: removed, since the run resumes from step %d", folder / str(newer), step)
         manager.delete(newer)
@@ -190,7 +189,7 @@ def load_trainable(path: epath.PathLike, trainable: Any, step: int | None = None
 
     Args:
       path: a work directory, its `checkpoints`, or one checkpoint in it.
-      trainable: arrays or ShapeDtypeStructs that say shapes, types (cast to) and where to put them.
+      trainable: arrays or ShapeDtypeStructs with the shapes, the types to cast to and the shardings.
       step: None takes the newest good one.
 
     Raises:
@@ -214,9 +213,9 @@ def read_trainable(path: epath.PathLike, trainable: Any, step: int | None = None
                 raise InputError(f"{folder}: no checkpoint of step {step}; there are {sorted(steps)}")
             steps = [step]
     trees = {"trainable": _named(like(trainable))}
-    read = lambda at: _read(at, trees, lambda at, run: None, same_dtype=False)
-    newest, (_, found) = _newest(folder, steps, read)
-    return int(newest), _filled(trainable, found["trainable"])
+    read = lambda checkpoint: _read(checkpoint, trees, lambda checkpoint, run: None, same_dtype=False)
+    newest, (_, trees_read) = _newest(folder, steps, read)
+    return int(newest), _filled(trainable, trees_read["trainable"])
 
 
 def named_step(workdir: epath.PathLike, name: str) -> int | None:
@@ -229,10 +228,10 @@ def named_step(workdir: epath.PathLike, name: str) -> int | None:
     if name in ("", "last"):
         return None
     if name == "best":
-        found = best(folder, finished(folder))
-        if found is None:
+        best_step = best(folder, finished(folder))
+        if best_step is None:
             raise InputError(f"--step=best: no checkpoint in {folder} was validated; see config.validate.every")
-        return found
+        return best_step
     if not (name.isascii() and name.isdecimal() and len(name) < 10):
         raise InputError(f"--step: {name!r} is none of best, last, or a checkpoint's number")
     return int(name)
@@ -242,17 +241,17 @@ def named_step(workdir: epath.PathLike, name: str) -> int | None:
 def like(tree: Any) -> Any:
     """Shapes, types and shardings of a tree of arrays or ShapeDtypeStructs.
 
-    Arrays that were never put anywhere (a fresh step counter) go wherever the others are: over their whole mesh.
+    Uncommitted arrays (a new step counter) are replicated on the mesh of the others.
     """
     leaves = jax.tree.leaves(tree)
     named = [x.sharding for x in leaves if isinstance(getattr(x, "sharding", None), NamedSharding)]
-    anywhere = NamedSharding(named[0].mesh, PartitionSpec()) if named else SingleDeviceSharding(jax.local_devices()[0])
+    default = NamedSharding(named[0].mesh, PartitionSpec()) if named else SingleDeviceSharding(jax.local_devices()[0])
 
-    def one(x):
-        placed = getattr(x, "sharding", None) if getattr(x, "committed", True) else None
-        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placed or anywhere)
+    def abstract(x):
+        sharding = getattr(x, "sharding", None) if getattr(x, "committed", True) else None
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding or default)
 
-    return jax.tree.map(one, tree)
+    return jax.tree.map(abstract, tree)
 
 
 def _newest(folder: epath.Path, steps: Sequence[int | str], read: Callable) -> tuple[Any, Any]:
@@ -269,30 +268,30 @@ def _newest(folder: epath.Path, steps: Sequence[int | str], read: Callable) -> t
 
 
 def _read(path: epath.Path, trees: Mapping[str, Any], check: Callable, same_dtype: bool) -> tuple[Any, Any]:
-    """This process's record and the arrays, after `check(path, record)`. Every process raises alike."""
+    """This process's record and the arrays, after `check(path, record)`. All processes raise the same errors."""
     run = _agreed(_record, path)
     check(path, run)
     for name, tree in trees.items():
         _refuse_other_shapes(path, name, _agreed(_shapes, path / name), tree, same_dtype)
     read = _agreed(_arrays, path, trees)
-    # The sums are made by all processes together, so only of arrays that all could read.
+    # The sums are computed by all processes together, so only of arrays that all could read.
     sums = _checksums(read)
     _agreed(_refuse_other_sums, path, trees, sums, run["checksums"])
     return run, read
 
 
 def _agreed(read: Callable, *args: Any) -> Any:
-    """`read(*args)`; where it fails in any process, all raise _Damaged."""
-    result, why = None, None
+    """`read(*args)`; if it fails in any process, all raise _Damaged."""
+    result, reason = None, None
     try:
         result = read(*args)
     except (MemoryError, jax.errors.JaxRuntimeError):
         raise
-    # A damaged file can make anything of orbax and tensorstore fail; arrays raise a plain Exception.
+    # A damaged file can raise any error in orbax and tensorstore; arrays raise a plain Exception.
     except Exception as error:
-        why = f"{type(error).__name__}: {str(error).strip()[:200]}".replace("\n", " ")
-    if any_process(why is not None):
-        raise _Damaged(why or "another process cannot read it")
+        reason = f"{type(error).__name__}: {str(error).strip()[:200]}".replace("\n", " ")
+    if any_process(reason is not None):
+        raise _Damaged(reason or "another process cannot read it")
     return result
 
 
@@ -304,9 +303,9 @@ def any_process(flag: bool) -> bool:
 
 
 def _record(path: epath.Path) -> dict[str, Any]:
-    """This process's record; those of the others are read too, so that all processes judge alike.
+    """This process's record; the others' are read too, so that all processes come to the same result.
 
-    An additional process takes the first one's: the stream stands at the same batch in all of them.
+    An additional process takes the first one's: the stream is at the same batch in all of them.
     """
     first = json_file.read(path / "run" / _record_name(0))
     runs = [json_file.read(path / "run" / _record_name(i)) for i in range(first["processes"])]
@@ -327,7 +326,7 @@ def _shapes(path: epath.Path) -> dict[str, jax.ShapeDtypeStruct]:
 
 @no_type_check
 def _arrays(path: epath.Path, trees: Mapping[str, Any]) -> Any:
-    # The handler by itself: the manager's restore would let the other processes wait where one fails.
+    # The handler alone: in the manager's restore the other processes would wait if one fails.
     handler = ocp.StandardCheckpointHandler()
     read = {name: handler.restore(path / name, args=ocp.args.StandardRestore(tree)) for name, tree in trees.items()}
     handler.close()
@@ -339,16 +338,16 @@ def _refuse_other_sums(path: epath.Path, trees: Mapping[str, Any], sums: Mapping
     for name, tree in trees.items():
         stored = _shapes(path / name)
         for key, leaf in _flat(tree).items():
-            # What was cast on the way can no longer be compared.
+            # Arrays that were cast cannot be compared.
             if leaf.dtype == stored[key].dtype and sums[f"{name}/{key}"] != saved[f"{name}/{key}"]:
                 raise ValueError(f"{name}/{key} is not what was saved")
 
 
 @jax.jit
 def word_sums(leaves: list[Array]) -> UInt32[Array, "n"]:
-    """A number of each array's bits; another one where a single bit is another, wherever the array lies."""
+    """A checksum of each array's bits, which any single bit changes, independent of the sharding."""
 
-    def one(x):
+    def word_sum(x):
         if x.dtype in (jnp.bool_, jnp.int4):
             words = x.astype(jnp.uint32)
         else:
@@ -360,7 +359,7 @@ def word_sums(leaves: list[Array]) -> UInt32[Array, "n"]:
         # Odd weights keep every bit within the 32 that are summed.
         return jnp.sum(words * (2 * index + 1), dtype=jnp.uint32)
 
-    return jnp.stack([one(x) for x in leaves])
+    return jnp.stack([word_sum(x) for x in leaves])
 
 
 def _checksums(trees: Mapping[str, Any]) -> dict[str, int]:
@@ -376,31 +375,30 @@ def covers(names: Sequence[str], setting: str) -> bool:
 
 
 def _refuse_other_settings(
-    path: epath.Path, saved: dict, mine: dict, may_differ: Sequence[str], advice: Mapping[str, str]
+    path: epath.Path, saved: dict, current: dict, may_differ: Sequence[str], advice: Mapping[str, str]
 ) -> None:
     flat = lambda tree: flatten_dict(tree, keep_empty_nodes=True, sep=".")
-    saved, mine = flat(saved), flat(mine)
+    saved, current = flat(saved), flat(current)
     text = lambda flat, key: repr(flat[key]) if key in flat else "not set"
-    for key in sorted(saved.keys() | mine.keys()):
+    for key in sorted(saved.keys() | current.keys()):
         if covers(may_differ, key):
             continue
-        if text(saved, key) != text(mine, key):
+        if text(saved, key) != text(current, key):
             raise InputError(
-                f"{path}: was saved with {key} = {text(saved, key)}, this run has {text(mine, key)}; "
+                f"{path}: was saved with {key} = {text(saved, key)}, this run has {text(current, key)}; "
                 + advice.get(key, "set it back, or take another --workdir")
             )
 
 
 def _refuse_other_shapes(path: epath.Path, name: str, saved: Mapping[str, Any], tree: Any, same_dtype: bool) -> None:
-    mine = _flat(tree)
+    current = _flat(tree)
     text = lambda x: "nothing" if x is None else f"{tuple(x.shape)} {np.dtype(x.dtype).name}"
-    for key in sorted(saved.keys() | mine.keys()):
-        a, b = saved.get(key), mine.get(key)
-        same = a is not None and b is not None and a.shape == b.shape and (a.dtype == b.dtype or not same_dtype)
-        if not same:
+    for key in sorted(saved.keys() | current.keys()):
+        stored, new = saved.get(key), current.get(key)
+        if stored is None or new is None or stored.shape != new.shape or (stored.dtype != new.dtype and same_dtype):
             raise InputError(
-                f"{path}: {name}/{key} was saved as {text(a)}, this run has {text(b)}; take the models and optimizer "
-                "it was made with, or another --workdir"
+                f"{path}: {name}/{key} was saved as {text(stored)}, this run has {text(new)}; take the models and "
+                "optimizer it was made with, or another --workdir"
             )
 
 
@@ -423,7 +421,7 @@ def _flat(named: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _named(tree: Any) -> dict[str, Any]:
-    """Nested dictionaries of the leaves: what is saved does not depend on Python's types."""
+    """Nested dictionaries of the leaves, so that a checkpoint does not depend on Python types."""
     return unflatten_dict(dict(zip(_names(tree), jax.tree.leaves(tree), strict=True)), sep="/")
 
 
@@ -434,5 +432,5 @@ def _filled(tree: Any, named: Mapping[str, Any]) -> Any:
 
 
 def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """As JSON gives it back: tuples are lists."""
+    """The settings after a round trip through JSON: tuples become lists."""
     return json.loads(json.dumps(settings))

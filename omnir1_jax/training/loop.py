@@ -1,4 +1,4 @@
-"""The training loop: from the newest good checkpoint to the last step, and what the run leaves then."""
+"""The training loop: from the newest good checkpoint to the last step, and the outputs of a run."""
 
 import contextlib
 import json
@@ -38,10 +38,10 @@ from omnir1_jax.training.workdir import CACHE, CONFIG, FLAG, REPORT, SUMMARY
 
 
 class Validated(NamedTuple):
-    """What a validation found.
+    """The result of a validation.
 
     Attributes:
-      metrics: by name; empty in processes but the first.
+      metrics: by name; empty in all processes but the first.
       score: the same in all processes.
     """
 
@@ -49,10 +49,10 @@ class Validated(NamedTuple):
     score: checkpointing.Score
 
 
-# From a run to a function of the trained parameters. `inference.validation.Validation`, which is of a later room.
+# From a run to a function of the trained parameters: `inference.validation.Validation`, of a later room.
 MakeValidation = Callable[[Run], Callable[[Any], Validated]]
 # From a run to a function of a task, a batch and its lowered step, which gives one of a step's metrics and seconds to
-# further metrics: `planning.rates.counter`, which is of a later room.
+# further metrics: `planning.rates.counter`, of a later room.
 MakeRates = Callable[[Run], Callable[[str, Any, jax.stages.Lowered], Callable[[Mapping, float], dict[str, float]]]]
 
 
@@ -68,15 +68,15 @@ def train(
 
     Args:
       quiet: nothing on the terminal.
-      validation: what `config.validate` is done by.
-      rates: what counts a step's operations.
+      validation: makes the validation of `config.validate`.
+      rates: makes the counter of a step's operations.
 
     Returns:
-      the state after the last step; None where a signal ended the run before, its state saved.
+      the state after the last step; None if a signal ended the run earlier, its state saved.
 
     Raises:
       InputError: a setting that is invalid, or a work directory that is not this run's (see `workdir.hold`); the
-        processes differ in what they were started with; the disk takes no more, or the same step crashed before.
+        processes differ in command, package or data; the disk is full; the same step crashed before.
       Interrupted: a step crashed, for the first time.
     """
     valid.check(config)
@@ -103,37 +103,37 @@ def _train(
     keep_compiled(folder / CACHE)  # a resumed run does not compile again
     run = build(config)
     validate = validation(run) if validation is not None and config.validate.every else None
-    keeping = checkpointing.manager(folder, config.checkpoint.keep)
-    # Whatever ends the loop, no thread fills devices any more while the process ends.
-    with _closed(keeping) as manager, signals.stop_flag() as stop, contextlib.closing(batches(run)) as stream:
+    manager_to_close = checkpointing.manager(folder, config.checkpoint.keep)
+    # Whatever ends the loop, no thread puts data on devices while the process ends.
+    with _closed(manager_to_close) as manager, signals.stop_flag() as stop, contextlib.closing(batches(run)) as stream:
         target = checkpointing.like(run.state)
-        # Committed to its devices as a restored one is: the program that was compiled for one serves the other.
-        state, done = jax.device_put(run.state, jax.tree.map(lambda x: x.sharding, target)), 0
+        # Committed to its devices like a restored one, so that both use the same compiled program.
+        state, steps_done = jax.device_put(run.state, jax.tree.map(lambda x: x.sharding, target)), 0
         run = run._replace(state=None)  # donated by the first step, or replaced
         if manager.all_steps():
             del state  # there is room for one
-            found = restore(manager, target, config, folder)
-            state, done = found.state, found.step
-            stream.set_state(found.stream)
-            logging.info("resuming after step %d", done)
+            restored = restore(manager, target, config, folder)
+            state, steps_done = restored.state, restored.step
+            stream.set_state(restored.stream)
+            logging.info("resuming after step %d", steps_done)
         if jax.process_index() == 0:
             with file(folder, CONFIG, FLAG) as scratch:
                 scratch.write_text(json.dumps(plain, indent=2) + "\n")
         log = None
         if mark is not None:
-            shown = dict(tensorboard=config.log.tensorboard, trackers=config.log.trackers, config=plain)
-            log = RunLog(folder, config.steps, done, owner=mark.id, quiet=quiet, **shown)
+            log_options = dict(tensorboard=config.log.tensorboard, trackers=config.log.trackers, config=plain)
+            log = RunLog(folder, config.steps, steps_done, owner=mark.id, quiet=quiet, **log_options)
         for note in valid.notes(config) if log is not None else ():
             log.say(f"note: {note}")
-        step, saved, key = done, done, step_key(config, run.mesh)
+        step, saved, key = steps_done, steps_done, step_key(config, run.mesh)
         tracer, compiled, saving = Tracer(folder, section(Profile, config.profile)), set(), 0.0
         rate, counting, counted = measure.learning_rate(config), rates(run) if rates and log is not None else None, {}
         watch = Watch(config.step.updates if config.objective == "grpo" else 1, int(jax.device_get(state.skipped)))
-        if validate is not None and config.validate.at_start and not done:
+        if validate is not None and config.validate.at_start and not steps_done:
             validated, _ = timed(validate, state.trainable)
             if log is not None:
                 log.start(validated)
-        for step in range(done + 1, config.steps + 1):
+        for step in range(steps_done + 1, config.steps + 1):
             started, progress.step = time.perf_counter(), step
             batch = next(stream)
             waited = time.perf_counter() - started
@@ -158,25 +158,25 @@ def _train(
             watch.step(int(jax.device_get(state.skipped)), metrics.get("learn/flat_groups"))
             validated, score, saving = {}, None, 0.0
             stopped = stop(step)  # asked once per step, so that no stop goes unsaved
-            # A stop is not kept waiting: the validation of its step is left out.
+            # A stop does not wait for the validation of its step.
             if validate is not None and not stopped and (due(step, config.validate.every) or step == config.steps):
                 validated, score = timed(validate, state.trainable)
             if log is not None:
                 log.step(step, metrics, seconds, batch.family, validated)
-                tell(log, run, step, batch, inputs, rollout)
+                log_examples(log, run, step, batch, inputs, rollout)
                 rollout = inputs = None  # the log's thread holds them as long as it needs them
                 if note := watch.note():
                     log.say(f"note: {note}")
             if not manager.is_saving_in_progress():
-                manager.wait_until_finished()  # raises what went wrong in the background, not only at the next save
+                manager.wait_until_finished()  # raises errors of the background write before the next save
             last = stopped or step == config.steps
-            if config.optimizer.max_skipped and watch.row >= config.optimizer.max_skipped:
+            if config.optimizer.max_skipped and watch.in_a_row >= config.optimizer.max_skipped:
                 if log is not None:
                     log.close()
-                raise InputError(diverged(config, folder, step, watch.row, max(manager.all_steps(), default=0)))
-            # What is saved in a row of skipped updates may be what they are skipped for: it pushes out no good one.
+                raise InputError(diverged(config, folder, step, watch.in_a_row, max(manager.all_steps(), default=0)))
+            # A state after skipped updates may be their cause: it must not displace a good checkpoint.
             better = score is not None and checkpointing.any_process(beats(score, manager))
-            if not watch.row and (last or better or due(step, config.checkpoint.every)):
+            if not watch.in_a_row and (last or better or due(step, config.checkpoint.every)):
                 started = time.perf_counter()
                 if log is not None:
                     log.flush()
@@ -198,7 +198,7 @@ def _train(
 
 @contextlib.contextmanager
 def _closed(manager: ocp.CheckpointManager) -> Iterator[ocp.CheckpointManager]:
-    """Waits for the last write at the end; after an error only where no other process has to come to it."""
+    """Waits for the last write at the end; after an error only if there is no other process to wait for."""
     try:
         yield manager
     except BaseException:
@@ -211,14 +211,14 @@ def _closed(manager: ocp.CheckpointManager) -> Iterator[ocp.CheckpointManager]:
 def restore(
     manager: ocp.CheckpointManager, target: TrainState, config: ConfigDict, folder: epath.Path
 ) -> checkpointing.Restored:
-    """The newest good checkpoint of a run of these settings, or of an older version of them.
+    """The newest good checkpoint of a run with these settings, or an older version of them.
 
     Raises:
-      InputError: none is good, or the run has other settings; names the first.
+      InputError: none is good, or the run has other settings; the first is named.
     """
     endless = config.optimizer.schedule in optimizer.ENDLESS
     advice = (
-        f"the {config.optimizer.schedule} schedule is spread over all steps, so that they stay as they are. "
+        f"the {config.optimizer.schedule} schedule is spread over all steps, so that they cannot change. "
         f"{train_on(config, folder)}"
     )
     return checkpointing.restore(
@@ -231,17 +231,17 @@ def restore(
     )
 
 
-def diverged(config: ConfigDict, folder: epath.Path, step: int, row: int, good: int) -> str:
+def diverged(config: ConfigDict, folder: epath.Path, step: int, in_a_row: int, newest_step: int) -> str:
     """The message of a run that ends since its updates are not finite; `good` is the newest checkpoint's step or 0."""
-    skipped = f"step {step}: {row} updates in a row were skipped, since their loss or gradient is not finite"
-    if not good:
+    skipped = f"step {step}: {in_a_row} updates in a row were skipped, since their loss or gradient is not finite"
+    if not newest_step:
         return f"{skipped}; there is no checkpoint yet: take a smaller --config.optimizer.learning_rate"
-    newest = folder / checkpointing.FOLDER / str(good)
+    newest = folder / checkpointing.FOLDER / str(newest_step)
     return f"{skipped}; the last good checkpoint is {newest}. {train_on(config, folder)}, and a smaller learning rate"
 
 
 def train_on(config: ConfigDict, folder: epath.Path) -> str:
-    """How to begin another run from what this one has learned."""
+    """How to begin another run from the weights of this one."""
     section = "sam2" if config.objective == "masks" else "thinker"
     return (
         f"To train on from what was learned: python -m omnir1_jax.convert export {folder} DIRECTORY, then train with "
@@ -250,7 +250,7 @@ def train_on(config: ConfigDict, folder: epath.Path) -> str:
 
 
 def timed(validate: Callable[[Any], Validated], trainable: Any) -> tuple[dict[str, float], checkpointing.Score | None]:
-    """Metrics of a validation with the seconds it took, and its score where there is one."""
+    """Metrics of a validation with its seconds, and its score if there is one."""
     started = time.perf_counter()
     metrics, score = validate(trainable)
     metrics = {**metrics, "time/validate": time.perf_counter() - started}
@@ -258,57 +258,57 @@ def timed(validate: Callable[[Any], Validated], trainable: Any) -> tuple[dict[st
 
 
 def beats(score: checkpointing.Score, manager: checkpointing.Manager) -> bool:
-    """Whether a score is better than that of every checkpoint that was validated alike."""
-    manager.wait_until_finished()  # the newest is compared with, and the best one is not passed over
+    """Whether a score is better than that of every checkpoint with the same validation."""
+    manager.wait_until_finished()  # so that the newest is compared too
     steps = manager.all_steps()
     scores = [checkpoint_steps.score(manager.directory, step) for step in steps]
     return all(other.value < score.value for other in scores if other is not None and other.of == score.of)
 
 
 def due(step: int, every: int) -> bool:
-    """Whether a step is one of every so many; 0: none is."""
+    """Whether a step is a multiple of `every`; 0: never."""
     return bool(every) and step % every == 0
 
 
 def data_metrics(stream: Prefetch, waited: float) -> dict[str, float]:
-    """What the data had to say: samples passed over since the first step, seconds waited for this batch."""
+    """Metrics of the data: samples skipped since the first step, seconds waited for this batch."""
     counts = stream.get_state()["counts"]
     return {f"data/{name}": float(value) for name, value in counts.items()} | {"time/data": waited}
 
 
 def count(
-    counting: Callable[..., Any], log: RunLog, task: str, batch: Any, program: Any, *rest: Any
+    counting: Callable[..., Any], log: RunLog, task: str, batch: Any, program: Any, *arguments: Any
 ) -> Callable[[Mapping, float], dict[str, float]]:
-    """What counts the operations of a task's steps; nothing where they cannot be counted, which is noted.
+    """The counter of a task's operations; an empty one, with a note, if they cannot be counted.
 
     Args:
-      program: the step, which has been traced. rest: its state, frozen arrays and key.
+      program: the step, which has been traced. arguments: its state, frozen arrays and key.
     """
-    state, frozen, key = rest
+    state, frozen, key = arguments
     try:
         return counting(task, batch, program.lower(state, frozen, batch, key))
     except InputError as error:
-        log.say(f"note: no operations per second are told: {error}")
+        log.say(f"note: no operations per second are logged: {error}")
         return lambda metrics, seconds: {}
 
 
-def tell(log: RunLog, run: Run, step: int, batch: Batch, inputs: Any, rollout: Any) -> None:
-    """Completions into the log, some of them with pictures; in the log's thread, while the next step is computed."""
-    own = run.config.log
+def log_examples(log: RunLog, run: Run, step: int, batch: Batch, inputs: Any, rollout: Any) -> None:
+    """Logs completions, some of them with pictures; in the log's thread, while the next step is computed."""
+    options = run.config.log
     last = step == run.config.steps
-    pictured = bool(own.pictures_every and own.pictures) and (last or due(step, own.pictures_every))
-    if rollout is None or not (pictured or due(step, own.rollouts_every)):
+    pictured = bool(options.pictures_every and options.pictures) and (last or due(step, options.pictures_every))
+    if rollout is None or not (pictured or due(step, options.rollouts_every)):
         return
     choices = models.step_config(run.config, run.loaded.models.thinker.config.tokens)
-    clips = own.pictures if pictured else 0
+    clips = options.pictures if pictured else 0
     task = data.task_of(run.config, batch.family)
 
     def write() -> None:
-        found = rollout_log.examples(
+        examples = rollout_log.examples(
             task, inputs, rollout, batch.sample_ids, batch.queries, run.loaded.tokenizer, choices, clips=clips
         )
-        log.rollouts(step, found)
-        log.pictures(step, found)
+        log.rollouts(step, examples)
+        log.pictures(step, examples)
 
     log.later(write)
 
@@ -329,18 +329,19 @@ def finish(folder: epath.Path, mark: Mark | None, run: Run, state: TrainState) -
 
 
 def best(folder: epath.Path, last: int) -> dict[str, Any]:
-    """For the summary: the steps of `weights/` and of the best checkpoint, where any was validated."""
+    """For the summary: the steps of `weights/` and of the best checkpoint, if any was validated."""
     steps = folder / checkpointing.FOLDER
-    found = checkpoint_steps.best(steps, checkpoint_steps.finished(steps))
-    if found is None:
+    best_step = checkpoint_steps.best(steps, checkpoint_steps.finished(steps))
+    if best_step is None:
         return {"weights": {"step": last}}
-    if found != last:
-        print(f"best is step {found}: python -m omnir1_jax.convert export {folder} DIRECTORY --step=best")
-    return {"weights": {"step": last}, "best": {"step": found, "score": checkpoint_steps.score(steps, found).value}}
+    if best_step != last:
+        print(f"best is step {best_step}: python -m omnir1_jax.convert export {folder} DIRECTORY --step=best")
+    score = checkpoint_steps.score(steps, best_step).value
+    return {"weights": {"step": last}, "best": {"step": best_step, "score": score}}
 
 
 def summary(config: ConfigDict, rows: list[Mapping[str, Any]]) -> dict[str, Any]:
-    """The run in a few numbers: seconds, and each metric's mean over the first and the last tenth of its steps."""
+    """A run's summary: seconds, and each metric's mean over the first and the last tenth of its steps."""
     series: dict[str, list[float]] = {}
     for row in rows:
         for name in row.keys() - {"step", "seconds", names.TASK}:

@@ -1,4 +1,4 @@
-"""What a step took and how fast it was; what the seconds of a run went to."""
+"""Speed of a step; the distribution of a run's seconds."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -12,26 +12,26 @@ from omnir1_jax.config.settings import section
 
 
 def speed(config: ConfigDict, batch: Any, metrics: Mapping[str, Any], seconds: float) -> dict[str, float]:
-    """Prompts per second of a step, and sampled tokens per second where it samples."""
-    prompts = max((len(leaf) for leaf in jax.tree.leaves(batch)[:1]), default=0)  # every array has a row of each
-    found = {"time/prompts_per_second": prompts / seconds}
+    """Prompts per second of a step, and sampled tokens per second if it samples."""
+    prompts = max((len(leaf) for leaf in jax.tree.leaves(batch)[:1]), default=0)  # every array has a row per prompt
+    rates = {"time/prompts_per_second": prompts / seconds}
     if (length := metrics.get("completion/length")) is not None:
-        found["time/tokens_per_second"] = prompts * config.step.group * float(length) / seconds
-    return found
+        rates["time/tokens_per_second"] = prompts * config.step.group * float(length) / seconds
+    return rates
 
 
 def learning_rate(config: ConfigDict) -> Callable[[int, int], float]:
-    """From a step and how many updates were skipped before it to the learning rate of its first update."""
-    own, updates = section(Optimizer, config.optimizer), config.step.updates
-    schedule = optimizer.schedule(own, config.steps * updates)
-    each = updates if config.objective == "grpo" else 1
-    return lambda step, skipped: float(schedule(((step - 1) * each - skipped) // own.accumulate))
+    """Function of a step and the number of updates skipped before it: the learning rate of its first update."""
+    settings, updates = section(Optimizer, config.optimizer), config.step.updates
+    schedule = optimizer.schedule(settings, config.steps * updates)
+    per_step = updates if config.objective == "grpo" else 1
+    return lambda step, skipped: float(schedule(((step - 1) * per_step - skipped) // settings.accumulate))
 
 
 def goodput(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Seconds of a run by what they went to, those of all its starts together, and the share of stepping.
+    """Seconds of a run by activity, over all its starts, and the share of stepping.
 
-    The last checkpoint, and what a killed start did beyond its last one, are in none of them.
+    The last checkpoint, and the steps of a killed start after its last one, are not counted.
     """
     total = lambda name: sum(row.get(name) or 0.0 for row in rows)
     parts = {

@@ -1,6 +1,6 @@
-"""From a step's rollout on the devices to what a person reads of it: `reporting.example.Example` of every completion.
+"""From a step's rollout on the devices to its log: a `reporting.example.Example` per completion.
 
-Only what this process has is told: with several hosts, the prompts of the first.
+Only the rows of this process are logged: with several hosts, the prompts of the first.
 """
 
 from collections.abc import Sequence
@@ -34,7 +34,7 @@ def examples(
     Args:
       batch: the step's; its pixels are fetched only for the clips.
       sample_ids, queries: of its prompts.
-      clips: how many completions get what a picture needs: the best of each prompt first, then the worst of each.
+      clips: number of completions that get a picture's data: the best of each prompt first, then the worst of each.
     """
     tokens, lengths, reading, found, rewards = fetch(
         (rollout.completions.tokens, rollout.completions.lengths, rollout.reading, rollout.grounding, rollout.rewards)
@@ -43,43 +43,43 @@ def examples(
     score = terms.score(jax.tree.map(jnp.asarray, rewards.replace(failures={})), config)
     advantages = np.asarray(grpo.advantages(score, config.grpo.advantage))
     b, g = lengths.shape
-    write = lambda ids, length: tokenizer.decode(ids[:length].tolist(), skip_special_tokens=True)
-    out = []
-    for at in np.ndindex(b, g):
-        out.append(
+    decode = lambda ids, length: tokenizer.decode(ids[:length].tolist(), skip_special_tokens=True)
+    results = []
+    for index in np.ndindex(b, g):
+        results.append(
             Example(
-                sample_id=sample_ids[at[0]],
-                query=queries[at[0]],
-                completion=write(tokens[at], lengths[at]),
+                sample_id=sample_ids[index[0]],
+                query=queries[index[0]],
+                completion=decode(tokens[index], lengths[index]),
                 family=task.name,
-                reward=float(rewards.total[at]),
-                rewards={name: float(value[at]) for name, value in rewards.terms.items()},
-                advantage=float(advantages[at]),
-                failures=tuple(name for name, count in rewards.failures.items() if count[at]),
-                **task.describe(facts, reading, found, at)._asdict(),
+                reward=float(rewards.total[index]),
+                rewards={name: float(value[index]) for name, value in rewards.terms.items()},
+                advantage=float(advantages[index]),
+                failures=tuple(name for name, count in rewards.failures.items() if count[index]),
+                **task.describe(facts, reading, found, index)._asdict(),
             )
         )
-    chosen = picked(rewards.total, clips)
-    if chosen:
+    pictured = choose_pictured(rewards.total, clips)
+    if pictured:
         masks = None if rollout.masks is None else fetch(rollout.masks.union)
-        whole = fetch(batch)
-        for i, j in chosen:
-            clip = task.picture(whole, i)
+        host_batch = fetch(batch)
+        for i, j in pictured:
+            clip = task.picture(host_batch, i)
             if masks is not None:
-                clip = clip._replace(predicted=masks[i, j][np.asarray(whole.frame_valid[i])])
-            out[i * g + j] = out[i * g + j]._replace(clip=clip)
-    return out
+                clip = clip._replace(predicted=masks[i, j][np.asarray(host_batch.frame_valid[i])])
+            results[i * g + j] = results[i * g + j]._replace(clip=clip)
+    return results
 
 
-def picked(reward: Float[np.ndarray, "b g"], count: int) -> list[tuple[int, int]]:
-    """The completions worth a picture: the best of each prompt, then the worst of each where that is another one."""
+def choose_pictured(reward: Float[np.ndarray, "b g"], count: int) -> list[tuple[int, int]]:
+    """The completions to picture: the best of each prompt, then the worst of each if that is another one."""
     best = [(i, int(row.argmax())) for i, row in enumerate(reward)]
     worst = [(i, int(row.argmin())) for i, row in enumerate(reward)]
     return list(dict.fromkeys(best + worst))[:count]
 
 
 def fetch(tree: Any) -> Any:
-    """A tree of arrays on the host; of an array that spans several hosts the rows that are here, in order."""
+    """A tree of arrays on the host; of an array that spans several hosts, this one's rows in order."""
     for leaf in jax.tree.leaves(tree):
         if isinstance(leaf, jax.Array) and leaf.is_fully_addressable:
             leaf.copy_to_host_async()

@@ -1,4 +1,4 @@
-"""A profiler's trace of some steps of a run, with what tells the stages of its programs apart."""
+"""A profiler's trace of some steps of a run, with the programs that name their stages."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -13,10 +13,10 @@ FOLDER, STEP, PROGRAM = "profile", "step ", ".hlo.txt"
 
 
 class Tracer:
-    """Traces the steps that the section `profile` names, each under the name of its task.
+    """Traces the steps of the section `profile`, each under the name of its task.
 
-    Beside the trace lies the compiled program of each task, whose instructions name the stages that they are of: the
-    CPU's traces name the instructions alone.
+    The compiled program of each task is written beside the trace: its instructions name their stages, and the CPU's
+    traces name the instructions only.
     """
 
     def __init__(self, folder: epath.Path, profile: Profile):
@@ -27,7 +27,7 @@ class Tracer:
 
     @contextlib.contextmanager
     def step(self, number: int, task: str, program: Callable[..., Any], *args: Any) -> Iterator[None]:
-        """Traces the body where the step is one of those asked for; it has to wait for its results.
+        """Traces the body if the step is one of `profile`; the body has to wait for its results.
 
         Args:
           program, args: the step's.
@@ -38,10 +38,10 @@ class Tracer:
         if not self._running:
             self._folder.mkdir(parents=True, exist_ok=True)
             options = jax.profiler.ProfileOptions()
-            options.python_tracer_level = 0  # Python's calls are not what is asked, and most of the file
+            options.python_tracer_level = 0  # Python's calls would be most of the file
             jax.profiler.start_trace(str(self._folder), profiler_options=options)
             self._running = True
-        # A staged step has no program of its own; those of its stages are called after them.
+        # A staged step has no program of its own; its stages' programs are named after them.
         if task not in self._written and hasattr(program, "lower") and jax.process_index() == 0:
             (self._folder / f"{task}{PROGRAM}").write_text(program.lower(*args).compile().as_text())
         self._written.add(task)
@@ -51,7 +51,7 @@ class Tracer:
             self.close()
 
     def close(self) -> None:
-        """Writes the trace that is under way, if one is."""
+        """Writes the running trace, if any."""
         if self._running:
             jax.profiler.stop_trace()
         self._running = False

@@ -1,4 +1,4 @@
-"""What the last steps say about whether a run still learns: updates skipped in a row, steps without any advantage."""
+"""Whether a run still learns: updates skipped in a row, steps without any advantage."""
 
 from dataclasses import dataclass
 from typing import SupportsFloat
@@ -11,15 +11,15 @@ class Watch:
     """Counts over the last steps.
 
     Attributes:
-      updates: of each step.
-      skipped: updates that were skipped since the run began, as its state counts them.
-      row: updates skipped in a row.
-      flat: steps in a row in which every completion of each group earned the same.
+      updates: updates per step.
+      skipped: updates skipped since the run began, as its state counts them.
+      in_a_row: updates skipped in a row.
+      flat: steps in a row in which all completions of each group had the same reward.
     """
 
     updates: int
     skipped: int = 0
-    row: int = 0
+    in_a_row: int = 0
     flat: int = 0
 
     def step(self, skipped: int, flat_groups: SupportsFloat | None) -> None:
@@ -27,14 +27,14 @@ class Watch:
 
         Args:
           skipped: updates since the run began.
-          flat_groups: share of groups without an advantage; None where there are no groups.
+          flat_groups: share of groups without an advantage; None if there are no groups.
         """
-        new, self.skipped = skipped - self.skipped, skipped
-        self.row = self.row + new if new == self.updates else 0
+        newly_skipped, self.skipped = skipped - self.skipped, skipped
+        self.in_a_row = self.in_a_row + newly_skipped if newly_skipped == self.updates else 0
         self.flat = self.flat + 1 if flat_groups is not None and float(flat_groups) == 1 else 0
 
     def note(self) -> str | None:
-        """A note for the terminal, once for each stretch of steps without advantage."""
+        """A note for the terminal, once per sequence of steps without advantage."""
         if self.flat != FLAT_STEPS:
             return None
         return (

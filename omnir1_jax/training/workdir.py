@@ -1,4 +1,4 @@
-"""The work directory of a run: what lies in it, whose it is, and that one run works in it at a time."""
+"""The work directory of a run: its files, its owner, and its lock."""
 
 import contextlib
 import hashlib
@@ -31,7 +31,7 @@ START = (
     checkpointing.FOLDER,
 )  # written from the start on
 END = (SUMMARY, REPORT)
-# What an older version, without marks, wrote.
+# Contents written by an older version, without marks.
 _SETTINGS = {"steps", "objective", "thinker", "data"}
 _OLD_WEIGHTS = re.compile(r"[\w.-]+\.(safetensors|json|txt|jinja|model)")
 _OLD_PICTURE = re.compile(r"[0-9]{2,}_[\w.-]+\.png")
@@ -39,11 +39,11 @@ _OLD_PICTURE = re.compile(r"[0-9]{2,}_[\w.-]+\.png")
 
 @contextlib.contextmanager
 def hold(path: epath.PathLike, config: ConfigDict) -> Iterator[folders.Mark | None]:
-    """Locks and claims the work directory, and yields its mark; in processes but the first does nothing (None).
+    """Locks and claims the work directory, and yields its mark; in all processes but the first does nothing (None).
 
     Raises:
-      InputError: the path, or something in it that the run would write, is not the run's; another process works there;
-        it is not apart from the config's inputs; orbax cannot store arrays there.
+      InputError: the path, or something in it that the run would write, is not the run's; another process uses it; it
+        overlaps the config's inputs; orbax cannot store arrays there.
     """
     if jax.process_index():
         yield None
@@ -87,7 +87,7 @@ def inputs(config: ConfigDict) -> dict[str, str]:
 
 
 def adopt(folder: epath.Path) -> Sequence[str] | None:
-    """What a run of an older version wrote in a folder without a mark; None where it is not one of a run."""
+    """Files of a run of an older version in a folder without a mark; None if it is not a work directory."""
     if not (folder / CONFIG).is_file() or folders.is_link(folder / CONFIG):
         return None
     if not (folder / METRICS).is_file() and not (folder / checkpointing.FOLDER).is_dir():
@@ -102,7 +102,7 @@ def adopt(folder: epath.Path) -> Sequence[str] | None:
 
 
 def _adopt_inner(folder: epath.Path, identity: str) -> None:
-    """Marks what an older version wrote below, where it holds nothing else."""
+    """Marks folders inside that an older version wrote, if they hold nothing else."""
     pictures = folder / PICTURES
     steps = [path for path in pictures.iterdir() if path.name.isdecimal()] if pictures.is_dir() else []
     inner = [(path, PICTURES, _OLD_PICTURE) for path in steps]

@@ -65,5 +65,5 @@ def test_what_a_disk_refuses_names_the_newest_checkpoint(folder, monkeypatch):
     with pytest.raises(InputError, match=f"^{folder}: no space left on device"):
         crash(folder, 3, OSError(errno.ENOSPC, "No space left on device"))
     monkeypatch.setattr(attempts, "_newest", lambda folder: 5)
-    with pytest.raises(InputError, match="the newest whole checkpoint is of step 5"):
+    with pytest.raises(InputError, match="the newest complete checkpoint is of step 5"):
         crash(folder, 7, full)
