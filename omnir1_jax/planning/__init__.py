@@ -1,1 +1,1 @@
-"""What a step costs before it is run: operations, bytes and memory, read from the compiled program."""
+"""The costs of a step before it runs: operations, bytes and memory, read from the compiled program."""

@@ -1,7 +1,7 @@
-"""A config's step with all its arguments as shapes: what a compiler needs, without weights, data or devices.
+"""A config's step with all its arguments as shapes: input for a compiler, without weights, data or devices.
 
-Where the config's weights are not on this machine, the released sizes that their directory's name stands for are
-taken ("Qwen2.5-Omni-7B", "sam2.1-hiera-large"), and tokenizer tables of Qwen2.5's size.
+If the config's weights are not on this machine, the released sizes that their directory is named after are used
+("Qwen2.5-Omni-7B", "sam2.1-hiera-large"), and tokenizer tables of Qwen2.5's size.
 """
 
 import dataclasses
@@ -46,10 +46,10 @@ SUFFIX, BEFORE, AFTER = 5, 48, 144
 
 
 class Program(NamedTuple):
-    """All that `make_train_step` takes, parameters boxed with their logical axes.
+    """The arguments of `make_train_step`, parameters boxed with their logical axes.
 
     Attributes:
-      tasks, keep, batches: of each entry of the mixture.
+      tasks, keep, batches: by entry of the mixture.
     """
 
     models: Models
@@ -66,34 +66,34 @@ def program(config: ConfigDict) -> Program:
     """Shapes of a GRPO run.
 
     Raises:
-      InputError: weights that are neither here nor of a known name; settings that do not fit together.
+      InputError: weights that are neither on this machine nor of a known name; settings that do not fit together.
     """
     if config.objective != "grpo":
         raise InputError(f"objective: {config.objective!r} cannot be planned; only 'grpo' can")
-    words, looking = _tokenizer(config, "thinker"), None
-    thinker, segmenter = _thinker(config, words, "thinker"), _sam2(config)
+    tokenizer, grounder = _tokenizer(config, "thinker"), None
+    thinker, segmenter = _thinker(config, tokenizer, "thinker"), _sam2(config)
     if config.grounder.path or config.grounder.sizes:
-        other = _tokenizer(config, "grounder")
-        looking = setup_models.ModelSpecs(other, _thinker(config, other, "grounder"), None)
-    models = setup_models.specs(config, setup_models.ModelSpecs(words, thinker, segmenter, looking))
+        grounder_tokenizer = _tokenizer(config, "grounder")
+        grounder = setup_models.ModelSpecs(grounder_tokenizer, _thinker(config, grounder_tokenizer, "grounder"), None)
+    models = setup_models.specs(config, setup_models.ModelSpecs(tokenizer, thinker, segmenter, grounder))
     boxed = _frozen(config, thinker)
     settings = typed(config)
-    own = setup_models.lora_config(settings.lora)
-    if own is None:
+    adapter = setup_models.lora_config(settings.lora)
+    if adapter is None:
         trainable = _cast(boxed["text"], jnp.float32)
     else:
-        trainable = jax.eval_shape(lambda: lora.init(jax.random.key(0), boxed["text"], own))
+        trainable = jax.eval_shape(lambda: lora.init(jax.random.key(0), boxed["text"], adapter))
     frozen = Frozen(
         encoders={name: boxed[name] for name in ("vision", "audio")},
         reference=boxed["text"],
         segmenter=None if segmenter is None else _cast(sam2.abstract_params(segmenter), segmenter.dtype),
-        **_tables(config, words),
+        **_tables(config, tokenizer),
     )
-    if looking is not None:
-        weights = _frozen(config, looking.thinker)
-        own = _tables(config, looking.tokenizer)
-        own = own.pop("grounder").replace(**own, vision=weights["vision"], text=weights["text"])
-        frozen = dataclasses.replace(frozen, grounder=own)
+    if grounder is not None:
+        weights = _frozen(config, grounder.thinker)
+        tables = _tables(config, grounder.tokenizer)
+        params = tables.pop("grounder").replace(**tables, vision=weights["vision"], text=weights["text"])
+        frozen = dataclasses.replace(frozen, grounder=params)
     elif not isinstance(models.grounder, ThinkerGrounder):
         frozen = dataclasses.replace(frozen, grounder=_shapes(models.grounder.load(config)))
     if models.segmenter is not None and not isinstance(models.segmenter, Sam2Segmenter):
@@ -107,7 +107,7 @@ def program(config: ConfigDict) -> Program:
         frozen,
         tasks,
         {name: entry.keep for name, entry in config.data.items()},
-        {name: batch_of(config, name, task, thinker, words, looking) for name, task in tasks.items()},
+        {name: batch_of(config, name, task, thinker, tokenizer, grounder) for name, task in tasks.items()},
     )
 
 
@@ -121,7 +121,7 @@ def _cast(tree: Any, dtype: Any) -> Any:
     return jax.tree.map(lambda x: ShapeDtypeStruct(x.shape, jnp.dtype(dtype)), tree)
 
 
-def _here(path: str) -> bool:
+def _is_local(path: str) -> bool:
     return bool(path) and epath.Path(path).is_dir()
 
 
@@ -130,9 +130,9 @@ def _shapes(tree: Any) -> Any:
 
 
 def _tokenizer(config: ConfigDict, section: str) -> Any:
-    """The section's tokenizer, or None where it is not on this machine."""
-    own = config[section]
-    return setup_models.tokenizer(config, section) if _here(own.tokenizer or own.path) else None
+    """The section's tokenizer, or None if it is not on this machine."""
+    settings = config[section]
+    return setup_models.tokenizer(config, section) if _is_local(settings.tokenizer or settings.path) else None
 
 
 def released(name: str) -> ThinkerConfig:
@@ -152,37 +152,39 @@ def released(name: str) -> ThinkerConfig:
     return hf_config.parse(raw | dict(audio_config=dict(output_dim=hidden)))
 
 
-def _thinker(config: ConfigDict, words: Any, section: str) -> ThinkerConfig:
-    own, switches = config[section], config.thinker
-    if _here(own.path) or own.sizes:
-        if words is None:
+def _thinker(config: ConfigDict, tokenizer: Any, section: str) -> ThinkerConfig:
+    settings, switches = config[section], config.thinker
+    if _is_local(settings.path) or settings.sizes:
+        if tokenizer is None:
             raise InputError(f"{section}.tokenizer: random weights need a directory with a tokenizer")
         return setup_models.thinker_sizes(config, section).thinker
-    known = [name for name in THINKERS if name in epath.Path(own.path).name.lower()]
-    if not known:
+    matches = [name for name in THINKERS if name in epath.Path(settings.path).name.lower()]
+    if not matches:
         raise InputError(
-            f"{section}.path: {own.path!r} is not here, nor does its name hold one of {', '.join(THINKERS)}"
+            f"{section}.path: {settings.path!r} is not here, nor does its name hold one of {', '.join(THINKERS)}"
         )
     switches = dict(dtype=jnp.dtype(switches.dtype), remat=switches.remat, attention=switches.attention)
-    return dataclasses.replace(released(known[0]), **switches)
+    return dataclasses.replace(released(matches[0]), **switches)
 
 
 def _sam2(config: ConfigDict) -> sam2.Sam2Config | None:
-    own = section(Sam2, config.sam2)
-    if not own.path or _here(own.path):
-        return setup_models.sam2_config(own)
-    name = epath.Path(own.path).name.lower().replace("-plus", "_plus").replace("+", "_plus")
-    known = [size for size in sam2.SIZES if size in name]
-    if not known:
-        raise InputError(f"sam2.path: {own.path!r} is not here, nor does its name hold one of {', '.join(sam2.SIZES)}")
-    return sam2.Sam2Config(hiera=sam2.SIZES[known[0]], **shared(Sam2Run, own))
+    settings = section(Sam2, config.sam2)
+    if not settings.path or _is_local(settings.path):
+        return setup_models.sam2_config(settings)
+    name = epath.Path(settings.path).name.lower().replace("-plus", "_plus").replace("+", "_plus")
+    matches = [size for size in sam2.SIZES if size in name]
+    if not matches:
+        raise InputError(
+            f"sam2.path: {settings.path!r} is not here, nor does its name hold one of {', '.join(sam2.SIZES)}"
+        )
+    return sam2.Sam2Config(hiera=sam2.SIZES[matches[0]], **shared(Sam2Run, settings))
 
 
-def _tables(config: ConfigDict, words: Any) -> dict[str, Any]:
-    if words is not None:
-        prompt = template(words, setup_models.prompt_texts(config)["grounding"])
-        made = lambda: dict(vocab=byte_vocab(words), bpe=bpe_tables(words), grounder=ThinkerParams(prompt))
-        return jax.eval_shape(made)
+def _tables(config: ConfigDict, tokenizer: Any) -> dict[str, Any]:
+    if tokenizer is not None:
+        prompt = template(tokenizer, setup_models.prompt_texts(config)["grounding"])
+        shapes = lambda: dict(vocab=byte_vocab(tokenizer), bpe=bpe_tables(tokenizer), grounder=ThinkerParams(prompt))
+        return jax.eval_shape(shapes)
     i, u = (lambda *shape: ShapeDtypeStruct(shape, jnp.int32)), (lambda *shape: ShapeDtypeStruct(shape, jnp.uint8))
     slots = 1 << (3 * MERGES - 1).bit_length()
     return dict(

@@ -23,7 +23,7 @@ PREFIX = 48  # tokens of System 2's prompt up to and with the frame's end, the f
 
 
 class StandInTokenizer(PreTrainedTokenizerBase):
-    """Takes the place of a tokenizer that is not on this machine: media tokens, and one id for all text between two."""
+    """Stand-in for a tokenizer that is not on this machine: media tokens, and one id for all text between two."""
 
     name_or_path, chat_template = "stand-in", None
 
@@ -38,12 +38,12 @@ class StandInTokenizer(PreTrainedTokenizerBase):
         media = re.split("(" + "|".join(map(re.escape, special)) + ")", text)
         ids = [special.get(piece, 0) for piece in media if piece]
         # System 2's prompt is kept up to its frame, with whose end no other text ends.
-        lacking = PREFIX - len(ids) if text.endswith(SPELLING["vision_end"]) else 0
-        return {"input_ids": [0] * lacking + ids}
+        missing = PREFIX - len(ids) if text.endswith(SPELLING["vision_end"]) else 0
+        return {"input_ids": [0] * missing + ids}
 
 
 def stand_in(task: Task, entry: ConfigDict) -> DecodedClip:
-    """A clip with as much as an entry of the mixture has room for."""
+    """A clip as large as an entry of the mixture allows."""
     shape = (entry.frames, SIDE, SIDE)
     ref = ClipRef("plan", "stand-in", task.clips, "what is meant", ImageFiles((), ()), extra=task.extra)
     return DecodedClip(
@@ -69,18 +69,18 @@ def batch_of(
     """Shapes of the batches of an entry of the mixture.
 
     Args:
-      tokenizer: None where it is not on this machine.
-      grounder: another thinker that is shown System 2's frames.
+      tokenizer: None if it is not on this machine.
+      grounder: another thinker, which grounds System 2's frames.
 
     Raises:
-      InputError: the task makes nothing of the stand-in clip.
+      InputError: the task makes no example of the stand-in clip.
     """
     entry = config.data[name]
-    known = lambda tokenizer: StandInTokenizer() if tokenizer is None else tokenizer
-    other = None if grounder is None else grounder._replace(tokenizer=known(grounder.tokenizer))
-    made = example_config(config, name, known(tokenizer), thinker, lambda config: other)
+    or_stand_in = lambda tokenizer: StandInTokenizer() if tokenizer is None else tokenizer
+    other = None if grounder is None else grounder._replace(tokenizer=or_stand_in(grounder.tokenizer))
+    example_settings = example_config(config, name, or_stand_in(tokenizer), thinker, lambda config: other)
     try:
-        arrays = task.example(stand_in(task, entry), made)
+        arrays = task.example(stand_in(task, entry), example_settings)
     except (BadSample, LookupError) as error:
         raise InputError(
             f"data.{name}: cannot be planned; {task.name} makes no example of a stand-in clip ({error})"

@@ -60,24 +60,24 @@ class Instruction:
         return sum(shape.bytes for shape in self.shapes)
 
     def attribute(self, name: str) -> str | None:
-        """What stands after `name=` up to the next comma outside brackets, without surrounding brackets."""
-        found = re.search(rf"\b{name}=(\{{[^}}]*\}}|[^,\s]+)", self.attributes)
-        return found[1].strip("{}") if found else None
+        """The text after `name=` up to the next comma outside brackets, without surrounding brackets."""
+        match = re.search(rf"\b{name}=(\{{[^}}]*\}}|[^,\s]+)", self.attributes)
+        return match[1].strip("{}") if match else None
 
     def integers(self, name: str) -> tuple[int, ...]:
-        """An attribute such as `dimensions={0,2}`; empty where it is absent."""
+        """An attribute such as `dimensions={0,2}`; empty if it is absent."""
         text = self.attribute(name)
         return tuple(int(x) for x in text.split(",")) if text else ()
 
     def called(self) -> list[str]:
-        """Computations that it runs, in the order of the attributes; a loop's condition is left out."""
-        listed = [name.strip().lstrip("%") for found in _MANY.findall(self.attributes) for name in found.split(",")]
-        return listed or _CALLED.findall(self.attributes)
+        """Computations that it runs, in the order of the attributes, without a loop's condition."""
+        names = [name.strip().lstrip("%") for match in _MANY.findall(self.attributes) for name in match.split(",")]
+        return names or _CALLED.findall(self.attributes)
 
     def trip_count(self) -> int | None:
-        """What the compiler knows of a loop's trips."""
-        found = re.search(r'known_trip_count"?[=:]\{"n":"(\d+)"\}', self.attributes)
-        return int(found[1]) if found else None
+        """A loop's trip count if the compiler knows it."""
+        match = re.search(r'known_trip_count"?[=:]\{"n":"(\d+)"\}', self.attributes)
+        return int(match[1]) if match else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +90,7 @@ class Computation:
 
     @property
     def root(self) -> Instruction:
-        return next(one for one in self if one.root)
+        return next(op for op in self if op.root)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +100,7 @@ class Module:
 
 
 def parse(text: str) -> Module:
-    """Reads a whole module. InputError names the line that is not understood."""
+    """Parses a module. InputError names the line that cannot be parsed."""
     computations, entry, name, lines, types = {}, None, None, {}, {}
     for number, line in _whole_lines(text):
         if name is None:
@@ -111,21 +111,21 @@ def parse(text: str) -> Module:
         elif line.startswith("}"):
             computations[name], name = Computation(name, lines), None
         else:
-            found = _LINE.match(line)
-            if not found:
+            match = _LINE.match(line)
+            if not match:
                 raise InputError(f"HLO text, line {number}: not an instruction: {line.strip()[:80]}")
-            one = _instruction(found[2], found[3], bool(found[1]), number)
-            for operand in one.operands:
+            op = _instruction(match[2], match[3], bool(match[1]), number)
+            for operand in op.operands:
                 if "#" in operand and operand not in lines:
                     _add_element(operand, lines, types)
-            lines[one.name], types[one.name] = one, found[3]
+            lines[op.name], types[op.name] = op, match[3]
     if entry is None:
         raise InputError("HLO text: there is no ENTRY computation")
     return Module(computations, entry)
 
 
 def _whole_lines(text: str) -> Iterator[tuple[int, str]]:
-    """Numbered lines; an instruction whose attributes go over several, as those of kernels do, is one."""
+    """Numbered lines; an instruction whose attributes span several lines, as kernels' do, becomes one."""
     start, parts, depth = 0, [], 0
     for number, line in enumerate(text.splitlines(), 1):
         if not parts and not _LINE.match(line):
@@ -142,19 +142,19 @@ def _whole_lines(text: str) -> Iterator[tuple[int, str]]:
 
 
 def _instruction(name: str, text: str, root: bool, number: int) -> Instruction:
-    kind, rest = _split_type(text)
+    type_text, rest = _split_type(text)
     opcode, bracket, rest = rest.partition("(")
     if not bracket:
         raise InputError(f"HLO text, line {number}: {name} has no operands")
     end = _closing(rest)
     operands, attributes = rest[:end], rest[end + 1 :]
-    found = _OP_NAME.search(attributes)
-    shapes = _shapes(kind)
+    match = _OP_NAME.search(attributes)
+    shapes = _shapes(type_text)
     if opcode in ("parameter", "constant", "iota"):
         names, attributes = (), f"value={operands}{attributes}"
     else:
         names = tuple(part.split()[-1].lstrip("%") for part in _commas(operands) if part.strip())
-    return Instruction(name, opcode.strip(), shapes, names, attributes, found[1] if found else "", root)
+    return Instruction(name, opcode.strip(), shapes, names, attributes, match[1] if match else "", root)
 
 
 def _add_element(name: str, lines: dict[str, Instruction], types: dict[str, str]) -> None:
@@ -164,16 +164,16 @@ def _add_element(name: str, lines: dict[str, Instruction], types: dict[str, str]
         _add_element(source, lines, types)
     if source not in lines or not index.isdecimal():
         raise InputError(f"HLO text: there is nothing that the operand {name[:80]} could be an element of")
-    kinds = _commas(_split_type(types[source])[0][1:-1])
-    if int(index) >= len(kinds):
+    element_types = _commas(_split_type(types[source])[0][1:-1])
+    if int(index) >= len(element_types):
         raise InputError(f"HLO text: {source} has no element {index}")
-    kind = types[name] = kinds[int(index)].strip()
+    type_text = types[name] = element_types[int(index)].strip()
     path = lines[source].path
-    lines[name] = Instruction(name, "get-tuple-element", _shapes(kind), (source,), f"index={index}", path, False)
+    lines[name] = Instruction(name, "get-tuple-element", _shapes(type_text), (source,), f"index={index}", path, False)
 
 
-def _shapes(kind: str) -> tuple[Shape, ...]:
-    return tuple(Shape(dtype, _dims(dims)) for dtype, dims in _TYPE.findall(kind))
+def _shapes(type_text: str) -> tuple[Shape, ...]:
+    return tuple(Shape(dtype, _dims(dims)) for dtype, dims in _TYPE.findall(type_text))
 
 
 def _dims(text: str) -> tuple[int, ...]:
@@ -185,20 +185,20 @@ def _split_type(text: str) -> tuple[str, str]:
     if text.startswith("("):
         end = 1 + _closing(text[1:])
         return re.sub(r"/\*.*?\*/", "", text[: end + 1]), text[end + 1 :].lstrip()
-    kind, _, rest = text.partition(" ")
-    return kind, rest
+    type_text, _, rest = text.partition(" ")
+    return type_text, rest
 
 
 def _closing(text: str) -> int:
-    """Where the bracket closes that was opened before `text`; brackets within strings do not count."""
+    """Index of the bracket that closes the one opened before `text`; brackets within strings do not count."""
     depth, quoted = 1, False
-    for found in re.finditer(r'[()"]', text):
-        if found[0] == '"':
+    for match in re.finditer(r'[()"]', text):
+        if match[0] == '"':
             quoted = not quoted
         elif not quoted:
-            depth += 1 if found[0] == "(" else -1
+            depth += 1 if match[0] == "(" else -1
             if depth == 0:
-                return found.start()
+                return match.start()
     raise InputError(f"HLO text: a bracket is not closed in {text[:80]}")
 
 
@@ -208,30 +208,30 @@ def _commas(text: str) -> list[str]:
     if not re.search(r"[({\[]", text):
         return text.split(",")
     parts, depth, start = [], 0, 0
-    for at, letter in enumerate(text):
+    for index, letter in enumerate(text):
         if letter in "({[":
             depth += 1
         elif letter in ")}]":
             depth -= 1
         elif letter == "," and depth == 0:
-            parts.append(text[start:at])
-            start = at + 1
+            parts.append(text[start:index])
+            start = index + 1
     return [*parts, text[start:]]
 
 
 def constant(computation: Computation, name: str) -> int | None:
-    """The integer that `name` is, where it is one."""
-    one = computation.instructions[name]
-    if one.opcode in ("copy", "convert", "bitcast"):
-        return constant(computation, one.operands[0])
-    if one.opcode != "constant" or one.shape.dims:
+    """The value of `name` if it is a constant integer."""
+    op = computation.instructions[name]
+    if op.opcode in ("copy", "convert", "bitcast"):
+        return constant(computation, op.operands[0])
+    if op.opcode != "constant" or op.shape.dims:
         return None
-    found = re.match(r"value=(-?\d+)\b", one.attributes)
-    return int(found[1]) if found else None
+    match = re.match(r"value=(-?\d+)\b", op.attributes)
+    return int(match[1]) if match else None
 
 
 def trip_count(module: Module, loop: Instruction) -> int | None:
-    """Trips of a while loop: the compiler's word, or the bound of a condition `i < constant` (counted from 0).
+    """Trips of a while loop: the compiler's annotation, or the bound of a condition `i < constant` (counted from 0).
 
     None for a loop whose end depends on data.
     """
@@ -244,9 +244,9 @@ def trip_count(module: Module, loop: Instruction) -> int | None:
         called = module.computations[root.called()[0]]
         if called.root.opcode != "compare":
             return None
-        inside = [one for one in called.root.operands]
-        outer = dict(zip((one.name for one in called if one.opcode == "parameter"), root.operands))
-        known = [constant(condition, outer[name]) if name in outer else constant(called, name) for name in inside]
+        passed = dict(zip((op.name for op in called if op.opcode == "parameter"), root.operands))
+        operands = called.root.operands
+        known = [constant(condition, passed[x]) if x in passed else constant(called, x) for x in operands]
         direction = called.root.attribute("direction")
     elif root.opcode == "compare":
         known = [constant(condition, name) for name in root.operands]

@@ -1,6 +1,6 @@
-"""Memory of a compiled program from the notes that the compiler leaves: its buffers, and when each is in use.
+"""Memory of a compiled program from the compiler's dumps: its buffers, and when each is in use.
 
-`options` makes the compiler write them into a folder, also where the program does not fit; `read` reads them.
+`options` makes the compiler write them into a folder, even if the program does not fit; `read` reads them.
 """
 
 import pathlib
@@ -30,10 +30,10 @@ class Buffer(NamedTuple):
 
 
 class Notes(NamedTuple):
-    """What the compiler says of a program, sizes in bytes of one chip.
+    """The compiler's dumps of a program, sizes in bytes of one chip.
 
     Attributes:
-      outputs: those that do not take an argument's place.
+      outputs: those that do not alias an argument.
       order: paths of the instructions of the schedule. paths: of all instructions, by name.
     """
 
@@ -47,7 +47,7 @@ class Notes(NamedTuple):
 
 
 def options(folder: pathlib.Path) -> dict[str, str]:
-    """Compiler options under which the notes come to lie in `folder`, which is empty."""
+    """Compiler options that dump the notes into `folder`, which is empty."""
     return {"xla_dump_to": str(folder)}
 
 
@@ -66,61 +66,61 @@ def read(folder: pathlib.Path) -> Notes:
 
     module, assignment = hlo.parse(text("")), text("-buffer-assignment")
     sequence, _, ranges = text("-live-range").partition("BufferLiveRange:")
-    names = [found[1] for found in re.finditer(r"^ +\d+:(\S+)$", sequence, re.M)]
-    lives = {found[1]: (int(found[2]), int(found[3])) for found in re.finditer(r"^ +(\S+):(\d+)-(\d+)$", ranges, re.M)}
-    paths = {one.name: one.path for computation in module.computations.values() for one in computation}
-    sizes, buffers, inside = defaultdict(int), [], False
+    names = [match[1] for match in re.finditer(r"^ +\d+:(\S+)$", sequence, re.M)]
+    spans = {match[1]: (int(match[2]), int(match[3])) for match in re.finditer(r"^ +(\S+):(\d+)-(\d+)$", ranges, re.M)}
+    paths = {op.name: op.path for computation in module.computations.values() for op in computation}
+    sizes, buffers, in_scratch = defaultdict(int), [], False
     for line in assignment.splitlines():
-        if head := _ALLOCATION.match(line):
-            kind = head[2]
-            inside = kind == "preallocated-temp"
-            place = "scratch" if inside else "arguments" if kind.startswith("parameter") else "outputs"
-            if inside or place == "arguments" or "maybe-live-out" in kind:
-                sizes[place] += int(head[1])
-        elif inside and (value := _VALUE.match(line)) and int(value[3]) >= SMALLEST:
+        if allocation := _ALLOCATION.match(line):
+            allocation_type = allocation[2]
+            in_scratch = allocation_type == "preallocated-temp"
+            part = "scratch" if in_scratch else "arguments" if allocation_type.startswith("parameter") else "outputs"
+            if in_scratch or part == "arguments" or "maybe-live-out" in allocation_type:
+                sizes[part] += int(allocation[1])
+        elif in_scratch and (value := _VALUE.match(line)) and int(value[3]) >= SMALLEST:
             name = value[1] + (value[2] or "{}")
-            if name in lives:
-                buffers.append(Buffer(int(value[4]), int(value[3]), *lives[name], value[1], value[5]))
+            if name in spans:
+                buffers.append(Buffer(int(value[4]), int(value[3]), *spans[name], value[1], value[5]))
     order = [paths.get(name, "") for name in names]
     return Notes(sizes["arguments"], sizes["outputs"], sizes["scratch"], buffers, order, paths, module)
 
 
 def peaks(notes: Notes, phases: Sequence[str]) -> dict[str, int]:
-    """Most bytes of temporaries that are in use at a time while each phase runs."""
-    most: dict[str, int] = defaultdict(int)
-    for path, used in zip(notes.order, _in_use(notes.buffers, len(notes.order))):
-        if path and used > most[phase := phase_of(path, phases)]:
-            most[phase] = used
-    return {name: most[name] for name in (*phases, "other") if most[name]}
+    """The peak bytes of temporaries in use during each phase."""
+    peak: dict[str, int] = defaultdict(int)
+    for path, in_use in zip(notes.order, _in_use(notes.buffers, len(notes.order))):
+        if path and in_use > peak[phase := phase_of(path, phases)]:
+            peak[phase] = in_use
+    return {name: peak[name] for name in (*phases, "other") if peak[name]}
 
 
 def _in_use(buffers: Sequence[Buffer], length: int) -> list[int]:
-    """Bytes in use at each time of the schedule. Values of one place, as a loop's are, count once."""
+    """Bytes in use at each time of the schedule. Values that share memory, as a loop's do, count once."""
     changes = defaultdict(list)
-    for one in buffers:
-        changes[one.start].append((one, True))
-        changes[one.end + 1].append((one, False))
+    for buffer in buffers:
+        changes[buffer.start].append((buffer, True))
+        changes[buffer.end + 1].append((buffer, False))
     live: set[Buffer] = set()
-    found, used = [], 0
+    totals, in_use = [], 0
     for time in range(length):
         if time in changes:
-            for one, new in changes[time]:
-                (live.add if new else live.discard)(one)
-            used = reach = 0
-            for one in sorted(live):
-                end = one.offset + one.size
-                used += max(end - max(one.offset, reach), 0)
-                reach = max(reach, end)
-        found.append(used)
-    return found
+            for buffer, new in changes[time]:
+                (live.add if new else live.discard)(buffer)
+            in_use = covered = 0
+            for buffer in sorted(live):
+                end = buffer.offset + buffer.size
+                in_use += max(end - max(buffer.offset, covered), 0)
+                covered = max(covered, end)
+        totals.append(in_use)
+    return totals
 
 
 def largest(notes: Notes, count: int) -> list[dict[str, Any]]:
-    """The largest temporaries, one for each place in memory: bytes, shape and path of what makes it."""
-    found: dict[tuple[int, int], Buffer] = {}
-    for one in sorted(notes.buffers, key=lambda one: (-one.size, one.start)):
-        place = one.offset, one.size
-        if place not in found or not notes.paths.get(found[place].name):
-            found[place] = one
-    chosen = list(found.values())[:count]
-    return [{"bytes": one.size, "shape": one.shape, "path": notes.paths.get(one.name, "")} for one in chosen]
+    """The largest temporaries, one per memory range: bytes, shape and path of the instruction that makes it."""
+    buffers: dict[tuple[int, int], Buffer] = {}
+    for buffer in sorted(notes.buffers, key=lambda buffer: (-buffer.size, buffer.start)):
+        extent = buffer.offset, buffer.size
+        if extent not in buffers or not notes.paths.get(buffers[extent].name):
+            buffers[extent] = buffer
+    top = list(buffers.values())[:count]
+    return [{"bytes": buffer.size, "shape": buffer.shape, "path": notes.paths.get(buffer.name, "")} for buffer in top]

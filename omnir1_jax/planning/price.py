@@ -1,4 +1,4 @@
-"""What a run of a plan takes: hours of all its chips, and their price."""
+"""Hours of a planned run on all its chips, and their price."""
 
 import math
 from typing import Any
@@ -9,15 +9,15 @@ WRITING = 0.1e9  # bytes a second of a checkpoint, as to a bucket or a shared di
 
 
 def run(plan: dict[str, Any], config: ConfigDict, price: float) -> dict[str, float]:
-    """Of the config's steps, all like the planned one, with one compilation and the checkpoints in between; also the
-    validations where they were planned.
+    """Hours of the config's steps, all like the planned one, one compilation and the checkpoints, and of validations if
+    they were planned; chip hours and dollars.
 
     Args:
-      plan: of `report.plan`, whole or of stages.
-      price: dollars of a chip and hour.
+      plan: of `report.plan`, complete or of stages.
+      price: dollars per chip and hour.
     """
     memory = plan["hbm_bytes_per_chip"]
-    # As if every chip held another piece: where pieces repeat, that is too much.
+    # As if every chip held a different shard: an overestimate if shards are replicated.
     state = plan["chips"] * (memory["weights trained"] + memory["optimiser"])
     checkpoints = math.ceil(config.steps / config.checkpoint.every) if config.checkpoint.every else 1
     seconds = {
@@ -36,11 +36,11 @@ def run(plan: dict[str, Any], config: ConfigDict, price: float) -> dict[str, flo
     }
 
 
-def line(found: dict[str, float], plan: dict[str, Any], config: ConfigDict) -> str:
-    """In words."""
-    named = ("steps", "compilation", "checkpoints", "validations")
-    parts = ", ".join(f"{found[f'{name} hours']:.2f} h {name}" for name in named if f"{name} hours" in found)
+def line(cost: dict[str, float], plan: dict[str, Any], config: ConfigDict) -> str:
+    """The hours and the price as a line of text."""
+    names = ("steps", "compilation", "checkpoints", "validations")
+    parts = ", ".join(f"{cost[f'{name} hours']:.2f} h {name}" for name in names if f"{name} hours" in cost)
     return (
-        f"a run of {config.steps} steps: {parts}; {found['chip hours']:.1f} chip hours on {plan['chips']} chips, "
-        f"{found['dollars']:.2f} USD"
+        f"a run of {config.steps} steps: {parts}; {cost['chip hours']:.1f} chip hours on {plan['chips']} chips, "
+        f"{cost['dollars']:.2f} USD"
     )

@@ -1,4 +1,4 @@
-"""Operations per second of a run's own steps: those of the program, its loops as far as they went in each step."""
+"""Operations per second of a run's steps: those of the program, with the trips of its loops in each step."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -20,12 +20,12 @@ Rates = Callable[[Mapping[str, Any], float], dict[str, float]]
 
 
 def counter(run: Run) -> Callable[[str, Any, jax.stages.Lowered], Rates]:
-    """For a task, a batch of it and its lowered step: what its steps do per second.
+    """For a task, a batch of it and its lowered step: the rates of its steps.
 
-    TFLOP/s are those of all devices together. The MFU is their share of the devices' peak, where that is known.
+    TFLOP/s are those of all devices together. The MFU is their share of the devices' peak, if that is known.
 
     Raises:
-      InputError: from the function: a loop whose trips are not known (System 2 is the user's own).
+      InputError: from the function: a loop whose trips are not known (a user-defined System 2).
     """
 
     def rates(task: str, batch: Any, lowered: jax.stages.Lowered) -> Rates:
@@ -33,29 +33,29 @@ def counter(run: Run) -> Callable[[str, Any, jax.stages.Lowered], Rates]:
         count = counted(program_of(run, task, batch), task, hlo.parse(lowered.as_text("hlo", debug_info=True)), devices)
 
         def of_step(metrics: Mapping[str, Any], seconds: float) -> dict[str, float]:
-            each = count(metrics) / seconds
-            found = {"time/tflops_per_second": each / 1e12}
-            return found if peak is None else found | {"time/mfu": each / (devices * peak)}
+            per_second = count(metrics) / seconds
+            rates_found = {"time/tflops_per_second": per_second / 1e12}
+            return rates_found if peak is None else rates_found | {"time/mfu": per_second / (devices * peak)}
 
-        count({})  # what cannot be counted shows now
+        count({})  # raises now what cannot be counted
         return of_step
 
     return rates
 
 
 def program_of(run: Run, task: str, batch: Any) -> Program:
-    """What the planner has to know of a run's own step of a task."""
-    made, shapes = run.loaded.models, jax.eval_shape(lambda: batch)
-    choices = models.step_config(run.config, made.thinker.config.tokens)
+    """The planner's program of a run's step of a task."""
+    specs, shapes = run.loaded.models, jax.eval_shape(lambda: batch)
+    step_config = models.step_config(run.config, specs.thinker.config.tokens)
     tasks, keep = {task: task_of(run.config, task)}, {task: run.config.data[task].keep}
-    return Program(made, choices, None, None, run.frozen, tasks, keep, {task: shapes})
+    return Program(specs, step_config, None, None, run.frozen, tasks, keep, {task: shapes})
 
 
 def counted(program: Program, task: str, module: Module, devices: int = 1) -> Callable[[Mapping[str, Any]], float]:
     """From a step's metrics to its operations.
 
     Args:
-      devices: that each compute what stands within a `shard_map` of the lowered program.
+      devices: the devices that each compute the body of a `shard_map` in the lowered program.
     """
     limits = step.longest(program, task)
 
@@ -65,10 +65,10 @@ def counted(program: Program, task: str, module: Module, devices: int = 1) -> Ca
 
     @functools.cache
     def parts(completion: int) -> tuple[float, dict[str, float]]:
-        """Operations without the loops, and of one turn of each, with learning on so many tokens."""
+        """Operations without the loops, and of one trip of each, with learning on `completion` tokens."""
         assumed = step.assumptions(program, limits._replace(completion=completion))
-        turns = lambda own: operations_of(
-            Assumptions(assumed.trips | dict.fromkeys(step.LOOPS, 0) | own, assumed.shares)
+        turns = lambda trips: operations_of(
+            Assumptions(assumed.trips | dict.fromkeys(step.LOOPS, 0) | trips, assumed.shares)
         )
         fixed = turns({})
         return fixed, {loop: turns({loop: 1}) - fixed for loop in step.LOOPS}
@@ -76,15 +76,15 @@ def counted(program: Program, task: str, module: Module, devices: int = 1) -> Ca
     def count(metrics: Mapping[str, Any]) -> float:
         rollout = rollout_of(metrics, limits)
         sizes = sorted({*program.step.score_lengths, limits.completion})
-        fixed, each = parts(next(size for size in sizes if size >= rollout.completion))
+        fixed, per_trip = parts(next(size for size in sizes if size >= rollout.completion))
         trips = step.assumptions(program, rollout).trips
-        return fixed + sum(trips[loop] * amount for loop, amount in each.items())
+        return fixed + sum(trips[loop] * amount for loop, amount in per_trip.items())
 
     return count
 
 
 def rollout_of(metrics: Mapping[str, Any], limits: Rollout) -> Rollout:
-    """How far a step's loops went; to the limit where the step does not say."""
+    """Trips of a step's loops; the limit if the metrics do not have them."""
     value = lambda name, limit: int(metrics.get(name, limit))
     return Rollout(
         value("completion/longest", limits.completion),

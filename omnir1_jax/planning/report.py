@@ -1,4 +1,4 @@
-"""A plan: the step compiled for a topology, and what the compiler and its program say of memory and time."""
+"""A plan: the step compiled for a topology, with memory and time estimated from the compiler's output."""
 
 import dataclasses
 import math
@@ -29,7 +29,7 @@ MEMORY_PHASES = tuple(name for name in step.STAGES if name != "other")
 
 @dataclasses.dataclass(frozen=True)
 class Expected:
-    """How far a step's loops go, where it is not to the limit: see `step.Rollout`."""
+    """Expected trips of a step's loops; None means the limit. See `step.Rollout`."""
 
     completion: int | None = None
     answer: int | None = None
@@ -37,23 +37,23 @@ class Expected:
 
     def rollout(self, program: Program, task: str) -> Rollout:
         limits = step.longest(program, task)
-        own = {name: value for name, value in dataclasses.asdict(self).items() if value}
-        return limits._replace(**{name: min(value, getattr(limits, name)) for name, value in own.items()})
+        given = {name: value for name, value in dataclasses.asdict(self).items() if value}
+        return limits._replace(**{name: min(value, getattr(limits, name)) for name, value in given.items()})
 
 
 LIMITS = Expected()
 
 
-class Seen(NamedTuple):
-    """A compiled program: bytes of one chip, what the compiler says of it, and whether it took it."""
+class CompiledProgram(NamedTuple):
+    """A compiled program: whether it fits, bytes of its code on one chip, and the compiler's notes."""
 
     fits: bool
     code: int
     notes: memory.Notes
 
-    def total(self, held: int = 0) -> int:
-        """With all that the step's arguments hold, be it of no use to this program."""
-        return max(self.notes.arguments, held) + self.notes.outputs + self.notes.scratch + self.code
+    def total(self, arguments: int = 0) -> int:
+        """Bytes of one chip, with all arguments of the step, even those that this program does not use."""
+        return max(self.notes.arguments, arguments) + self.notes.outputs + self.notes.scratch + self.code
 
 
 def plan(
@@ -68,30 +68,30 @@ def plan(
     """Compiles the step of the config's first video task, or of its first, for a topology; weight 0 leaves one out.
 
     Args:
-      hbm: GiB of memory of a chip, where it is not the chip's own.
-      stages: some of the step's stages, compiled one by one, in place of the whole; memory is that of the largest,
-        with the arguments of the whole step. "validate" stands for the programs of a validation, which are no
-        part of the step's operations and seconds.
-      effort: of the compiler, -1 to 1; at -1 it takes a fraction of the time, and what it makes may be slower and
-        take more memory.
+      hbm: GiB of memory per chip; default the chip's.
+      stages: some of the step's stages, compiled one by one instead of the full step; memory is that of the largest,
+        with the arguments of the full step. "validate" stands for the programs of a validation, which are not part of
+        the step's operations and seconds.
+      effort: of the compiler, -1 to 1; at -1 it takes a fraction of the time, and its program may be slower and take
+        more memory.
 
     Returns:
-      fits: whether the compiler takes the program and its memory is within `hbm`.
+      fits: whether the compiler accepts the program and its memory is within `hbm`.
       hbm_bytes_per_chip: total, capacity and parts.
-      temporaries_by_phase: most bytes that are in use at a time beside the arguments, while each phase runs.
-      operations, bytes, collective_bytes: of a chip, by phase, each with a "total".
+      temporaries_by_phase: peak bytes in use beside the arguments during each phase.
+      operations, bytes, collective_bytes: per chip, by phase, each with a "total".
       seconds_estimate: of a step by roofline, by phase, with a "total".
       validation: with "validate", see `validation.seconds`.
       largest_temporaries: bytes, shape and path of each.
-      shrink: what to make smaller where it does not fit.
+      shrink: the setting to make smaller if it does not fit.
 
     Raises:
-      InputError: a topology, mesh, or batch that will not do, naming the setting.
+      InputError: an invalid topology, mesh or batch, naming the setting.
     """
     valid.check(config)
     chip, devices = chip_of(topology), devices_of(topology)
     mesh = make_mesh(config.mesh.to_dict(), devices)
-    # The one with the largest step, of several that are drawn.
+    # The task with the largest step among those that are drawn.
     drawn = [name for name in config.data if config.data[name].weight] or list(config.data)
     task = next((name for name in drawn if task_of(config, name).segments), next(iter(drawn), None))
     if task is None:
@@ -101,7 +101,7 @@ def plan(
     capacity = int(hbm * GIB) if hbm else chip.memory
     rollout, start = expected.rollout(program, task), time.monotonic()
     parts = resident(program, task, mesh)
-    found = {
+    result = {
         "topology": topology,
         "chips": len(devices),
         "task": task,
@@ -117,45 +117,47 @@ def plan(
     else:
         programs = [("step", lowering.lower(program, task, mesh))]
     steps = [compiled(lowered, effort) for _, lowered in programs]
-    held, seen = sum(parts.values()), list(steps)
+    arguments, compilations = sum(parts.values()), list(steps)
     if validation.STAGE in stages:
-        # Beside all that the step holds, the trained decoder once more as it is evaluated.
-        beside = held + _bytes(lowering.arguments(program, task, mesh).frozen.reference)
+        # Besides the step's arguments, a copy of the trained decoder for the evaluation.
+        validation_arguments = arguments + _bytes(lowering.arguments(program, task, mesh).frozen.reference)
         for lowered in validation.lower(program, config, task, mesh):
-            one = compiled(lowered, effort)
-            seen.append(one._replace(notes=one.notes._replace(arguments=beside)))
+            c = compiled(lowered, effort)
+            compilations.append(c._replace(notes=c.notes._replace(arguments=validation_arguments)))
         answering = validation.answering(program)
         assumed = validation.assumptions(answering, config, task, expected.rollout(answering, task))
-        batch = sum(cost(one.notes.module, assumed, chip)["seconds_estimate"]["total"] for one in seen[len(steps) :])
-        found |= {"validation": validation.seconds(config, task, mesh, batch)}
-    largest = max(seen, key=lambda one: one.total(held))
-    peaks = {name: size for one in seen for name, size in memory.peaks(one.notes, MEMORY_PHASES).items()}
+        batch = sum(
+            cost(c.notes.module, assumed, chip)["seconds_estimate"]["total"] for c in compilations[len(steps) :]
+        )
+        result |= {"validation": validation.seconds(config, task, mesh, batch)}
+    largest = max(compilations, key=lambda c: c.total(arguments))
+    peaks = {name: size for c in compilations for name, size in memory.peaks(c.notes, MEMORY_PHASES).items()}
     total = {
-        "total": largest.total(held),
+        "total": largest.total(arguments),
         "capacity": capacity,
         **parts,
         "temporaries": largest.notes.scratch,
         "program and results": largest.code + largest.notes.outputs,
     }
-    found |= {
-        "fits": all(one.fits for one in seen) and largest.total(held) <= capacity,
+    result |= {
+        "fits": all(c.fits for c in compilations) and largest.total(arguments) <= capacity,
         "hbm_bytes_per_chip": total,
         "temporaries_by_phase": peaks,
         "caches_bytes_per_chip": caches(program, config, task, mesh),
         "largest_temporaries": memory.largest(largest.notes, 8),
     }
-    if not found["fits"]:
+    if not result["fits"]:
         busiest = max(peaks, key=lambda name: peaks[name], default=None)
-        found |= {"shrink": shrink(config, task, mesh, parts, capacity, busiest)}
+        result |= {"shrink": shrink(config, task, mesh, parts, capacity, busiest)}
     if steps:
         assumed = step.assumptions(program, rollout)
-        costs = (cost(one.notes.module, assumed, chip) for one in steps)
-        found |= {"rollout": rollout._asdict()} | added(costs)
-    return found | {"compile_seconds": round(time.monotonic() - start, 1)}
+        costs = (cost(c.notes.module, assumed, chip) for c in steps)
+        result |= {"rollout": rollout._asdict()} | added(costs)
+    return result | {"compile_seconds": round(time.monotonic() - start, 1)}
 
 
-def compiled(lowered: jax.stages.Lowered, effort: float = 0.0) -> Seen:
-    """What the compiler makes of a program, also where it then finds the memory too small."""
+def compiled(lowered: jax.stages.Lowered, effort: float = 0.0) -> CompiledProgram:
+    """Compiles a program, also one that does not fit the memory."""
     name, value = _effort_setting(effort)
     before = getattr(jax.config, name)
     with tempfile.TemporaryDirectory() as scratch:
@@ -169,7 +171,7 @@ def compiled(lowered: jax.stages.Lowered, effort: float = 0.0) -> Seen:
         finally:
             jax.config.update(name, before)
         code = 0 if program is None else program.memory_analysis().generated_code_size_in_bytes
-        return Seen(program is not None, code, memory.read(folder))
+        return CompiledProgram(program is not None, code, memory.read(folder))
 
 
 def _effort_setting(effort: float) -> tuple[str, float | str]:
@@ -181,19 +183,19 @@ def _effort_setting(effort: float) -> tuple[str, float | str]:
 
 
 def added(costs: Iterable[dict[str, Any]]) -> dict[str, Any]:
-    """Sums of the programs' costs, and the share that links have of the time."""
+    """Sums of the programs' costs, and the links' share of the time."""
     total: dict[str, Any] = {}
-    for one in costs:
-        for kind, phases in one.items():
-            mine = total.setdefault(kind, {})
+    for cost in costs:
+        for kind, phases in cost.items():
+            phase_sums = total.setdefault(kind, {})
             for name, amount in phases.items():
-                mine[name] = mine.get(name, 0.0) + amount
+                phase_sums[name] = phase_sums.get(name, 0.0) + amount
     links, seconds = total.pop("collective_seconds")["total"], total["seconds_estimate"]["total"]
     return total | {"collective_share": links / max(seconds, 1e-30)}
 
 
 def check(config: ConfigDict, task: str, mesh: Mesh) -> None:
-    """InputError where the batch does not divide over the mesh."""
+    """InputError if the batch does not divide over the mesh."""
     rows, size = batch_parts(mesh), config.data[task].batch_size
     if size % rows:
         raise InputError(
@@ -203,27 +205,27 @@ def check(config: ConfigDict, task: str, mesh: Mesh) -> None:
 
 
 def _bytes(tree: Any) -> int:
-    """Of one device."""
+    """Bytes of a tree on one device."""
     size = lambda x: math.prod(x.sharding.shard_shape(x.shape)) * jax.dtypes.itemsize_bits(x.dtype) // 8
     return sum(size(x) for x in jax.tree.leaves(tree) if not jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key))
 
 
 def resident(program: Program, task: str, mesh: Mesh) -> dict[str, int]:
-    """Bytes of a chip that hold the step's arguments, by part."""
-    given = lowering.arguments(program, task, mesh)
-    frozen = given.frozen
+    """Bytes of the step's arguments per chip, by part."""
+    shapes = lowering.arguments(program, task, mesh)
+    frozen = shapes.frozen
     return {
-        "weights trained": _bytes(given.state.trainable),
-        "optimiser": _bytes(given.state.opt_state),
+        "weights trained": _bytes(shapes.state.trainable),
+        "optimiser": _bytes(shapes.state.opt_state),
         "weights frozen": _bytes((frozen.encoders, frozen.reference)),
         "SAM 2.1 weights": _bytes(frozen.segmenter),
-        "batch and tables": _bytes((given.batch, frozen.vocab, frozen.bpe, frozen.grounder)),
+        "batch and tables": _bytes((shapes.batch, frozen.vocab, frozen.bpe, frozen.grounder)),
     }
 
 
 def caches(program: Program, config: ConfigDict, task: str, mesh: Mesh) -> dict[str, int]:
-    """Bytes of a chip that keys and values take, counted; they are among the temporaries, one cache after the other."""
-    text, own, grounder = program.models.thinker.config.text, program.step, program.models.grounder
+    """Bytes of keys and values per chip; they are among the temporaries, one cache after the other."""
+    text, choices, grounder = program.models.thinker.config.text, program.step, program.models.grounder
     batch = program.batches[task]
     rows = config.data[task].batch_size // batch_parts(mesh)
     width = np.dtype(program.models.thinker.config.dtype).itemsize
@@ -236,13 +238,13 @@ def caches(program: Program, config: ConfigDict, task: str, mesh: Mesh) -> dict[
         // math.gcd(text.num_kv_heads, mesh.shape["tensor"])
     )
     prompt = batch.policy.tokens.shape[1]
-    found = {"cache of rollouts": rows * token * (prompt + own.group * own.sampling.max_tokens)}
+    sizes = {"cache of rollouts": rows * token * (prompt + choices.group * choices.sampling.max_tokens)}
     if program.tasks[task].grounds:
-        frames, sharp = batch.sharp.cells.shape[1], batch.sharp.tokens.shape[1]
-        requests = own.group * own.keyframes
+        frames, frame_tokens = batch.sharp.cells.shape[1], batch.sharp.tokens.shape[1]
+        requests = choices.group * choices.keyframes
         answers = requests * (grounder.description_tokens + grounder.sampling.max_tokens)
-        found["cache of keyframes"] = rows * token * (sharp * (min(frames, requests) + requests) + answers)
-    return found
+        sizes["cache of keyframes"] = rows * token * (frame_tokens * (min(frames, requests) + requests) + answers)
+    return sizes
 
 
 ADVICE = {
@@ -262,21 +264,21 @@ ADVICE = {
 def shrink(
     config: ConfigDict, task: str, mesh: Mesh, parts: Mapping[str, int], capacity: int, stage: str | None = None
 ) -> str:
-    """The setting to make smaller: of the largest part that lies there always, or of the stage that takes most.
+    """The setting to make smaller: of the largest resident part, or of the stage with the largest temporaries.
 
     Args:
-      parts: of the arguments. stage: whose temporaries are largest, where that is known.
+      parts: of the arguments. stage: the one with the largest temporaries, if known.
     """
     largest = max(parts, key=lambda name: parts[name])
     if sum(parts.values()) > 0.6 * capacity or stage not in ADVICE:
         return f"{largest} ({parts[largest] / GIB:.1f} GiB): {ADVICE[largest]}"
-    own = ADVICE[stage]
+    advice = ADVICE[stage]
     if stage == "update" and config.thinker.remat != "full":
-        own = f"thinker.remat: 'full', {own}"
+        advice = f"thinker.remat: 'full', {advice}"
     prompts = config.data[task].batch_size // batch_parts(mesh)
     if prompts > 1:
-        own = f"data.{task}.batch_size: now {prompts} prompts a chip, or {own}"
-    return f"the {stage} stage's temporaries: {own}"
+        advice = f"data.{task}.batch_size: now {prompts} prompts a chip, or {advice}"
+    return f"the {stage} stage's temporaries: {advice}"
 
 
 def cost(module: hlo.Module, assumed: Assumptions, chip: Chip) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Weak scaling by plan: the same prompts a chip on more and more chips."""
+"""Weak scaling by plan: the same prompts per chip on more and more chips."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -21,15 +21,17 @@ def weak(
     effort: float = 0.0,
     log: Callable[[str], None] = print,
 ) -> list[dict[str, Any]]:
-    """A plan for each topology, the config's batches being those of the first one; see `report.plan`.
+    """A plan per topology, the config's batches being those of the first one; see `report.plan`.
 
-    The mesh is the config's; `mesh.data: -1` lets the copies of the weights grow, `mesh.fsdp: -1` cuts them finer.
+    The mesh is the config's; `mesh.data: -1` adds replicas of the weights, `mesh.fsdp: -1` adds shards.
     """
     first, plans = len(devices_of(topologies[0])), []
     for topology in topologies:
         chips = len(devices_of(topology))
         if chips % first:
-            raise InputError(f"--topology: {topology} has {chips} chips, no multiple of the {first} of {topologies[0]}")
+            raise InputError(
+                f"--topology: {topology} has {chips} chips, not a multiple of the {first} of {topologies[0]}"
+            )
         grown = config.copy_and_resolve_references()
         for entry in grown.data.values():
             entry.batch_size *= chips // first

@@ -1,8 +1,7 @@
 """The cheapest settings of a config that fit a topology, by compiling one after another.
 
-A step's memory has one peak in each stage, and one setting says most about each. So after a plan that does not fit,
-the settings of all stages that are too large are made smaller at once; the first mesh on which that leads to a fit
-is then compared with the others.
+A step's memory has one peak per stage, and one setting dominates each. So after a plan that does not fit, the settings
+of all stages that are too large are lowered at once; the first mesh with a fit is then compared with the others.
 """
 
 import itertools
@@ -18,26 +17,26 @@ from omnir1_jax.planning.topology import GIB, devices_of
 
 Choice = dict[str, Any]
 
-LADDERS = {  # from what ought to be fastest to what takes least memory
+LADDERS = {  # from the fastest to the least memory
     "remat": ("dots_no_batch", "attention", "full"),
     "score_chunk": (256, 64),  # tokens whose logits exist
     "object_chunk": (4, 1),  # objects tracked at a time
 }
-SMALLER = {"update": ("remat", "score_chunk"), "segment": ("object_chunk",)}  # what a stage has, in this order
+SMALLER = {"update": ("remat", "score_chunk"), "segment": ("object_chunk",)}  # settings of a stage, in this order
 
 
 def meshes(config: ConfigDict, chips: int) -> list[dict[str, int]]:
-    """Those that divide the batches: little cut along `tensor` first, and then weights on as many chips as can be."""
+    """Meshes that divide the batches: small `tensor` first, then weights sharded over as many chips as possible."""
     sizes = {entry.batch_size for entry in config.data.values()}
     shapes = [
         {"data": data, "fsdp": chips // data // tensor, "tensor": tensor}
         for tensor, data in itertools.product((1, 2, 4), (1, 2, 4, 8))
         if chips % (data * tensor) == 0
     ]
-    found = [mesh for mesh in shapes if all(size % (mesh["data"] * mesh["fsdp"]) == 0 for size in sizes)]
-    if not found:
+    divisors = [mesh for mesh in shapes if all(size % (mesh["data"] * mesh["fsdp"]) == 0 for size in sizes)]
+    if not divisors:
         raise InputError(f"data.*.batch_size: no mesh of {chips} chips divides the batches; take a multiple of {chips}")
-    return found
+    return divisors
 
 
 def fastest(mesh: dict[str, int]) -> Choice:
@@ -45,21 +44,21 @@ def fastest(mesh: dict[str, int]) -> Choice:
 
 
 def smaller(choice: Choice, plan: Mapping[str, Any]) -> Choice | None:
-    """What to try on the same mesh after a plan that does not fit; None if the mesh itself has to change.
+    """The next choice on the same mesh after a plan that does not fit; None if the mesh itself has to change.
 
-    Stages over the capacity get the next value of a setting; where the plan names none, so does the largest.
+    Stages over the capacity get the next value of a setting; if there are none, the largest one does.
     """
     memory = plan["hbm_bytes_per_chip"]
     peaks = {stage: size for stage, size in plan["temporaries_by_phase"].items() if stage in report.MEMORY_PHASES}
-    beside = memory["total"] - memory["temporaries"]
-    over = [stage for stage, size in peaks.items() if beside + size > memory["capacity"]]
+    other_bytes = memory["total"] - memory["temporaries"]
+    over = [stage for stage, size in peaks.items() if other_bytes + size > memory["capacity"]]
     over = over or sorted(peaks, key=lambda stage: -peaks[stage])[:1]
     changes = {}
     for stage in over:
         for name in SMALLER.get(stage, ()):
-            place = LADDERS[name].index(choice[name]) + 1
-            if place < len(LADDERS[name]):
-                changes[name] = LADDERS[name][place]
+            position = LADDERS[name].index(choice[name]) + 1
+            if position < len(LADDERS[name]):
+                changes[name] = LADDERS[name][position]
                 break
         else:
             return None
@@ -87,17 +86,17 @@ def cheapest(
     log: Callable[[str], None] = print,
     tries: int = 12,
 ) -> dict[str, Any]:
-    """The first mesh's settings that fit, and the same on the meshes after it: the least seconds of those compiled.
+    """The fastest of the plans with the first settings that fit, on the first mesh where any do and those after it.
 
     Args:
-      tries: compilations at most; a whole model takes minutes. stages, effort: as in `report.plan`.
+      tries: maximum compilations; a full model takes minutes. stages, effort: as in `report.plan`.
 
     Returns:
-      the plan with its settings under "choice"; if none fits, the one that needs least memory.
+      the plan with its settings under "choice"; if none fits, the one with the least memory.
     """
-    waiting = meshes(config, len(devices_of(topology)))
-    choice: Choice | None = fastest(waiting.pop(0))
-    best, least = None, None
+    remaining_meshes = meshes(config, len(devices_of(topology)))
+    choice: Choice | None = fastest(remaining_meshes.pop(0))
+    best, smallest = None, None
     size = lambda plan: plan["hbm_bytes_per_chip"]["total"]
     seconds = lambda plan: plan["seconds_estimate"]["total"]
     for _ in range(tries):
@@ -105,14 +104,14 @@ def cheapest(
             changed(config, choice), topology, hbm=hbm, expected=expected, stages=stages, effort=effort
         ) | {"choice": choice}
         log(f"{choice}: {size(plan) / GIB:.1f} GiB, {'fits' if plan['fits'] else 'does not fit'}")
-        least = plan if least is None or size(plan) < size(least) else least
+        smallest = plan if smallest is None or size(plan) < size(smallest) else smallest
         if plan["fits"]:
             best = plan if best is None or seconds(plan) < seconds(best) else best
-        following = None if best else smaller(choice, plan)
-        if following is None and waiting:
-            # Where nothing fits yet, what was found too large is so on the next mesh as well.
-            following = choice | {"mesh": waiting.pop(0)}
-        if following is None:
+        next_choice = None if best else smaller(choice, plan)
+        if next_choice is None and remaining_meshes:
+            # If nothing fits yet, settings that were too large are so on the next mesh as well.
+            next_choice = choice | {"mesh": remaining_meshes.pop(0)}
+        if next_choice is None:
             break
-        choice = following
-    return best or least
+        choice = next_choice
+    return best or smallest

@@ -1,4 +1,4 @@
-"""Operations of the GRPO step by phase, and those of the same step as it is usually written."""
+"""Operations of the GRPO step by phase, and those of the usual implementation of the same step."""
 
 import math
 from collections.abc import Mapping
@@ -35,13 +35,13 @@ PHASES = (
 )
 STAGES = ("encode", "sample", "read", "ground", "segment", "reward", "update", "other")
 
-# TFLOP a prompt at the paper's sizes with `generate` and a vision encoder for every rollout, reference and policy on
-# group x (prompt + completion) tokens, full rematerialisation, each of group x keyframes requests read by itself.
+# TFLOP per prompt at the paper's sizes with `generate` and a vision encoder for every rollout, reference and policy on
+# group x (prompt + completion) tokens, full rematerialisation, each of group x keyframes requests read separately.
 USUAL = {"encode": 8.0, "sample": 73.0, "ground": 672.0, "segment": 177.0, "update": 247.0 + 988.0}
 BUDGET = 0.45  # of the usual sum
 
 
-# Loops that end by the data, by the scopes that they were traced under: the first that fits.
+# Loops whose end depends on data, by the scopes that they were traced under; the first match counts.
 COMPLETION, ANSWER, SUFFIXES, TOGETHER, FRAMES, OBJECTS = LOOPS = (
     r"sample/.*decode",
     r"ground/.*decode",
@@ -54,7 +54,7 @@ TRACKED = r"segment/.*objects.*tracked"
 
 
 class Rollout(NamedTuple):
-    """How far the loops of a step go that end by the data.
+    """Trips of a step's loops whose end depends on data.
 
     Attributes:
       completion: tokens of the longest completion. answer: of System 2's longest answer.
@@ -71,28 +71,28 @@ class Rollout(NamedTuple):
 
 
 def longest(program: Program, name: str) -> Rollout:
-    """Every loop of a task's step to its limit."""
+    """Every loop of a task's step at its limit."""
     step, grounder = program.step, program.models.grounder
     task, batch = program.tasks[name], program.batches[name]
     frames = batch.sharp.cells.shape[1] if task.grounds else 0
     objects = batch.boxes.shape[1] if task.segments else 0
-    thinking = task.grounds and isinstance(grounder, ThinkerGrounder)
+    by_thinker = task.grounds and isinstance(grounder, ThinkerGrounder)
     return Rollout(
         step.sampling.max_tokens,
-        grounder.sampling.max_tokens if thinking else 1,
-        grounder.description_tokens + program.frozen.grounder.prompt.suffix.shape[0] if thinking else 0,
+        grounder.sampling.max_tokens if by_thinker else 1,
+        grounder.description_tokens + program.frozen.grounder.prompt.suffix.shape[0] if by_thinker else 0,
         min(frames, step.group * step.keyframes),
         step.group * objects,
     )
 
 
 def assumptions(program: Program, rollout: Rollout) -> Assumptions:
-    """The trips and branches that a rollout stands for."""
+    """The trips and branches of a rollout."""
     step, vision = program.step, program.models.thinker.config.vision
-    most = step.sampling.max_tokens
-    lengths = [size for size in sorted(set(step.score_lengths)) if size < most] + [most]
-    taken = next(i for i, size in enumerate(lengths) if size >= min(rollout.completion, most))
-    whole = len(vision.full_attention_blocks) / vision.depth
+    max_tokens = step.sampling.max_tokens
+    lengths = [size for size in sorted(set(step.score_lengths)) if size < max_tokens] + [max_tokens]
+    bucket = next(i for i, size in enumerate(lengths) if size >= min(rollout.completion, max_tokens))
+    full_attention_share = len(vision.full_attention_blocks) / vision.depth
     segmenter = program.models.segmenter
     chunk = min(
         segmenter.model.config.object_chunk if isinstance(segmenter, Sam2Segmenter) else 1, max(rollout.objects, 1)
@@ -110,23 +110,23 @@ def assumptions(program: Program, rollout: Rollout) -> Assumptions:
             OBJECTS: math.ceil(rollout.objects / chunk),
         },
         shares={
-            r"blocks/cond": (1 - whole, whole),
-            r"update/(reference/)?cond": [float(i == taken) for i in range(len(lengths))],
+            r"blocks/cond": (1 - full_attention_share, full_attention_share),
+            r"update/(reference/)?cond": [float(i == bucket) for i in range(len(lengths))],
         },
     )
 
 
 def by_phase(module: Module, assumed: Assumptions) -> dict[str, float]:
-    """Operations of each of `PHASES` and of what lies in none ("other")."""
+    """Operations of each of `PHASES` and of the rest ("other")."""
     return operations.by_phase(operations.by_path(module, assumed), PHASES)
 
 
 def by_stage(phases: Mapping[str, float]) -> dict[str, float]:
-    """The finer phases added up."""
-    found = dict.fromkeys(STAGES, 0.0)
+    """Sums of the finer phases."""
+    amounts = dict.fromkeys(STAGES, 0.0)
     for name, amount in phases.items():
-        found[name.split("/")[0]] += amount
-    return found
+        amounts[name.split("/")[0]] += amount
+    return amounts
 
 
 def paper_config() -> ConfigDict:
@@ -148,5 +148,5 @@ def paper_config() -> ConfigDict:
 
 
 def paper_rollout(frames: int) -> Rollout:
-    """What the usual count takes: completions of 400 tokens, answers of 100; descriptions of some 40."""
+    """The rollout of `USUAL`: completions of 400 tokens, answers of 100, descriptions of about 40."""
     return Rollout(completion=400, answer=100, tail=90, frames=frames, objects=8)

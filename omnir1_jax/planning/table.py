@@ -7,7 +7,7 @@ from omnir1_jax.planning.topology import GIB
 
 
 def table(plan: dict[str, Any]) -> str:
-    """What a person reads."""
+    """The plan as text."""
     memory = plan["hbm_bytes_per_chip"]
     gib = lambda size: "?" if size is None else f"{size / GIB:.2f}"
     mesh = " x ".join(f"{axis} {size}" for axis, size in plan["mesh"].items())
@@ -24,8 +24,8 @@ def table(plan: dict[str, Any]) -> str:
         lines += [f"  {name:<34}{gib(size):>9}" for name, size in peaks.items()]
     if not plan["fits"]:
         lines += ["", f"{'largest temporaries':<36}{'GiB':>9}"]
-        named = plan.get("largest_temporaries", [])
-        lines += [f"  {one['shape'][:33]:<34}{gib(one['bytes']):>9}  {one['path'][-70:]}" for one in named]
+        buffers = plan.get("largest_temporaries", [])
+        lines += [f"  {item['shape'][:33]:<34}{gib(item['bytes']):>9}  {item['path'][-70:]}" for item in buffers]
     if "operations" in plan:
         columns = ("operations", "bytes", "collective_bytes", "seconds_estimate")
         lines += ["", f"{'a step, of a chip':<20}{'TFLOP':>10}{'GB':>10}{'GB links':>10}{'seconds':>10}  (roofline)"]
@@ -42,17 +42,17 @@ def table(plan: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def validation(found: dict[str, Any]) -> str:
-    """A plan's validation in words."""
-    text = f"validation: {found['batch_seconds']:.2f} s a batch of {found['batch_items']} items of {found['task']}"
-    if found["items"] is None:
+def validation(entry: dict[str, Any]) -> str:
+    """A plan's validation as a line of text."""
+    text = f"validation: {entry['batch_seconds']:.2f} s a batch of {entry['batch_items']} items of {entry['task']}"
+    if entry["items"] is None:
         return f"{text} (roofline); how many there are is the dataset's: give validate.limit"
-    text += f", {found['seconds']:.1f} s for {found['items']} (roofline)"
-    return f"{text}; {found['times']} times, {found['seconds_per_step']:.2f} s a step" if found["times"] else text
+    text += f", {entry['seconds']:.1f} s for {entry['items']} (roofline)"
+    return f"{text}; {entry['times']} times, {entry['seconds_per_step']:.2f} s a step" if entry["times"] else text
 
 
 def scaling(plans: Sequence[dict[str, Any]]) -> str:
-    """Weak scaling: a line for each number of chips."""
+    """Weak scaling: one line per number of chips."""
     columns = (
         f"{'chips':>6}{'prompts':>9}{'GiB':>8}{'TFLOP':>10}{'of first':>10}{'GB links':>10}{'share':>8}{'seconds':>10}"
     )

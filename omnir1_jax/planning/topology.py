@@ -14,10 +14,10 @@ GIB = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """Of one chip: bfloat16 operations per second, bytes per second of its memory and of its links, bytes of memory.
+    """One chip: bfloat16 operations per second, bytes per second of its memory and of its links, bytes of memory.
 
     Rates are from Google's system architecture pages (cloud.google.com/tpu/docs); links are all those of a chip, one
-    way. The memory is what the compiler grants a program, a little less than the chip has.
+    way. The memory is what the compiler allows a program, a little less than the chip has.
     """
 
     operations: float
@@ -34,7 +34,7 @@ CHIPS = {
 }
 
 
-# What JAX calls their devices.
+# JAX's names of their devices.
 DEVICE_KINDS = {
     "TPU v4": "v4",
     "TPU v5 lite": "v5e",
@@ -70,10 +70,10 @@ GPUS = {
 
 
 def peak_of(kind: str) -> float | None:
-    """Operations per second of a device of this `device_kind`, where they are known."""
+    """Operations per second of a device of this `device_kind`, if known."""
     if kind in DEVICE_KINDS:
         return CHIPS[DEVICE_KINDS[kind]].operations
-    # A model ends with its name or at a space or dash: an "NVIDIA A1000" is no A100.
+    # A model ends with its name or at a space or dash: an "NVIDIA A1000" is not an A100.
     return GPUS.get(max((name for name in GPUS if re.match(rf"{name}\b", kind)), key=len, default=""))
 
 
@@ -95,8 +95,8 @@ def devices_of(topology: str) -> Sequence[jax.Device]:
     _, _, shape = topology.partition(":")
     if not shape or not all(part.isdecimal() and int(part) > 0 for part in shape.split("x")):
         raise InputError(f"--topology: {topology!r} is not a chip and its counts, as in v5e:2x4 or v5p:2x2x1")
-    alone = all(part == "1" for part in shape.split("x"))
-    options = {"chips_per_host_bounds": (1, 1, 1)} if alone else {}
+    single_chip = all(part == "1" for part in shape.split("x"))
+    options = {"chips_per_host_bounds": (1, 1, 1)} if single_chip else {}
     if topology.startswith("v4:"):  # both cores of a chip as one device, as on TPU VMs
         options["chip_config_name"] = "megacore"
     try:

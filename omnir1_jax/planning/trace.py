@@ -1,4 +1,4 @@
-"""Seconds of a traced run by stage: the operations of each program, by the scopes that they were traced under."""
+"""Seconds of a traced run by stage: the operations of each program, grouped by the scopes they were traced under."""
 
 import re
 from collections import Counter
@@ -18,9 +18,9 @@ class Traced(NamedTuple):
     """The traced steps of a task.
 
     Attributes:
-      steps: how many.
-      seconds: that they took.
-      phases: seconds of operations by phase, over all devices and threads, "other" among them.
+      steps: number of steps.
+      seconds: their duration.
+      phases: seconds of operations by phase, over all devices and threads, including "other".
     """
 
     steps: int
@@ -35,7 +35,7 @@ class Event(NamedTuple):
     start: float
     end: float
     module: str
-    scopes: str  # where the trace itself has them
+    scopes: str  # if the trace has them
 
 
 def read(folder: epath.PathLike) -> dict[str, Traced]:
@@ -59,16 +59,16 @@ def read(folder: epath.PathLike) -> dict[str, Traced]:
     if not steps:
         raise InputError(f"{files[-1]}: holds no step of a run")
     paths = {path.name.removesuffix(PROGRAM): _paths(path.read_text()) for path in folder.glob(f"*{PROGRAM}")}
-    found = {}
+    tasks = {}
     for task in dict.fromkeys(task for task, _, _ in steps):
-        own = [(start, end) for name, start, end in steps if name == task]
+        task_steps = [(start, end) for name, start, end in steps if name == task]
         phases: Counter[str] = Counter()
         for events in lines:
-            for event, seconds in self_seconds(_operations(events, own)):
+            for event, seconds in self_seconds(_operations(events, task_steps)):
                 phases[phase(event, paths.get(task, {}))] += seconds
-        known = {name: phases[name] for name in (*PHASES, "other") if phases[name]}
-        found[task] = Traced(len(own), sum(end - start for start, end in own) * 1e-9, known)
-    return found
+        phase_seconds = {name: phases[name] for name in (*PHASES, "other") if phases[name]}
+        tasks[task] = Traced(len(task_steps), sum(end - start for start, end in task_steps) * 1e-9, phase_seconds)
+    return tasks
 
 
 def _planes(path: epath.Path) -> Iterable[Any]:
@@ -78,12 +78,12 @@ def _planes(path: epath.Path) -> Iterable[Any]:
 def _paths(program: str) -> dict[str, str]:
     """Scope paths of a compiled program's instructions, by name."""
     module = hlo.parse(program)
-    return {one.name: one.path for computation in module.computations.values() for one in computation}
+    return {op.name: op.path for computation in module.computations.values() for op in computation}
 
 
 def _operations(events: Iterable[Any], steps: Sequence[tuple[float, float]]) -> list[Event]:
-    """Those of compiled programs that begin within the steps."""
-    found = []
+    """Operations of compiled programs that begin within the steps."""
+    operations = []
     for event in events:
         if not any(start <= event.start_ns < end for start, end in steps):
             continue
@@ -91,13 +91,13 @@ def _operations(events: Iterable[Any], steps: Sequence[tuple[float, float]]) -> 
         if stats.keys() & {"hlo_op", "tf_op"}:
             name, module = str(stats.get("hlo_op", event.name)), str(stats.get("hlo_module", ""))
             end = event.start_ns + event.duration_ns
-            found.append(Event(name, event.start_ns, end, module, str(stats.get("tf_op", ""))))
-    return found
+            operations.append(Event(name, event.start_ns, end, module, str(stats.get("tf_op", ""))))
+    return operations
 
 
 def self_seconds(events: Sequence[Event]) -> Iterator[tuple[Event, float]]:
-    """Events of one thread with their seconds, those of the events within them left out."""
-    open_events: list[tuple[Event, float]] = []  # from the outermost, with the nanoseconds of what is in each
+    """Events of one thread with their seconds, without those of nested events."""
+    open_events: list[tuple[Event, float]] = []  # from the outermost, with the nanoseconds of nested events
 
     def closed(until: float) -> Iterator[tuple[Event, float]]:
         while open_events and open_events[-1][0].end <= until:
@@ -116,15 +116,15 @@ def self_seconds(events: Sequence[Event]) -> Iterator[tuple[Event, float]]:
 def phase(event: Event, paths: dict[str, str]) -> str:
     """The phase of an operation: by its scopes; of a staged step by its program's name."""
     path = event.scopes or paths.get(event.name, "")
-    found = operations.phase_of(path, PHASES)
+    phase_name = operations.phase_of(path, PHASES)
     stage = re.sub(r"^jit_", "", event.module)
-    return stage if found == "other" and stage in PHASES else found
+    return stage if phase_name == "other" and stage in PHASES else phase_name
 
 
-def table(found: dict[str, Traced]) -> str:
-    """What a person reads."""
+def table(tasks: dict[str, Traced]) -> str:
+    """The stages' seconds as text."""
     lines = []
-    for task, traced in found.items():
+    for task, traced in tasks.items():
         total = sum(traced.phases.values())
         lines += [f"{task}: {traced.steps} steps, {traced.seconds / traced.steps:.3f} s per step"]
         lines += [f"{'stage':<20}{'s per step':>12}{'share':>8}"]

@@ -1,8 +1,8 @@
 """Bytes that a compiled program moves: between memory and compute, and between devices. Estimates, by phase.
 
-A fusion reads its operands and writes its result once; a sort does so for each doubling of its ordered runs. What is
-cut out of or put into a large buffer counts with the size of the piece, as it happens in place. A kernel of attention
-reads keys and values once for each block of queries.
+A fusion reads its operands and writes its result once; a sort does so for each doubling of its ordered runs. Slices
+and in-place updates of a large buffer count with the size of the slice. An attention kernel reads keys and values once
+per block of queries.
 """
 
 import math
@@ -21,7 +21,7 @@ from omnir1_jax.planning.operations import (
     phase_of,
 )
 
-# How often a device's share of the result passes its links, on a ring of many.
+# How often a device's share of the result passes its links, on a large ring.
 COLLECTIVES = {
     "all-gather": 1.0,
     "all-reduce": 2.0,
@@ -46,124 +46,124 @@ class Traffic(NamedTuple):
 
 
 def by_phase(module: Module, assumptions: Assumptions, phases: Sequence[str]) -> Traffic:
-    """Both kinds of traffic of a compiled program; "other" takes what belongs to no phase."""
+    """Both kinds of traffic of a compiled program; "other" takes the rest."""
     memory: dict[str, float] = defaultdict(float)
     links: dict[str, float] = defaultdict(float)
-    for run in executed(module, assumptions, fused=False):
-        one = run.instruction
-        kind = one.opcode.removesuffix("-start")
-        if one.opcode.endswith("-done") or one.opcode in _FREE:
+    for execution in executed(module, assumptions, fused=False):
+        op = execution.instruction
+        kind = op.opcode.removesuffix("-start")
+        if op.opcode.endswith("-done") or op.opcode in _FREE:
             continue
-        phase = phase_of(run.path, phases)
+        phase = phase_of(execution.path, phases)
         if kind in COLLECTIVES:
-            links[phase] += run.times * COLLECTIVES[kind] * _moved(kind, run)
-        elif kind == "fusion" and (inside := _collective(module, one)):
-            links[phase] += run.times * COLLECTIVES[inside] * _moved(inside, run)
-        if kind != "fusion" or _part(module.computations[one.called()[0]]) != "done":
-            memory[phase] += run.times * _touched(run)
-    every = (*phases, "other")
-    return Traffic({name: memory[name] for name in every}, {name: links[name] for name in every})
+            links[phase] += execution.times * COLLECTIVES[kind] * _moved(kind, execution)
+        elif kind == "fusion" and (collective := _collective(module, op)):
+            links[phase] += execution.times * COLLECTIVES[collective] * _moved(collective, execution)
+        if kind != "fusion" or _part(module.computations[op.called()[0]]) != "done":
+            memory[phase] += execution.times * _touched(execution)
+    all_phases = (*phases, "other")
+    return Traffic({name: memory[name] for name in all_phases}, {name: links[name] for name in all_phases})
 
 
-def _collective(module: Module, one: Instruction) -> str | None:
-    """The collective that a fusion holds or begins; an all-reduce of which each device keeps its part is a
+def _collective(module: Module, op: Instruction) -> str | None:
+    """The collective that a fusion holds or starts; an all-reduce of which each device keeps a shard is a
     reduce-scatter."""
-    inside = module.computations[one.called()[0]]
-    found = next((each for each in inside if each.opcode in COLLECTIVES), None)
-    if found is None or _part(inside) in ("between", "done"):
+    inside = module.computations[op.called()[0]]
+    collective = next((fused for fused in inside if fused.opcode in COLLECTIVES), None)
+    if collective is None or _part(inside) in ("between", "done"):
         return None
-    return "reduce-scatter" if found.opcode == "all-reduce" and one.bytes < found.bytes else found.opcode
+    return "reduce-scatter" if collective.opcode == "all-reduce" and op.bytes < collective.bytes else collective.opcode
 
 
 def _part(inside: Computation) -> str | None:
-    """Which part a fusion has in an asynchronous collective, which the compiler writes into each: "start", "done", or
-    "between", where something else is computed meanwhile."""
-    if not any(each.opcode in COLLECTIVES and "chain_id=" in each.attributes for each in inside):
+    """A fusion's part in an asynchronous collective, which the compiler writes into each: "start", "done", or
+    "between", which computes something else meanwhile."""
+    if not any(fused.opcode in COLLECTIVES and "chain_id=" in fused.attributes for fused in inside):
         return None
-    targets = [each.attribute("custom_call_target") for each in inside if each.opcode == "custom-call"]
-    named = (part for part in ("Start", "Done") if f'"AsyncCollective{part}"' in targets)
-    return next(named, "between").lower()
+    targets = [fused.attribute("custom_call_target") for fused in inside if fused.opcode == "custom-call"]
+    parts = (part for part in ("Start", "Done") if f'"AsyncCollective{part}"' in targets)
+    return next(parts, "between").lower()
 
 
-def _moved(kind: str, run: Executed) -> int:
-    """The larger of what goes in and what comes out; of a reduction what comes in."""
-    inputs = [run.computation.instructions[name].bytes for name in run.instruction.operands]
+def _moved(kind: str, execution: Executed) -> int:
+    """The larger of input and output bytes; of a reduction the input bytes."""
+    inputs = [execution.computation.instructions[name].bytes for name in execution.instruction.operands]
     if kind in ("all-reduce", "reduce-scatter"):
         return sum(inputs)
-    return max(sum(inputs), max((shape.bytes for shape in run.instruction.shapes), default=0))
+    return max(sum(inputs), max((shape.bytes for shape in execution.instruction.shapes), default=0))
 
 
-def _touched(run: Executed) -> int:
-    one, here = run.instruction, run.computation.instructions
-    size = lambda at: here[one.operands[at]].bytes
-    if one.opcode in ("dynamic-slice", "gather", "slice", "broadcast"):
-        return 2 * one.bytes
-    if one.opcode == "dynamic-update-slice":
+def _touched(execution: Executed) -> int:
+    op, instructions = execution.instruction, execution.computation.instructions
+    size = lambda index: instructions[op.operands[index]].bytes
+    if op.opcode in ("dynamic-slice", "gather", "slice", "broadcast"):
+        return 2 * op.bytes
+    if op.opcode == "dynamic-update-slice":
         return 2 * size(1)
-    if one.opcode == "scatter":
-        return 2 * size(len(one.operands) - 1)
-    if one.opcode == "fusion":
-        return _fusion(run.module, one)
-    if one.opcode == "sort":
-        (axis,) = one.integers("dimensions")
-        return 2 * one.bytes * (one.shape.dims[axis] - 1).bit_length()
-    return one.bytes + sum(here[name].bytes for name in one.operands) + _read_again(run)
+    if op.opcode == "scatter":
+        return 2 * size(len(op.operands) - 1)
+    if op.opcode == "fusion":
+        return _fusion(execution.module, op)
+    if op.opcode == "sort":
+        (axis,) = op.integers("dimensions")
+        return 2 * op.bytes * (op.shape.dims[axis] - 1).bit_length()
+    return op.bytes + sum(instructions[name].bytes for name in op.operands) + _read_again(execution)
 
 
-def _read_again(run: Executed) -> int:
-    """Bytes of its operands that a kernel of attention reads beyond the first time."""
-    kind, named = kernel(run.instruction), KERNEL_PAIRS.search(run.path)
-    if kind is None or named is None:
+def _read_again(execution: Executed) -> int:
+    """Bytes of operands that an attention kernel reads after the first time."""
+    kind, scope_pairs = kernel(execution.instruction), KERNEL_PAIRS.search(execution.path)
+    if kind is None or scope_pairs is None:
         return 0
-    pairs, query_block, key_block = map(int, named.groups())
-    query, key, value, *others = kernel_operands(run.computation, run.instruction)
+    pairs, query_block, key_block = map(int, scope_pairs.groups())
+    query, key, value, *others = kernel_operands(execution.computation, execution.instruction)
     heads, width = (
         math.prod(query.dims[:-2]),
-        lambda *shapes: sum(one.bytes // math.prod(one.dims[:-1]) for one in shapes),
+        lambda *shapes: sum(shape.bytes // math.prod(shape.dims[:-1]) for shape in shapes),
     )
-    if kind == "dkv":  # goes over the queries, and what belongs to them, for each block of keys
-        once = sum(one.bytes for one in (query, *others))
-        return heads * (pairs // key_block) * width(query, *others) - once
+    if kind == "dkv":  # reads the queries, and what belongs to them, for each block of keys
+        read_once = sum(shape.bytes for shape in (query, *others))
+        return heads * (pairs // key_block) * width(query, *others) - read_once
     return heads * (pairs // query_block) * width(key, value) - key.bytes - value.bytes
 
 
-def _fusion(module: Module, one: Instruction) -> int:
-    """Result and operands of a fusion, in-place updates and cut-out operands with the size of the piece."""
-    inside = module.computations[one.called()[0]]
-    written, sources = one.bytes, [each for each in inside if each.opcode == "parameter"]
+def _fusion(module: Module, op: Instruction) -> int:
+    """Bytes of a fusion's result and operands; in-place updates and sliced operands with the size of the slice."""
+    inside = module.computations[op.called()[0]]
+    written, sources = op.bytes, [fused for fused in inside if fused.opcode == "parameter"]
     if _part(inside) == "between":  # what continues the collective is neither read nor written here
-        passed = lambda each: each.root or each.opcode in COLLECTIVES
-        used = {name for each in inside if not passed(each) for name in each.operands}
-        sources = [each for each in sources if each.name in used]
+        is_passed_on = lambda fused: fused.root or fused.opcode in COLLECTIVES
+        used = {name for fused in inside if not is_passed_on(fused) for name in fused.operands}
+        sources = [fused for fused in sources if fused.name in used]
         results = (inside.instructions[name] for name in inside.root.operands)
-        written = sum(each.bytes for each in results if each.opcode not in ("parameter", *COLLECTIVES))
-    for each in inside:
-        if each.opcode == "dynamic-update-slice" and each.bytes <= written:
-            written += 2 * inside.instructions[each.operands[1]].bytes - each.bytes
-    return written + sum(_read(module, inside, each) for each in sources)
+        written = sum(fused.bytes for fused in results if fused.opcode not in ("parameter", *COLLECTIVES))
+    for fused in inside:
+        if fused.opcode == "dynamic-update-slice" and fused.bytes <= written:
+            written += 2 * inside.instructions[fused.operands[1]].bytes - fused.bytes
+    return written + sum(_read(module, inside, fused) for fused in sources)
 
 
 def _read(module: Module, inside: Computation, source: Instruction) -> int:
-    """Bytes that a fused computation reads of a value: all of it, or the pieces that its users cut out."""
+    """Bytes that a fused computation reads of a value: all of it, or the slices that its users take."""
     total = 0
     for use in inside:
-        places = [i for i, name in enumerate(use.operands) if name == source.name]
-        if not places:
+        positions = [i for i, name in enumerate(use.operands) if name == source.name]
+        if not positions:
             continue
-        if use.opcode in ("dynamic-slice", "gather", "slice") and places == [0]:
+        if use.opcode in ("dynamic-slice", "gather", "slice") and positions == [0]:
             total += use.bytes
-        elif use.opcode == "dynamic-update-slice" and places == [0]:
+        elif use.opcode == "dynamic-update-slice" and positions == [0]:
             continue
         elif use.opcode in ("bitcast", "reshape", "transpose", "convert", "copy"):
             total += _read(module, inside, use)
         elif use.opcode == "fusion":
             called = module.computations[use.called()[0]]
-            if all(each.opcode in ("parameter", "copy", "bitcast") for each in called):  # in place: nothing is read
+            if all(fused.opcode in ("parameter", "copy", "bitcast") for fused in called):  # in place: nothing is read
                 total += _read(module, inside, use)
                 continue
-            at = {each.attribute("value"): each for each in called if each.opcode == "parameter"}
-            total += sum(_read(module, called, at[str(place)]) for place in places)
+            parameters = {fused.attribute("value"): fused for fused in called if fused.opcode == "parameter"}
+            total += sum(_read(module, called, parameters[str(position)]) for position in positions)
         else:
             return source.bytes
-    used = any(source.name in each.operands for each in inside)
+    used = any(source.name in fused.operands for fused in inside)
     return min(total, source.bytes) if total or used else source.bytes

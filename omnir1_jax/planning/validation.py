@@ -1,4 +1,4 @@
-"""What a run computes between its steps where `validate.every` asks for it: the programs of an evaluation, lowered."""
+"""The programs of a validation (`validate.every`), lowered, and their seconds."""
 
 import dataclasses
 import functools
@@ -26,13 +26,13 @@ STAGE = "validate"
 
 
 def lower(program: Program, config: ConfigDict, name: str, mesh: Mesh) -> Iterator[jax.stages.Lowered]:
-    """The answers of both systems, and the segmenter's masks of clips no longer than those of training.
+    """The programs of the answers, and of the segmenter's masks of clips no longer than those of training.
 
-    They compute with the trained weights as a copy in the dtype of the frozen ones.
+    They use a copy of the trained weights in the dtype of the frozen ones.
     """
     task, batch = program.tasks[name], program.batches[name]
-    rows, spread = batch_rows(config, mesh), batch_sharding(mesh)
-    shape = lambda kind, *dims: ShapeDtypeStruct((rows, *dims), kind, sharding=spread)
+    rows, sharding = batch_rows(config, mesh), batch_sharding(mesh)
+    shape = lambda kind, *dims: ShapeDtypeStruct((rows, *dims), kind, sharding=sharding)
     resized = lambda tree: jax.tree.map(lambda x: shape(x.dtype, *x.shape[1:]), tree)
     eval_config = EvalConfig(task, objects=Options("").objects)
     query = Query(policy=resized(batch.policy), number=shape(jnp.int32))
@@ -46,29 +46,29 @@ def lower(program: Program, config: ConfigDict, name: str, mesh: Mesh) -> Iterat
             boxes=shape(jnp.float32, eval_config.objects, frames, 4),
             original=shape(jnp.int32, 2),
         )
-    given = lowering.arguments(program, name, mesh)
-    policy = {**given.frozen.encoders, "text": given.frozen.reference}
-    key = ShapeDtypeStruct(given.key.shape, given.key.dtype, sharding=replicated(mesh))
-    fixed: tuple[Any, ...] = (program.models, answering(program).step, eval_config)
+    shapes = lowering.arguments(program, name, mesh)
+    policy = {**shapes.frozen.encoders, "text": shapes.frozen.reference}
+    key = ShapeDtypeStruct(shapes.key.shape, shapes.key.dtype, sharding=replicated(mesh))
+    static_arguments: tuple[Any, ...] = (program.models, answering(program).step, eval_config)
     with jax.set_mesh(mesh):
-        yield run.ANSWER.lower(*fixed, policy, given.frozen, query, key)
+        yield run.ANSWER.lower(*static_arguments, policy, shapes.frozen, query, key)
         if task.grounds and program.models.segmenter is not None:
-            found = jax.eval_shape(functools.partial(answer, *fixed), policy, given.frozen, query, key)
-            prompts, side, long = resized(found.prompts), config.sam2.side, length(config.data[name].frames)
-            clips, valid = shape(jnp.uint8, long, side, side, 3), shape(bool, long)
+            outputs = jax.eval_shape(functools.partial(answer, *static_arguments), policy, shapes.frozen, query, key)
+            prompts, side, frame_count = resized(outputs.prompts), config.sam2.side, length(config.data[name].frames)
+            clips, valid = shape(jnp.uint8, frame_count, side, side, 3), shape(bool, frame_count)
             yield run.SEGMENT.lower(
-                program.models.segmenter, given.frozen.segmenter, clips, valid, query.original, prompts
+                program.models.segmenter, shapes.frozen.segmenter, clips, valid, query.original, prompts
             )
 
 
 def batch_rows(config: ConfigDict, mesh: Mesh) -> int:
-    """Items at a time: `validate.batch_size`, rounded up to what the devices share."""
+    """Items per batch: `validate.batch_size`, rounded up to a multiple of the batch's shards."""
     parts = batch_parts(mesh)
     return -(-config.validate.batch_size // parts) * parts
 
 
 def answering(program: Program) -> Program:
-    """The run's program with the step's choices as an evaluation makes them: one greedy answer to each prompt."""
+    """The run's program with the step config of an evaluation: one greedy answer per prompt."""
     greedy = dataclasses.replace(program.step.sampling, temperature=0.0)
     return program._replace(step=dataclasses.replace(program.step, group=1, lora=None, sampling=greedy))
 
@@ -77,24 +77,24 @@ def assumptions(program: Program, config: ConfigDict, name: str, rollout: Rollou
     """Trips of the loops of both programs.
 
     Args:
-      program: of `answering`. rollout: how far an answer of it goes, with as many objects as a target of training has.
+      program: of `answering`. rollout: trips of an answer, with as many objects as a training target has.
     """
     assumed = step.assumptions(program, rollout)
-    # The segmenter follows an answer's objects one after another.
+    # The segmenter tracks an answer's objects one after another.
     trips = {step.OBJECTS: rollout.objects, step.TRACKED: length(config.data[name].frames) - 1}
     return dataclasses.replace(assumed, trips=assumed.trips | trips)
 
 
 def seconds(config: ConfigDict, name: str, mesh: Mesh, batch: float) -> dict[str, Any]:
-    """What validations of a task add to a run, by roofline; reading clips, scoring and other tasks are not in it.
+    """Seconds that validations of a task add to a run, by roofline, without reading clips, scoring and other tasks.
 
     Args:
       batch: seconds of one of its batches.
 
     Returns:
-      items: None where only the dataset tells how many there are; then there are seconds of a batch alone.
-      seconds: of a validation. seconds_per_step: of `validate.every` steps each carries so much; 0 without it.
-      times: how often the run validates.
+      items: None if only the dataset has their number; then there are only the seconds of a batch.
+      seconds: of a validation. seconds_per_step: its share of each of `validate.every` steps; 0 without it.
+      times: number of validations in a run.
     """
     settings, rows = config.validate, batch_rows(config, mesh)
     published = BENCHMARKS.get(settings.benchmark)
@@ -103,6 +103,6 @@ def seconds(config: ConfigDict, name: str, mesh: Mesh, batch: float) -> dict[str
     estimate = {"task": name, "batch_items": rows, "batch_seconds": batch, "items": items}
     if items is None:
         return estimate
-    whole, every = batch * math.ceil(items / rows), settings.every
+    total, every = batch * math.ceil(items / rows), settings.every
     times = math.ceil(config.steps / every) + settings.at_start if every else 0
-    return estimate | {"seconds": whole, "seconds_per_step": whole / every if every else 0.0, "times": times}
+    return estimate | {"seconds": total, "seconds_per_step": total / every if every else 0.0, "times": times}

@@ -216,7 +216,7 @@ def test_the_least_values_of_all_settings_trace(task):
     config.optimizer.clip_norm = config.optimizer.weight_decay = config.optimizer.learning_rate = 0.0
     valid.check(config)
     program = abstract.program(config)
-    step = make_train_step(*lowering.fixed(program, task), config.step.mode)
+    step = make_train_step(*lowering.step_parts(program, task), config.step.mode)
     _, metrics, _ = jax.eval_shape(step, *lowering.arguments(program, task))
     assert metrics["reward/total"].shape == ()
 
