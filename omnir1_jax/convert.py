@@ -1,9 +1,9 @@
 """`python -m omnir1_jax.convert import|export SOURCE TARGET`: Hugging Face checkpoints to orbax directories and back.
 
 Import reads `config.json`, safetensors (sharded or not, bare or prefixed `thinker.`; talker and token2wav are
-skipped) and the tokenizer's and processor's files. Export takes what import made, the work directory of a run (its
-newest good state, a LoRA adapter merged), or a Hugging Face directory to be written anew. The target appears whole or
-not at all. Layouts of an export, and what loads them:
+skipped) and the tokenizer's and processor's files. Export reads the result of an import, the work directory of a run
+(its newest good state, a LoRA adapter merged), or a Hugging Face directory, which it rewrites. The target is written
+atomically. Layouts of an export, and what loads them:
 
   thinker  transformers' Qwen2_5OmniThinkerForConditionalGeneration. The smallest that answers by itself.
   omni     transformers' Qwen2_5OmniForConditionalGeneration, the architecture that vLLM's registry lists. Talker,
@@ -51,14 +51,14 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         ("import", "Hugging Face directory -> orbax directory"),
         ("export", "orbax directory, or a run's work directory -> Hugging Face directory"),
     ):
-        # Where a process has imported another command, that one's flag of the same name gives way.
+        # If the process has imported another command, this flag replaces its flag of the same name.
         command = commands.add_parser(name, help=summary, description=summary, conflict_handler="resolve")
         command.add_argument("source", help="directory to read")
         command.add_argument("target", help="directory to write; new or empty")
         command.add_argument("--dtype", choices=DTYPES, default="stored", help="of the written parameters")
         if name == "export":
             command.add_argument(
-                "--mesh", default="", help="devices to spread a run's state over meanwhile, such as fsdp=4,tensor=2"
+                "--mesh", default="", help="devices to shard a run's state over meanwhile, such as fsdp=4,tensor=2"
             )
             command.add_argument(
                 "--step", default="", help="which checkpoint of a run: best (of those validated), last, or its number"
@@ -93,7 +93,7 @@ def main(args: argparse.Namespace) -> None:
     source, target = epath.Path(args.source), cli.absolute(args.target)
     if from_checkpoint.is_run(source) and not (source / checkpointing.FOLDER).is_dir():
         source = source / "weights"
-    logging.set_verbosity(logging.WARNING)  # orbax tells of every step
+    logging.set_verbosity(logging.WARNING)  # orbax logs every step
     if not source.is_dir():
         raise InputError(f"{source}: no such directory")
     if args.command == "import" and (store.is_store(source) or from_checkpoint.is_run(source)):
@@ -103,7 +103,7 @@ def main(args: argparse.Namespace) -> None:
             f"{source}: export reads what import made, a run's work directory, or a Hugging Face directory"
         )
     if getattr(args, "step", "") and not from_checkpoint.is_run(source):
-        raise InputError(f"--step: {source} is no work directory with checkpoints")
+        raise InputError(f"--step: {source} is not a work directory with checkpoints")
     kind = store.STORE if args.command == "import" else WEIGHTS
     check_target(target, kind, {"source": args.source, "--speech": getattr(args, "speech", "")})
     mesh = read_mesh(getattr(args, "mesh", ""))
@@ -115,7 +115,7 @@ def main(args: argparse.Namespace) -> None:
 
 
 def check_target(target: epath.Path, kind: str, inputs: dict[str, str]) -> None:
-    """InputError where the target is not a new or empty directory, apart from the inputs. Changes nothing."""
+    """InputError if the target is not a new or empty directory, or overlaps the inputs. Changes nothing."""
     folders.apart(target, FLAG, inputs)
     if folders.check(target, kind, FLAG) is not None:
         raise InputError(f"{FLAG}: {target} exists already; name another directory")
@@ -125,8 +125,7 @@ def check_target(target: epath.Path, kind: str, inputs: dict[str, str]) -> None:
 
 
 def convert(args: argparse.Namespace, source: epath.Path, target: epath.Path) -> None:
-    """A Hugging Face directory or a store to the other, or to one of its own kind written anew, one parameter at a
-    time."""
+    """Converts a Hugging Face directory or a store to the other, or rewrites it, one parameter at a time."""
     base = hf_config.read_json(source)
     config = pretrained.read_config(source)
     params = pretrained.deferred(source, config, dtype=DTYPES[args.dtype])
@@ -144,7 +143,7 @@ def layout(args: argparse.Namespace, base: str) -> dict[str, Any]:
     """Arguments of `pretrained.save`.
 
     Args:
-      base: where speech is, unless a flag says.
+      base: directory of the speech, unless a flag names another.
     """
     if args.layout == "peft":
         raise InputError("--layout peft: only a run's work directory has an adapter; export --layout thinker")
@@ -163,39 +162,39 @@ def print_layout(args: argparse.Namespace, base: str) -> None:
     print(f"{args.target}: loaded by {LAYOUTS[args.layout]}")
     if args.layout != "omni":
         return
-    lacking = [] if args.speech else speech.missing(base) if base else ["weights"]
-    if lacking:
+    missing = [] if args.speech else speech.missing(base) if base else ["weights"]
+    if missing:
         print(
             f"{args.target}: does not speak (enable_audio_output is false), as {base or 'the base'} lacks "
-            f"{', '.join(lacking)}; --speech names a release that has them"
+            f"{', '.join(missing)}; --speech names a release that has them"
         )
     else:
         print(f"{args.target}: talker, token2wav and {speech.SPEAKERS} are those of {args.speech or base}")
 
 
 def export_run(args: argparse.Namespace, source: epath.Path, target: epath.Path, mesh: Mesh | None) -> None:
-    """A state of a run, by default the newest good one.
+    """Exports a state of a run, by default the newest good one.
 
-    In float32, if asked for, trained parameters are written without rounding.
+    With `--dtype=float32` trained parameters are written without rounding.
     """
     config, dtype = from_checkpoint.config_of(str(source)), DTYPES[args.dtype]
     thinker = config.objective != "masks"
     if not thinker and args.layout != "thinker":
         raise InputError(f"--layout: {source} trained a segmenter, which has one layout; leave the flag out")
-    chosen = layout(args, config.thinker.path) if thinker and args.layout != "peft" else {"flag": FLAG}
+    layout_options = layout(args, config.thinker.path) if thinker and args.layout != "peft" else {"flag": FLAG}
     if dtype is not None and thinker:
         config.thinker.param_dtype = args.dtype
-    found = from_checkpoint.load(str(source), config, mesh, segmenter=False, step=args.step)
+    state_loaded = from_checkpoint.load(str(source), config, mesh, segmenter=False, step=args.step)
     if args.layout == "peft":
-        number = export.save_adapter(target, found.config, found.trainable, FLAG)
-        print(f"{args.target}: {number:,} parameters, the adapter of {found.config.thinker.path}")
-        print_layout(args, found.config.thinker.path)
+        parameter_count = export.save_adapter(target, state_loaded.config, state_loaded.trainable, FLAG)
+        print(f"{args.target}: {parameter_count:,} parameters, the adapter of {state_loaded.config.thinker.path}")
+        print_layout(args, state_loaded.config.thinker.path)
         return
-    changed = found.trainable
+    trainable = state_loaded.trainable
     if dtype is not None and not thinker:
-        changed = jax.tree.map(lambda leaf: leaf.astype(dtype), changed)
-    export.save(target, found.config, found.loaded, changed, step=found.step, **chosen)
-    print(f"{args.target}: {count(found.loaded.params if thinker else changed):,} parameters")
+        trainable = jax.tree.map(lambda leaf: leaf.astype(dtype), trainable)
+    export.save(target, state_loaded.config, state_loaded.loaded, trainable, step=state_loaded.step, **layout_options)
+    print(f"{args.target}: {count(state_loaded.loaded.params if thinker else trainable):,} parameters")
     if thinker:
         print_layout(args, config.thinker.path)
 

@@ -1,8 +1,8 @@
 """`python -m omnir1_jax.difficulty --config CONFIG --out LIST.jsonl`: which prompts are worth a group of completions.
 
-Samples `--config.step.group` completions of every prompt of the config's datasets and writes what they earn, a line a
-prompt with mean and spread (standard deviation). Lines are appended a batch at a time; the same command completes a
-list that was interrupted. Training takes prompts by `data.<task>.difficulty`, `least_spread` and `order`.
+Samples `--config.step.group` completions of every prompt of the config's datasets and writes their rewards, one line
+per prompt with mean and spread (standard deviation). Lines are appended batch by batch; if interrupted, rerun the
+command to resume. Training selects prompts by `data.<task>.difficulty`, `least_spread` and `order`.
 """
 
 import pathlib

@@ -20,7 +20,7 @@ class InputError(ValueError):
     """Bad input: the message is one clear line that names the file, key or dimension and what to do.
 
     Commands print it without a traceback and exit with status 2 (`omnir1_jax.cli`). Names of files and keys in it
-    are escaped where they hold line ends or what a terminal would obey; the middle of a very long line is left out.
+    are escaped if they hold line ends or control characters; the middle of a very long line is left out.
     """
 
     def __str__(self) -> str:
@@ -29,7 +29,7 @@ class InputError(ValueError):
 
 
 def optional(module: str, extra: str) -> types.ModuleType:
-    """Imports a module of a package that an extra brings. Raises InputError, naming the extra, where it is missing."""
+    """Imports a module of a package that an extra installs. Raises InputError, naming the extra, if it is missing."""
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
@@ -101,13 +101,13 @@ def named(target: str | os.PathLike, scratch: str | os.PathLike = "") -> Iterato
 
 def describe(failure: OSError) -> str:
     """One line: the file, the error, the free space, and what to do."""
-    where = f"{failure.filename}: " if failure.filename else ""
-    what = os.strerror(failure.errno).lower()
+    location = f"{failure.filename}: " if failure.filename else ""
+    reason = os.strerror(failure.errno).lower()
     if failure.errno in _FULL:
-        return f"{where}{what}{_free(failure.filename)}; free some space, then run the same command again"
+        return f"{location}{reason}{_free(failure.filename)}; free some space, then run the same command again"
     if failure.errno == errno.EFBIG:
-        return f"{where}{what}; raise the limit on file sizes (ulimit -f), then run the same command again"
-    return f"{where}{what}; give this user permission, or name another path"
+        return f"{location}{reason}; raise the limit on file sizes (ulimit -f), then run the same command again"
+    return f"{location}{reason}; give this user permission, or name another path"
 
 
 def _free(path: str | None) -> str:
@@ -126,9 +126,9 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
 
 
-def first_line(error: Exception, most: int = 300) -> str:
-    """What a library says went wrong, at most so many characters."""
-    return (str(error).splitlines() or [type(error).__name__])[0][:most]
+def first_line(error: Exception, max_length: int = 300) -> str:
+    """The first line of a library's error, at most `max_length` characters."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:max_length]
 
 
 def printable(text: object) -> str:

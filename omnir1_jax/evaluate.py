@@ -28,38 +28,38 @@ from omnir1_jax.inference.tasks import Options
 
 
 def rows(table: Mapping[str, Any]) -> list[tuple[str, float]]:
-    """A nested table as lines of a name and a number."""
+    """A nested table as (name, number) rows."""
     flat = flatten_dict(table, sep=" / ")
     return [(name, float(x)) for name, x in flat.items() if isinstance(x, int | float) and not isinstance(x, bool)]
 
 
 def show(results: Mapping[str, Mapping[str, Any]]) -> str:
-    """All results side by side, a column each."""
-    columns = {label or "result": dict(rows(found["table"])) for label, found in results.items()}
+    """All results side by side, one column each."""
+    columns = {label or "result": dict(rows(result["table"])) for label, result in results.items()}
     names = list(dict.fromkeys(name for column in columns.values() for name in column))
     text = lambda value: "" if value is None or math.isnan(value) else f"{value:.2f}"
     lines = [["", *columns]] + [[name, *(text(column.get(name)) for column in columns.values())] for name in names]
-    lines.append(["items", *(str(found["items"]) for found in results.values())])
-    lines.append(["unreadable", *(str(len(found["bad"])) for found in results.values())])
+    lines.append(["items", *(str(result["items"]) for result in results.values())])
+    lines.append(["unreadable", *(str(len(result["bad"])) for result in results.values())])
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    first, rest = widths[0], widths[1:]
-    drawn = [
-        line[0].ljust(first) + "".join(f"  {cell.rjust(width)}" for cell, width in zip(line[1:], rest))
+    first, others = widths[0], widths[1:]
+    table_lines = [
+        line[0].ljust(first) + "".join(f"  {cell.rjust(width)}" for cell, width in zip(line[1:], others))
         for line in lines
     ]
-    return "\n".join(drawn + remarks(results))
+    return "\n".join(table_lines + remarks(results))
 
 
 def remarks(results: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """What was left out of a benchmark, and the paper's columns by the scoring that is not shown."""
-    out = []
+    """Notes on omissions of a benchmark, and the paper's columns by the scoring that is not shown."""
+    lines = []
     for label, result in results.items():
-        lead = f"{label}: " if label else ""
-        out += [f"{lead}{note}" for note in result.get("notes", ())]
+        prefix = f"{label}: " if label else ""
+        lines += [f"{prefix}{note}" for note in result.get("notes", ())]
         if other := result.get("other_scoring"):
             values = ", ".join(f"{name} {value:.2f}" for name, value in other["paper"].items())
-            out.append(f"{lead}scoring {other['scoring']}: {values}")
-    return out
+            lines.append(f"{prefix}scoring {other['scoring']}: {values}")
+    return lines
 
 
 _CONFIG = settings.define()
@@ -77,7 +77,7 @@ _OUT = cli.flag.string("out", None, "Directory of the results; an unfinished eva
 _ROOT = cli.flag.string("root", "", "Directory of the dataset, or its id in the hub's cache; the config's if empty.")
 _SPLIT = cli.flag.string("split", "", "Split; the benchmark's usual one by default.")
 _TASKS = cli.flag.list("tasks", [], "Tasks of the config that are held out (synthetic); all by default.")
-_LIMIT = cli.flag.integer("limit", 0, "Most items, the first ones; 0: all.", lower_bound=0)
+_LIMIT = cli.flag.integer("limit", 0, "Maximum items, the first ones; 0: all.", lower_bound=0)
 _KEYFRAMES = cli.flag.list("keyframes", ["plan"], f"One or several of {', '.join(KEYFRAMES)}.")
 _SYSTEM2 = cli.flag.string(
     "system2",
@@ -87,10 +87,10 @@ _SYSTEM2 = cli.flag.string(
 )
 _BOXES = cli.flag.string("boxes", "", "With --system2=file: boxes by sample and frame that another model found.")
 _MASKS = cli.flag.string("masks", "", "With --system2=file: masks by sample and frame that another model made of text.")
-_BATCH_SIZE = cli.flag.integer("batch_size", 4, "Items at a time, over all devices.", lower_bound=1)
+_BATCH_SIZE = cli.flag.integer("batch_size", 4, "Items per batch, over all devices.", lower_bound=1)
 _FRAMES = cli.flag.integer("frames", 0, "Frames System 1 sees; 0: as in training.", lower_bound=0)
 _SAMPLING = cli.flag.enum("sampling", "", ["", "uniform", "video"], "Over the whole clip, or 2 a second.")
-_OBJECTS = cli.flag.integer("objects", 8, "Most objects of an answer.", lower_bound=1)
+_OBJECTS = cli.flag.integer("objects", 8, "Maximum objects of an answer.", lower_bound=1)
 _HOLE_AREA = cli.flag.integer("hole_area", 0, "Fill holes of masks up to this many of the segmenter's pixels.")
 _SOUND = cli.flag.enum("sound", "own", SOUNDS, "Whose sound a clip has.")
 _SCORING = cli.flag.enum(
@@ -102,13 +102,13 @@ _SCORING = cli.flag.enum(
 _SEED = cli.flag.integer("seed", 0, "Of sampling, random keyframes and prompts' examples.")
 _TEMPERATURE = cli.flag.float("temperature", 0.0, "Of System 1; 0 is greedy.", lower_bound=0.0)
 _MAX_TOKENS = cli.flag.integer("max_tokens", 0, "Of System 1's answer; 0: the config's.", lower_bound=0)
-_TOKENS = cli.flag.integer("tokens", 0, "Most visual tokens of a frame for System 1, as 128 or 256.", lower_bound=0)
+_TOKENS = cli.flag.integer("tokens", 0, "Maximum visual tokens of a frame for System 1, as 128 or 256.", lower_bound=0)
 _PROMPT = cli.flag.enum("prompt", "", ["", "thinking", "direct"], "Prompt of questions; the config's by default.")
 _AUDIO_SECONDS = cli.flag.float("audio_seconds", -1.0, "Sound heard with questions; -1: the benchmark's usual length.")
 
 
 def options() -> Options:
-    """Each from the flag of its name."""
+    """Each option from the flag of its name."""
     values = {field.name: flags.FLAGS[field.name].value for field in dataclasses.fields(Options)}
     return Options(**values | {"tasks": tuple(_TASKS.value), "keyframes": (_KEYFRAMES.value or [""])[0]})
 
@@ -122,7 +122,7 @@ def main(_) -> None:
     folders.apart(out, store.FLAG, inputs | {"--root": _ROOT.value, "--boxes": _BOXES.value, "--masks": _MASKS.value})
     with folders.hold(out, store.KIND, store.FLAG, adopt=store.adopt):
         keep_compiled(folders.begin(out, store.CACHE, store.FLAG))
-        made = load.load_systems(
+        systems = load.load_systems(
             _CHECKPOINT.value,
             _CONFIG.value,
             _SYSTEM2.value,
@@ -130,7 +130,7 @@ def main(_) -> None:
             max_tokens=_MAX_TOKENS.value,
             step=_STEP.value,
         )
-        results = evaluate(made, options(), out, tuple(_KEYFRAMES.value))
+        results = evaluate(systems, options(), out, tuple(_KEYFRAMES.value))
     print(show(results))
     print(f"{out}: {RESULTS}, report.html")
 

@@ -1,4 +1,4 @@
-"""`python -m omnir1_jax.fetch model|dataset NAME [--out DIRECTORY]`: gets weights and data from the Hugging Face hub.
+"""`python -m omnir1_jax.fetch model|dataset NAME [--out DIRECTORY]`: weights and data from the Hugging Face hub.
 
 NAME is one of the list that `python -m omnir1_jax.fetch` prints, or any `org/name`. Models go into the hub's cache,
 where `--checkpoint org/name` and the settings `thinker.path` and `sam2.path` find them. A dataset of the list goes into
@@ -25,31 +25,31 @@ STAMP = ".unpacked"
 OPENERS = {".zip": zipfile.ZipFile, ".tar": tarfile.open, ".tgz": tarfile.open, ".gz": tarfile.open}
 
 
-def listed() -> str:
-    """What can be fetched by name, a line each."""
+def list_sources() -> str:
+    """The sources that can be fetched by name, one line each."""
     lines = []
     for kind, table in TABLES.items():
-        lines += [f"{kind} {name:22} {one.repo or 'by hand':36} {one.licence}" for name, one in table.items()]
+        lines += [f"{kind} {name:22} {source.repo or 'by hand':36} {source.licence}" for name, source in table.items()]
     return "\n".join(lines)
 
 
-def chosen(kind: str, name: str) -> Source:
-    """Of the table, or a repository by its id. Raises `InputError`."""
+def find_source(kind: str, name: str) -> Source:
+    """The source of a name in the table, or of a repository's id. Raises `InputError`."""
     if kind not in TABLES:
         raise InputError(f"fetch: {kind!r} is neither model nor dataset; see python -m omnir1_jax.fetch")
     table = TABLES[kind]
-    repos = [one.repo for one in table.values()]  # one may hold several datasets
-    known = {one.repo.lower(): one for one in table.values() if repos.count(one.repo) == 1}
-    if found := table.get(name.lower()) or known.get(name.lower()):
-        return found
+    repos = [source.repo for source in table.values()]  # one may hold several datasets
+    by_repo = {source.repo.lower(): source for source in table.values() if repos.count(source.repo) == 1}
+    if source_found := table.get(name.lower()) or by_repo.get(name.lower()):
+        return source_found
     if name.count("/") == 1:
         return Source(name, "see its page", hub.MODEL_FILES if kind == "model" else None)
     raise InputError(f"fetch {kind}: {name!r} is none of {', '.join(table)}, and no id such as org/name")
 
 
 def unpack(folder: pathlib.Path) -> list[str]:
-    """Unpacks the archives in `folder`, each once, beside themselves; says of those unpacked now what they held."""
-    done = []
+    """Unpacks the archives in `folder`, each once, beside themselves; returns the contents of those unpacked now."""
+    unpacked = []
     for path in sorted(folder.rglob("*")):
         opener = OPENERS.get(path.suffix)
         stamp = path.with_name(path.name + STAMP)
@@ -63,20 +63,20 @@ def unpack(folder: pathlib.Path) -> list[str]:
         except (zipfile.BadZipFile, tarfile.TarError) as error:
             raise InputError(f"{path}: not a readable archive ({error}); move it elsewhere and rerun") from error
         stamp.touch()
-        held = sorted({str(path.parent / name.removeprefix("./").split("/")[0]) for name in names})
-        done.append(f"{path.name}: {', '.join(held[:3])}{', ...' if len(held) > 3 else ''}")
-    return done
+        entries = sorted({str(path.parent / name.removeprefix("./").split("/")[0]) for name in names})
+        unpacked.append(f"{path.name}: {', '.join(entries[:3])}{', ...' if len(entries) > 3 else ''}")
+    return unpacked
 
 
 def main(argv: list[str]) -> None:
     if len(argv) == 1:
-        print(listed())
+        print(list_sources())
         return
     if len(argv) != 3:
         raise InputError("fetch: say model or dataset, then a name; without either it lists what there is")
     logging.set_verbosity(logging.ERROR)
     kind, name = argv[1:]
-    source = chosen(kind, name)
+    source = find_source(kind, name)
     print(printable(f"{name}: licence: {source.licence}"))
     if not source.repo:
         raise InputError(f"{name}: is not on the hub; get it by hand: {source.by_hand}")

@@ -34,10 +34,10 @@ _TASK = cli.flag.enum("task", "vos", FAMILIES, "vos: by sight; refavs: by sound 
 _OPTIONS = cli.flag.multi_string("option", [], "Of a question, to choose from; once for each.")
 _START = cli.flag.float("start", None, "Seconds; where the part of a video file begins.", lower_bound=0.0)
 _END = cli.flag.float("end", None, "Seconds; where it ends.", lower_bound=0.0)
-_FRAMES = cli.flag.integer("frames", 0, "Most frames that System 1 sees; 0: as in training.", lower_bound=0)
-_AUDIO_SECONDS = cli.flag.float("audio_seconds", -1.0, "Most sound that is heard; 0: none, -1: as in training.")
+_FRAMES = cli.flag.integer("frames", 0, "Maximum frames that System 1 sees; 0: as in training.", lower_bound=0)
+_AUDIO_SECONDS = cli.flag.float("audio_seconds", -1.0, "Maximum seconds of sound; 0: none, -1: as in training.")
 _MOST = cli.flag.integer("most_frames", 1000, "A longer video is refused.", lower_bound=1)
-_OBJECTS = cli.flag.integer("objects", 8, "Most objects of an answer.", lower_bound=1)
+_OBJECTS = cli.flag.integer("objects", 8, "Maximum objects of an answer.", lower_bound=1)
 _SYSTEM2 = cli.flag.string(
     "system2",
     "self",
@@ -53,13 +53,13 @@ _MEGABYTES = cli.flag.integer("max_megabytes", 200, "Largest upload of the page.
 _CLIP = cli.flag.float("max_seconds", 60.0, "Longest clip of the page.", lower_bound=0.1)
 
 
-def asked() -> Ask:
+def ask_from_flags() -> Ask:
     if _QUESTION.value and _TASK.present and _TASK.value != "qa":
         raise InputError(f"--question: goes with --task=qa, not with --task={_TASK.value}")
     if _OPTIONS.value and not (_QUESTION.value or _TASK.value == "qa"):
         raise InputError("--option: only a question has options; add --question")
-    named = {"family": "qa" if _QUESTION.value else _TASK.value, "options": tuple(_OPTIONS.value)}
-    return Ask(**named, **{f.name: flags.FLAGS[f.name].value for f in dataclasses.fields(Ask) if f.name not in named})
+    given = {"family": "qa" if _QUESTION.value else _TASK.value, "options": tuple(_OPTIONS.value)}
+    return Ask(**given, **{f.name: flags.FLAGS[f.name].value for f in dataclasses.fields(Ask) if f.name not in given})
 
 
 def main(_) -> None:
@@ -73,11 +73,11 @@ def main(_) -> None:
         from omnir1_jax.inference import serve  # optional at import
 
         page = serve.require()
-        made = load.load_systems(_CHECKPOINT.value, _CONFIG.value, **decoding)
+        systems = load.load_systems(_CHECKPOINT.value, _CONFIG.value, **decoding)
         limits = serve.Limits(_MEGABYTES.value, _CLIP.value, _MOST.value)
-        serve.launch(page, made, limits, system2=_SYSTEM2.value, host=_HOST.value, port=_PORT.value)
+        serve.launch(page, systems, limits, system2=_SYSTEM2.value, host=_HOST.value, port=_PORT.value)
         return
-    ask, out = asked(), _OUT.value
+    ask, out = ask_from_flags(), _OUT.value
     outputs.check_target(out)
     inputs = from_checkpoint.inputs(_CHECKPOINT.value, _CONFIG.value)
     folders.apart(out, outputs.FLAG, inputs | {"--video": ask.video, "--audio": ask.audio})

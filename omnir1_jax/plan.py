@@ -5,7 +5,7 @@ Compiles the real step with the TPU compiler, on a machine without a TPU and wit
 
 import os
 
-# Platform set-up has to precede the import of jax: libtpu only compiles, what tracing makes lies on the CPU.
+# Platform set-up has to precede the import of jax: libtpu only compiles, arrays made by tracing are on the CPU.
 os.environ.update(JAX_PLATFORMS="cpu", TPU_SKIP_MDS_QUERY="1", ALLOW_MULTIPLE_LIBTPU_LOAD="1")
 
 from typing import Any
@@ -55,7 +55,7 @@ def main(_: Any) -> int:
     expected = report.Expected(_COMPLETION.value, _ANSWER.value, _FRAMES.value)
     if _COMPLETION.value is not None and _COMPLETION.value < 1:
         raise InputError("--completion: must be at least 1")
-    how = dict(hbm=_HBM.value, expected=expected, stages=_STAGES.value, effort=_EFFORT.value)
+    options = dict(hbm=_HBM.value, expected=expected, stages=_STAGES.value, effort=_EFFORT.value)
     config, topologies, log = _CONFIG.value, _TOPOLOGY.value.split(","), lambda line: print(line, flush=True)
     if validation.STAGE in _STAGES.value and (_SEARCH.value or len(topologies) > 1):
         raise InputError("--stages: validate takes one --topology, and no --search")
@@ -65,22 +65,22 @@ def main(_: Any) -> int:
         for flag, value in (("search", _SEARCH.value), ("price", _PRICE.value is not None)):
             if value:
                 raise InputError(f"--{flag}: takes one --topology")
-        plans = scaling.weak(config, topologies, **how, log=log)
-        found, text, good = plans, table.scaling(plans), all(plan["fits"] for plan in plans)
+        plans = scaling.weak(config, topologies, **options, log=log)
+        result, text, fits = plans, table.scaling(plans), all(plan["fits"] for plan in plans)
     else:
         if _SEARCH.value:
-            found = search.cheapest(config, topologies[0], **how, log=log, tries=_TRIES.value)
+            result = search.cheapest(config, topologies[0], **options, log=log, tries=_TRIES.value)
         else:
-            found = report.plan(config, topologies[0], **how)
-        found = {"config": config.name} | found
-        text, good = table.table(found), found["fits"]
+            result = report.plan(config, topologies[0], **options)
+        result = {"config": config.name} | result
+        text, fits = table.table(result), result["fits"]
         if _PRICE.value is not None:
-            found |= {"run": price.run(found, config, _PRICE.value)}
-            text += "\n" + price.line(found["run"], found, config)
+            result |= {"run": price.run(result, config, _PRICE.value)}
+            text += "\n" + price.line(result["run"], result, config)
     print(text, flush=True)
     if _JSON.value:
-        output_file.write(_JSON.value, "--json", found, is_output)
-    return 0 if good else 1
+        output_file.write(_JSON.value, "--json", result, is_output)
+    return 0 if fits else 1
 
 
 def is_output(value: Any) -> bool:
@@ -90,11 +90,11 @@ def is_output(value: Any) -> bool:
 
 
 def read_plan(path: str) -> dict[str, Any]:
-    """What `--json` wrote."""
-    found = json_file.read_object(path, "--summary")
-    if "hbm_bytes_per_chip" not in found:
-        raise InputError(f"--summary: {path} is no plan of one topology")
-    return found
+    """A plan written by `--json`."""
+    plan = json_file.read_object(path, "--summary")
+    if "hbm_bytes_per_chip" not in plan:
+        raise InputError(f"--summary: {path} is not a plan of one topology")
+    return plan
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """`python -m omnir1_jax.profile WORKDIR`: seconds by stage of the steps that a run traced (`config.profile`).
 
-Seconds are those of the devices' operations, all devices and threads added up. With `--json` as JSON.
+Seconds are those of the devices' operations, summed over all devices and threads. With `--json` as JSON.
 """
 
 import argparse
@@ -21,11 +21,11 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> None:
-    found = trace.read(args.trace)
+    tasks = trace.read(args.trace)
     if args.json:
-        print(json.dumps({task: traced._asdict() for task, traced in found.items()}, indent=2))
+        print(json.dumps({task: traced._asdict() for task, traced in tasks.items()}, indent=2))
     else:
-        print(trace.table(found))
+        print(trace.table(tasks))
 
 
 if __name__ == "__main__":

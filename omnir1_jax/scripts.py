@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 
 def __getattr__(command: str) -> Callable[[], None]:
-    """What runs a command; it ends the process with the command's exit status."""
+    """A function that runs a command and ends the process with the command's exit status."""
     if command.startswith("_"):
         raise AttributeError(command)
 

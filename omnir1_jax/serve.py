@@ -37,8 +37,8 @@ def main(_: list[str]) -> None:
         return refusal.text if refusal else ""
 
     with run_server.opened(run, host, _PORT.value, refuse) as server:
-        shown, port = f"[{host}]" if ":" in host else host, server.server_address[1]
-        print(f"the page is at http://{shown}:{port} (Ctrl-C stops it)", flush=True)
+        address, port = f"[{host}]" if ":" in host else host, server.server_address[1]
+        print(f"the page is at http://{address}:{port} (Ctrl-C stops it)", flush=True)
         with contextlib.suppress(KeyboardInterrupt):  # of SIGTERM too, see `signals.interruptible`
             server.serve_forever()
 

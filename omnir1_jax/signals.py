@@ -65,15 +65,15 @@ def _caught(
     receiver, sender = socket.socketpair()
     sender.setblocking(False)
     thread = threading.Thread(target=_listen, args=(receiver, numbers, notify), name="signals", daemon=True)
-    before = {number: signal.signal(number, handler) for number in numbers}
+    handlers = {number: signal.signal(number, handler) for number in numbers}
     wakeup = signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)
     thread.start()
     try:
         yield
     finally:
         signal.set_wakeup_fd(wakeup)
-        for number, previous in before.items():
-            signal.signal(number, previous)
+        for number, old_handler in handlers.items():
+            signal.signal(number, old_handler)
         sender.close()
         thread.join()
         receiver.close()

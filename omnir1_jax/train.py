@@ -1,9 +1,9 @@
-"""`python -m omnir1_jax.train --config configs/toy.py --workdir DIR`: trains, and resumes where it was stopped.
+"""`python -m omnir1_jax.train --config configs/toy.py --workdir DIR`: trains, and resumes an interrupted run.
 
 The work directory gets `config.json`, `metrics.jsonl`, `rollouts.jsonl`, `pictures/`, `tensorboard/`, `checkpoints/`,
 and at the end `weights/` (Hugging Face layout), `summary.json` and `report.html`.
 
-Every process ends with 0 (finished), 2 (invalid, or a failure that would come again) or 42 (run again to resume).
+Every process ends with 0 (finished), 2 (invalid, or a failure that a rerun would repeat) or 42 (rerun to resume).
 """
 
 import sys
@@ -26,7 +26,7 @@ _JOIN = start.flags()
 
 def main(_) -> None:
     cli.need(config=_CONFIG, workdir=_WORKDIR)
-    logging.set_verbosity(logging.WARNING)  # orbax tells of every step
+    logging.set_verbosity(logging.WARNING)  # orbax logs every step
     _JOIN()
     with start.ends_together():
         start.check()

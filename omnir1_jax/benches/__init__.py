@@ -1,1 +1,1 @@
-"""One benchmark a module; each has `run(quick: bool) -> dict` and measures both sides in one process."""
+"""One benchmark per module; each has `run(quick: bool) -> dict` and measures both sides in one process."""

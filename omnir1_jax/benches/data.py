@@ -22,7 +22,7 @@ from omnir1_jax.data.synthetic.world import WorldConfig
 
 
 def by_opencv(path: str, indices: Sequence[int]) -> UInt8[np.ndarray, "t h w 3"]:
-    """Frames as the usual reader gets them: every frame grabbed in order, the wanted ones retrieved."""
+    """Frames as OpenCV users read them: every frame grabbed in order, the wanted ones retrieved."""
     capture, frames, wanted = cv2.VideoCapture(path), [], set(indices)
     for index in range(max(indices) + 1):
         capture.grab()
@@ -41,14 +41,14 @@ def run(quick: bool) -> dict:
         with tempfile.TemporaryDirectory() as root:
             path = pathlib.Path(root) / "film.mp4"
             path.write_bytes(encode.mp4(make_clip(world, 0).frames, 30.0))
-            spread = np.linspace(0, world.frames - 1, min(24, world.frames), dtype=int).tolist()
-            for name, indices in (("all", list(range(world.frames))), ("sparse", spread)):
+            sparse = np.linspace(0, world.frames - 1, min(24, world.frames), dtype=int).tolist()
+            for name, indices in (("all", list(range(world.frames))), ("sparse", sparse)):
                 sides = {
                     "ours": lambda indices=indices: media.load_frames(VideoFile(str(path)), indices),
                     "opencv": lambda indices=indices: by_opencv(str(path), indices),
                 }
                 difference = np.abs(sides["ours"]().astype(int) - sides["opencv"]())
-                if difference.mean() > 1:  # the two convert colours with other roundings
+                if difference.mean() > 1:  # the two round colours differently
                     raise AssertionError(f"the frames of both differ by {difference.mean():.2f} levels")
                 seconds = {side: [] for side in sides}
                 for _ in range(2 if quick else 9):

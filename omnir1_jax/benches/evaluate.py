@@ -1,9 +1,9 @@
-"""Clips a minute of a whole evaluation of video segmentation: this package against the usual way in PyTorch.
+"""Clips per minute of a complete evaluation of video segmentation: this package against the usual way in PyTorch.
 
 The toy's weights (configs/toy.py, so run it from a checkout) on held-out clips of the synthetic world: frames decoded,
 System 1 greedy, System 2 on the keyframes, SAM 2 over every frame, masks lifted, written as PNGs and scored. The other
-side is `usual_pipeline`: transformers' models of the same files, batched, its torch threads the better of one and all
-cores. What both sides found is compared before anything is timed.
+side is `usual_pipeline`: transformers' models of the same files, batched, with one torch thread or one per core,
+whichever is faster. The results of both sides are compared before anything is timed.
 """
 
 import dataclasses
@@ -31,25 +31,27 @@ QUICK_CLIPS = 8
 
 
 def run(quick: bool) -> dict:
-    """Clips a minute on both sides, their ratio, and the share of items on which they agree."""
+    """Clips per minute on both sides, their ratio, and the share of items on which they agree."""
     import torch
 
     from omnir1_jax.benches import usual_pipeline
 
     count, repeats = (QUICK_CLIPS, 1) if quick else (CLIPS, 3)
     options = Options(tasks.SYNTHETIC, tasks=("vos",), limit=count, batch_size=BATCH)
-    made = load.load_systems(from_checkpoint.TOY)
-    (benchmark,) = tasks.benchmarks(made, options)
-    benchmark = _held(benchmark, options)
-    config = made.config
-    spoken = made.models.grounder.sampling
-    usual = usual_pipeline.load(config.thinker.path, config.sam2.path, made.tokenizer, benchmark, made.step, spoken)
+    systems = load.load_systems(from_checkpoint.TOY)
+    (benchmark,) = tasks.benchmarks(systems, options)
+    benchmark = _in_memory(benchmark, options)
+    config = systems.config
+    sampling = systems.models.grounder.sampling
+    usual = usual_pipeline.load(
+        config.thinker.path, config.sam2.path, systems.tokenizer, benchmark, systems.step, sampling
+    )
     with tempfile.TemporaryDirectory() as scratch:
         folders = iter(pathlib.Path(scratch, str(n)) for n in range(100))
 
         def ours() -> pathlib.Path:
             out = next(folders)
-            runs.evaluate(made, benchmark, options, out, quiet=True)
+            runs.evaluate(systems, benchmark, options, out, quiet=True)
             return out
 
         def theirs() -> pathlib.Path:
@@ -70,45 +72,45 @@ def run(quick: bool) -> dict:
     }
 
 
-def _held(benchmark: Benchmark, options: Options) -> Benchmark:
+def _in_memory(benchmark: Benchmark, options: Options) -> Benchmark:
     if not benchmark.task.plans:
-        raise InputError(f"evaluate: {benchmark.name} is no video segmentation")
-    reader = benchmark.reader  # in memory, as files would be: drawing the synthetic world is no part of an evaluation
+        raise InputError(f"evaluate: {benchmark.name} is not video segmentation")
+    reader = benchmark.reader  # in memory: drawing the synthetic world is not part of an evaluation
     refs = [reader[position] for position in tasks.positions(benchmark, options)]
     return dataclasses.replace(benchmark, reader=in_memory(reader.name, reader.split, refs))
 
 
 def _evaluate(usual: Any, answer: Callable[..., Any], benchmark: Benchmark, count: int, out: pathlib.Path) -> None:
-    """The other side's evaluation, with the same files in the end."""
+    """The other side's evaluation, which writes the same files."""
     lines = []
     for start in range(0, count, BATCH):
         positions = range(start, min(start + BATCH, count))
-        for position, found in zip(positions, answer(usual, positions)):
+        for position, answered in zip(positions, answer(usual, positions)):
             ref = benchmark.reader[position]
-            names = scores.names(ref, len(found.masks))
-            predictions.write(str(out / "predictions"), *scores.place(ref), names, found.masks)
-            score = scores.score(ref, found.masks)
-            lines.append({"position": position, "completion": found.completion, "scores": score})
+            names = scores.names(ref, len(answered.masks))
+            predictions.write(str(out / "predictions"), *scores.place(ref), names, answered.masks)
+            score = scores.score(ref, answered.masks)
+            lines.append({"position": position, "completion": answered.completion, "scores": score})
     with atomic_path(out / "results.jsonl") as scratch:
         scratch.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
 def _agreement(benchmark: Benchmark, ours: pathlib.Path, theirs: pathlib.Path) -> dict[str, float]:
     """Share of equal answers, mean IoU of one side's masks with the other's, and both sides' J and F."""
-    mine, other = (
+    our_lines, their_lines = (
         {line["position"]: line for line in map(json.loads, (out / "results.jsonl").read_text().splitlines())}
         for out in (ours, theirs)
     )
-    same, overlap = [], []
+    equal, overlap = [], []
     for position in range(len(benchmark.reader)):
-        same.append(mine[position]["completion"] == other[position]["completion"])
+        equal.append(our_lines[position]["completion"] == their_lines[position]["completion"])
         ref = benchmark.reader[position]
         names = scores.names(ref, len(ref.frames))
         a, b = (predictions.read(str(out / "predictions"), *scores.place(ref), names) > 0 for out in (ours, theirs))
         overlap.append((a & b).sum() / (a | b).sum() if (a | b).any() else 1.0)
-    both = {
+    means = {
         f"{name}{side}": 100 * float(np.mean([line["scores"][name] for line in lines.values()]))
-        for side, lines in (("", mine), ("_torch", other))
+        for side, lines in (("", our_lines), ("_torch", their_lines))
         for name in ("J", "F")
     }
-    return {"equal_answers": float(np.mean(same)), "mask_iou": float(np.mean(overlap)), **both}
+    return {"equal_answers": float(np.mean(equal)), "mask_iou": float(np.mean(overlap)), **means}

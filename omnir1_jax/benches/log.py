@@ -1,9 +1,8 @@
-"""Steps of the toy's video segmentation with a run's log and without one, in turn.
+"""Steps of the toy's video segmentation with and without a run's log, in turn.
 
-The log is a run's: metrics, TensorBoard, all rollouts, now and then pictures, which a run makes every 50 steps and the
-share of a step counts so. Its CPU seconds are those of its own thread and of the calls that the step's thread makes.
-Whole steps with and without it are told too, but two equal steps differ by more than a log takes. Nothing is validated:
-without `validate.every` a run has nothing of it. Needs a checkout (configs/toy.py).
+The log is a run's: metrics, TensorBoard, all rollouts, and sometimes pictures, which count as in a run, once in 50
+steps. Its CPU seconds are those of its own thread and of the calls in the step's thread. Full steps with and without it
+are measured too, but two equal steps differ by more than a log takes. Needs a checkout (configs/toy.py).
 """
 
 import statistics
@@ -19,11 +18,11 @@ from omnir1_jax.config.sections import Log
 from omnir1_jax.reporting.log import RunLog
 from omnir1_jax.training import loop, measure
 
-PICTURED = 4  # steps from one picture to the next here, of which every second is logged
+PICTURED = 4  # steps between pictures here; every second step is logged
 
 
 def run(quick: bool) -> dict:
-    """Medians of CPU seconds of a step, of milliseconds of what is logged of it, and the log's share in percent."""
+    """Medians of a step's CPU seconds and of its log's milliseconds, and the log's share in percent."""
     config = toy(batch=1, group=2, tokens=6, grounding=4, keyframes=2) if quick else toy()
     with config.unlocked():
         config.data.refavs.weight, config.log.pictures_every = 0.0, PICTURED
@@ -47,17 +46,17 @@ def run(quick: bool) -> dict:
                 step_thread_seconds = time.thread_time() - began_thread
                 log.later(lambda: threads.append(time.thread_time()))
                 log.flush()
-                kind = "pictured" if step % PICTURED == 0 else "plain"
-                cpu[f"{kind}.thread"].append(threads[-1] - threads[-2])
-                cpu[f"{kind}.step"].append(step_thread_seconds)
+                label = "pictured" if step % PICTURED == 0 else "plain"
+                cpu[f"{label}.thread"].append(threads[-1] - threads[-2])
+                cpu[f"{label}.step"].append(step_thread_seconds)
             if step:  # the first one compiles
                 cpu["logged" if logged else "silent"].append(time.process_time() - started)
     stream.close()
-    middle = {name: statistics.median(values) for name, values in cpu.items()}
-    plain, pictured = (middle[f"{kind}.thread"] + middle[f"{kind}.step"] for kind in ("plain", "pictured"))
-    return {f"step_cpu_s.{side}": middle[side] for side in ("silent", "logged")} | {
-        "log_cpu_ms.of_the_steps_thread": 1e3 * middle["plain.step"],
-        "log_cpu_ms.of_its_own": 1e3 * middle["plain.thread"],
+    medians = {name: statistics.median(values) for name, values in cpu.items()}
+    plain, pictured = (medians[f"{label}.thread"] + medians[f"{label}.step"] for label in ("plain", "pictured"))
+    return {f"step_cpu_s.{side}": medians[side] for side in ("silent", "logged")} | {
+        "log_cpu_ms.of_the_steps_thread": 1e3 * medians["plain.step"],
+        "log_cpu_ms.of_its_own": 1e3 * medians["plain.thread"],
         "log_cpu_ms.with_pictures": 1e3 * pictured,
-        "percent_of_a_step": 100 * (plain + (pictured - plain) / Log().pictures_every) / middle["silent"],
+        "percent_of_a_step": 100 * (plain + (pictured - plain) / Log().pictures_every) / medians["silent"],
     }

@@ -1,7 +1,7 @@
-"""Operations of one GRPO step at the paper's sizes, from its program, beside those of the step as usually written.
+"""Operations of one GRPO step at the paper's sizes, from its program, beside those of the usual implementation.
 
-The program is the real `train_step`, lowered for one prompt without any weights; loops count with their trips. How
-many distinct keyframes a group asks for is up to the policy: the figures are for several numbers of them.
+The program is the real `train_step`, lowered for one prompt without any weights; loops count with their trips. The
+number of distinct keyframes of a group depends on the policy: the figures are for several.
 """
 
 from omnir1_jax.planning import abstract, hlo, lowering, step
@@ -10,7 +10,7 @@ FRAMES = (8, 16, 24)  # distinct keyframes of the 32 requests; 24 is every frame
 
 
 def run(quick: bool) -> dict:
-    """TFLOP a prompt by phase, and the share of the usual sum. `quick` changes nothing: nothing is run."""
+    """TFLOP per prompt by phase, and the share of the usual sum. Nothing is run; `quick` skips one remat policy."""
     usual = sum(step.USUAL.values())
     figures = {}
     for remat in ("full",) if quick else ("full", "dots_no_batch"):

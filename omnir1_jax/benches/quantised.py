@@ -1,7 +1,7 @@
 """Error of a decoder's logits by the format of its frozen weights.
 
-Random weights in bfloat16, computed with in float32, so that the format alone makes the difference. They have no
-outliers, which real weights do have, and whose groups then pay more.
+Random weights in bfloat16, used in float32, so that only the format makes a difference. They have no outliers; real
+weights do, and then groups help more.
 """
 
 import flax.linen as nn
@@ -28,12 +28,14 @@ def run(quick: bool) -> dict:
         params = nn.unbox(jax.jit(decoder.init)(jax.random.key(width), *inputs)["params"])
         params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
         logits = jax.jit(lambda params, decoder=decoder, inputs=inputs: decoder.apply({"params": params}, *inputs))
-        wanted = logits(params)
+        reference = logits(params)
         rms = lambda x: float(jnp.sqrt(jnp.mean(jnp.square(x))))
         for form in FORMATS:
-            held = jax.jit(lambda params, form=form: quantise.quantised({"text": params}, form)["text"])(params)
-            bits = sum(x.size * (4 if x.dtype == jnp.int4 else 8 * x.itemsize) for x in jax.tree.leaves(held["layers"]))
+            narrow = jax.jit(lambda params, form=form: quantise.quantised({"text": params}, form)["text"])(params)
+            bits = sum(
+                x.size * (4 if x.dtype == jnp.int4 else 8 * x.itemsize) for x in jax.tree.leaves(narrow["layers"])
+            )
             name = f"{width}x{layers}_int{form.bits}" + (f"_group_{form.group}" if form.bits == 4 else "")
-            figures[f"{name}_error"] = rms(logits(held) - wanted) / rms(wanted)
+            figures[f"{name}_error"] = rms(logits(narrow) - reference) / rms(reference)
             figures[f"{name}_bits"] = bits / sum(x.size for x in jax.tree.leaves(params["layers"]))
     return figures

@@ -1,7 +1,7 @@
 """SAM 2.1 tracking on this machine: our compiled program against transformers' video session, side by side.
 
-The same small random model, 16 frames, 1 and 8 objects boxed on frame 0, features included on both sides. Torch has
-the number of threads that is faster for it. Needs the `test` extra (torch).
+The same small random model, 16 frames, 1 and 8 objects boxed on frame 0, features included on both sides. Torch uses
+one thread or one per core, whichever is faster. Needs the `test` extra (torch).
 """
 
 import pathlib
@@ -20,13 +20,13 @@ FRAMES, OBJECTS = 16, (1, 8)
 
 
 def small(side: int) -> sam2.Sam2Config:
-    """A model between a test's and the tiny size."""
+    """A model larger than a test's and smaller than the tiny size."""
     hiera = sam2.HieraConfig(dims=(32, 64, 128, 256), blocks=(1, 2, 5, 2), global_blocks=(4, 6))
     return sam2.Sam2Config(hiera=hiera, width=128, decoder_mlp=512, attention_mlp=512, fuser_mlp=256, side=side)
 
 
 def torch_run(model: Any, video: np.ndarray, boxes: np.ndarray) -> Callable[[], np.ndarray]:
-    """A whole clip with transformers; gives the last frame's logits."""
+    """A full clip with transformers; returns the last frame's logits."""
     import torch
     from transformers.models.sam2_video.modeling_sam2_video import Sam2VideoInferenceSession
 
@@ -48,13 +48,13 @@ def torch_run(model: Any, video: np.ndarray, boxes: np.ndarray) -> Callable[[], 
 
 
 def run(quick: bool) -> dict[str, float]:
-    """Seconds a clip on both sides, their ratio, the time to compile, and how far the last frame's logits differ."""
+    """Seconds per clip on both sides, their ratio, compile time, and the last frame's difference in logits."""
     import torch
     from transformers import Sam2VideoModel
 
     torch.set_num_threads(1)
     side, repeats = (64, 3) if quick else (256, 5)
-    rng, out = np.random.default_rng(0), {}
+    rng, figures = np.random.default_rng(0), {}
     video = rng.normal(size=(FRAMES, side, side, 3)).astype(np.float32)
     with tempfile.TemporaryDirectory() as scratch:
         folder = pathlib.Path(scratch) / "model"
@@ -64,8 +64,8 @@ def run(quick: bool) -> dict[str, float]:
         torch_model = Sam2VideoModel.from_pretrained(folder).eval()
         model, params = sam2.load(folder, object_chunk=max(OBJECTS))
     for objects in OBJECTS:
-        out |= measure(model, params, torch_model, video, objects, repeats, rng)
-    return out
+        figures |= measure(model, params, torch_model, video, objects, repeats, rng)
+    return figures
 
 
 def measure(
@@ -104,12 +104,12 @@ def random_params(config: sam2.Sam2Config, rng: np.random.Generator) -> Any:
 
     shapes = nn.meta.unbox(sam2.abstract_params(config))
 
-    def one(path: tuple, leaf: Any) -> np.ndarray:
+    def random_leaf(path: tuple, leaf: Any) -> np.ndarray:
         name = path[-1].key
         if name == "kernel":
             return (rng.normal(size=leaf.shape) / np.sqrt(np.prod(leaf.shape[-3:-1]))).astype(np.float32)
         return (0.1 * rng.normal(size=leaf.shape) + (name == "scale")).astype(np.float32)
 
-    params = jax.tree_util.tree_map_with_path(one, shapes)
+    params = jax.tree_util.tree_map_with_path(random_leaf, shapes)
     params["mask_decoder"]["object_head"]["proj_out"]["bias"] += 3.0
     return params

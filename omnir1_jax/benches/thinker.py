@@ -1,9 +1,9 @@
 """The thinker's language model against transformers on this CPU: prefill, decoding, rollout, scoring, learning.
 
-Both sides hold the same random weights in float32, written by transformers and read by `load`; the numbers that they
-compute are asserted equal before anything is timed. The usual way of a group of completions is theirs: `generate`
+Both sides hold the same random weights in float32, written by transformers and read by `load`; their numbers are
+asserted equal before anything is timed. Transformers' side is the usual way for a group of completions: `generate`
 with `num_return_sequences`, then a forward (and backward) pass over each prompt with its completion. PyTorch runs with
-one thread and with as many as there are cores, and the better time counts.
+one thread and with one per core, and the better time counts.
 """
 
 import functools
@@ -73,7 +73,7 @@ def _best(function: Callable, repeats: int) -> float:
 
 
 def _reference(hidden, ffn, layers, heads, key_heads, vocabulary):
-    """transformers' thinker, the encoders as small as they can be; norms and biases random like all else."""
+    """transformers' thinker with the smallest possible encoders; norms and biases are random too."""
     import torch
     from transformers import Qwen2_5OmniThinkerConfig, Qwen2_5OmniThinkerForConditionalGeneration
 
@@ -155,28 +155,28 @@ def _theirs(model, tokens, completions) -> dict[str, Any]:
 
     ids = torch.tensor(tokens)
     _, group, count = completions.shape
-    whole = torch.cat([ids.repeat(group, 1), torch.tensor(completions[0])], 1)
+    sequences = torch.cat([ids.repeat(group, 1), torch.tensor(completions[0])], 1)
 
     def prefill():
         with torch.no_grad():
             out = model(input_ids=ids, use_cache=True, logits_to_keep=1)
         return out.logits[:, -1]
 
-    stamps = []  # when each token of a rollout was there
+    stamps = []  # the time of each token of a rollout
 
     def stamp(tokens, scores, **_):
         stamps.append(time.perf_counter())
         return torch.zeros(len(tokens), dtype=torch.bool)
 
     def rollout():
-        how = dict(do_sample=True, temperature=1.0, top_k=0, top_p=1.0, stopping_criteria=[stamp])
+        options = dict(do_sample=True, temperature=1.0, top_k=0, top_p=1.0, stopping_criteria=[stamp])
         with torch.no_grad():
-            return model.generate(input_ids=ids, max_new_tokens=count, num_return_sequences=group, **how)
+            return model.generate(input_ids=ids, max_new_tokens=count, num_return_sequences=group, **options)
 
     def logprobs():
-        out = model.model.language_model(input_ids=whole, use_cache=False).last_hidden_state
+        out = model.model.language_model(input_ids=sequences, use_cache=False).last_hidden_state
         logits = model.lm_head(out[:, ids.shape[1] - 1 : -1])
-        return logits.log_softmax(-1).gather(-1, whole[:, ids.shape[1] :, None])[..., 0]
+        return logits.log_softmax(-1).gather(-1, sequences[:, ids.shape[1] :, None])[..., 0]
 
     def scored():
         with torch.no_grad():
@@ -206,7 +206,7 @@ def _greedy(model, ids, count):
 
 
 def _same(ours: dict[str, Callable], theirs: dict[str, Any]) -> None:
-    """Both compute the same, else there is nothing to compare."""
+    """Asserts that both sides compute the same."""
     np.testing.assert_allclose(ours["prefill"]()[1], theirs["prefill"]().numpy(), atol=2e-3)
     np.testing.assert_allclose(ours["score"]()[0], theirs["score"]().numpy(), atol=2e-3)
     greedy = ours["greedy"]().tokens[0]

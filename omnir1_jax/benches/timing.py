@@ -8,18 +8,18 @@ from typing import Any
 
 
 def median_seconds(runs: Sequence[Callable[[], Any]], repeats: int) -> list[float]:
-    """Medians of the runs' times, taken in turns so that all sides meet the same machine."""
+    """Medians of the runs' times, taken in turns so that all sides run under the same conditions."""
     times: list[list[float]] = [[] for _ in runs]
     for _ in range(repeats):
-        for mine, run in zip(times, runs, strict=True):
+        for run_times, run in zip(times, runs, strict=True):
             start = time.perf_counter()
             run()
-            mine.append(time.perf_counter() - start)
+            run_times.append(time.perf_counter() - start)
     return [statistics.median(t) for t in times]
 
 
 def fewest_seconds(run: Callable[[], Any], repeats: int = 1) -> None:
-    """Leaves torch with the number of threads that suits `run` best: one, or all cores."""
+    """Sets torch's number of threads to the faster one for `run`: one, or all cores."""
     import torch
 
     times = {}

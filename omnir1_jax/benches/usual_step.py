@@ -1,8 +1,8 @@
-"""A GRPO step as it is usually written: PyTorch, transformers' models and warpers, SAM 2's session.
+"""The usual implementation of a GRPO step: PyTorch, transformers' models and warpers, SAM 2's session.
 
 It encodes a clip once for the group, applies the head only where logits are needed, and attends causally without
-padding: all rows of a batch have one length here. Prompts are read in every row of the group, as `generate` and a
-trainer's forward pass over prompt and completion do; System 2 is asked all questions in one batch.
+padding: all rows of a batch have one length here. Prompts are read in every row of the group, as in `generate` and in a
+trainer's forward pass over prompt and completion; System 2 answers all requests in one batch.
 """
 
 import copy
@@ -29,28 +29,28 @@ MICRO_TOKENS = 2048  # of a forward and backward pass; more are slower on a CPU,
 
 
 class Usual(NamedTuple):
-    """The policy, System 2 and reference in one (both are the models of before training), SAM 2 and the optimizer."""
+    """The policy, System 2 and reference in one (both are the model before training), SAM 2 and the optimizer."""
 
     policy: Any
     frozen: Any
     sam2: Any
     optimizer: torch.optim.Optimizer
-    words: PreTrainedTokenizerBase
+    tokenizer: PreTrainedTokenizerBase
     example: ExampleConfig
 
 
 class Prompts(NamedTuple):
-    """Prompts of one length, with the features of what they show."""
+    """Prompts of one length, with the features of their media."""
 
     ids: Int[torch.Tensor, "n p"]
     features: Float[torch.Tensor, "m d"]
-    shown: Bool[torch.Tensor, "n p"]
+    is_media: Bool[torch.Tensor, "n p"]
     positions: Int[torch.Tensor, "3 n p"]
-    following: Int[torch.Tensor, "n 1"]
+    next_positions: Int[torch.Tensor, "n 1"]
 
 
 def load(
-    thinker: str, sam2: str, words: PreTrainedTokenizerBase, example: ExampleConfig, optimizer: Optimizer
+    thinker: str, sam2: str, tokenizer: PreTrainedTokenizerBase, example: ExampleConfig, optimizer: Optimizer
 ) -> Usual:
     """All models in float32; matrices decay, as in `build.optimizer`."""
     policy = usual_pipeline.load_thinker(thinker)
@@ -63,17 +63,19 @@ def load(
         {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
     ]
     rule = torch.optim.AdamW(groups, optimizer.learning_rate, (optimizer.b1, optimizer.b2), optimizer.eps)
-    return Usual(policy, frozen, usual_pipeline.load_sam2(sam2), rule, words, example)
+    return Usual(policy, frozen, usual_pipeline.load_sam2(sam2), rule, tokenizer, example)
 
 
 @torch.no_grad()
-def look(usual: Usual, texts: Sequence[str], media: Sequence[UInt8[np.ndarray, "t y x 3"]], kind: str) -> Prompts:
-    """Reads the texts' tokens, and runs the tower on their media ("video" or "image")."""
+def encode_prompts(
+    usual: Usual, texts: Sequence[str], media: Sequence[UInt8[np.ndarray, "t y x 3"]], kind: str
+) -> Prompts:
+    """Tokenizes the texts, and runs the encoder on their media ("video" or "image")."""
     model, sizes = usual.frozen, usual.example.sizes
-    cut = [usual_pipeline.patches(frames, sizes.cell_pixels // sizes.merge, sizes.merge) for frames in media]
-    values = torch.from_numpy(np.concatenate([values for values, _ in cut]))
-    grids = torch.tensor([grid for _, grid in cut])
-    ids = usual.words(list(texts), return_tensors="pt", add_special_tokens=False).input_ids
+    patched = [usual_pipeline.patches(frames, sizes.cell_pixels // sizes.merge, sizes.merge) for frames in media]
+    values = torch.from_numpy(np.concatenate([values for values, _ in patched]))
+    grids = torch.tensor([grid for _, grid in patched])
+    ids = usual.tokenizer(list(texts), return_tensors="pt", add_special_tokens=False).input_ids
     if kind == "video":
         features, token = model.get_video_features(values, grids), model.config.video_token_id
         seconds = torch.ones(len(texts))
@@ -83,60 +85,62 @@ def look(usual: Usual, texts: Sequence[str], media: Sequence[UInt8[np.ndarray, "
     else:
         features, token = model.get_image_features(values, grids), model.config.image_token_id
         positions, delta = model.get_rope_index(ids, image_grid_thw=grids, attention_mask=torch.ones_like(ids))
-    following = ids.shape[1] + delta.reshape(-1, 1).long()
-    return Prompts(ids, torch.cat(tuple(features.pooler_output)), ids == token, positions.long(), following)
+    next_positions = ids.shape[1] + delta.reshape(-1, 1).long()
+    return Prompts(ids, torch.cat(tuple(features.pooler_output)), ids == token, positions.long(), next_positions)
 
 
 def repeated(prompts: Prompts, group: int) -> Prompts:
     """Each prompt `group` times, its features copied."""
-    ids, shown, following = (x.repeat_interleave(group, 0) for x in (prompts.ids, prompts.shown, prompts.following))
+    ids, is_media, next_positions = (
+        x.repeat_interleave(group, 0) for x in (prompts.ids, prompts.is_media, prompts.next_positions)
+    )
     rows = prompts.features.reshape(len(prompts.ids), -1, prompts.features.shape[-1])
     features = rows.repeat_interleave(group, 0).flatten(0, 1)
-    return Prompts(ids, features, shown, prompts.positions.repeat_interleave(group, 1), following)
+    return Prompts(ids, features, is_media, prompts.positions.repeat_interleave(group, 1), next_positions)
 
 
 def embedded(model: Any, prompts: Prompts) -> Float[torch.Tensor, "n p d"]:
     x = model.model.language_model.embed_tokens(prompts.ids)
-    return x.masked_scatter(prompts.shown[..., None], prompts.features)
+    return x.masked_scatter(prompts.is_media[..., None], prompts.features)
 
 
 @torch.no_grad()
-def say(
+def generate(
     model: Any, prompts: Prompts, count: int, choose: Callable[[Float[torch.Tensor, "n v"]], Int[torch.Tensor, " n"]]
 ) -> Int[torch.Tensor, "n count"]:
-    """`count` tokens for each prompt: the loop of `generate` with its cache, and nothing else of it."""
-    text, cache, said = model.model.language_model, DynamicCache(), []
-    given = dict(inputs_embeds=embedded(model, prompts), position_ids=prompts.positions)
+    """`count` tokens per prompt: only the loop of `generate` with its cache."""
+    text, cache, tokens = model.model.language_model, DynamicCache(), []
+    inputs = dict(inputs_embeds=embedded(model, prompts), position_ids=prompts.positions)
     for n in range(count):
-        states = text(**given, past_key_values=cache, use_cache=True).last_hidden_state
-        said.append(choose(model.lm_head(states[:, -1])))
-        at = (prompts.following + n).expand(3, -1, -1)
-        given = dict(input_ids=said[-1][:, None], position_ids=at)
-    return torch.stack(said, 1)
+        states = text(**inputs, past_key_values=cache, use_cache=True).last_hidden_state
+        tokens.append(choose(model.lm_head(states[:, -1])))
+        position_ids = (prompts.next_positions + n).expand(3, -1, -1)
+        inputs = dict(input_ids=tokens[-1][:, None], position_ids=position_ids)
+    return torch.stack(tokens, 1)
 
 
 def greedy(logits: Float[torch.Tensor, "n v"]) -> Int[torch.Tensor, " n"]:
     return logits.argmax(-1)
 
 
-def sampler(how: Sampling) -> Callable[[Float[torch.Tensor, "n v"]], Int[torch.Tensor, " n"]]:
+def sampler(sampling: Sampling) -> Callable[[Float[torch.Tensor, "n v"]], Int[torch.Tensor, " n"]]:
     """Draws with transformers' warpers."""
-    warp = LogitsProcessorList([TemperatureLogitsWarper(how.temperature)])
-    if how.top_k:
-        warp.append(TopKLogitsWarper(how.top_k))
-    if how.top_p < 1:
-        warp.append(TopPLogitsWarper(how.top_p))
+    warp = LogitsProcessorList([TemperatureLogitsWarper(sampling.temperature)])
+    if sampling.top_k:
+        warp.append(TopKLogitsWarper(sampling.top_k))
+    if sampling.top_p < 1:
+        warp.append(TopPLogitsWarper(sampling.top_p))
     return lambda logits: torch.multinomial(warp(None, logits).softmax(-1), 1)[:, 0]
 
 
 def logprobs(
     model: Any, prompts: Prompts, tokens: Int[torch.Tensor, "n c"], temperature: float
 ) -> Float[torch.Tensor, "n c"]:
-    """Of the tokens after their prompts; the head sees the completions alone."""
+    """Log-probs of the tokens after their prompts; the head is applied to the completions only."""
     text, count = model.model.language_model, tokens.shape[1]
     x = torch.cat([embedded(model, prompts), text.embed_tokens(tokens)], 1)
-    after = (prompts.following + torch.arange(count)).expand(3, -1, -1)
-    positions = torch.cat([prompts.positions, after], 2)
+    completion_positions = (prompts.next_positions + torch.arange(count)).expand(3, -1, -1)
+    positions = torch.cat([prompts.positions, completion_positions], 2)
     states = text(inputs_embeds=x, position_ids=positions, use_cache=False).last_hidden_state
     logits = model.lm_head(states[:, prompts.ids.shape[1] - 1 : -1]) / temperature
     return -torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens.flatten(), reduction="none").view_as(tokens)
@@ -147,14 +151,14 @@ def learn(
     prompts: Prompts,
     tokens: Int[torch.Tensor, "n c"],
     rewards: Float[np.ndarray, "b g"],
-    how: Sampling,
+    sampling: Sampling,
     grpo: Grpo,
     clip_norm: float,
 ) -> tuple[float, float]:
     """One update in micro-batches: log-probs of reference and policy, the clipped loss, AdamW. Loss and gradient norm.
 
     Args:
-      prompts: one for each completion.
+      prompts: one per completion.
     """
     r = torch.from_numpy(rewards)
     advantage = ((r - r.mean(1, keepdim=True)) / (r.std(1, keepdim=True) + 1e-4)).flatten()
@@ -163,18 +167,18 @@ def learn(
     size = max(1, MICRO_TOKENS // (prompts.ids.shape[1] + tokens.shape[1]))
     features = prompts.features.reshape(rows, -1, prompts.features.shape[-1])
     for part in torch.arange(rows).split(size):
-        own = Prompts(
-            prompts.ids[part], features[part].flatten(0, 1), prompts.shown[part], prompts.positions[:, part],
-            prompts.following[part],
+        micro_batch = Prompts(
+            prompts.ids[part], features[part].flatten(0, 1), prompts.is_media[part], prompts.positions[:, part],
+            prompts.next_positions[part],
         )  # fmt: skip
         with torch.no_grad():
-            reference = logprobs(usual.frozen, own, tokens[part], how.temperature)
-        current = logprobs(usual.policy, own, tokens[part], how.temperature)
+            reference = logprobs(usual.frozen, micro_batch, tokens[part], sampling.temperature)
+        current = logprobs(usual.policy, micro_batch, tokens[part], sampling.temperature)
         ratio = (current - current.detach()).exp()
-        gain, apart = advantage[part, None], reference - current
-        within = ratio.clamp(1 - grpo.clip_low, 1 + grpo.clip_high)
-        kl = apart.exp() - apart - 1
-        loss = (grpo.beta * kl - torch.minimum(ratio * gain, within * gain)).mean(1).sum() / rows
+        advantages, log_ratio = advantage[part, None], reference - current
+        clipped_ratio = ratio.clamp(1 - grpo.clip_low, 1 + grpo.clip_high)
+        kl = log_ratio.exp() - log_ratio - 1
+        loss = (grpo.beta * kl - torch.minimum(ratio * advantages, clipped_ratio * advantages)).mean(1).sum() / rows
         loss.backward()
         total += loss.item()
     trained = [p for group in usual.optimizer.param_groups for p in group["params"]]

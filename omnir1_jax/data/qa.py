@@ -26,7 +26,7 @@ def letter_index(options: Sequence[str], answer: str, location: str) -> int:
     """Which option the letter names. Raises `InputError`."""
     index = LETTERS.find(answer.strip()) if len(answer.strip()) == 1 else -1
     if not 0 <= index < len(options):
-        raise InputError(f"{location}: the answer {answer[:60]!r} is no letter of the {len(options)} options")
+        raise InputError(f"{location}: the answer {answer[:60]!r} is not a letter of the {len(options)} options")
     return index
 
 

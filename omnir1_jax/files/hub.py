@@ -29,7 +29,7 @@ def located(path: str, setting: str) -> str:
     if not may_be_id(path):
         return path
     raise InputError(
-        f"{setting}: {path} is no directory, and no model of this id is in the Hugging Face cache; if that is meant: "
+        f"{setting}: {path} is not a directory, and the Hugging Face cache has no model of this id; if that is meant: "
         f"python -m omnir1_jax.fetch model {path}"
     )
 
@@ -105,7 +105,7 @@ def fetch(repo: str, kind: str, patterns: Sequence[str] | None, out: str | None)
         if isinstance(error, OSError) and error.errno is not None and not isinstance(error, ConnectionError):
             raise
         raise Interrupted(f"{repo}: {first_line(error)}; run the same command again to resume") from error
-    except Exception as error:  # the client's HTTP library goes by several names, and its errors are no OSErrors
+    except Exception as error:  # the client's HTTP library goes by several names, and its errors are not OSErrors
         if not type(error).__module__.startswith("httpx"):
             raise
         raise Interrupted(f"{repo}: {first_line(error)}; run the same command again to resume") from error

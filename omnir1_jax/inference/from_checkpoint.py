@@ -69,7 +69,7 @@ def _config_of(checkpoint: str, config: ConfigDict | None) -> ConfigDict:
         return _toy() if config is None else config
     if not path.is_dir():
         raise InputError(
-            f"--checkpoint: {checkpoint} is no directory; name a run's work directory, weights, or {TOY!r}"
+            f"--checkpoint: {checkpoint} is not a directory; name a run's work directory, weights, or {TOY!r}"
         )
     if is_run(path):
         return _mixed(settings.read(path / "config.json"), config)
@@ -109,7 +109,7 @@ def load(
     path = epath.Path(hub.located(checkpoint, "--checkpoint"))
     state = is_run(path) and (path / checkpointing.FOLDER).is_dir()
     if step and not state:
-        raise InputError(f"--step: {checkpoint} is no work directory with checkpoints, so that there is no {step!r}")
+        raise InputError(f"--step: {checkpoint} is not a work directory with checkpoints, so that there is no {step!r}")
     chosen = checkpointing.named_step(path, step)
     if is_run(path) and not state:
         config = config.copy_and_resolve_references()

@@ -75,7 +75,7 @@ def write(
     """
     rate = Fraction(fps).limit_denominator(1001)
     if rate <= 0:
-        raise InputError(f"{target}: {fps} frames a second is no rate")
+        raise InputError(f"{target}: {fps} frames per second is not a valid rate")
     encoder = h264_encoder(ENCODERS)
     with tempfile.TemporaryDirectory(prefix="omnir1_jax_video_") as folder:
         # Written locally first: the index is moved to the front at the end, which needs a real file.

@@ -179,7 +179,7 @@ def test_folder_keys(copy):
         ({"video": "../x.mp4"}, "leaves the dataset's root"),
         ({"audio": "/etc/passwd"}, "leaves the dataset's root"),
         ({"options": ["only one"]}, "expected 2 to 10 options"),
-        ({"options": ["one", "two"], "answer": "C"}, "is no letter of the 2 options"),
+        ({"options": ["one", "two"], "answer": "C"}, "is not a letter of the 2 options"),
         ({"options": ["one", "two"], "answer": "three"}, "is none of the options"),
     ]
     original = path.read_bytes()

@@ -145,7 +145,9 @@ def test_a_model_goes_into_the_cache_and_is_found_by_its_id(fetch, tmp_path, mon
         settings.parse(argv)
         assert flags.FLAGS.config.thinker.path == str(folder)
     assert from_checkpoint.config_of("Haoz0206/Omni-R1", settings.defaults()).thinker.path == str(folder)
-    with pytest.raises(InputError, match=r"--checkpoint: a/b is no directory.* python -m omnir1_jax\.fetch model a/b$"):
+    with pytest.raises(
+        InputError, match=r"--checkpoint: a/b is not a directory.* python -m omnir1_jax\.fetch model a/b$"
+    ):
         hub.located("a/b", "--checkpoint")
     assert hub.located("runs/mine", "--checkpoint") == "runs/mine"  # of the user's own folders the command speaks
 

@@ -187,7 +187,7 @@ def test_what_cannot_be_used_is_one_line(dino, tmp_path, monkeypatch):
         (f"{__name__}:WORDS", "is neither a grounder nor a function"),
         ("grounding_dino:", "no directory holds no config.json"),
         (f"grounding_dino:{tmp_path}", "holds no config.json"),
-        (f"grounding_dino:{dino[0]}@much", "'much' after the @ is no number"),
+        (f"grounding_dino:{dino[0]}@much", "'much' after the @ is not a number"),
     ):
         with pytest.raises(InputError, match=re.escape(complaint)) as caught:
             load.load_systems("toy", None, name)

@@ -89,7 +89,7 @@ def test_what_cannot_be_written_is_said_and_leaves_nothing(tmp_path, monkeypatch
     for words, call in (
         ("at least one frame", lambda: video.write(target, [], 2.0)),
         ("frame 1 is", lambda: video.write(target, two, 2.0)),
-        ("is no rate", lambda: video.write(target, two[:1], 0.0)),
+        ("is not a valid rate", lambda: video.write(target, two[:1], 0.0)),
         ("3 channels", lambda: video.write(target, two[:1], 2.0, quiet)),
         ("no 12345 Hz", lambda: video.write(target, two[:1], 2.0, quiet[0], 12345)),
         ("no H.264 encoder", lambda: video.h264_encoder(("libnone",))),

@@ -29,7 +29,7 @@ def load(settings: str):
     try:
         least = float(threshold)
     except ValueError as error:
-        raise InputError(f"{FLAG}: {threshold!r} after the @ is no number") from error
+        raise InputError(f"{FLAG}: {threshold!r} after the @ is not a number") from error
     if not (pathlib.Path(folder) / "config.json").is_file():
         raise InputError(f"{FLAG}: {folder or 'no directory'} holds no config.json; name it as {FLAG}:DIRECTORY")
     if importlib.util.find_spec("torch") is None:
