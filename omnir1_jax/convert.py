@@ -116,7 +116,7 @@ def main(args: argparse.Namespace) -> None:
 
 def check_target(target: epath.Path, kind: str, inputs: dict[str, str]) -> None:
     """InputError if the target is not a new or empty directory, or overlaps the inputs. Changes nothing."""
-    folders.apart(target, FLAG, inputs)
+    folders.check_disjoint(target, FLAG, inputs)
     if folders.check(target, kind, FLAG) is not None:
         raise InputError(f"{FLAG}: {target} exists already; name another directory")
     folders.check_replaceable(target, kind, FLAG)

@@ -119,7 +119,8 @@ def main(_) -> None:
     out = pathlib.Path(_OUT.value)
     store.check_folder(_OUT.value)
     inputs = from_checkpoint.inputs(_CHECKPOINT.value, _CONFIG.value)
-    folders.apart(out, store.FLAG, inputs | {"--root": _ROOT.value, "--boxes": _BOXES.value, "--masks": _MASKS.value})
+    inputs |= {"--root": _ROOT.value, "--boxes": _BOXES.value, "--masks": _MASKS.value}
+    folders.check_disjoint(out, store.FLAG, inputs)
     with folders.hold(out, store.KIND, store.FLAG, adopt=store.adopt):
         keep_compiled(folders.begin(out, store.CACHE, store.FLAG))
         systems = load.load_systems(

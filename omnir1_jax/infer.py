@@ -80,7 +80,7 @@ def main(_) -> None:
     ask, out = ask_from_flags(), _OUT.value
     outputs.check_target(out)
     inputs = from_checkpoint.inputs(_CHECKPOINT.value, _CONFIG.value)
-    folders.apart(out, outputs.FLAG, inputs | {"--video": ask.video, "--audio": ask.audio})
+    folders.check_disjoint(out, outputs.FLAG, inputs | {"--video": ask.video, "--audio": ask.audio})
     with folders.replace(out, outputs.KIND, outputs.FLAG) as scratch:
         result = answer(load.load_systems(_CHECKPOINT.value, _CONFIG.value, **decoding), ask, _SEED.value)
         outputs.fill(result, pathlib.Path(scratch))

@@ -88,7 +88,7 @@ def _evaluate(usual: Any, answer: Callable[..., Any], benchmark: Benchmark, coun
         for position, answered in zip(positions, answer(usual, positions)):
             ref = benchmark.reader[position]
             names = scores.names(ref, len(answered.masks))
-            predictions.write(str(out / "predictions"), *scores.place(ref), names, answered.masks)
+            predictions.write(str(out / "predictions"), *scores.png_folder(ref), names, answered.masks)
             score = scores.score(ref, answered.masks)
             lines.append({"position": position, "completion": answered.completion, "scores": score})
     with atomic_path(out / "results.jsonl") as scratch:
@@ -106,7 +106,8 @@ def _agreement(benchmark: Benchmark, ours: pathlib.Path, theirs: pathlib.Path) -
         equal.append(our_lines[position]["completion"] == their_lines[position]["completion"])
         ref = benchmark.reader[position]
         names = scores.names(ref, len(ref.frames))
-        a, b = (predictions.read(str(out / "predictions"), *scores.place(ref), names) > 0 for out in (ours, theirs))
+        item = *scores.png_folder(ref), names
+        a, b = (predictions.read(str(out / "predictions"), *item) > 0 for out in (ours, theirs))
         overlap.append((a & b).sum() / (a | b).sum() if (a | b).any() else 1.0)
     means = {
         f"{name}{side}": 100 * float(np.mean([line["scores"][name] for line in lines.values()]))

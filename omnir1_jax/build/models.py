@@ -345,8 +345,8 @@ def _fields(kind: Callable[..., Any], values: Mapping[str, Any], name: str) -> A
     needed = {f.name for f in dataclasses.fields(kind) if f.default is f.default_factory is dataclasses.MISSING}
     if unknown := sorted(values.keys() - names):
         raise InputError(f"{name}.{unknown[0]}: no such setting; there are {', '.join(sorted(names))}")
-    if lacking := sorted(needed - values.keys()):
-        raise InputError(f"{name}.{lacking[0]}: has to be set")
+    if missing := sorted(needed - values.keys()):
+        raise InputError(f"{name}.{missing[0]}: has to be set")
     tuples = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
     return kind(**tuples)
 

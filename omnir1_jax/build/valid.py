@@ -59,13 +59,13 @@ def notes(config: ConfigDict) -> list[str]:
 
 def _registered(settings: Settings) -> Iterator[tuple[str, Any, Rule]]:
     """Settings whose names and fields come from registries: (name, value, rule)."""
-    yield "thinker.sizes", settings.thinker.sizes, Fields(ThinkerConfig, apart=SWITCHES)
-    yield "grounder.sizes", settings.grounder.sizes, Fields(ThinkerConfig, apart=SWITCHES)
+    yield "thinker.sizes", settings.thinker.sizes, Fields(ThinkerConfig, excluded=SWITCHES)
+    yield "grounder.sizes", settings.grounder.sizes, Fields(ThinkerConfig, excluded=SWITCHES)
     yield "sam2.sizes", settings.sam2.sizes, Fields(sam2.Sam2Config)
-    yield "step.grounder", settings.step.grounder, Choice(grounders.GROUNDERS, own=True)
-    yield "step.segmenter", settings.step.segmenter, Choice(SEGMENTERS, own=True)
+    yield "step.grounder", settings.step.grounder, Choice(grounders.GROUNDERS, user_defined=True)
+    yield "step.segmenter", settings.step.segmenter, Choice(SEGMENTERS, user_defined=True)
     for task, entry in settings.data.items():
-        yield f"data.{task}.family", entry.family, Choice(TASKS, empty=True, own=True)
+        yield f"data.{task}.family", entry.family, Choice(TASKS, empty=True, user_defined=True)
         yield f"data.{task}.example", entry.example, Choice(OBJECTIVES[settings.objective].examples, empty=True)
         for label, options in entry.datasets.items():
             yield from _dataset(f"data.{task}.datasets.{label}", options)
@@ -76,7 +76,7 @@ def _dataset(name: str, options: Any) -> Iterator[tuple[str, Any, Rule]]:
     if not isinstance(options, Mapping) or any(key not in options for key in OPTIONS):
         raise InputError(f"{name}: is not a dataset with name, root and split; see settings.datasets")
     kind = options["name"]
-    yield f"{name}.name", kind, Choice(DATASETS, own=True)
+    yield f"{name}.name", kind, Choice(DATASETS, user_defined=True)
     yield f"{name}.root", options["root"], Text()
     yield f"{name}.split", options["split"], Text()
     opener = lookup.function(kind, DATASETS, f"{name}.name")

@@ -86,18 +86,19 @@ class Text(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """One of some names; `own`: or a user-defined object, as module:object or file.py:object."""
+    """One of some names; `user_defined`: or the user's own object, as module:object or file.py:object."""
 
     names: Collection[str]
     empty: bool = False
-    own: bool = False
+    user_defined: bool = False
 
     def fault(self, value: Any) -> str | None:
-        if isinstance(value, str) and (value in self.names or (self.own and lookup.is_path(value))):
+        if isinstance(value, str) and (value in self.names or (self.user_defined and lookup.is_path(value))):
             return None
         if value == "" and self.empty:
             return None
-        return f"is none of {self}{', nor empty' * self.empty}{', nor module:object or file.py:object' * self.own}"
+        own = ", nor module:object or file.py:object" * self.user_defined
+        return f"is none of {self}{', nor empty' * self.empty}{own}"
 
     def __str__(self) -> str:
         return ", ".join(self.names)
@@ -156,11 +157,11 @@ class Fields(NamedTuple):
 
     Attributes:
       kind: the dataclass; None for a mapping whose keys are checked elsewhere.
-      apart: fields that are not settings here.
+      excluded: fields that are not settings here.
     """
 
     kind: type | None = None
-    apart: tuple[str, ...] = ()
+    excluded: tuple[str, ...] = ()
 
     def fault(self, value: Any) -> str | None:
         return None if isinstance(value, Mapping) else "is not a section of settings"
@@ -260,7 +261,7 @@ def check(name: str, value: Any, rule: Rule) -> None:
     if fault := rule.fault(value):
         raise InputError(f"{name}: {' '.join(repr(value).split())} {fault}")
     if isinstance(rule, Fields) and rule.kind is not None:
-        known_rules = {key: inner for key, inner in rules(rule.kind).items() if key not in rule.apart}
+        known_rules = {key: inner for key, inner in rules(rule.kind).items() if key not in rule.excluded}
         for key, part in value.items():
             if key not in known_rules:
                 raise InputError(f"{name}.{key}: no such setting; there are {', '.join(known_rules)}")

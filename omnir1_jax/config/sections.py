@@ -208,9 +208,9 @@ class Grpo(Section):
         "normalised",
         "(r - mean) / (std + 1e-4), r - mean, r - mean of the others, or each weighted term of the reward normalised "
         "by itself, their sum then over the batch",
-        Choice(("normalised", "centred", "leave_one_out", "per_term"), own=True),
+        Choice(("normalised", "centred", "leave_one_out", "per_term"), user_defined=True),
     )
-    loss: str = setting("clipped", "clipped surrogate with KL term", Choice(("clipped",), own=True))
+    loss: str = setting("clipped", "clipped surrogate with KL term", Choice(("clipped",), user_defined=True))
     ratio: Literal["token", "sequence"] = setting(
         "token", "importance ratio of each token, or of the sequence (geometric mean over its tokens)"
     )

@@ -107,7 +107,7 @@ def _with_fields(config: ConfigDict, argv: Sequence[str]) -> ConfigDict:
 def parse(argv: Sequence[str]) -> Sequence[str]:
     """absl's flags parser; an invalid file, key or value gives an error of one line."""
     try:
-        rest = flags.FLAGS(shipped.found(argv))
+        rest = flags.FLAGS(shipped.resolve(argv))
         if "config" in flags.FLAGS and flags.FLAGS.config is not None:
             flags.FLAGS.config.keys()  # an error of loading shows only when the config is used
             _find_models(flags.FLAGS.config)

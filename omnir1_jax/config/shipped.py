@@ -10,16 +10,16 @@ FOLDER = next((path for path in _PLACES if (path / "toy.py").is_file()), None)
 _FLAG = re.compile(r"(--?config=)?configs/(\w+\.py)((?::.*)?)", re.DOTALL)
 
 
-def found(argv: Sequence[str]) -> list[str]:
+def resolve(argv: Sequence[str]) -> list[str]:
     """Arguments of a command; `configs/NAME.py` becomes the shipped file if there is none in the working directory."""
-    return [_found(argument) for argument in argv]
+    return [_resolve(argument) for argument in argv]
 
 
-def _found(argument: str) -> str:
-    named = _FLAG.fullmatch(argument)
-    if FOLDER is None or named is None:
+def _resolve(argument: str) -> str:
+    match = _FLAG.fullmatch(argument)
+    if FOLDER is None or match is None:
         return argument
-    flag, name, rest = named.groups("")
+    flag, name, rest = match.groups("")
     shipped = FOLDER / name
     local = pathlib.Path("configs", name)
     return f"{flag}{shipped}{rest}" if shipped.is_file() and not local.exists() else argument

@@ -36,5 +36,5 @@ def open(root: str, split: str = "test") -> TableReader:
 
 
 def _sources(question: qa.Question, video: str) -> tuple[VideoFile, AudioFile | VideoAudio]:
-    beside = video.removesuffix("_video.mp4") + "_audio.wav"
-    return VideoFile(video), AudioFile(beside) if paths.exists(beside) else VideoAudio(video, required=False)
+    sound_file = video.removesuffix("_video.mp4") + "_audio.wav"
+    return VideoFile(video), AudioFile(sound_file) if paths.exists(sound_file) else VideoAudio(video, required=False)

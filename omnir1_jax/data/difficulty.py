@@ -35,13 +35,13 @@ class Order:
     arXiv 1512.02595 does by length).
     """
 
-    how: str
+    mode: str
     scores: Float[np.ndarray, "items"] = field(repr=False)
 
     def epoch(self, rng: np.random.Generator, number: int) -> Int[np.ndarray, "items"]:
         """The items of an epoch, in order."""
         count = len(self.scores)
-        if self.how == "weighted":
+        if self.mode == "weighted":
             ends = np.floor(np.cumsum(self.scores) * (count / self.scores.sum()) + rng.random())
             ends[-1] = count
             return rng.permutation(np.repeat(np.arange(count), np.diff(ends, prepend=0).astype(int)))
@@ -51,7 +51,7 @@ class Order:
     @property
     def digest(self) -> str:
         """A digest of what decides the order."""
-        return f"{self.how} {zlib.crc32(self.scores.tobytes()):08x}"
+        return f"{self.mode} {zlib.crc32(self.scores.tobytes()):08x}"
 
 
 def order(

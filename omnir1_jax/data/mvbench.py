@@ -83,7 +83,7 @@ def _task_questions(root: str, task: str) -> list[tuple[str, qa.Question]]:
 
 
 def _has_media(root: str, question: qa.Question) -> bool:
-    return any(paths.exists(paths.inside(root, name, question.where)) for name in question.media[0])
+    return any(paths.exists(paths.inside(root, name, question.location)) for name in question.media[0])
 
 
 def frame_span(count: int, start: float, end: float) -> range:
@@ -100,9 +100,9 @@ def _sources(question: qa.Question, path: str) -> tuple[VideoFile | ImageFiles, 
     try:
         count = len([name for name in os.listdir(path) if name.endswith(".jpg") and not name.startswith(".")])
     except OSError as error:
-        raise InputError(f"{question.where}: the directory {path} cannot be read ({error.strerror})") from error
+        raise InputError(f"{question.location}: the directory {path} cannot be read ({error.strerror})") from error
     if count == 0:
-        raise InputError(f"{question.where}: {path} holds no JPEG frames")
+        raise InputError(f"{question.location}: {path} holds no JPEG frames")
     names = tuple(f"{n:05d}" for n in frame_span(count, start, end))
-    files = paths.files(*os.path.split(path), [f"{n}.jpg" for n in names], question.where)
+    files = paths.files(*os.path.split(path), [f"{n}.jpg" for n in names], question.location)
     return ImageFiles(files, names, FRAME_RATE), None

@@ -54,13 +54,13 @@ class Question(NamedTuple):
     """A question with its media, checked.
 
     Attributes:
-      where: file and row, for messages.
+      location: file and row, for messages.
       media: for each required file, its possible names within the root.
       options: as the dataset spells them. answer_index: which of them is right, None where that is not known.
       extra: further fields of the dataset.
     """
 
-    where: str
+    location: str
     text: str
     media: tuple[tuple[str, ...], ...]
     options: tuple[str, ...]
@@ -86,12 +86,12 @@ def reader(
     Args:
       sources: (question, path of each of its media) -> frames and sound. A function of a module.
     """
-    find = lambda question: tuple(media_file(root, names, question.where) for names in question.media)
+    find = lambda question: tuple(media_file(root, names, question.location) for names in question.media)
     return checked(dataset, split, path, questions, find, functools.partial(_clip, dataset, root, sources), notes)
 
 
 def _clip(dataset: str, root: str, sources: Sources, sample_id: str, question: Question) -> ClipRef:
-    files = [media_file(root, names, question.where) for names in question.media]
+    files = [media_file(root, names, question.location) for names in question.media]
     right = {key: getattr(question, key) for key in ("options", "answer", "answer_index")}
     return ClipRef(
         dataset, sample_id, "qa", question.text, *sources(question, *files), extra={**right, **question.extra}

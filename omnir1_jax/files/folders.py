@@ -291,7 +291,7 @@ def entries(folder: epath.PathLike) -> set[str]:
     return {name for name in names if not _OURS.fullmatch(name)}
 
 
-def apart(out: epath.PathLike, flag: str, inputs: Mapping[str, epath.PathLike]) -> None:
+def check_disjoint(out: epath.PathLike, flag: str, inputs: Mapping[str, epath.PathLike]) -> None:
     """InputError if `out` is an input folder, contains one, or is inside one.
 
     Args:

@@ -189,9 +189,9 @@ def _renew(
             print(f"{path}: not renewed ({error})", file=sys.stderr)
 
 
-def _end_process(why: str) -> None:
+def _end_process(reason: str) -> None:
     """Ends this process, which failed to renew its lease: two writers would corrupt the folder."""
-    print(f"error: {why}, since this process did not renew it in time", file=sys.stderr, flush=True)
+    print(f"error: {reason}, since this process did not renew it in time", file=sys.stderr, flush=True)
     os._exit(2)
 
 
@@ -217,11 +217,11 @@ def _identity(pid: int) -> str | None:
 
 def _is_gone(holder: dict[str, Any]) -> bool:
     """Whether the holder was a process of this machine (and of this container) that has ended."""
-    mine, theirs = _identity(os.getpid()), holder.get("process")
-    if not mine or not isinstance(theirs, str) or holder.get("host") != socket.gethostname():
+    own_identity, holder_identity = _identity(os.getpid()), holder.get("process")
+    if not own_identity or not isinstance(holder_identity, str) or holder.get("host") != socket.gethostname():
         return False
-    same_machine = mine.rsplit(" ", 1)[0] == theirs.rsplit(" ", 1)[0]
-    return same_machine and _identity(holder["pid"]) != theirs
+    same_machine = own_identity.rsplit(" ", 1)[0] == holder_identity.rsplit(" ", 1)[0]
+    return same_machine and _identity(holder["pid"]) != holder_identity
 
 
 def _write(path: epath.Path, holder: dict[str, Any]) -> None:

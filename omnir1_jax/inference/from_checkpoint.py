@@ -82,7 +82,7 @@ def _config_of(checkpoint: str, config: ConfigDict | None) -> ConfigDict:
 
 
 def inputs(checkpoint: str, config: ConfigDict | None = None) -> dict[str, str]:
-    """Directories that `load` reads, by the flag or setting that names them; for `folders.apart`.
+    """Directories that `load` reads, by the flag or setting that names them; for `folders.check_disjoint`.
 
     Raises:
       InputError: as in `config_of`.

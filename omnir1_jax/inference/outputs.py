@@ -39,7 +39,7 @@ WORDS = {
 class Files(NamedTuple):
     """Paths of the written files; None for a file that does not exist."""
 
-    said: pathlib.Path
+    answer: pathlib.Path
     sheet: pathlib.Path
     overlay: pathlib.Path | None
     masks: pathlib.Path | None
@@ -60,7 +60,7 @@ def write(result: Result, out: str | pathlib.Path) -> Files:
 def fill(result: Result, folder: pathlib.Path) -> None:
     """Writes the files of an answer to a folder."""
     paths, frames = files(result, folder), _frames(result)
-    paths.said.write_text(json.dumps(finite(answer_json(result)), indent=2, ensure_ascii=False) + "\n", "utf-8")
+    paths.answer.write_text(json.dumps(finite(answer_json(result)), indent=2, ensure_ascii=False) + "\n", "utf-8")
     paths.sheet.write_bytes(pictures.png(pictures.draw(example(result, frames))))
     if paths.masks is not None:
         _masks(result, paths.masks)

@@ -66,7 +66,7 @@ def _picture(folder: pathlib.Path, benchmark: Benchmark, line: Mapping[str, Any]
     except BadSample:
         return None
     names = scores.names(ref, count)
-    predicted = predictions.read(str(folder / PREDICTIONS), *scores.place(ref), [names[t] for t in shown_frames])
+    predicted = predictions.read(str(folder / PREDICTIONS), *scores.png_folder(ref), [names[t] for t in shown_frames])
     position_of = {frame: i for i, frame in enumerate(shown_frames)}
     keyframes = tuple(
         Keyframe(

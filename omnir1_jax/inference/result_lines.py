@@ -104,10 +104,10 @@ def require(lines: Iterable[Mapping[str, Any]], masks: bool, names: Iterable[str
     """
     keys, names = COMMON + MASKS if masks else COMMON, set(names)
     for line in lines:
-        lacking = [key for key in keys if key not in line]
-        if not lacking and masks and line["scores"] is not None and line["scores"].keys() != names:
-            lacking = [f"scores of {', '.join(sorted(names))}"]
-        if lacking:
+        missing = [key for key in keys if key not in line]
+        if not missing and masks and line["scores"] is not None and line["scores"].keys() != names:
+            missing = [f"scores of {', '.join(sorted(names))}"]
+        if missing:
             raise InputError(
-                f"{path}: the line of position {line['position']} lacks {lacking[0]}; name another directory with --out"
+                f"{path}: the line of position {line['position']} lacks {missing[0]}; name another directory with --out"
             )

@@ -220,7 +220,7 @@ def judged(benchmark: Benchmark, sample: Sample, predicted: np.ndarray | None, s
     if predicted is None:
         return {"predicted": False, "scores": score_masks.missing(benchmark.reader)} | kind
     names, rewrite = scores.names(ref, len(predicted)), sample.position in store.interrupted
-    predictions.write(store.predictions, *scores.place(ref), names, predicted, rewrite=rewrite)
+    predictions.write(store.predictions, *scores.png_folder(ref), names, predicted, rewrite=rewrite)
     clean = scores.score(ref, predicted)
     return {"predicted": True, "scores": clean, **scores.official(ref, predicted, clean)} | kind
 

@@ -27,7 +27,7 @@ PAPER: dict[str, dict[str, tuple[str, ...]]] = {
 }
 
 
-def place(ref: ClipRef) -> tuple[str, str]:
+def png_folder(ref: ClipRef) -> tuple[str, str]:
     """(video, expression): the folder of an item's PNGs, as its benchmark requires it."""
     label = ref.sample_id.split("/", 2)[2]
     if ref.family == "refavs":
@@ -177,6 +177,6 @@ def served(reader: Reader, lines: Iterable[Line]) -> bool:
 def archive(reader: Reader, lines: Iterable[Line], root: str, target: str) -> dict[str, int]:
     """Writes the archive for a benchmark's server: how many PNGs are in it, how many items are not."""
     prefix = predictions.REFYTVOS_PREFIX if reader.name == "refytvos" else ""
-    items = {place(reader[line["position"]]) for line in lines if line["predicted"]}
+    items = {png_folder(reader[line["position"]]) for line in lines if line["predicted"]}
     missing = sum(not line["predicted"] for line in lines)
     return {"pngs": predictions.write_zip(root, target, prefix, items), "missing": missing}

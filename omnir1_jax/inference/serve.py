@@ -121,7 +121,7 @@ def shown(result: Result, files: outputs.Files) -> Shown:
     if fields["task"] == "qa" and fields["answer"]:
         text = f"{fields['answer']}\n({text})"
     text += f"\nSound: {fields['sound']['note']}."
-    downloads = [str(files.said)]
+    downloads = [str(files.answer)]
     if files.masks is not None:
         downloads.append(shutil.make_archive(str(files.masks), "zip", files.masks))
     overlay = None if files.overlay is None else str(files.overlay)

@@ -121,5 +121,5 @@ def batch_parts(mesh: Mesh) -> int:
 def parts_here(mesh: Mesh) -> tuple[int, ...]:
     """Indices of the batch's shards that the devices of this process hold, in order."""
     count = batch_parts(mesh)
-    held = batch_sharding(mesh).addressable_devices_indices_map((count,)).values()
-    return tuple(sorted({(index[0].start or 0) for index in held}))
+    local_indices = batch_sharding(mesh).addressable_devices_indices_map((count,)).values()
+    return tuple(sorted({(index[0].start or 0) for index in local_indices}))

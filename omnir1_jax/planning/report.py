@@ -92,8 +92,8 @@ def plan(
     chip, devices = chip_of(topology), devices_of(topology)
     mesh = make_mesh(config.mesh.to_dict(), devices)
     # The task with the largest step among those that are drawn.
-    drawn = [name for name in config.data if config.data[name].weight] or list(config.data)
-    task = next((name for name in drawn if task_of(config, name).segments), next(iter(drawn), None))
+    candidates = [name for name in config.data if config.data[name].weight] or list(config.data)
+    task = next((name for name in candidates if task_of(config, name).segments), next(iter(candidates), None))
     if task is None:
         raise InputError("data: names no task; see settings.task")
     check(config, task, mesh)

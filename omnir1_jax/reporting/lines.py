@@ -16,7 +16,7 @@ _BREAKS = str.maketrans({code: f"\\u{code:04x}" for code in (0x85, 0x2028, 0x202
 _STEP = re.compile(rb'\{"step": ?(\d{1,18})[,}]')  # more digits are not a step
 
 
-def cut(path: pathlib.Path, last_step: int) -> None:
+def truncate(path: pathlib.Path, last_step: int) -> None:
     """Drops lines beyond `last_step`, and an incomplete last line. A missing file stays missing.
 
     Raises:

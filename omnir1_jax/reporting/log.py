@@ -81,7 +81,7 @@ class RunLog:
             if (self._remote / METRICS).exists():
                 (self.path / METRICS).write_bytes((self._remote / METRICS).read_bytes())
         for name in (METRICS, ROLLOUTS):
-            lines.cut(self.path / name, resume_step or -1)  # the validation at 0 is done again too
+            lines.truncate(self.path / name, resume_step or -1)  # the validation at 0 is done again too
         if self._parts:
             self._parts.open()
         self._owner = owner

@@ -95,11 +95,11 @@ def _rollouts(run: RunFiles) -> list[Html]:
 
     pairs, size = [], 0
     for group in choose(run):
-        drawn = rollouts_html.group(run, group, Query(), picture)
-        size += len(drawn.encode())
+        rendered = rollouts_html.group(run, group, Query(), picture)
+        size += len(rendered.encode())
         if pairs and size > ROLLOUT_BYTES + IMAGE_BYTES - bytes_left:
             break
-        pairs.append((group, drawn))
+        pairs.append((group, rendered))
     pairs.sort(key=lambda pair: -pair[0].step)
     groups = [group for group, _ in pairs]
     total = sum(len(group.rewards) for group in run.groups)
@@ -108,7 +108,9 @@ def _rollouts(run: RunFiles) -> list[Html]:
     )
     rest_note = " The others are left out here; python -m omnir1_jax.serve --run DIRECTORY shows all of them."
     note = tag("p", f"{summary}.{rest_note * (len(groups) < len(run.groups))}", class_="soft")
-    return [note, rollouts_html.form(Query(), groups), tag("div", *(drawn for _, drawn in pairs))] if pairs else []
+    return (
+        [note, rollouts_html.form(Query(), groups), tag("div", *(rendered for _, rendered in pairs))] if pairs else []
+    )
 
 
 def choose(run: RunFiles) -> list[Group]:
@@ -179,21 +181,21 @@ def _summary(summary: Mapping[str, Any]) -> list[Html]:
     shares_keys = lambda first, second: (
         first is not second and 2 * len(first.keys() & second.keys()) > max(len(first), len(second))
     )
-    beside = {
+    comparable = {
         key: value
         for key, value in flat_parts.items()
         if any(shares_keys(value, second) for second in flat_parts.values())
     }
     tables = []
-    leaves = flatten_dict({key: value for key, value in summary.items() if key not in beside}, sep=" / ")
+    leaves = flatten_dict({key: value for key, value in summary.items() if key not in comparable}, sep=" / ")
     flat = [(name, _leaf(value)) for name, value in leaves.items()][:200]
     if flat:
         tables.append(html.table((), flat))
-    if beside:
-        names = list(dict.fromkeys(name for part in beside.values() for name in part))
-        rows = [(name, *(part.get(name) for part in beside.values())) for name in names]
-        table = html.table(("", *beside), rows)
-        tables.append(table if len(rows) <= 12 else html.details(", ".join(beside), table))
+    if comparable:
+        names = list(dict.fromkeys(name for part in comparable.values() for name in part))
+        rows = [(name, *(part.get(name) for part in comparable.values())) for name in names]
+        table = html.table(("", *comparable), rows)
+        tables.append(table if len(rows) <= 12 else html.details(", ".join(comparable), table))
     return [html.heading("Summary"), *tables] if tables else []
 
 
@@ -217,8 +219,8 @@ def _curves(steps: Sequence[Mapping[str, Any]]) -> list[Html]:
     out = [html.heading("Curves"), tag("p", "Over steps. Pale: each step; strong: the moving mean.", class_="soft")]
     for group in order:
         names = sorted(groups[group], key=lambda key: not key.endswith("/total"))  # totals first
-        drawn = [charts.curve(key, *series[key]) for key in names]
-        out.append(html.details(tag("b", group), tag("div", *drawn, class_="grid"), is_open=group in GROUPS))
+        curves = [charts.curve(key, *series[key]) for key in names]
+        out.append(html.details(tag("b", group), tag("div", *curves, class_="grid"), is_open=group in GROUPS))
     return out
 
 

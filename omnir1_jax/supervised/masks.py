@@ -64,7 +64,7 @@ def visible(batch: Batch) -> Bool[Array, "b n t"]:
     return (batch.boxes[..., 2] >= 0) & batch.frame_valid[:, None] & batch.object_valid[..., None]
 
 
-def cut(batch: Batch, piece: int) -> Batch:
+def split_clips(batch: Batch, piece: int) -> Batch:
     """Clips split into pieces of `piece` frames, consecutive in the batch; 0 does not split them."""
     b, t = batch.frame_valid.shape
     if piece in (0, t):
@@ -206,7 +206,7 @@ def make_mask_step(
 
     def step(state: learn.TrainState, frozen: Any, batch: Batch, key: Key[Array, ""]):
         del frozen
-        batch = cut(batch, config.piece)
+        batch = split_clips(batch, config.piece)
         prompts = draw_prompts(key, batch, config)
         (loss, (parts, metrics)), grads = jax.value_and_grad(objective, has_aux=True)(state.trainable, batch, prompts)
         state, norm = learn.apply_if_finite(state, loss, grads, optimizer)

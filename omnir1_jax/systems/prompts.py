@@ -31,10 +31,10 @@ def load(name: str, fields: Collection[str], path: str | None = None) -> str:
         raise InputError(f"prompts.{name}: {file} cannot be read ({error})") from error
     text = text.removesuffix("\n") if name != "grounding" else text
     used = {field for field in FIELDS if f"{{{field}}}" in text}
-    lacking = {*fields} - used - {*OPTIONAL}
-    if lacking or used - {*fields}:
-        odd = sorted(lacking or used - {*fields})[0]
-        raise InputError(f"prompts.{name}: {file} {'lacks' if lacking else 'has the unknown field'} {{{odd}}}")
+    missing = {*fields} - used - {*OPTIONAL}
+    if missing or used - {*fields}:
+        field_name = sorted(missing or used - {*fields})[0]
+        raise InputError(f"prompts.{name}: {file} {'lacks' if missing else 'has the unknown field'} {{{field_name}}}")
     return text
 
 

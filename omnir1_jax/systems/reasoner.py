@@ -10,7 +10,7 @@ from omnir1_jax.models.qwen_omni.cache import Prompt
 from omnir1_jax.models.qwen_omni.decoding import decoding_copy
 from omnir1_jax.models.qwen_omni.inputs import ThinkerInputs
 from omnir1_jax.models.qwen_omni.sample import Completions, Sampling, generate
-from omnir1_jax.models.qwen_omni.thinker import Thinker, place
+from omnir1_jax.models.qwen_omni.thinker import Thinker, insert_features
 from omnir1_jax.text.vocab import ByteVocab, Text, detokenise
 
 
@@ -40,9 +40,9 @@ def prompt(thinker: Thinker, variables: Mapping[str, Any], inputs: ThinkerInputs
     """The prompts with the media in place, their text embedded by the decoder of `variables`; differentiable."""
     embeddings = thinker.decoder().apply(variables, inputs.tokens, method="embed")
     if media.vision is not None:
-        embeddings = place(embeddings, media.vision, inputs.vision_index)
+        embeddings = insert_features(embeddings, media.vision, inputs.vision_index)
     if media.audio is not None:
-        embeddings = place(embeddings, media.audio, inputs.audio_index)
+        embeddings = insert_features(embeddings, media.audio, inputs.audio_index)
     return Prompt(embeddings, inputs.positions, inputs.mask, inputs.next_position)
 
 

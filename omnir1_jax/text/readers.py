@@ -141,7 +141,7 @@ def read_plan(text: Text, frames: Int[Array, "n"], limits: Limits = rules.DEFAUL
     begin = grid(value_begin) + 1
     close = automaton.string_end(quotes, begin - 1)
     plain = strings.unescape(text.bytes, intro)
-    went = lambda p: jnp.take_along_axis(plain.at, jnp.clip(p, 0, m - 1), axis=1)
+    went = lambda p: jnp.take_along_axis(plain.position, jnp.clip(p, 0, m - 1), axis=1)
     size = jnp.where(complete, went(close) - went(begin), 0)
     keep = lambda x: jnp.where(complete, x, 0)
     return Plan(

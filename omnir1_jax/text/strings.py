@@ -22,7 +22,7 @@ class Unescaped(NamedTuple):
     """Texts with JSON escapes decoded, and the new position of each original byte."""
 
     bytes: UInt8[Array, "n m"]
-    at: Int[Array, "n m"]
+    position: Int[Array, "n m"]
 
 
 def utf8_length(point: Int[Array, "*s"]) -> Int[Array, "*s"]:

@@ -36,7 +36,7 @@ def examples(
       sample_ids, queries: of its prompts.
       clips: number of completions that get a picture's data: the best of each prompt first, then the worst of each.
     """
-    tokens, lengths, reading, found, rewards = fetch(
+    tokens, lengths, reading, grounding, rewards = fetch(
         (rollout.completions.tokens, rollout.completions.lengths, rollout.reading, rollout.grounding, rollout.rewards)
     )
     facts = fetch(task.facts(batch))
@@ -56,7 +56,7 @@ def examples(
                 rewards={name: float(value[index]) for name, value in rewards.terms.items()},
                 advantage=float(advantages[index]),
                 failures=tuple(name for name, count in rewards.failures.items() if count[index]),
-                **task.describe(facts, reading, found, index)._asdict(),
+                **task.describe(facts, reading, grounding, index)._asdict(),
             )
         )
     pictured = choose_pictured(rewards.total, clips)

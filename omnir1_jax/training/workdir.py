@@ -67,7 +67,7 @@ def check(folder: epath.PathLike, config: ConfigDict) -> None:
     """`InputError` as of `hold`; changes nothing."""
     folder = epath.Path(folder)
     orbax_files.check_path(folder / checkpointing.FOLDER, FLAG)
-    folders.apart(folder, FLAG, inputs(config))
+    folders.check_disjoint(folder, FLAG, inputs(config))
     mark = folders.check(folder, KIND, FLAG, names=(*START, *END), adopt=adopt)
     checkpoint_steps.check(folder / checkpointing.FOLDER)
     if mark is not None:

@@ -335,6 +335,6 @@ def test_outputs_are_apart_from_inputs(tmp_path, monkeypatch):
         "gs://b": "contains",
     }.items():
         with pytest.raises(InputError, match=f"--out: {out} .*{how}"):
-            folders.apart(out, FLAG, inputs)
+            folders.check_disjoint(out, FLAG, inputs)
     for out in ("runs/x", "data/out", "weights2", "gs://b/data2"):
-        folders.apart(out, FLAG, inputs)
+        folders.check_disjoint(out, FLAG, inputs)

@@ -38,7 +38,7 @@ OPENED = {
     "segmenter": ("config.json", lambda path: sam2.read_config(path.parent)),
     "run": ("config.json", settings.read),
     "metrics": ("metrics.jsonl", lambda path: train_report.write_report(path.parent)),
-    "log": ("metrics.jsonl", lambda path: lines.cut(path, 3)),
+    "log": ("metrics.jsonl", lambda path: lines.truncate(path, 3)),
     "prediction": ("v/e/00000.png", lambda path: predictions.read(str(path.parent.parent.parent), "v", "e", ["00000"])),
     "prompt": ("vos.txt", lambda path: prompts.load("vos", ("query",), str(path))),
     "tokenizer": ("tokenizer.json", lambda path: tokens.load_tokenizer(path.parent)),

@@ -114,7 +114,7 @@ def use(kind: str, folder: pathlib.Path) -> None:
             settings.read(folder / "config.json")
             from_checkpoint.config_of(str(folder))
         case "report":
-            lines.cut(folder / "metrics.jsonl", 2)
+            lines.truncate(folder / "metrics.jsonl", 2)
             train_report.write_report(folder)
         case "boxes":
             samples.read_boxes(str(folder / "boxes.jsonl"))

@@ -78,4 +78,4 @@ def test_a_step_of_thousands_of_digits_is_no_step(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": ' + "1" * 5000 + "}\n")
     with pytest.raises(InputError, match="line 1 does not begin with its step"):
-        lines.cut(path, 3)
+        lines.truncate(path, 3)

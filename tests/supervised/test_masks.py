@@ -66,8 +66,8 @@ def test_prompts_lie_on_visible_frames_and_near_the_truth(batch):
 
 
 def test_clips_are_cut_into_pieces(batch):
-    pieces = masks.cut(batch, 2)
-    assert masks.cut(batch, 0) is batch
+    pieces = masks.split_clips(batch, 2)
+    assert masks.split_clips(batch, 0) is batch
     for b in range(2):
         for s in range(3):
             row, span = 3 * b + s, slice(2 * s, 2 * s + 2)
@@ -77,7 +77,7 @@ def test_clips_are_cut_into_pieces(batch):
             assert jnp.array_equal(pieces.boxes[row], batch.boxes[b, :, span])
             assert jnp.array_equal(pieces.size[row], batch.size[b])
     with pytest.raises(InputError, match="masks.piece 4.*6 frames"):
-        masks.cut(batch, 4)
+        masks.split_clips(batch, 4)
 
 
 def test_losses_are_those_of_their_formulas():
@@ -126,7 +126,8 @@ def test_forward_is_that_of_inference(batch, followed):
 def test_loss_falls_and_the_gradient_reaches_every_parameter(batch, followed):
     model = small.models().segmenter.model
     rule = optax.flatten(optax.adam(2e-3))  # one update of all tensors is compiled, not one of each
-    lesson = jax.tree.map(lambda leaf: leaf[:1], masks.cut(batch, FRAMES // 2))  # a step's seconds grow with its frames
+    # A step's seconds grow with its frames.
+    lesson = jax.tree.map(lambda leaf: leaf[:1], masks.split_clips(batch, FRAMES // 2))
     step = masks.make_mask_step(model, rule, Masks(prompts=2, focus=0.0, mask=5.0))
     before = jax.tree.map(jnp.copy, small.sam2_params())
     # Half of the frames are held for hidden at first, so that what only they use learns too.

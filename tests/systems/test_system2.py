@@ -10,7 +10,7 @@ import numpy as np
 from omnir1_jax.models import sam2
 from omnir1_jax.models.qwen_omni.inputs import VisionInputs
 from omnir1_jax.models.qwen_omni.sample import Sampling
-from omnir1_jax.models.qwen_omni.thinker import place
+from omnir1_jax.models.qwen_omni.thinker import insert_features
 from omnir1_jax.systems.grounders import thinker as grounding
 from omnir1_jax.systems.segmenters import Prompts
 from omnir1_jax.systems.segmenters.sam2 import Sam2Segmenter
@@ -49,7 +49,7 @@ def test_each_request_gets_the_answer_of_its_own_prompt():
         cells = jnp.repeat(one.cells[:, at][:, :, None], 2, axis=2)
         vision = VisionInputs(cells, one.rows_cols, one.windows, one.frames)
         seen = thinker.apply({"params": {"vision": params["vision"]}}, vision, method=lambda m, x: m.vision(x))
-        before = place(decoder.apply(text, one.tokens, method="embed"), seen, one.vision_index)
+        before = insert_features(decoder.apply(text, one.tokens, method="embed"), seen, one.vision_index)
         own = decoder.apply(text, line[None], method="embed")
         positions = one.next_position[:, None, None] + jnp.broadcast_to(jnp.cumsum(real) - real, (1, 3, line.size))
         hidden = decoder.apply(

@@ -205,9 +205,9 @@ def _see(frames: list[np.ndarray], name: str, sizes: Sizes, low: int, high: int,
     height, width = pixels.smart_resize(
         *frames[0].shape[:2], min_pixels=low, max_pixels=high, factor=sizes.cell_pixels, name=name
     )
-    cut = pixels.cells([pixels.resize(frame, height, width) for frame in frames], sizes.cell_pixels)
+    cells = pixels.cells([pixels.resize(frame, height, width) for frame in frames], sizes.cell_pixels)
     patch = sizes.cell_pixels // sizes.merge
-    return _Seen(cut, ((len(frames) + 1) // 2, height // patch, width // patch), seconds)
+    return _Seen(cells, ((len(frames) + 1) // 2, height // patch, width // patch), seconds)
 
 
 def _sound(source: Any, item: tokens.Item, name: str) -> tuple[np.ndarray | None, int | None]:

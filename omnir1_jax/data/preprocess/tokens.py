@@ -71,10 +71,10 @@ def token_ids(tokenizer: PreTrainedTokenizerBase) -> TokenIds:
       InputError: it lacks one.
     """
     vocab = tokenizer.get_added_vocab()
-    lacking = [text for text in SPELLING.values() if text not in vocab]
-    if lacking:
+    missing = [text for text in SPELLING.values() if text not in vocab]
+    if missing:
         raise InputError(
-            f"the tokenizer of {tokenizer.name_or_path or 'this model'} lacks {', '.join(lacking)}: "
+            f"the tokenizer of {tokenizer.name_or_path or 'this model'} lacks {', '.join(missing)}: "
             "it is not one of Qwen2.5-Omni"
         )
     ids = {name: vocab[text] for name, text in SPELLING.items()}

@@ -131,7 +131,7 @@ def build(name: str, root: epath.PathLike, out: epath.PathLike) -> epath.Path:
     metadata.require_root(str(root))
     if not present_splits(BUILDERS[name].module, str(root)):
         raise InputError(f"{name}: {root} holds none of its splits")
-    folders.apart(out, "--out", {"--root": root})
+    folders.check_disjoint(out, "--out", {"--root": root})
     builder = BUILDERS[name](data_dir=str(out), file_format="array_record")
     target = epath.Path(builder.data_dir)
     _check_new(target)

@@ -178,15 +178,15 @@ def _read(part: Mapping[str, Any], keys: Mapping[str, Key], where: str) -> dict[
 
 def _rope(text: Mapping[str, Any], source: str) -> tuple[float, tuple[int, int, int]]:
     """(theta, mrope_section) from `rope_parameters`, or from `rope_theta` and `rope_scaling` of older files."""
-    where = f"{source}: text_config."
-    rope = section(text, "rope_parameters", where) or section(text, "rope_scaling", where)
+    prefix = f"{source}: text_config."
+    rope = section(text, "rope_parameters", prefix) or section(text, "rope_scaling", prefix)
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind not in ("default", "mrope"):
-        raise InputError(f"{where}rope_type is {describe(kind)}, which is not supported; only 'default' is")
-    sections = integers({"mrope_section": (16, 24, 24)} | without_null(rope), "mrope_section", where, 1, MAX_WIDTH)
+        raise InputError(f"{prefix}rope_type is {describe(kind)}, which is not supported; only 'default' is")
+    sections = integers({"mrope_section": (16, 24, 24)} | without_null(rope), "mrope_section", prefix, 1, MAX_WIDTH)
     if len(sections) != 3:
-        raise InputError(f"{where}mrope_section {list(sections)} must be 3 numbers: of time, height and width")
-    return number({"rope_theta": text.get("rope_theta", 1e6)} | without_null(rope), "rope_theta", where), sections
+        raise InputError(f"{prefix}mrope_section {list(sections)} must be 3 numbers: of time, height and width")
+    return number({"rope_theta": text.get("rope_theta", 1e6)} | without_null(rope), "rope_theta", prefix), sections
 
 
 def _token_ids(raw: Mapping[str, Any], text: Mapping[str, Any], source: str) -> TokenIds:
@@ -197,8 +197,8 @@ def _token_ids(raw: Mapping[str, Any], text: Mapping[str, Any], source: str) -> 
     ids = {key.name: key.default for key in _IDS.values()} | ends | named
     eos = ids["eos_token_id"]
     ids["eos_token_id"] = eos if isinstance(eos, list) else [eos]
-    where = f"{source}: "
-    return TokenIds(**{f: (integers if f == "eos" else integer)(ids, k.name, where, 0) for f, k in _IDS.items()})
+    prefix = f"{source}: "
+    return TokenIds(**{f: (integers if f == "eos" else integer)(ids, k.name, prefix, 0) for f, k in _IDS.items()})
 
 
 def _check_sizes(config: ThinkerConfig, source: str) -> None:

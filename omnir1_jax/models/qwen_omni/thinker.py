@@ -13,7 +13,7 @@ from omnir1_jax.models.qwen_omni.inputs import AudioInputs, ThinkerInputs, Visio
 from omnir1_jax.models.qwen_omni.vision import VisionEncoder
 
 
-def place(
+def insert_features(
     embeddings: Float[Array, "b s d"], features: Float[Array, "b n d"], index: Int[Array, "b s"]
 ) -> Float[Array, "b s d"]:
     """Puts features[index] where index is not -1."""
@@ -51,9 +51,9 @@ class Thinker(nn.Module):
         """Embeddings of the prompts with those of the media in place."""
         x = self.text.embed(inputs.tokens)
         if inputs.vision is not None:
-            x = place(x, self.vision(inputs.vision), inputs.vision_index)
+            x = insert_features(x, self.vision(inputs.vision), inputs.vision_index)
         if inputs.audio is not None:
-            x = place(x, self.audio(inputs.audio), inputs.audio_index)
+            x = insert_features(x, self.audio(inputs.audio), inputs.audio_index)
         return x
 
     def prompt(self, inputs: ThinkerInputs) -> Prompt:

@@ -262,7 +262,7 @@ def _track_chunk(
     """Tracks a few objects at once; with `all_masks` also all of the decoder's, and gradients flow."""
     config, o, t = model.config, prompts.frames.shape[0], features.coarse.shape[0]
     apply = lambda method, *args: model.apply({"params": params}, *args, method=method)
-    frame = lambda at: jax.tree.map(lambda x: jnp.take(x, at, axis=0, mode="clip"), features)
+    frame = lambda index: jax.tree.map(lambda x: jnp.take(x, index, axis=0, mode="clip"), features)
 
     def max_over_clips(count: Int[Array, ""]) -> Int[Array, ""]:
         """The maximum over the clips of a `jax.vmap`."""
@@ -274,8 +274,8 @@ def _track_chunk(
         return _scan(step, carry, xs, max_over_clips(count))
 
     def find_prompted(_: tuple, slot: tuple) -> tuple:
-        at, boxes = slot
-        features_at = frame(at)
+        index, boxes = slot
+        features_at = frame(index)
         found_masks = apply(Sam2.find_box, features_at, boxes, all_masks)
         return (), (found_masks, apply(Sam2.remember, features_at.coarse, found_masks, True) if t > 1 else None)
 

@@ -14,7 +14,7 @@ from omnir1_jax.models.qwen_omni.cache import Prompt, PromptCache
 from omnir1_jax.models.qwen_omni.decoding import decoding_copy
 from omnir1_jax.models.qwen_omni.inputs import VisionInputs
 from omnir1_jax.models.qwen_omni.sample import Sampling, Suffixes, generate
-from omnir1_jax.models.qwen_omni.thinker import Thinker, place
+from omnir1_jax.models.qwen_omni.thinker import Thinker, insert_features
 from omnir1_jax.parallel import constrain, shards
 from omnir1_jax.systems.frames import HighResFrames
 from omnir1_jax.systems.grounders.protocol import GroundedBoxes, Requests
@@ -141,7 +141,7 @@ def answer(
         seen = thinker.apply({"params": {"vision": params.vision}}, vision, method=lambda m, x: m.vision(x))
         embeddings = decoder.apply(text, per_frame(frames.tokens), method="embed")
         prompt = Prompt(
-            place(embeddings, seen, per_frame(frames.vision_index)),
+            insert_features(embeddings, seen, per_frame(frames.vision_index)),
             *map(per_frame, (frames.positions, frames.mask, frames.next_position)),
         )
         cache = decoder.apply(text, prompt, method="prefill")
