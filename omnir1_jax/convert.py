@@ -184,17 +184,17 @@ def export_run(args: argparse.Namespace, source: epath.Path, target: epath.Path,
     layout_options = layout(args, config.thinker.path) if thinker and args.layout != "peft" else {"flag": FLAG}
     if dtype is not None and thinker:
         config.thinker.param_dtype = args.dtype
-    state_loaded = from_checkpoint.load(str(source), config, mesh, segmenter=False, step=args.step)
+    loaded = from_checkpoint.load(str(source), config, mesh, segmenter=False, step=args.step)
+    trainable = loaded.trainable
     if args.layout == "peft":
-        parameter_count = export.save_adapter(target, state_loaded.config, state_loaded.trainable, FLAG)
-        print(f"{args.target}: {parameter_count:,} parameters, the adapter of {state_loaded.config.thinker.path}")
-        print_layout(args, state_loaded.config.thinker.path)
+        parameter_count = export.save_adapter(target, config, trainable, FLAG)
+        print(f"{args.target}: {parameter_count:,} parameters, the adapter of {config.thinker.path}")
+        print_layout(args, config.thinker.path)
         return
-    trainable = state_loaded.trainable
     if dtype is not None and not thinker:
         trainable = jax.tree.map(lambda leaf: leaf.astype(dtype), trainable)
-    export.save(target, state_loaded.config, state_loaded.loaded, trainable, step=state_loaded.step, **layout_options)
-    print(f"{args.target}: {count(state_loaded.loaded.params if thinker else trainable):,} parameters")
+    export.save(target, config, loaded, trainable, step=loaded.step, **layout_options)
+    print(f"{args.target}: {count(loaded.params if thinker else trainable):,} parameters")
     if thinker:
         print_layout(args, config.thinker.path)
 

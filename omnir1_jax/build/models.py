@@ -57,6 +57,7 @@ class LoadedModels(NamedTuple):
 
     Attributes:
       grounder_params: the grounder's parameters; None if it is the run's thinker.
+      trainable, step: trained parameters of a checkpoint of a run, not yet merged into the others, and its step.
     """
 
     models: Models
@@ -64,6 +65,8 @@ class LoadedModels(NamedTuple):
     segmenter_params: Any
     tokenizer: PreTrainedTokenizerBase | None
     grounder_params: Any = None
+    trainable: Any = None
+    step: int | None = None
 
 
 def tokenizer(config: ConfigDict, name: str = "thinker") -> PreTrainedTokenizerBase:

@@ -8,7 +8,6 @@ A checkpoint is one of
 """
 
 import runpy
-from typing import Any, NamedTuple
 
 import jax
 from etils import epath
@@ -26,20 +25,6 @@ TOY = "toy"
 # Sections needed to read a run's state. Everything else may be set anew.
 OF_THE_RUN = ("objective", "seed", "lora", "sft")
 OF_THE_WEIGHTS = ("path", "tokenizer", "sizes")
-
-
-class Trained(NamedTuple):
-    """A run's models as they were before training, and what training made of some of their parameters.
-
-    Attributes:
-      trainable: None where the checkpoint is the weights themselves.
-      step: step of the run's checkpoint, if it is one.
-    """
-
-    config: ConfigDict
-    loaded: LoadedModels
-    trainable: Any
-    step: int | None = None
 
 
 def is_run(path: epath.PathLike) -> bool:
@@ -95,8 +80,8 @@ def inputs(checkpoint: str, config: ConfigDict | None = None) -> dict[str, str]:
 
 def load(
     checkpoint: str, config: ConfigDict, mesh: Mesh | None = None, *, segmenter: bool = True, step: str = ""
-) -> Trained:
-    """Reads models and trained parameters.
+) -> LoadedModels:
+    """Reads models and, of a run, its trained parameters beside them.
 
     Args:
       config: result of `config_of`.
@@ -120,19 +105,19 @@ def load(
         sizes = sizes._replace(sam2=None)
     loaded = models.load(config, sizes, mesh)
     if not state:
-        return Trained(config, loaded, None)
+        return loaded
     like = (
         jax.eval_shape(lambda: models.trainable(config, loaded)) if mesh is None else models.trainable(config, loaded)
     )
     number, trainable = checkpointing.read_trainable(path, like, chosen)
     if mesh is not None and config.lora.rank:  # drawn for one device, beside weights that are spread
         trainable = jax.device_put(trainable, NamedSharding(mesh, PartitionSpec()))
-    return Trained(config, loaded, trainable, number)
+    return loaded._replace(trainable=trainable, step=number)
 
 
-def in_place(trained: Trained) -> LoadedModels:
+def in_place(config: ConfigDict, loaded: LoadedModels) -> LoadedModels:
     """The models with everything trained in them, adapters merged."""
-    config, loaded, trainable, _ = trained
+    trainable = loaded.trainable
     if trainable is None:
         return loaded
     if config.objective == "masks":

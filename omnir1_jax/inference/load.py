@@ -105,12 +105,14 @@ def load_systems(
             f"--config=FILE --config.sam2.path={checkpoint}/weights"
         )
     mesh = mesh_of(chosen)
-    trained = from_checkpoint.load(checkpoint, chosen, mesh, step=step)
-    policy, grounder = from_checkpoint.in_place(trained), None
+    loaded = from_checkpoint.load(checkpoint, chosen, mesh, step=step)
+    policy, grounder = from_checkpoint.in_place(chosen, loaded), None
     if system2 == "frozen":
-        base = chosen if from_checkpoint.is_run(checkpoint) else config
-        is_shared = trained.trainable is not None or base is None or base.thinker.path == trained.config.thinker.path
-        grounder = trained.loaded if is_shared else models.load(base, models.sizes(base)._replace(sam2=None), mesh)
+        if from_checkpoint.is_run(checkpoint):
+            base, is_shared = chosen, loaded.trainable is not None
+        else:
+            base, is_shared = config, config is None or config.thinker.path == chosen.thinker.path
+        grounder = loaded if is_shared else models.load(base, models.sizes(base)._replace(sam2=None), mesh)
     return systems(chosen, policy, grounder, mesh, temperature=temperature, max_tokens=max_tokens)
 
 

@@ -130,8 +130,9 @@ def test_frozen_weights_ground_beside_trained_ones(tmp_path):
     np.testing.assert_array_equal(kernel(two.frozen.reference), base)
     np.testing.assert_array_equal(kernel(own.frozen.reference), kernel(own.policy["text"]))
     assert np.abs(kernel(own.policy["text"]) - base).max() > 0.01
-    run = from_checkpoint.load(str(workdir), from_checkpoint.config_of(str(workdir)), segmenter=False)
-    export.save(epath.Path(tmp_path / "weights"), run.config, run.loaded, run.trainable, step=run.step, flag="target")
+    chosen = from_checkpoint.config_of(str(workdir))
+    loaded = from_checkpoint.load(str(workdir), chosen, segmenter=False)
+    export.save(epath.Path(tmp_path / "weights"), chosen, loaded, loaded.trainable, step=loaded.step, flag="target")
     again = load.load_systems(str(tmp_path / "weights"), config, "frozen")
     np.testing.assert_allclose(kernel(again.policy["text"]), kernel(own.policy["text"]), atol=1e-6)
     np.testing.assert_array_equal(kernel(again.frozen.reference), base)

@@ -58,7 +58,7 @@ def made(tmp_path_factory):
 def systems(config, folder):
     """On one device, whatever number of them the tests have."""
     chosen = from_checkpoint.config_of(str(folder / "thinker"), config)
-    policy = from_checkpoint.in_place(from_checkpoint.load(str(folder / "thinker"), chosen))
+    policy = from_checkpoint.in_place(chosen, from_checkpoint.load(str(folder / "thinker"), chosen))
     return load.systems(chosen, policy)
 
 

@@ -64,7 +64,7 @@ def clips(config, count):
 
 def ours(config, found, workdir):
     """Greedy answers of the trained JAX model, as text."""
-    loaded = from_checkpoint.in_place(from_checkpoint.load(str(workdir), config, segmenter=False))
+    loaded = from_checkpoint.in_place(config, from_checkpoint.load(str(workdir), config, segmenter=False))
     step = models.step_config(config, loaded.models.thinker.config.tokens)
     greedy = dataclasses.replace(step.sampling, temperature=0.0)
     thinker = Thinker(loaded.models.thinker.config)
@@ -169,9 +169,9 @@ def test_newest_good_state_with_its_adapter(run, tmp_path):
     """The weights are base + adapter of the newest state that can be read, and of the one before where it cannot."""
     config, workdir, states, folder = run
     base = np.asarray(
-        from_checkpoint.load(str(folder.parent / "thinker"), config, segmenter=False).loaded.params["text"]["layers"][
-            "q"
-        ]["kernel"]
+        from_checkpoint.load(str(folder.parent / "thinker"), config, segmenter=False).params["text"]["layers"]["q"][
+            "kernel"
+        ]
     )[1]
 
     def check(folder, step):

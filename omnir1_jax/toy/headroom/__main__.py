@@ -145,7 +145,7 @@ def tracked(
 ) -> dict[str, Score]:
     """Scores by rule of perfect boxes with the SAM 2 of a checkpoint."""
     config = from_checkpoint.config_of(checkpoint)
-    made = from_checkpoint.in_place(from_checkpoint.load(checkpoint, config))
+    made = from_checkpoint.in_place(config, from_checkpoint.load(checkpoint, config))
     side, out = config.sam2.side, {}
     for rule in RULES:
         scores: list[Score] = []
