@@ -147,7 +147,7 @@ def grounder_sizes(config: ConfigDict) -> ModelSpecs | None:
 def thinker_sizes(config: ConfigDict, name: str) -> ModelSpecs:
     """Checks that the tokenizer fits the weights (InputError): a token past the vocabulary has no logit to learn."""
     hf_tokenizer = tokenizer(config, name)
-    ids, count = TokenIds(**dataclasses.asdict(tokens.token_ids(hf_tokenizer))), len(hf_tokenizer)
+    ids, count = tokens.token_ids(hf_tokenizer), len(hf_tokenizer)
     thinker = thinker_config(config[name], ids, count, name, config.thinker)
     setting = f"{name}.tokenizer: {config[name].tokenizer or config[name].path}"
     if count > thinker.text.vocab_size:

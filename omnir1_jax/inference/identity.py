@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from omnir1_jax.config import settings
 from omnir1_jax.inference import host
@@ -57,10 +58,10 @@ class Difference(NamedTuple):
     new: Any
 
 
-def padded_batch_size(systems: Systems, options: Options) -> int:
-    """Rows of a batch: --batch_size rounded up to a multiple of the devices that a batch is sharded over."""
-    parts = 1 if systems.mesh is None else batch_parts(systems.mesh)
-    return -(-max(options.batch_size, 1) // parts) * parts
+def padded_batch_size(mesh: Mesh | None, batch_size: int) -> int:
+    """Rows of a batch: `batch_size` rounded up to a multiple of the devices that a batch is sharded over."""
+    parts = 1 if mesh is None else batch_parts(mesh)
+    return -(-max(batch_size, 1) // parts) * parts
 
 
 def identity(systems: Systems, benchmark: Benchmark, options: Options, weights: str) -> dict[str, Any]:
@@ -74,7 +75,7 @@ def identity(systems: Systems, benchmark: Benchmark, options: Options, weights: 
     budgets = {name: list(vars(getattr(example, name)).values()) for name in ("policy_budget", "sharp_budget")}
     plain = {
         "options": {key: value for key, value in vars(options).items() if key not in RESCORED}
-        | {"batch_size": padded_batch_size(systems, options)},
+        | {"batch_size": padded_batch_size(systems.mesh, options.batch_size)},
         "task": [benchmark.name, example.frames, example.audio_seconds],
         "weights": weights,
         "boxes": None if benchmark.boxes is None else _sha256(repr(sorted(benchmark.boxes.items()))),

@@ -154,7 +154,7 @@ def evaluate(
     if options.masks:
         models = dataclasses.replace(systems.models, segmenter=host.FileMasks(options.masks))
         systems = systems._replace(models=models)
-    batch_size = identity.padded_batch_size(systems, options)
+    batch_size = identity.padded_batch_size(systems.mesh, options.batch_size)
     chosen = positions(benchmark, options)
     groups = batched(chosen, batch_size)
     if values is None:

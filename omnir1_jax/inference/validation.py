@@ -116,7 +116,7 @@ class Validation:
 
 def _compute(systems: Systems, benchmark: Benchmark, options: Options) -> None:
     """What every process but the first computes, in step with it."""
-    batch_size = identity.padded_batch_size(systems, options)
+    batch_size = identity.padded_batch_size(systems.mesh, options.batch_size)
     groups = run.batched(tasks.positions(benchmark, options), batch_size)
     for _ in run.answered(systems, benchmark, options, groups, batch_size):
         pass

@@ -14,9 +14,10 @@ from ml_collections import ConfigDict
 
 from omnir1_jax.inference import run
 from omnir1_jax.inference.answer import EvalConfig, Query, answer
+from omnir1_jax.inference.identity import padded_batch_size
 from omnir1_jax.inference.samples import length
 from omnir1_jax.inference.tasks import BENCHMARKS, HELD_OUT_CLIPS, Options
-from omnir1_jax.parallel import batch_parts, batch_sharding, replicated
+from omnir1_jax.parallel import batch_sharding, replicated
 from omnir1_jax.planning import lowering, step
 from omnir1_jax.planning.abstract import Program
 from omnir1_jax.planning.operations import Assumptions
@@ -31,7 +32,7 @@ def lower(program: Program, config: ConfigDict, name: str, mesh: Mesh) -> Iterat
     They use a copy of the trained weights in the dtype of the frozen ones.
     """
     task, batch = program.tasks[name], program.batches[name]
-    rows, sharding = batch_rows(config, mesh), batch_sharding(mesh)
+    rows, sharding = padded_batch_size(mesh, config.validate.batch_size), batch_sharding(mesh)
     shape = lambda kind, *dims: ShapeDtypeStruct((rows, *dims), kind, sharding=sharding)
     resized = lambda tree: jax.tree.map(lambda x: shape(x.dtype, *x.shape[1:]), tree)
     eval_config = EvalConfig(task, objects=Options("").objects)
@@ -59,12 +60,6 @@ def lower(program: Program, config: ConfigDict, name: str, mesh: Mesh) -> Iterat
             yield run.SEGMENT.lower(
                 program.models.segmenter, shapes.frozen.segmenter, clips, valid, query.original, prompts
             )
-
-
-def batch_rows(config: ConfigDict, mesh: Mesh) -> int:
-    """Items per batch: `validate.batch_size`, rounded up to a multiple of the batch's shards."""
-    parts = batch_parts(mesh)
-    return -(-config.validate.batch_size // parts) * parts
 
 
 def answering(program: Program) -> Program:
@@ -96,7 +91,7 @@ def seconds(config: ConfigDict, name: str, mesh: Mesh, batch: float) -> dict[str
       seconds: of a validation. seconds_per_step: its share of each of `validate.every` steps; 0 without it.
       times: number of validations in a run.
     """
-    settings, rows = config.validate, batch_rows(config, mesh)
+    settings, rows = config.validate, padded_batch_size(mesh, config.validate.batch_size)
     published = BENCHMARKS.get(settings.benchmark)
     known = HELD_OUT_CLIPS if published is None else published.items.get(settings.split or published.split)
     items = settings.limit or known

@@ -14,7 +14,7 @@ from omnir1_jax.config import settings
 from omnir1_jax.data.preprocess import tokens
 from omnir1_jax.models import sam2
 from omnir1_jax.models.qwen_omni import pretrained
-from omnir1_jax.models.qwen_omni.config import AudioConfig, TextConfig, ThinkerConfig, TokenIds, VisionConfig
+from omnir1_jax.models.qwen_omni.config import AudioConfig, TextConfig, ThinkerConfig, VisionConfig
 from omnir1_jax.models.qwen_omni.thinker import Thinker, abstract_params
 from omnir1_jax.rl import learn
 from omnir1_jax.training import checkpointing
@@ -56,7 +56,7 @@ def noise(boxed, seed):
 def weights(folder):
     """Directories of a thinker (its tokenizer beside it) and of a segmenter."""
     words = qwen_oracle.tokenizer()
-    ids = TokenIds(**dataclasses.asdict(tokens.token_ids(words)))
+    ids = tokens.token_ids(words)
     text = dataclasses.replace(THINKER["text"], vocab_size=len(words))
     thinker = ThinkerConfig(**{**THINKER, "text": text}, tokens=ids)
     files = setup_weights.text_files(None, words)

@@ -17,7 +17,7 @@ from omnir1_jax.inference.load import Systems
 from omnir1_jax.inference.store import claim
 from omnir1_jax.inference.tasks import Options
 from omnir1_jax.models import sam2
-from omnir1_jax.models.qwen_omni.config import ThinkerConfig, TokenIds
+from omnir1_jax.models.qwen_omni.config import ThinkerConfig
 from omnir1_jax.models.qwen_omni.thinker import Thinker
 from omnir1_jax.rl.config import Frozen, Models
 from omnir1_jax.systems.segmenters.sam2 import Sam2Segmenter
@@ -44,7 +44,7 @@ def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("config")
     (folder / "thinker").mkdir()
     config, tokenizer = small.config(folder), qwen_oracle.tokenizer()
-    ids = TokenIds(**dataclasses.asdict(tokens.token_ids(tokenizer)))
+    ids = tokens.token_ids(tokenizer)
     thinker = ThinkerConfig(**small.THINKER, tokens=ids)
     frozen = Frozen({}, {}, None, byte_vocab(tokenizer), bpe_tables(tokenizer), None)
     models = Models(Thinker(thinker), Sam2Segmenter(sam2.Sam2(small.SAM2)))

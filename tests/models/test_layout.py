@@ -1,6 +1,5 @@
 """The host's layout of a prompt against transformers' own."""
 
-import types
 
 import numpy as np
 import pytest
@@ -14,9 +13,7 @@ from transformers.vision_utils import get_vision_position_ids, get_vision_window
 from omnir1_jax.errors import InputError
 from omnir1_jax.models.qwen_omni import layout
 
-IDS = types.SimpleNamespace(
-    audio=101, image=102, video=103, audio_start=104, audio_end=105, vision_start=106, vision_end=107
-)
+IDS = layout.TokenIds(*range(101, 109), eos=(109,))
 
 
 def thinker_on(ids):

@@ -17,7 +17,7 @@ from omnir1_jax.data.preprocess.settings import PixelBudget, Sizes
 from omnir1_jax.data.synthetic import reader
 from omnir1_jax.data.synthetic.world import WorldConfig
 from omnir1_jax.models import sam2
-from omnir1_jax.models.qwen_omni.config import AudioConfig, TextConfig, ThinkerConfig, TokenIds, VisionConfig
+from omnir1_jax.models.qwen_omni.config import AudioConfig, TextConfig, ThinkerConfig, VisionConfig
 from omnir1_jax.models.qwen_omni.sample import Completions, Sampling
 from omnir1_jax.models.qwen_omni.thinker import Thinker, abstract_params
 from omnir1_jax.rl import learn
@@ -61,7 +61,7 @@ def thinker_config(**changes) -> ThinkerConfig:
     text = TextConfig(len(tokenizer()), 48, 64, 2, 4, 2, 16, 1e4, (2, 3, 3))
     vision = VisionConfig(2, 32, 48, 2, 48, (1,))
     audio = AudioConfig(16, 24, 1, 2, 32, 48, 10, 20)
-    return ThinkerConfig(text, vision, audio, TokenIds(**dataclasses.asdict(ids)), **changes)
+    return ThinkerConfig(text, vision, audio, ids, **changes)
 
 
 def sam2_config() -> sam2.Sam2Config:

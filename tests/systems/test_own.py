@@ -19,7 +19,6 @@ from omnir1_jax.config.settings import defaults
 from omnir1_jax.data.preprocess import tokens
 from omnir1_jax.data.preprocess.settings import Sizes
 from omnir1_jax.errors import InputError
-from omnir1_jax.models.qwen_omni.config import TokenIds
 from omnir1_jax.models.qwen_omni.sample import Sampling
 from omnir1_jax.models.qwen_omni.thinker import Thinker, abstract_params
 from omnir1_jax.parallel import make_mesh
@@ -202,7 +201,7 @@ def test_another_thinker_grounds_inside_the_fused_step(speaking):
         text=dataclasses.replace(base.text, vocab_size=len(tokenizer), hidden_size=32),
         vision=dataclasses.replace(base.vision, out_hidden_size=32),
         audio=dataclasses.replace(base.audio, output_dim=32),
-        tokens=TokenIds(**dataclasses.asdict(tokens.token_ids(tokenizer))),
+        tokens=tokens.token_ids(tokenizer),
     )
     grounder = ThinkerGrounder(Thinker(sizes), Sampling(4, sizes.tokens.eos, sizes.tokens.pad, temperature=0.0), 32, 64)
     weights = small.randomise(nn.unbox(abstract_params(sizes)), 7)

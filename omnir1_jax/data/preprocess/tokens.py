@@ -1,6 +1,5 @@
 """Messages to text and ids: the chat format, and placeholders expanded to one token per cell or piece of sound."""
 
-import dataclasses
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -11,6 +10,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from omnir1_jax.errors import InputError, first_line
 from omnir1_jax.files import json_file, regular_file
+from omnir1_jax.models.qwen_omni.layout import TokenIds
 
 SPELLING = {
     "audio": "<|AUDIO|>",
@@ -32,21 +32,6 @@ DEFAULT_SYSTEM = "You are a helpful assistant."
 
 Item = Mapping[str, Any]
 Message = Mapping[str, Any]
-
-
-@dataclasses.dataclass(frozen=True)
-class TokenIds:
-    """Ids of the tokens that stand for media in the prompt; the fields of the model's `config.TokenIds`."""
-
-    audio: int
-    image: int
-    video: int
-    audio_start: int
-    audio_end: int
-    vision_start: int
-    vision_end: int
-    pad: int
-    eos: tuple[int, ...]
 
 
 def load_tokenizer(path: str | pathlib.Path) -> PreTrainedTokenizerBase:

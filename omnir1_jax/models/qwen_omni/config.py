@@ -5,6 +5,8 @@ import dataclasses
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from omnir1_jax.models.qwen_omni.layout import TokenIds
+
 
 @dataclasses.dataclass(frozen=True)
 class TextConfig:
@@ -72,21 +74,6 @@ class AudioConfig:
     @property
     def chunk_frames(self) -> int:
         return 2 * self.n_window
-
-
-@dataclasses.dataclass(frozen=True)
-class TokenIds:
-    """Ids of the tokens that stand for media in the prompt."""
-
-    audio: int
-    image: int
-    video: int
-    audio_start: int
-    audio_end: int
-    vision_start: int
-    vision_end: int
-    pad: int
-    eos: tuple[int, ...]
 
 
 @dataclasses.dataclass(frozen=True)

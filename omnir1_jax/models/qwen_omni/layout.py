@@ -12,10 +12,10 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, Integer
 
 from omnir1_jax.errors import InputError
-from omnir1_jax.models.qwen_omni.tmrope import MediaIds, audio_tokens, interleave, rope_index
+from omnir1_jax.models.qwen_omni.tmrope import TokenIds, audio_tokens, interleave, rope_index
 
 __all__ = [
-    "AudioLayout", "MediaIds", "RowMedia", "VisionLayout", "audio_layout", "audio_tokens", "cell_coordinates",
+    "AudioLayout", "RowMedia", "TokenIds", "VisionLayout", "audio_layout", "audio_tokens", "cell_coordinates",
     "chunk_mel", "fit", "frame_cells", "grid_cells", "interleave", "media_index", "media_rows", "pad_lists",
     "rope_index", "vision_layout", "window_cells",
 ]  # fmt: skip
@@ -69,7 +69,7 @@ def media_rows(
     tokens: Integer[np.ndarray, "b s"],
     mask: Bool[np.ndarray, "b s"],
     *,
-    ids: MediaIds,
+    ids: TokenIds,
     image_grids: Integer[np.ndarray, "n 3"],
     video_grids: Integer[np.ndarray, "m 3"],
     audio_lengths: Integer[np.ndarray, " a"],
@@ -142,7 +142,7 @@ def _run(visual: Integer[np.ndarray, " n"]) -> int:
 
 
 def media_index(
-    tokens: Integer[np.ndarray, "b s"], mask: Bool[np.ndarray, "b s"], ids: MediaIds
+    tokens: Integer[np.ndarray, "b s"], mask: Bool[np.ndarray, "b s"], ids: TokenIds
 ) -> tuple[Int[np.ndarray, "b s"], Int[np.ndarray, "b s"]]:
     """(vision_index, audio_index): which cell, which audio token of its row a token stands for, else -1."""
     visual = mask & ((tokens == ids.image) | (tokens == ids.video))

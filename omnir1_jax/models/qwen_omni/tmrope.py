@@ -4,8 +4,8 @@ Text counts up on all three axes. An image's tokens share one time, a video's to
 tokens one id each (which is 25 a second), and each block starts after the largest id of the piece before it.
 """
 
+import dataclasses
 from collections.abc import Iterator, Sequence
-from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Integer
@@ -13,15 +13,19 @@ from jaxtyping import Bool, Float, Int, Integer
 from omnir1_jax.errors import InputError
 
 
-@runtime_checkable
-class MediaIds(Protocol):
-    """The ids of `config.TokenIds` that the layout of a prompt depends on."""
+@dataclasses.dataclass(frozen=True)
+class TokenIds:
+    """Ids of the tokens that stand for media in the prompt, of padding, and of those that end a text."""
 
     audio: int
     image: int
     video: int
     audio_start: int
+    audio_end: int
     vision_start: int
+    vision_end: int
+    pad: int
+    eos: tuple[int, ...]
 
 
 def audio_tokens(mel_frames: int) -> int:
@@ -61,7 +65,7 @@ def rope_index(
     tokens: Integer[np.ndarray, "b s"],
     mask: Bool[np.ndarray, "b s"],
     *,
-    ids: MediaIds,
+    ids: TokenIds,
     image_grids: Integer[np.ndarray, "n 3"],
     video_grids: Integer[np.ndarray, "m 3"],
     seconds_per_grid: Float[np.ndarray, " v"],
@@ -129,7 +133,7 @@ def _grid_positions(times: Int[np.ndarray, " t"], grid: Integer[np.ndarray, "3"]
 def _row_positions(
     name: str,
     token_ids: Integer[np.ndarray, " s"],
-    ids: MediaIds,
+    ids: TokenIds,
     unread: dict[str, Iterator[Int[np.ndarray, "3 _"]]],
     use_audio_in_video: bool,
     size: int,
