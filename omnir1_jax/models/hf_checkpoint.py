@@ -298,13 +298,9 @@ def _check(
             misshapen.append(f"{name} {info.dtype} instead of a floating type")
     problems = {"unknown": unknown, "missing": expected.keys() - tensors.keys(), "misshapen": misshapen}
     if any(problems.values()):
-        parts = [f"{kind} tensors ({len(names)}): {_listed(names)}" for kind, names in problems.items() if names]
+        listed = lambda names: folders.some(sorted(names), LISTED)
+        parts = [f"{kind} tensors ({len(names)}): {listed(names)}" for kind, names in problems.items() if names]
         raise InputError(f"{path}: the checkpoint does not fit the model; {'; '.join(parts)}")
-
-
-def _listed(names: Any) -> str:
-    names = sorted(names)
-    return ", ".join(names[:LISTED]) + (f" and {len(names) - LISTED} more" if len(names) > LISTED else "")
 
 
 def save_params(
