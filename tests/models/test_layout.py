@@ -1,6 +1,5 @@
 """The host's layout of a prompt against transformers' own."""
 
-
 import numpy as np
 import pytest
 import torch

@@ -161,4 +161,4 @@ def test_the_rows_of_this_process_are_read_once_and_in_order():
 def test_the_best_of_each_prompt_is_pictured_before_the_worst():
     reward = np.array([[0.0, 2.0, 1.0], [5.0, 5.0, 5.0]])
     assert rollout_log.choose_pictured(reward, 9) == [(0, 1), (1, 0), (0, 0)]
-    assert rollout_log.choose_pictured(reward, 1) == [(0, 1)] and rollout_log.picked(reward, 0) == []
+    assert rollout_log.choose_pictured(reward, 1) == [(0, 1)] and rollout_log.choose_pictured(reward, 0) == []
