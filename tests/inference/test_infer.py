@@ -90,7 +90,7 @@ def test_everything_is_written(made, speaking, tmp_path):
     ask = Ask(str(folder / "clip.mp4"), 'the "red" <circle> & co')
     result = answer(speaking, ask)
     files = outputs.write(result, tmp_path / "out [1]*?{a}")
-    said = read(files.said)
+    said = read(files.answer)
     assert said["query"] == ask.query and said["reasoning"] == "it <b>moves</b>" and said["completion"] == PLAN
     assert said["failures"] == [] and said["sound"]["note"].startswith("not heard")
     # 8 of 14 frames are seen; the plan's times are of that clip at 2 frames a second.
@@ -143,7 +143,7 @@ def test_nonsense_is_told_and_has_no_masks(made, speaking, tmp_path):
     _, folder, _ = made
     result = answer(speaking, Ask(str(folder / "silent.mp4"), "the circle"), seed=1)
     files = outputs.write(result, tmp_path / "out")
-    said = read(files.said)
+    said = read(files.answer)
     assert result.masks is None and files.overlay is None and said["masks"] is None
     assert said["result"].startswith("nothing was found: ") and said["failures"] == ["plan/no_answer"]
     assert said["completion"] == NONSENSE and said["plan"] == said["keyframes"] == []
@@ -156,7 +156,7 @@ def test_folder_of_images(made, speaking, tmp_path):
     _, folder, _ = made
     result = answer(speaking, Ask(str(folder / "frames"), "it"))
     files = outputs.write(result, tmp_path / "out")
-    said = read(files.said)
+    said = read(files.answer)
     assert said["video"]["fps"] is None and said["keyframes"][0]["seconds"] is None
     # In the order of their numbers: f8, f9, f10, ...
     assert result.ref.frames.names[:3] == ("f8", "f9", "f10")
@@ -171,7 +171,7 @@ def test_times_are_the_videos_own(speaking, tmp_path):
     film = films.write(tmp_path / "uneven.mp4", 16, rate=30, ms=ms, sound=sound.astype(np.float32))
     result = answer(speaking, Ask(film, "it", start=2.0))
     files = outputs.write(result, tmp_path / "out")
-    said = read(files.said)
+    said = read(files.answer)
     assert said["frames_seen"] == [0, 1, 2, 3, 4, 5, 6, 13]
     assert [piece["frames"] for piece in said["plan"]] == [[2, 3], [6, 6]]
     np.testing.assert_allclose([p["seconds_in_video"] for p in said["plan"]], [[4.0, 6.0], [8.0, 8.1]], atol=2e-3)
@@ -246,8 +246,8 @@ def test_question(made, tmp_path):
     for sound in ("", str(tmp_path / "noise.wav")):
         ask = Ask(str(folder / "clip.mp4"), "Who is <i>there</i>?", "qa", frames=4, audio=sound)
         files = outputs.write(answer(own, ask), tmp_path / "out")
-        said = read(files.said)
-        assert files.said.name == "answer.json" and files.masks is None and said["task"] == "qa"
+        said = read(files.answer)
+        assert files.answer.name == "answer.json" and files.masks is None and said["task"] == "qa"
         assert "plan" not in said and len(said["frames_seen"]) == 4
         assert said["sound"]["seconds_heard"] == pytest.approx(3.0, abs=0.2)
         assert cv2.imread(str(files.sheet)).shape[1] == 1280
