@@ -82,6 +82,6 @@ class ThinkerInputs:
 
     @classmethod
     def of(cls, tree: Mapping[str, Any]) -> "ThinkerInputs":
-        """Of dicts by field, as a pipeline's flat arrays unflatten to."""
+        """From dicts by field, as a pipeline's flat arrays unflatten to."""
         encoders = {"vision": VisionInputs, "audio": AudioInputs}
         return cls(**{name: encoders[name](**value) if name in encoders else value for name, value in tree.items()})
