@@ -99,14 +99,24 @@ def processor_seconds() -> float:
     return sum(one.ru_utime + one.ru_stime for one in both)
 
 
+def free_memory():
+    jax.clear_caches()
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def bounded_memory():
     """A compiled program stays for as long as its function, often for good."""
     yield
     if resident() > KEPT:
-        jax.clear_caches()
-        gc.collect()
-        ctypes.CDLL(None).malloc_trim(0)
+        free_memory()
+
+
+@pytest.fixture
+def freed_memory():
+    """For a test that needs much."""
+    free_memory()
 
 
 @pytest.fixture(scope="module")

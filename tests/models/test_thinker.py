@@ -101,7 +101,7 @@ def test_gradients_of_every_tensor_are_torchs(tiny):
 
 
 @pytest.mark.parametrize("hidden, ffn, heads, kv_heads", [(2048, 11008, 16, 2), (3584, 18944, 28, 4)], ids=["3b", "7b"])
-def test_one_layer_at_real_widths(tmp_path, hidden, ffn, heads, kv_heads):
+def test_one_layer_at_real_widths(tmp_path, freed_memory, hidden, ffn, heads, kv_heads):
     sizes = Sizes(
         hidden=hidden, ffn=ffn, heads=heads, kv_heads=kv_heads, section=(16, 24, 24), layers=1,
         vision_depth=1, vision_hidden=1280, vision_heads=16, vision_ffn=3420, full_blocks=(),

@@ -241,5 +241,5 @@ def test_bad_input(run, tmp_path):
     with pytest.raises(InputError, match="import reads"):
         convert.main(convert.parse(["convert", "import", str(workdir), str(tmp_path / "out")]))
     assert not (tmp_path / "out").exists()
-    with pytest.raises(InputError, match="no directory"):
+    with pytest.raises(InputError, match="not a directory"):
         from_checkpoint.config_of(str(tmp_path / "absent"))
