@@ -11,7 +11,7 @@ from omnir1_jax.errors import InputError
 from omnir1_jax.files import json_file, regular_file
 
 # Line ends of `str.splitlines` that JSON does not escape.
-_BREAKS = str.maketrans({code: f"\\u{code:04x}" for code in (0x85, 0x2028, 0x2029)})
+_BREAKS = {chr(code): f"\\u{code:04x}" for code in (0x85, 0x2028, 0x2029)}
 # Every line begins with its step, so that truncating need not parse a rollout of many kilobytes.
 _STEP = re.compile(rb'\{"step": ?(\d{1,18})[,}]')  # more digits are not a step
 
@@ -40,7 +40,9 @@ def truncate(path: pathlib.Path, last_step: int) -> None:
 def append(file: BinaryIO, row: Mapping[str, Any]) -> None:
     """Writes one row, which begins with its step."""
     assert next(iter(row)) == "step"
-    text = json.dumps(row, ensure_ascii=False, allow_nan=False).translate(_BREAKS)
+    text = json.dumps(row, ensure_ascii=False, allow_nan=False)
+    for line_break, escape in _BREAKS.items():  # several times faster than `str.translate`
+        text = text.replace(line_break, escape)
     write(file, text.encode("utf-8", "replace") + b"\n")
 
 
