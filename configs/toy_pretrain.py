@@ -18,7 +18,7 @@ WEIGHTS = pathlib.Path(__file__).parent / "toy_weights"
 CELL = 16 * 16  # pixels of a visual token
 PARTS = (
     *("thinker_kinds", "thinker", "sam2_images", "sam2"),
-    *("cold_start", "hints", "sam2_fleeting_images", "sam2_fleeting"),
+    *("cold_start", "sam2_fleeting_images", "sam2_fleeting"),
 )
 
 
@@ -92,21 +92,21 @@ def thinker():
 
 
 def cold_start():
-    """All lessons in the fleeting world, on from the weights that ship."""
+    """The fleeting world, on from the weights that ship: its timelines, and plans that tell them and name any shape."""
     c = thinker()
     c.name = "toy_cold_start"
-    c.steps = 8000
+    c.steps = 7500
     c.thinker.path = str(WEIGHTS / "thinker")
     world = dict(config="fleeting", clips=100_000, lessons=True)
-    clips = dict(datasets=datasets(synthetic=world | dict(family="vos")), family="vos", frames=16, objects=8)
+    clips = dict(datasets=datasets(synthetic=world | dict(family="vos")), family="vos", frames=16, objects=6)
     video = clips | dict(sound="required", audio_seconds=8.0, batch_size=2)
     c.data = dict(
-        grounding=task(example="lessons_named", batch_size=1, weight=0.55, targets=4, target_tokens=26, **clips),
-        questions=task(example="lessons_questions", weight=0.2, targets=6, target_tokens=40, **video),
-        plans=task(example="lessons_plans", weight=0.08, targets=2, target_tokens=80, **video),
-        sounds=task(
-            datasets=datasets(synthetic=world | dict(family="refavs")), family="refavs", example="lessons_sounds",
-            batch_size=2, weight=0.17, targets=6, target_tokens=40, objects=8,
+        grounding=task(example="lessons_named", batch_size=1, weight=0.3, targets=4, target_tokens=26, **clips),
+        timelines=task(example="lessons_timelines", weight=0.4, targets=12, target_tokens=84, **video),
+        plans=task(example="lessons_hints", weight=0.12, targets=4, target_tokens=112, **video),
+        recordings=task(
+            datasets=datasets(synthetic=world | dict(family="refavs")), family="refavs", example="lessons_recordings",
+            batch_size=2, weight=0.18, targets=8, target_tokens=80, objects=8,
             frames=1, sampling="first", sound="required", audio_seconds=4.0,
         ),
     )  # fmt: skip
@@ -114,19 +114,6 @@ def cold_start():
     c.optimizer.schedule = "linear"
     c.optimizer.warmup_steps = 100
     c.optimizer.final_share = 0.0
-    return c
-
-
-def hints():
-    """A short last part of the cold start: plans of one frame, a third of which name the shape that is meant."""
-    c = cold_start()
-    c.name = "toy_hints"
-    c.steps = 600
-    c.thinker.path = "runs/toy_cold_start/weights"
-    c.data.plans.example, c.data.plans.targets = "lessons_hints", 4
-    for name, weight in dict(grounding=0.35, questions=0.2, plans=0.35, sounds=0.1).items():
-        c.data[name].weight = weight
-    c.optimizer.learning_rate = 5e-4
     return c
 
 

@@ -5,6 +5,7 @@ little to do with the query, and the frames nothing. The clips come from the syn
 questions about one clip or image stand behind one prompt that ends with the medium.
 """
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -227,6 +228,27 @@ def _heard(clip: DecodedClip, config: TargetConfig, there: Sequence[int] | np.nd
     return asked("Hear:", ", ".join(who for _, who in heard) or "nothing")
 
 
+def timeline(clip: DecodedClip, shapes: Sequence[int] | np.ndarray) -> str:
+    """ "red circle 0-3, blue star 2-5 high 4": shapes in the order of their coming.
+
+    From which to which second each can be seen, and the tone of those that sound with the second at which it begins.
+    A picture has no seconds, only the tones do: "red circle, blue star high 1".
+    """
+    extra, visible = clip.ref.extra, seen(clip)
+    entries = []
+    for n in shapes:
+        if not visible[n].any():
+            continue
+        first, last = (int(t) for t in np.flatnonzero(visible[n])[[0, -1]] // SAMPLED_FPS)
+        words = extra["looks"][n]
+        order = (first, last, list(COLOURS).index(words.split()[0]), words)
+        words += f" {first}-{last}" if len(clip.frames) > 1 else ""
+        if extra["tones"][n]:
+            words += f" {extra['tones'][n]} {int(extra['sounds'][n][0])}"
+        entries.append((order, words))
+    return ", ".join(words for _, words in sorted(entries))
+
+
 def _needs(config: TargetConfig) -> tuple[str, ...]:
     """What it may take to understand a sentence that no frame explains."""
     return ("video", "sound") if config.audio_seconds else ("video",)
@@ -238,19 +260,53 @@ def _about(clip: DecodedClip, needs: tuple[str, ...], most: int) -> list[dict[st
     return [found[i] for i in clip.rng.permutation(len(found))]
 
 
+def _about_open(clip: DecodedClip, needs: Sequence[str], shapes: Sequence[int] | np.ndarray) -> list[dict[str, Any]]:
+    """Sentences about one of `shapes`, in turn by each of `needs`; those by sound or behaviour fit several by noun."""
+    chosen = [s for s in _about(clip, tuple(needs), 1) if s["obj_id"][0] in shapes]
+    chosen = [s for s in chosen if s["needs"] == "image" or s["open"]]
+    turns = [[s for s in chosen if s["needs"] == need] for need in needs]
+    return [s for turn in itertools.zip_longest(*turns) for s in turn if s]
+
+
 @examples.named
-def questions(clip: DecodedClip, config: TargetConfig) -> Arrays:
-    """A clip: what is in it and heard, when it can be recognised, and which shape a sentence means."""
-    rng, clear, names = clip.rng, seen(clip) & lit(clip), clip.ref.extra["looks"]
-    found = [asked("What:", looks(clip, range(len(clear))))]
-    if config.audio_seconds:
-        found.append(_heard(clip, config, range(len(clear))))
+def timelines(clip: DecodedClip, config: TargetConfig) -> Arrays:
+    """A clip: its timeline, what is heard, when two shapes can be recognised, and which shape a sentence means.
+
+    That is asked with the timeline at hand, as in a plan, where it is told first.
+    """
+    every = range(len(clip.masks))
+    story = timeline(clip, every)
+    targets = [asked("Tell:", story), _heard(clip, config, every), *_whens(clip, clip.rng, 2)]
+    for sentence in _about_open(clip, ("sound", "video", "image"), every)[: config.targets - len(targets)]:
+        targets.append(_which(sentence["text"], story, looks(clip, sentence["obj_id"])))
+    return {**_video(clip, config), **pack(targets, config)}
+
+
+def _which(query: str, story: str, name: str) -> Target:
+    """Only the name is learnt, from the medium and what was told of it."""
+    return Target(f" {name}", f"Which: {query}{TURN}{story}:")
+
+
+def _whens(clip: DecodedClip, rng: np.random.Generator, count: int) -> list[Target]:
+    """When some shapes, named by their looks, can be recognised."""
+    clear, names, targets = seen(clip) & lit(clip), clip.ref.extra["looks"], []
     every = np.ones(len(clear), bool)
-    for n in rng.permutation(len(clear))[: config.targets // 3]:
+    for n in rng.permutation(len(clear))[:count]:
         times = np.flatnonzero(clear[n])
         if len(times) and (forms := names_alone(int(n), names, every, every, FORMS)):
             when = piece(int(times[0]), int(times[-1]), names[n])
-            found.append(asked(f"When: {wording(names[n], rng, forms)}", when))
+            targets.append(asked(f"When: {wording(names[n], rng, forms)}", when))
+    return targets
+
+
+@examples.named
+def questions(clip: DecodedClip, config: TargetConfig) -> Arrays:
+    """A clip: what is in it and heard, when it can be recognised, and which shape a sentence means."""
+    every = range(len(clip.masks))
+    found = [asked("What:", looks(clip, every))]
+    if config.audio_seconds:
+        found.append(_heard(clip, config, every))
+    found += _whens(clip, clip.rng, config.targets // 3)
     for sentence in _about(clip, ("image", *_needs(config)), 2)[: config.targets - len(found)]:
         found.append(asked(f"Which: {sentence['text']}", looks(clip, sentence["obj_id"])))
     return {**_video(clip, config), **pack(found, config)}
@@ -281,16 +337,17 @@ def plans(clip: DecodedClip, config: TargetConfig) -> Arrays:
 
 @examples.named
 def hints(clip: DecodedClip, config: TargetConfig) -> Arrays:
-    """A clip with plans of one frame, any of them, that now and then name the shape that is meant.
+    """A clip with plans of one frame, any of them, that tell the clip's timeline and then name any shape.
 
-    So that RL can find out that this pays: without it plans say nothing of the query, and few of a group are right.
+    Now and then it is the one that is meant: enough for RL to find out that it pays.
     """
     rng, names, found = clip.rng, clip.ref.extra["looks"], []
-    for sentence in _about(clip, ("image", *_needs(config)), 1)[: config.targets]:
+    story = timeline(clip, range(len(names)))
+    for sentence in _about_open(clip, ("sound", "video", "image"), range(len(names)))[: config.targets]:
         name = names[sentence["obj_id"][0]] if rng.random() < TOLD else draw(rng, names)
         frame = int(rng.integers(len(clip.frames)))
         query = prompts.render(config.template, query=sentence["text"])
-        found.append(asked(query, thought(name, piece(frame, frame, name))))
+        found.append(asked(query, thought(f"{story}: {name}", piece(frame, frame, name))))
     return {**_video(clip, config), **pack(found, config)}
 
 
@@ -300,21 +357,40 @@ def sounds(clip: DecodedClip, config: TargetConfig) -> Arrays:
 
     Now and then it is the one that is meant: enough for RL to find out that it pays.
     """
+    which = lambda query, story, name: asked(f"Which: {query}", name)
+    return _recording(clip, config, "What:", looks, which, lambda story, name: name)
+
+
+@examples.named
+def recordings(clip: DecodedClip, config: TargetConfig) -> Arrays:
+    """As `sounds`; what is seen is told with its tones, also by answers, before they name a shape."""
+    return _recording(clip, config, "Tell:", timeline, _which, lambda story, name: f"{story}: {name}")
+
+
+def _recording(
+    clip: DecodedClip,
+    config: TargetConfig,
+    question: str,
+    tell: Callable[[DecodedClip, np.ndarray], str],
+    which: Callable[[str, str, str], Target],
+    think: Callable[[str, str], str],
+) -> Arrays:
     rng, extra = clip.rng, clip.ref.extra
     sound = examples.waveform(clip, config)
     there = np.flatnonzero(seen(clip)[:, 0])
     if sound is None or not len(there):
         raise InputError("nothing to see or hear in the first frame")
     content = [{"type": "image", "image": clip.frames[0]}, {"type": "audio", **sound}]
-    found = [asked("What:", looks(clip, there)), _heard(clip, config, there)]
+    story = tell(clip, there)
+    found = [asked(question, story), _heard(clip, config, there)]
     known = [s for s in _about(clip, ("image", "sound"), 1) if s["obj_id"][0] in there]
     known.sort(key=lambda sentence: sentence["needs"] != "sound")
-    found += [asked(f"Which: {s['text']}", looks(clip, s["obj_id"])) for s in known[: config.targets - 3]]
+    found += [which(s["text"], story, looks(clip, s["obj_id"])) for s in known[: config.targets - 3]]
     for sentence in clip.rng.permutation(np.array(known, object))[: config.targets - len(found)]:
         meant = extra["looks"][sentence["obj_id"][0]]
         name = meant if rng.random() < TOLD else draw(rng, [extra["looks"][n] for n in there])
         query = prompts.render(config.template, query=sentence["text"])
-        found.append(asked(query, thought(name, name)))
+        found.append(asked(query, thought(think(story, name), name)))
     arrays = media_prompt(content, config, images=1, audio_seconds=[config.audio_seconds])
     return {**arrays, **pack(found, config)}
 
@@ -324,7 +400,9 @@ EXAMPLES: dict[str, Callable[[DecodedClip, TargetConfig], Arrays]] = {
     "lessons_kinds": kinds,
     "lessons_named": named,
     "lessons_questions": questions,
+    "lessons_timelines": timelines,
     "lessons_plans": plans,
     "lessons_hints": hints,
     "lessons_sounds": sounds,
+    "lessons_recordings": recordings,
 }

@@ -1,6 +1,8 @@
 """Lessons of the fleeting world: they fit their shapes, and say what is seen and heard in clips with their sound."""
 
+import collections
 import importlib.util
+import re
 
 import numpy as np
 import pytest
@@ -8,8 +10,12 @@ import pytest
 from omnir1_jax.build import data, models, objectives
 from omnir1_jax.config import sections, settings
 from omnir1_jax.data.clips import decode
+from omnir1_jax.data.synthetic import scenes, writers
+from omnir1_jax.data.synthetic.world import PRESETS
 from omnir1_jax.toy import lessons
 from tests.runs import ROOT
+
+ENTRY = r"([a-z]+ [a-z]+)(?: (\d)-(\d))?(?: (low|middle|high) (\d))?"
 
 
 def config_of(name: str, *part: str):
@@ -23,11 +29,10 @@ def config_of(name: str, *part: str):
 def config():
     config = config_of("toy_pretrain", "cold_start")
     config.thinker.path = str(ROOT / "configs/toy_weights/thinker")
-    config.data.hints = config_of("toy_pretrain", "hints").data.plans
     return config
 
 
-@pytest.mark.parametrize("name", ["grounding", "questions", "plans", "hints", "sounds"])
+@pytest.mark.parametrize("name", ["grounding", "timelines", "plans", "recordings"])
 def test_lessons_of_the_fleeting_world(config, name):
     words, thinker = models.tokenizer(config), models.sizes(config).thinker
     own = objectives._sft_config(config, name, words, thinker)
@@ -35,7 +40,7 @@ def test_lessons_of_the_fleeting_world(config, name):
     said, made = [], 0
     for k in range(8):
         clip = decode(reader[k], settings.section(sections.Task, config.data[name]), np.random.default_rng(k))
-        if name == "sounds" and not lessons.seen(clip)[:, 0].any():
+        if name == "recordings" and not lessons.seen(clip)[:, 0].any():
             continue
         arrays = lessons.EXAMPLES[config.data[name].example](clip, own)
         made += 1
@@ -43,16 +48,44 @@ def test_lessons_of_the_fleeting_world(config, name):
         rows = zip(ids.reshape(-1, ids.shape[-1]), lengths.reshape(-1))
         said += [words.decode(row[:length]) for row, length in rows if length]
         if name != "grounding":
-            assert (arrays["policy/audio_index"] >= 0).sum() == {"sounds": 100}.get(name, 200)  # 25 a second
+            assert (arrays["policy/audio_index"] >= 0).sum() == {"recordings": 100}.get(name, 200)  # 25 a second
     assert made >= 6
-    if name == "questions":
+    if name == "timelines":
         assert any(text.startswith("Hear:") and "nothing" not in text for text in said)
-        assert any(("Which:" in text and "heard" in text) or "sound" in text for text in said)
+        assert any("Which:" in text and ("heard" in text or "sound" in text) for text in said)
     if name == "grounding":
         for there in (True, False):
             assert any(" shape" in text for text in said if ("[]" not in text) == there)
-    if name == "hints":
+    if name == "plans":
         assert all(text.count("start_time") == 1 for text in said)
+        named = [re.search(r": ([a-z]+ [a-z]+)</think>.*\"description\": \"(.*)\"}", text).groups() for text in said]
+        assert all(thought == answer for thought, answer in named)
+
+
+@pytest.mark.parametrize("name", ["timelines", "recordings"])
+def test_a_timeline_tells_who_comes_when_and_sounds(config, name):
+    """Held against the scene itself, not against the masks that it is told from."""
+    (reader,) = data.readers(config, name)
+    world = PRESETS["fleeting"] if name == "timelines" else PRESETS["fleeting"].recorded()
+    task = settings.section(sections.Task, config.data[name])
+    for k in range(8):
+        scene = scenes.make_scene(world, writers.clip_seed(0, "train", k))
+        clip = decode(reader[k], task, np.random.default_rng(k))
+        shapes = [n for n in range(len(scene.shapes)) if lessons.seen(clip)[n].any()]
+        entries = [re.fullmatch(ENTRY, entry).groups() for entry in lessons.timeline(clip, shapes).split(", ")]
+        told = collections.Counter((look, tone, beginning) for look, _, _, tone, beginning in entries)
+        starts = {n: shape.sounds and str(int(shape.sounds[0] / world.fps)) for n, shape in enumerate(scene.shapes)}
+        assert told == collections.Counter(
+            (f"{scene.shapes[n].colour} {scene.shapes[n].kind}", scene.shapes[n].tone, starts[n]) for n in shapes
+        )
+        if name == "recordings":
+            assert all(first is None for _, first, *_ in entries)
+            continue
+        spans = [(int(first), int(last)) for _, first, last, *_ in entries]
+        assert spans == sorted(spans)
+        for (look, *_), (first, last) in zip(entries, spans):
+            stays = [s.present for s in scene.shapes if f"{s.colour} {s.kind}" == look]
+            assert any(start // 2 <= first <= last <= (end - 1) // 2 for start, end in stays)
 
 
 @pytest.mark.parametrize("name, seconds", [("vos", 8), ("refavs", 4)])

@@ -173,7 +173,10 @@ def _lesson(family: str, config: WorldConfig, sample_id: str, seed: int) -> Clip
         "tones": [s.tone for s in shapes],
         "shadows": [list(s.shadow) for s in shapes],
         "sounds": [None if s.sounds is None else [t / config.fps for t in s.sounds] for s in shapes],
-        "sentences": [{"text": e.text, "obj_id": list(e.targets), "needs": e.needs} for e in clip.expressions],
+        "sentences": [
+            {"text": e.text, "obj_id": list(e.targets), "needs": e.needs, "open": len(e.among) >= writers.OPEN}
+            for e in clip.expressions
+        ],
     }
     audio = AudioBytes(sound.to_wav(clip.sound)) if family == "refavs" or not config.rims else None
     masks, size = _masks(clip, tuple(range(len(shapes)))), (config.height, config.width)
