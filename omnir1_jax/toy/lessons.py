@@ -146,6 +146,20 @@ def _ask_plainly(
     return ask
 
 
+def in_row(clip: DecodedClip, t: int) -> str:
+    """ "red circle, blue star": the shapes that can be recognised in a frame, from left to right."""
+    shapes = np.flatnonzero(seen(clip)[:, t] & lit(clip)[:, t])
+    return (
+        ", ".join(clip.ref.extra["looks"][n] for n in sorted(shapes, key=lambda n: middle(clip.masks[n, t])))
+        or "nothing"
+    )
+
+
+def middle(mask: Bool[np.ndarray, "h w"]) -> float:
+    """Of a shape in a frame, from the left, in pixels."""
+    return float(np.flatnonzero(mask.any(0)).mean())
+
+
 def lit(clip: DecodedClip) -> Bool[np.ndarray, "n t"]:
     """Which shapes have their colours in which frames."""
     shadows = np.array(clip.ref.extra["shadows"])
@@ -177,7 +191,8 @@ def _ask_among_others(clip: DecodedClip, config: TargetConfig) -> Callable[[int,
         for n in rng.permutation(np.flatnonzero(clear[:, t])):
             if forms := names_alone(int(n), names, there[:, t], light[:, t]):
                 found.append(asked_for(wording(names[n], rng, forms), head, tail, [boxes[n]]))
-        found = found[: config.targets - 1]
+        found = found[: max(config.targets - 2, 1)]
+        found.append(asked("Tell:", in_row(clip, t)))
         shown = [names[n] for n in np.flatnonzero(there[:, t] & light[:, t])]
         kinds_there = {names[n].split()[1] for n in np.flatnonzero(there[:, t])}
         strangers = [f"{c} {k}" for c in COLOURS for k in KINDS if f"{c} {k}" not in shown]
@@ -232,7 +247,7 @@ def timeline(clip: DecodedClip, shapes: Sequence[int] | np.ndarray) -> str:
     """ "red circle 0-3, blue star 2-5 high 4": shapes in the order of their coming.
 
     From which to which second each can be seen, and the tone of those that sound with the second at which it begins.
-    A picture has no seconds, only the tones do: "red circle, blue star high 1".
+    A picture is told from left to right, and only tones have seconds: "red circle, blue star high 1".
     """
     extra, visible = clip.ref.extra, seen(clip)
     entries = []
@@ -241,7 +256,7 @@ def timeline(clip: DecodedClip, shapes: Sequence[int] | np.ndarray) -> str:
             continue
         first, last = (int(t) for t in np.flatnonzero(visible[n])[[0, -1]] // SAMPLED_FPS)
         words = extra["looks"][n]
-        order = (first, last, list(COLOURS).index(words.split()[0]), words)
+        order = (first, last, middle(clip.masks[n, np.flatnonzero(visible[n])[0]]))
         words += f" {first}-{last}" if len(clip.frames) > 1 else ""
         if extra["tones"][n]:
             words += f" {extra['tones'][n]} {int(extra['sounds'][n][0])}"

@@ -36,6 +36,8 @@ class WorldConfig:
     width: int = 128
     frames: int = 12
     fps: float = 2.0
+    colours: tuple[str, ...] = tuple(COLOURS)
+    kinds: tuple[str, ...] = KINDS
     objects: tuple[int, int] = (2, 3)  # shapes that differ from each other in colour and kind
     distractors: tuple[int, int] = (0, 1)  # further shapes that share the colour or the kind of one of these
     twins: float = 0.2  # how often a distractor shares both, so that only behaviour tells them apart
@@ -64,8 +66,12 @@ class WorldConfig:
         for name in ("twins", "occlusion", "motion", "growth", "presence", "specks", "shadow"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"synthetic.{name} is a share from 0 to 1, not {getattr(self, name)}")
-        if self.objects[0] < 1 or self.objects[1] > len(COLOURS) or self.sounding[1] > len(TONES):
-            raise InputError(f"synthetic: 1 to {len(COLOURS)} objects, at most {len(TONES)} of them sounding")
+        for name, known in (("colours", tuple(COLOURS)), ("kinds", KINDS)):
+            if len(getattr(self, name)) < 2 or not set(getattr(self, name)) <= set(known):
+                raise InputError(f"synthetic.{name} are at least two of {', '.join(known)}, not {getattr(self, name)}")
+        most = min(len(self.colours), len(self.kinds))
+        if self.objects[0] < 1 or self.objects[1] > most or self.sounding[1] > len(TONES):
+            raise InputError(f"synthetic: 1 to {most} objects, at most {len(TONES)} of them sounding")
         if not self.fps > 0:
             raise InputError(f"synthetic.fps is positive, not {self.fps}")
         if not (self.rims or self.voices):
@@ -111,11 +117,13 @@ PRESETS = {
         height=64,
         width=96,
         frames=16,
+        colours=("red", "green", "blue", "yellow", "purple"),
+        kinds=("square", "triangle", "cross", "ring"),
         objects=(3, 4),
         distractors=(2, 2),
         twins=0.25,
         occlusion=0.3,
-        radius=(0.13, 0.2),
+        radius=(0.14, 0.21),
         growth=0.2,
         presence=0.5,
         sounding=(2, 3),
@@ -191,15 +199,15 @@ def _chance(rng: np.random.Generator, share: float) -> bool:
 def _looks(config: WorldConfig, rng: np.random.Generator) -> list[tuple[str, str]]:
     """(colour, kind) of every shape, in random order."""
     count = int(rng.integers(config.objects[0], config.objects[1] + 1))
-    colours = [list(COLOURS)[i] for i in rng.permutation(len(COLOURS))[:count]]
-    kinds = [KINDS[i] for i in rng.permutation(len(KINDS))[:count]]
+    colours = [config.colours[i] for i in rng.permutation(len(config.colours))[:count]]
+    kinds = [config.kinds[i] for i in rng.permutation(len(config.kinds))[:count]]
     looks = list(zip(colours, kinds))
     for _ in range(int(rng.integers(config.distractors[0], config.distractors[1] + 1))):
         colour, kind = _pick(rng, looks[:count])
         if not _chance(rng, config.twins):
             same_colour = _chance(rng, 0.5)
-            colour = colour if same_colour else _pick(rng, [c for c in COLOURS if c != colour])
-            kind = _pick(rng, [k for k in KINDS if k != kind]) if same_colour else kind
+            colour = colour if same_colour else _pick(rng, [c for c in config.colours if c != colour])
+            kind = _pick(rng, [k for k in config.kinds if k != kind]) if same_colour else kind
         looks.append((colour, kind))
     return [looks[i] for i in rng.permutation(len(looks))]
 
