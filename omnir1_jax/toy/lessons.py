@@ -149,10 +149,8 @@ def _ask_plainly(
 def in_row(clip: DecodedClip, t: int) -> str:
     """ "red circle, blue star": the shapes that can be recognised in a frame, from left to right."""
     shapes = np.flatnonzero(seen(clip)[:, t] & lit(clip)[:, t])
-    return (
-        ", ".join(clip.ref.extra["looks"][n] for n in sorted(shapes, key=lambda n: middle(clip.masks[n, t])))
-        or "nothing"
-    )
+    row = sorted(shapes, key=lambda n: middle(clip.masks[n, t]))
+    return ", ".join(clip.ref.extra["looks"][n] for n in row) or "nothing"
 
 
 def middle(mask: Bool[np.ndarray, "h w"]) -> float:
