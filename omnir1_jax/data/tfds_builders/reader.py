@@ -67,7 +67,7 @@ def _check(entry: Any, location: str) -> tuple[str, list[str]]:
 def _builder(directory: str) -> tfds.core.DatasetBuilder:
     try:
         return tfds.builder_from_directory(directory)
-    except (*DAMAGE, json_format.ParseError) as error:
+    except (*DAMAGE, json_format.ParseError, SystemError) as error:  # protobuf raises the latter for a damaged key
         raise InputError(f"{directory}: not a whole tfds dataset ({first_line(error)})") from error
 
 
