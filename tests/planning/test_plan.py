@@ -118,6 +118,18 @@ def test_a_batch_that_does_not_divide_names_the_number():
         report.plan(config, "v5p:2x2x1")
 
 
+def test_a_task_of_weight_0_is_not_planned():
+    """Known by the task whose batch is refused: of those that are drawn the first that segments, else the first."""
+    config = released()
+    families = {"question": "qa", "first": "vos", "second": "vos"}
+    entry = lambda family: task(datasets=datasets(synthetic={}), batch_size=6, family=family)
+    config.data = {name: entry(family) for name, family in families.items()}
+    for planned in ("first", "second", "question"):
+        with pytest.raises(InputError, match=rf"data.{planned}.batch_size: 6 prompts"):
+            report.plan(config, "v5p:2x2x1")
+        config.data[planned].weight = 0.0
+
+
 def test_what_to_shrink_is_the_largest_part():
     """Of the arguments where they are most of it, else of the stage whose temporaries are largest."""
     config, mesh = released(), make_mesh({"fsdp": 8})
