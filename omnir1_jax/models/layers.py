@@ -47,7 +47,7 @@ class Linear(nn.Module):
                 nn.with_logical_partitioning(fan_in_normal, (*self.in_axes, *self.out_axes)),
                 (*self.in_shape, *self.out_shape),
             )
-            y = product(x, kernel.astype(self.dtype), axes)
+            y = product(x, kernel, axes)
         if self.use_bias:
             bias = self.param(
                 "bias", nn.with_logical_partitioning(nn.initializers.zeros, self.out_axes), self.out_shape

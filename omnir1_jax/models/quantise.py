@@ -94,7 +94,7 @@ def product(
     """
     axes = len(shape)
     if values.shape[:axes] == shape:
-        y = narrow.product(x.astype(dtype), values.astype(dtype), axes)
+        y = narrow.product(x.astype(dtype), values, axes)
         return (y * scales.astype(jnp.float32)).astype(dtype)
     grouped = x.astype(dtype).reshape(*x.shape[:-1], *values.shape[:2])
     return narrow.product(grouped, values.astype(dtype) * scales[:, None].astype(dtype), 2)

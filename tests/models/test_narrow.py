@@ -23,7 +23,8 @@ def test_layers_are_converted_one_by_one():
     assert lowered.compile().memory_analysis().temp_size_in_bytes < layers / 4
 
 
-def test_one_row_is_multiplied_without_a_copy_of_the_kernel():
+def test_one_row_is_multiplied_without_a_copy_of_the_kernel(monkeypatch):
+    monkeypatch.setattr(narrow, "PIECE", 1 << 16)
     rng = np.random.default_rng(0)
     x, kernel = (jnp.asarray(rng.normal(size=shape), jnp.bfloat16) for shape in ((1, 256), (256, 4, 1024)))
     multiply = lambda x, kernel: narrow.product(x, kernel, 1, preferred_element_type=jnp.float32)
@@ -33,17 +34,19 @@ def test_one_row_is_multiplied_without_a_copy_of_the_kernel():
     assert compiled.memory_analysis().temp_size_in_bytes < kernel.size
 
 
+@pytest.mark.parametrize("quantised", [False, True])
 @pytest.mark.parametrize("rows", [1, 3])
-def test_a_quantised_head_is_multiplied_piece_by_piece(monkeypatch, rows):
+def test_a_head_is_multiplied_piece_by_piece(monkeypatch, rows, quantised):
     """Logits as those of the whole head, without a wider copy of it."""
     rng = np.random.default_rng(0)
     hidden = jnp.asarray(rng.normal(size=(rows, 256)), jnp.bfloat16)
     kernel = jnp.asarray(rng.normal(size=(256, 12288)), jnp.bfloat16)
     how = quantise.plan(("head", "kernel"), kernel.shape, quantise.Format(8))
-    head = decoders.Matrix(*quantise.split(kernel, how))
-    logits = lambda head, x: decoders.logits_of(x, head, jnp.bfloat16)
-    want = jax.jit(logits)(head, hidden)
-    monkeypatch.setattr(decoders, "MAX_HEAD_VALUES", 0)
-    compiled = narrow.jit(lambda *args: logits(*args)).lower(head, hidden).compile()
+    head = decoders.Matrix(*(quantise.split(kernel, how) if quantised else (kernel, None)))
+    monkeypatch.setattr(narrow, "FEW_ROWS", 0)
+    want = decoders.logits_of(hidden, head, jnp.bfloat16)
+    monkeypatch.setattr(narrow, "FEW_ROWS", 3)
+    monkeypatch.setattr(narrow, "PIECE", 1 << 17)
+    compiled = narrow.jit(lambda head, x: decoders.logits_of(x, head, jnp.bfloat16)).lower(head, hidden).compile()
     np.testing.assert_allclose(compiled(head, hidden), want, rtol=1e-5, atol=1e-4)
     assert compiled.memory_analysis().temp_size_in_bytes < kernel.size

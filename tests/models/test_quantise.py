@@ -88,7 +88,8 @@ def test_sums_leave_the_matrix_unit_in_the_dtype_of_activations(form):
     """Over a mesh they are parts, which pass the links: in float32 those were twice the bytes of bfloat16 weights."""
     values, scales = quantise.split(jnp.ones((48, 64), jnp.bfloat16), quantise.plan(UP, (2, 48, 64), form))
     args = jnp.ones((3, 48), jnp.bfloat16), values, scales
-    jaxpr = jax.make_jaxpr(lambda x, v, s: quantise.product(x, v, s, (48,), jnp.bfloat16))(*args)
+    with jax.set_mesh(make_mesh({"fsdp": 1}, jax.devices()[:1])):
+        jaxpr = jax.make_jaxpr(lambda x, v, s: quantise.product(x, v, s, (48,), jnp.bfloat16))(*args)
     (product,) = (one for one in jaxpr.eqns if one.primitive.name == "dot_general")
     assert product.outvars[0].aval.dtype == jaxpr.out_avals[0].dtype == jnp.bfloat16
 

@@ -1,6 +1,6 @@
 """The language model of the thinker: one stack of blocks, run over whole sequences or over cached ones."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -19,10 +19,9 @@ from omnir1_jax.models.qwen_omni.cache import Prompt, PromptCache, Stack, TailCa
 from omnir1_jax.models.qwen_omni.config import TextConfig
 from omnir1_jax.models.qwen_omni.rope import Rotary, rotary, rotate
 from omnir1_jax.models.remat import ATTENTION_OUTPUT, remat
-from omnir1_jax.parallel import DECODING_RULES, DEFAULT_RULES, constrain, one_cpu
+from omnir1_jax.parallel import DECODING_RULES, DEFAULT_RULES, constrain
 
 DECODING = (*DEFAULT_RULES, *DECODING_RULES)
-MAX_HEAD_VALUES = 1 << 26  # values of a quantised head that a CPU multiplies at once
 
 
 @flax.struct.dataclass
@@ -146,24 +145,8 @@ class Head(nn.Module):
 
 def logits_of(hidden: Float[Array, "*b d"], head: Matrix, dtype: DTypeLike) -> Float[Array, "*b v"]:
     """Logits in float32, accumulated in float32 whatever the dtype of the hidden states."""
-    values, x = head.values, hidden.astype(dtype)
-    multiply = lambda part: product(x, part.astype(dtype), 1, preferred_element_type=jnp.float32)
-    if one_cpu() and head.scales is not None and values.size > MAX_HEAD_VALUES:
-        logits = _by_pieces(multiply, values)
-    else:
-        logits = multiply(values)
+    logits = product(hidden.astype(dtype), head.values, 1, preferred_element_type=jnp.float32)
     return logits if head.scales is None else logits * head.scales.astype(jnp.float32)
-
-
-def _by_pieces(multiply: Callable[[Array], Array], values: Num[Array, "d v"]) -> Float[Array, "*b v"]:
-    """`multiply(values)` for some columns at a time: only these are copied to `multiply`'s dtype."""
-    columns = values.shape[1]
-    count = next(n for n in range(16, 0, -1) if columns % n == 0)
-    size = columns // count
-    parts = jax.lax.map(
-        lambda start: multiply(jax.lax.dynamic_slice_in_dim(values, start, size, 1)), size * jnp.arange(count)
-    )
-    return jnp.moveaxis(parts, 0, -2).reshape(*parts.shape[1:-1], columns)
 
 
 class Decoder(nn.Module):
