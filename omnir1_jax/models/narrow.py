@@ -60,7 +60,7 @@ def _by_pieces(x: Num[Array, "n d"], matrix: Num[Array, "d m"]) -> Float[Array, 
     count = next(n for n in range(min(max(matrix.size // PIECE, 1), size), size + 1) if size % n == 0)
     wide = lambda values: values.astype(x.dtype).astype(jnp.float32)
     add = lambda total, part: (total + jnp.matmul(wide(part[0]), wide(part[1])), None)
-    parts = x.reshape(len(x), count, -1).swapaxes(0, 1), matrix.reshape(count, size // count, -1)
+    parts = x.reshape(len(x), count, size // count).swapaxes(0, 1), matrix.reshape(count, size // count, -1)
     return jax.lax.scan(add, jnp.zeros((len(x), matrix.shape[1]), jnp.float32), parts)[0]
 
 
