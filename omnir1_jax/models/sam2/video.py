@@ -14,6 +14,7 @@ from omnir1_jax.models.sam2.decoder import Masks
 from omnir1_jax.models.sam2.hiera import Features
 from omnir1_jax.models.sam2.model import NO_OBJECT, ObjectMasks, Sam2
 from omnir1_jax.models.sam2.pixels import preprocess, usable
+from omnir1_jax.models.sam2.scan import scan_first
 from omnir1_jax.models.sam2.slots import recall_filled, rows
 
 AnyArray: TypeAlias = jax.Array | np.ndarray
@@ -271,7 +272,7 @@ def _track_chunk(
     def scan(step: Callable, carry: Any, xs: Any, count: Int[Array, ""]) -> tuple[Any, Any]:
         if all_masks:  # all steps, so that gradients flow
             return jax.lax.scan(jax.checkpoint(step, prevent_cse=False) if remat else step, carry, xs)
-        return _scan(step, carry, xs, max_over_clips(count))
+        return scan_first(step, carry, xs, max_over_clips(count))
 
     def find_prompted(_: tuple, slot: tuple) -> tuple:
         index, boxes = slot
@@ -336,23 +337,6 @@ def _schedule(config: Sam2Config, t: int, frame_valid: Bool[Array, " t"], prompt
     times = tuple(jnp.take_along_axis(x, order, axis=0) for x in (frame_index, sign, active))
     last = jnp.clip(step_of_frame, 0, None)[..., None] == jnp.arange(order.shape[0])  # no gather here either
     return times, jnp.sum(jnp.where(last, jnp.argsort(order, axis=0).T[:, None], 0), axis=-1)
-
-
-def _scan(step: Callable[[Any, Any], tuple[Any, Any]], carry: Any, xs: Any, count: Int[Array, ""]) -> tuple[Any, Any]:
-    """`jax.lax.scan` that ends after `count` steps; what it stacks is zero beyond them. No gradient flows through."""
-    slice_at = lambda i: jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, i, keepdims=False), xs)
-    _, like = jax.eval_shape(lambda carry: step(carry, slice_at(0)), carry)
-    length = jax.tree.leaves(xs)[0].shape[0]
-    stacked = jax.tree.map(lambda x: jnp.zeros((length, *x.shape), x.dtype), like)
-
-    def body(state: tuple) -> tuple:
-        i, carry, stacked = state
-        carry, y = step(carry, slice_at(i))
-        store = lambda stack, value: jax.lax.dynamic_update_index_in_dim(stack, value, i, 0)
-        return i + 1, carry, jax.tree.map(store, stacked, y)
-
-    start = (jnp.zeros((), count.dtype), carry, stacked)
-    return jax.lax.while_loop(lambda state: state[0] < count, body, start)[1:]
 
 
 def _step(

@@ -12,7 +12,7 @@ from transformers import Sam2VideoModel
 
 from omnir1_jax.models import attention, sam2
 from omnir1_jax.models.attention import splash
-from omnir1_jax.models.sam2 import video
+from omnir1_jax.models.sam2 import scan, video
 from omnir1_jax.models.sam2.model import NO_OBJECT
 from omnir1_jax.planning import topology
 from tests.models.sam2 import oracle_sam2 as oracle
@@ -178,6 +178,6 @@ def test_a_scan_that_ends_early_takes_no_step_more():
         return total + x, total * x
 
     xs = jnp.arange(1.0, 7.0)
-    total, stacked = jax.jit(lambda count: video._scan(step, jnp.ones(()), xs, count))(jnp.asarray(4))
+    total, stacked = jax.jit(lambda count: scan.scan_first(step, jnp.ones(()), xs, count))(jnp.asarray(4))
     jax.effects_barrier()
     assert len(taken) == 4 and total == 11 and stacked.tolist() == [1, 4, 12, 28, 0, 0]
