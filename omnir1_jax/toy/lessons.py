@@ -274,22 +274,23 @@ def _about(clip: DecodedClip, needs: tuple[str, ...], most: int) -> list[dict[st
 
 
 def _about_open(clip: DecodedClip, needs: Sequence[str], shapes: Sequence[int] | np.ndarray) -> list[dict[str, Any]]:
-    """Sentences about one of `shapes`, in turn by each of `needs`; those by sound or behaviour fit several by noun."""
+    """Sentences about one of `shapes`, in turn by each of `needs`, from any of them on; those by sound or behaviour fit
+    several by noun."""
     chosen = [s for s in _about(clip, tuple(needs), 1) if s["obj_id"][0] in shapes]
     chosen = [s for s in chosen if s["needs"] == "image" or s["open"]]
-    turns = [[s for s in chosen if s["needs"] == need] for need in needs]
+    turns = [[s for s in chosen if s["needs"] == needs[k]] for k in clip.rng.permutation(len(needs))]
     return [s for turn in itertools.zip_longest(*turns) for s in turn if s]
 
 
 @examples.named
 def timelines(clip: DecodedClip, config: TargetConfig) -> Arrays:
-    """A clip: its timeline, what is heard, when two shapes can be recognised, and which shape a sentence means.
+    """A clip: its timeline, what is heard, when a shape can be recognised, and which shape a sentence means.
 
     That is asked with the timeline at hand, as in a plan, where it is told first.
     """
     every = range(len(clip.masks))
     story = timeline(clip, every)
-    targets = [asked("Tell:", story), _heard(clip, config, every), *_whens(clip, clip.rng, 2)]
+    targets = [asked("Tell:", story), _heard(clip, config, every), *_whens(clip, clip.rng, 1)]
     for sentence in _about_open(clip, ("sound", "video", "image"), every)[: config.targets - len(targets)]:
         targets.append(_which(sentence["text"], story, looks(clip, sentence["obj_id"])))
     return {**_video(clip, config), **pack(targets, config)}
