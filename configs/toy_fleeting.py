@@ -1,7 +1,7 @@
 """The toy in the fleeting world (docs/toy_world.md): one frame of 16 is shown to System 2, queries go by sound too.
 
-Two CPU cores, 5 GiB: 12 to 18 s per step of `vos` beside other work, 0.8 hours for all of them. To expect: no score is
-known; the weights that ship were not trained in it.
+One CPU core, 5 GiB: 4 to 5 s per step, 15 minutes for all of them. To expect: docs/toy_world.md; the segmenter that
+ships was not trained in this world.
 """
 
 import pathlib
@@ -13,6 +13,7 @@ from omnir1_jax.config.settings import datasets, task
 def get_config():
     c = runpy.run_path(str(pathlib.Path(__file__).parent / "toy.py"))["get_config"]()
     c.name = "toy_fleeting"
+    c.thinker.path = str(pathlib.Path(__file__).parent / "toy_weights" / "thinker_fleeting")
     world = dict(config="fleeting", clips=2000)
     c.data = dict(
         vos=task(
@@ -25,6 +26,7 @@ def get_config():
         ),
     )  # fmt: skip
     c.step.keyframes = 1
+    c.step.max_tokens = 112  # plans tell the timeline first
     # One frame is shown, the earliest of a plan: further pieces choose nothing, so that one is asked for.
     c.reward.terms = dict(alignment=4.0, segmentation=4.0, length_bonus=0.0, diversity=0.0, target_pieces=1)
     return c

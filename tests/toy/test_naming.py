@@ -1,10 +1,14 @@
 """Questions about a shape among its likes: what is asked fits one shape of the frame alone, as it can be seen there."""
 
 import numpy as np
+import pytest
+from ml_collections import ConfigDict
 
 from omnir1_jax.data import canvas
 from omnir1_jax.data.clips import DecodeConfig, decode
 from omnir1_jax.data.synthetic import reader
+from omnir1_jax.errors import InputError
+from omnir1_jax.inference import load
 from omnir1_jax.toy import lessons
 from omnir1_jax.toy.naming import __main__ as naming
 
@@ -44,3 +48,9 @@ def test_a_question_means_one_shape():
             np.testing.assert_array_equal(question.boxes[0], canvas.boxes(clip.masks[fits, t : t + 1])[0, 0])
             asked[question.form] += 1
     assert min(asked.values()) >= 5 and shaded >= 2, (asked, shaded)
+
+
+def test_weights_without_a_config_are_refused():
+    nothing = load.Systems(**dict.fromkeys(load.Systems._fields))._replace(config=ConfigDict({"data": {}}))
+    with pytest.raises(InputError, match="--checkpoint: has no config with a task"):
+        next(naming.asked(nothing, "fleeting", 1, 0))

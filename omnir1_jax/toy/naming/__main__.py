@@ -18,6 +18,7 @@ from omnir1_jax.data import canvas
 from omnir1_jax.data.clips import DecodeConfig, DecodedClip, decode
 from omnir1_jax.data.synthetic import reader
 from omnir1_jax.data.synthetic.world import PRESETS
+from omnir1_jax.errors import InputError
 from omnir1_jax.inference import from_checkpoint, load
 from omnir1_jax.rewards import boxes as box_rules
 from omnir1_jax.systems.frames import HighResFrames
@@ -53,6 +54,8 @@ def questions(clip: DecodedClip, t: int) -> Iterator[Question]:
 
 def asked(systems: load.Systems, preset: str, clips: int, seed: int) -> Iterator[tuple[dict, list[Question]]]:
     """A frame of each clip with all that is asked about it."""
+    if not systems.config.data:
+        raise InputError("--checkpoint: has no config with a task; name a run's work directory, its weights or toy")
     name = next(iter(systems.config.data))
     example = data.example_config(systems.config, name, systems.tokenizer, systems.thinker)
     example = dataclasses.replace(example, frames=1)
