@@ -97,8 +97,8 @@ class Choice(NamedTuple):
             return None
         if value == "" and self.empty:
             return None
-        own = ", nor module:object or file.py:object" * self.user_defined
-        return f"is none of {self}{', nor empty' * self.empty}{own}"
+        or_path = ", nor module:object or file.py:object" * self.user_defined
+        return f"is none of {self}{', nor empty' * self.empty}{or_path}"
 
     def __str__(self) -> str:
         return ", ".join(self.names)

@@ -28,6 +28,7 @@ TURN = "<|im_end|>\n<|im_start|>assistant\n"
 KIND = "{kind}"
 FORMS = ("{colour} {kind}", KIND, KIND, KIND, "{colour} shape")
 EVENLY = ("{colour} {kind}", KIND, "{colour} shape")
+NEEDS = ("sound", "video", "image")  # what it takes to understand a sentence
 TOLD = 1 / 3  # of System 1's answers name what is asked for, the others any shape
 
 
@@ -131,24 +132,23 @@ def _ask_plainly(
     head, tail = _around_description(config)
 
     def ask(t: int, boxes: np.ndarray) -> list[Target]:
-        found = [
+        targets = [
             asked_for(wording(names[n], rng, forms), head, tail, [boxes[n]])
             for n in rng.permutation(np.flatnonzero(clear[:, t]))
         ]
-        found = found[: config.targets - 1]
-        found.append(asked("What:", looks(clip, np.flatnonzero(there[:, t])) or "nothing"))
+        targets = targets[: config.targets - 1]
+        targets.append(asked("What:", looks(clip, np.flatnonzero(there[:, t])) or "nothing"))
         absent = [names[n] for n in np.flatnonzero(~there[:, t])]
-        while len(found) < config.targets:
+        while len(targets) < config.targets:
             other = draw(rng, absent) if absent and rng.random() < 0.7 else draw(rng, _strangers(names))
-            found.append(asked_for(other, head, tail, []))
-        return found
+            targets.append(asked_for(other, head, tail, []))
+        return targets
 
     return ask
 
 
-def in_row(clip: DecodedClip, t: int) -> str:
-    """ "red circle, blue star": the shapes that can be recognised in a frame, from left to right."""
-    shapes = np.flatnonzero(seen(clip)[:, t] & lit(clip)[:, t])
+def in_row(clip: DecodedClip, t: int, shapes: np.ndarray) -> str:
+    """ "red circle, blue star": shapes of a frame, from left to right."""
     row = sorted(shapes, key=lambda n: middle(clip.masks[n, t]))
     return ", ".join(clip.ref.extra["looks"][n] for n in row) or "nothing"
 
@@ -185,22 +185,22 @@ def _ask_among_others(clip: DecodedClip, config: TargetConfig) -> Callable[[int,
     head, tail = _around_description(config)
 
     def ask(t: int, boxes: np.ndarray) -> list[Target]:
-        found = []
+        targets = []
         for n in rng.permutation(np.flatnonzero(clear[:, t])):
             if forms := names_alone(int(n), names, there[:, t], light[:, t]):
-                found.append(asked_for(wording(names[n], rng, forms), head, tail, [boxes[n]]))
-        found = found[: max(config.targets - 2, 1)]
-        found.append(asked("Tell:", in_row(clip, t)))
+                targets.append(asked_for(wording(names[n], rng, forms), head, tail, [boxes[n]]))
+        targets = targets[: max(config.targets - 2, 1)]
+        targets.append(asked("Tell:", in_row(clip, t, np.flatnonzero(clear[:, t] & light[:, t]))))
         shown = [names[n] for n in np.flatnonzero(there[:, t] & light[:, t])]
         kinds_there = {names[n].split()[1] for n in np.flatnonzero(there[:, t])}
         strangers = [f"{c} {k}" for c in COLOURS for k in KINDS if f"{c} {k}" not in shown]
         near = [name for name in strangers if name.split()[1] in kinds_there or name in names]
         # What is not there is asked for in all forms too, or the form would tell by itself that nothing is.
         of_nobody = lambda name: [f for f in EVENLY if not fitting(f, name, names, there[:, t], light[:, t])]
-        while len(found) < config.targets:
+        while len(targets) < config.targets:
             other = draw(rng, near) if near and rng.random() < 0.7 else draw(rng, strangers)
-            found.append(asked_for(wording(other, rng, of_nobody(other)), head, tail, []))
-        return found
+            targets.append(asked_for(wording(other, rng, of_nobody(other)), head, tail, []))
+        return targets
 
     return ask
 
@@ -269,16 +269,17 @@ def _needs(config: TargetConfig) -> tuple[str, ...]:
 
 def _about(clip: DecodedClip, needs: tuple[str, ...], most: int) -> list[dict[str, Any]]:
     """Sentences of the clip in random order, with at most `most` targets."""
-    found = [s for s in clip.ref.extra["sentences"] if s["needs"] in needs and 1 <= len(s["obj_id"]) <= most]
-    return [found[i] for i in clip.rng.permutation(len(found))]
+    sentences = [s for s in clip.ref.extra["sentences"] if s["needs"] in needs and 1 <= len(s["obj_id"]) <= most]
+    return [sentences[i] for i in clip.rng.permutation(len(sentences))]
 
 
-def _about_open(clip: DecodedClip, needs: Sequence[str], shapes: Sequence[int] | np.ndarray) -> list[dict[str, Any]]:
-    """Sentences about one of `shapes`, in turn by each of `needs`, from any of them on; those by sound or behaviour fit
-    several by noun."""
-    chosen = [s for s in _about(clip, tuple(needs), 1) if s["obj_id"][0] in shapes]
-    chosen = [s for s in chosen if s["needs"] == "image" or s["open"]]
-    turns = [[s for s in chosen if s["needs"] == needs[k]] for k in clip.rng.permutation(len(needs))]
+def _about_one(clip: DecodedClip) -> list[dict[str, Any]]:
+    """Sentences about one shape, in turn by sound, behaviour and looks, from any of them on.
+
+    Those by sound or behaviour fit several shapes by their noun.
+    """
+    chosen = [s for s in _about(clip, NEEDS, 1) if s["needs"] == "image" or s["open"]]
+    turns = [[s for s in chosen if s["needs"] == NEEDS[k]] for k in clip.rng.permutation(len(NEEDS))]
     return [s for turn in itertools.zip_longest(*turns) for s in turn if s]
 
 
@@ -291,7 +292,7 @@ def timelines(clip: DecodedClip, config: TargetConfig) -> Arrays:
     every = range(len(clip.masks))
     story = timeline(clip, every)
     targets = [asked("Tell:", story), _heard(clip, config, every), *_whens(clip, clip.rng, 1)]
-    for sentence in _about_open(clip, ("sound", "video", "image"), every)[: config.targets - len(targets)]:
+    for sentence in _about_one(clip)[: config.targets - len(targets)]:
         targets.append(_which(sentence["text"], story, looks(clip, sentence["obj_id"])))
     return {**_video(clip, config), **pack(targets, config)}
 
@@ -317,13 +318,13 @@ def _whens(clip: DecodedClip, rng: np.random.Generator, count: int) -> list[Targ
 def questions(clip: DecodedClip, config: TargetConfig) -> Arrays:
     """A clip: what is in it and heard, when it can be recognised, and which shape a sentence means."""
     every = range(len(clip.masks))
-    found = [asked("What:", looks(clip, every))]
+    targets = [asked("What:", looks(clip, every))]
     if config.audio_seconds:
-        found.append(_heard(clip, config, every))
-    found += _whens(clip, clip.rng, config.targets // 3)
-    for sentence in _about(clip, ("image", *_needs(config)), 2)[: config.targets - len(found)]:
-        found.append(asked(f"Which: {sentence['text']}", looks(clip, sentence["obj_id"])))
-    return {**_video(clip, config), **pack(found, config)}
+        targets.append(_heard(clip, config, every))
+    targets += _whens(clip, clip.rng, config.targets // 3)
+    for sentence in _about(clip, ("image", *_needs(config)), 2)[: config.targets - len(targets)]:
+        targets.append(asked(f"Which: {sentence['text']}", looks(clip, sentence["obj_id"])))
+    return {**_video(clip, config), **pack(targets, config)}
 
 
 def _meant(query: str, names: Sequence[str], rng: np.random.Generator) -> str:
@@ -336,7 +337,7 @@ def _meant(query: str, names: Sequence[str], rng: np.random.Generator) -> str:
 def plans(clip: DecodedClip, config: TargetConfig) -> Arrays:
     """A clip with plans of the right form that did not look for what is asked: any shape or the words of the query."""
     rng, count = clip.rng, len(clip.frames)
-    found = []
+    targets = []
     plain = _about(clip, ("image",), 1)[: config.targets // 2]
     for sentence in (plain + _about(clip, _needs(config), 3))[: config.targets]:
         name = _meant(sentence["text"], clip.ref.extra["looks"], rng)
@@ -345,8 +346,8 @@ def plans(clip: DecodedClip, config: TargetConfig) -> Arrays:
             spans.append([rng.integers(0, count)] * 2 if rng.random() < 0.7 else np.sort(rng.integers(0, count, 2)))
         plan = "".join(piece(int(a), int(b), name) for a, b in spans)
         query = prompts.render(config.template, query=sentence["text"])
-        found.append(asked(query, thought(name, plan)))
-    return {**_video(clip, config), **pack(found, config)}
+        targets.append(asked(query, thought(name, plan)))
+    return {**_video(clip, config), **pack(targets, config)}
 
 
 @examples.named
@@ -355,14 +356,14 @@ def hints(clip: DecodedClip, config: TargetConfig) -> Arrays:
 
     Now and then it is the one that is meant: enough for RL to find out that it pays.
     """
-    rng, names, found = clip.rng, clip.ref.extra["looks"], []
+    rng, names, targets = clip.rng, clip.ref.extra["looks"], []
     story = timeline(clip, range(len(names)))
-    for sentence in _about_open(clip, ("sound", "video", "image"), range(len(names)))[: config.targets]:
+    for sentence in _about_one(clip)[: config.targets]:
         name = names[sentence["obj_id"][0]] if rng.random() < TOLD else draw(rng, names)
         frame = int(rng.integers(len(clip.frames)))
         query = prompts.render(config.template, query=sentence["text"])
-        found.append(asked(query, thought(f"{story}: {name}", piece(frame, frame, name))))
-    return {**_video(clip, config), **pack(found, config)}
+        targets.append(asked(query, thought(f"{story}: {name}", piece(frame, frame, name))))
+    return {**_video(clip, config), **pack(targets, config)}
 
 
 @examples.named
@@ -396,17 +397,17 @@ def _recording(
         raise InputError("nothing to see or hear in the first frame")
     content = [{"type": "image", "image": clip.frames[0]}, {"type": "audio", **sound}]
     story = tell(clip, there)
-    found = [asked(question, story), _heard(clip, config, there)]
+    targets = [asked(question, story), _heard(clip, config, there)]
     known = [s for s in _about(clip, ("image", "sound"), 1) if s["obj_id"][0] in there]
     known.sort(key=lambda sentence: sentence["needs"] != "sound")
-    found += [which(s["text"], story, looks(clip, s["obj_id"])) for s in known[: config.targets - 3]]
-    for sentence in clip.rng.permutation(np.array(known, object))[: config.targets - len(found)]:
+    targets += [which(s["text"], story, looks(clip, s["obj_id"])) for s in known[: config.targets - 3]]
+    for sentence in clip.rng.permutation(np.array(known, object))[: config.targets - len(targets)]:
         meant = extra["looks"][sentence["obj_id"][0]]
         name = meant if rng.random() < TOLD else draw(rng, [extra["looks"][n] for n in there])
         query = prompts.render(config.template, query=sentence["text"])
-        found.append(asked(query, thought(think(story, name), name)))
+        targets.append(asked(query, thought(think(story, name), name)))
     arrays = media_prompt(content, config, images=1, audio_seconds=[config.audio_seconds])
-    return {**arrays, **pack(found, config)}
+    return {**arrays, **pack(targets, config)}
 
 
 EXAMPLES: dict[str, Callable[[DecodedClip, TargetConfig], Arrays]] = {
