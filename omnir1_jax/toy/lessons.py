@@ -29,7 +29,7 @@ KIND = "{kind}"
 FORMS = ("{colour} {kind}", KIND, KIND, KIND, "{colour} shape")
 EVENLY = ("{colour} {kind}", KIND, "{colour} shape")
 NEEDS = ("sound", "video", "image")  # what it takes to understand a sentence
-TOLD = 1 / 3  # of System 1's answers name what is asked for, the others any shape
+TOLD = 1 / 3  # of System 1's answers name what is asked for and look at it, the others any shape and any frame
 
 
 def media_prompt(content: list[dict[str, Any]], config: TargetConfig, **room: Any) -> Arrays:
@@ -354,15 +354,17 @@ def plans(clip: DecodedClip, config: TargetConfig) -> Arrays:
 def hints(clip: DecodedClip, config: TargetConfig) -> Arrays:
     """A clip with plans of one frame, any of them, that tell the clip's timeline and then name any shape.
 
-    Now and then it is the one that is meant: enough for RL to find out that it pays.
+    Now and then the shape is the one that is meant, and now and then the frame shows the shape that is named: enough
+    for RL to find out that both pay.
     """
     rng, names, targets = clip.rng, clip.ref.extra["looks"], []
-    story = timeline(clip, range(len(names)))
+    story, shown = timeline(clip, range(len(names))), seen(clip) & lit(clip)
     for sentence in _about_one(clip)[: config.targets]:
-        name = names[sentence["obj_id"][0]] if rng.random() < TOLD else draw(rng, names)
-        frame = int(rng.integers(len(clip.frames)))
+        n = sentence["obj_id"][0] if rng.random() < TOLD else int(rng.integers(len(names)))
+        times = np.flatnonzero(shown[n]) if rng.random() < TOLD else ()
+        frame = int(draw(rng, times if len(times) else range(len(clip.frames))))
         query = prompts.render(config.template, query=sentence["text"])
-        targets.append(asked(query, thought(f"{story}: {name}", piece(frame, frame, name))))
+        targets.append(asked(query, thought(f"{story}: {names[n]}", piece(frame, frame, names[n]))))
     return {**_video(clip, config), **pack(targets, config)}
 
 

@@ -16,6 +16,7 @@ from omnir1_jax.toy import lessons
 from tests.runs import ROOT
 
 ENTRY = r"([a-z]+ [a-z]+)(?: (\d)-(\d))?(?: (low|middle|high) (\d))?"
+PLAN = r'(?s)Plan: (.*?)<\|im_end\|>.*start_time": "00:(\d\d\.\d\d)".*description": "(.*)"}'
 
 
 def config_of(name: str, *part: str):
@@ -60,6 +61,30 @@ def test_lessons_of_the_fleeting_world(config, name):
         assert all(text.count("start_time") == 1 for text in said)
         named = [re.search(r": ([a-z]+ [a-z]+)</think>.*\"description\": \"(.*)\"}", text).groups() for text in said]
         assert all(thought == answer for thought, answer in named)
+
+
+@pytest.mark.parametrize("told", [0.0, 1.0])
+def test_a_plan_has_what_is_meant_and_where_it_shows_now_and_then(config, told, monkeypatch):
+    """As often as `TOLD` says: always, or as chance has it."""
+    monkeypatch.setattr(lessons, "TOLD", told)
+    words, thinker = models.tokenizer(config), models.sizes(config).thinker
+    own = objectives._sft_config(config, "plans", words, thinker)
+    (reader,) = data.readers(config, "plans")
+    meant, shown = [], []
+    for k in range(16):
+        clip = decode(reader[k], settings.section(sections.Task, config.data.plans), np.random.default_rng(k))
+        arrays, looks = lessons.hints(clip, own), clip.ref.extra["looks"]
+        visible = lessons.seen(clip) & lessons.lit(clip)
+        for row, length in zip(arrays["target/tokens"], arrays["target/lengths"]):
+            query, second, name = re.search(PLAN, words.decode(row[:length])).groups()
+            targets = [
+                s["obj_id"][0] for s in clip.ref.extra["sentences"] if s["text"] == query and len(s["obj_id"]) == 1
+            ]
+            meant.append(name in [looks[n] for n in targets])
+            own_frames = visible[[n for n, look in enumerate(looks) if look == name]].any(0)
+            shown.append(own_frames[int(float(second) * 2)] or not own_frames.any())
+    assert (np.mean(meant) == 1) == (np.mean(shown) == 1) == (told == 1)
+    assert told or (np.mean(meant) < 0.5 and np.mean(shown) < 0.8)
 
 
 @pytest.mark.parametrize("name", ["timelines", "recordings"])
