@@ -274,11 +274,8 @@ def _about(clip: DecodedClip, needs: tuple[str, ...], most: int) -> list[dict[st
 
 
 def _about_one(clip: DecodedClip) -> list[dict[str, Any]]:
-    """Sentences about one shape, in turn by sound, behaviour and looks, from any of them on.
-
-    Those by sound or behaviour fit several shapes by their noun.
-    """
-    chosen = [s for s in _about(clip, NEEDS, 1) if s["needs"] == "image" or s["open"]]
+    """Sentences about one shape, in turn by sound, order and looks, from any of them on."""
+    chosen = [s for s in _about(clip, NEEDS, 1) if s["mixes"]]
     turns = [[s for s in chosen if s["needs"] == NEEDS[k]] for k in clip.rng.permutation(len(NEEDS))]
     return [s for turn in itertools.zip_longest(*turns) for s in turn if s]
 

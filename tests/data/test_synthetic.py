@@ -351,7 +351,7 @@ def test_world_without_a_disk(family):
         synthetic.open(family="nope")
 
 
-def test_mixed_queries_take_sound_time_and_looks_in_turn():
+def test_mixed_queries_take_sound_order_and_looks_in_turn():
     source = synthetic.open(family="vos", clips=8, config="fleeting", mixed=True)
     needs = []
     for k in range(8):
@@ -360,6 +360,7 @@ def test_mixed_queries_take_sound_time_and_looks_in_turn():
         said = {e.text: e for e in clip.expressions}
         assert all(len(said[ref.query].targets) == 1 and ref.audio is not None for ref in refs)
         assert all(said[r.query].needs == "image" or len(said[r.query].among) >= writers.OPEN for r in refs)
+        assert all(said[r.query].topic in writers.ORDER for r in refs if said[r.query].needs == "video")
         assert len({ref.query for ref in refs}) == 4
         needs.append(tuple(said[ref.query].needs for ref in refs))
     assert needs.count(writers.IN_TURN) >= 6, needs  # a clip may have no such sentence by sound

@@ -33,7 +33,7 @@ def open(
     vos: sentences about one or more shapes, to be seen. refavs: about one shape or, one in eight, about nothing, with
     sound. refcocog: still images. qa: which shape it is that does something, with sound.
     plain (vos): only sentences about one shape that any of its frames explains, such as "the red shape".
-    mixed (vos): sentences about one shape, in turn by sound, by behaviour and by looks; clips have their sound.
+    mixed (vos): sentences about one shape, in turn by sound, by order and by looks; clips have their sound.
     heard (refavs): only sentences about a shape of the first frame that take the sound to understand.
     lessons (vos and refavs): one item per clip instead, with masks of every shape and no query; targets for
     supervised training are in `extra`: looks ("red circle") and sounds of the shapes, and all true sentences.
@@ -174,7 +174,7 @@ def _lesson(family: str, config: WorldConfig, sample_id: str, seed: int) -> Clip
         "shadows": [list(s.shadow) for s in shapes],
         "sounds": [None if s.sounds is None else [t / config.fps for t in s.sounds] for s in shapes],
         "sentences": [
-            {"text": e.text, "obj_id": list(e.targets), "needs": e.needs, "open": len(e.among) >= writers.OPEN}
+            {"text": e.text, "obj_id": list(e.targets), "needs": e.needs, "mixes": writers.mixes(e)}
             for e in clip.expressions
         ],
     }

@@ -25,6 +25,7 @@ from omnir1_jax.data.synthetic.world import WorldConfig
 SPLITS = ("train", "valid", "valid_u", "val", "test", "test_s", "test_u", "test_n")
 SEEN, SEEN_HEARD = ("image", "video"), ("image", "video", "sound")
 OPEN = 3
+ORDER = ("enters", "enters_first", "enters_last", "leaves", "leaves_first", "leaves_last", "comes_after", "goes_before")
 IN_TURN = ("sound", "video", "image", "video")  # what a clip's mixed sentences need, one after another
 
 
@@ -47,13 +48,18 @@ def single(clip: Clip, count: int, needs: tuple[str, ...]) -> tuple[Expression, 
     return expressions.choose(single_target, clip_rng(clip.scene.seed), count, needs)
 
 
-def mixed(clip: Clip, count: int) -> tuple[Expression, ...]:
-    """Sentences about one shape each, in turn by sound, by behaviour and by looks, as far as there are such.
+def mixes(e: Expression) -> bool:
+    """Whether `mixed` may have a sentence: it is about one shape, and by looks, by sound, or by coming and going.
 
-    The noun of a sentence by sound or behaviour fits at least `OPEN` shapes, so that it is not a description by itself.
+    The noun of one by sound or order fits at least `OPEN` shapes, so that it is not a description by itself.
     """
-    single_target = [e for e in clip.expressions if len(e.targets) == 1]
-    single_target = [e for e in single_target if e.needs == "image" or len(e.among) >= OPEN]
+    hard = len(e.among) >= OPEN and (e.needs == "sound" or e.topic in ORDER)
+    return len(e.targets) == 1 and (e.needs == "image" or hard)
+
+
+def mixed(clip: Clip, count: int) -> tuple[Expression, ...]:
+    """Sentences about one shape each, in turn by sound, by order and by looks, as far as there are such."""
+    single_target = [e for e in clip.expressions if mixes(e)]
     remaining = {n: list(expressions.choose(single_target, clip_rng(clip.scene.seed), count, (n,))) for n in SEEN_HEARD}
     chosen = []
     for number in range(count):
