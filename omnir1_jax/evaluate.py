@@ -20,7 +20,7 @@ from omnir1_jax.build.run import keep_compiled
 from omnir1_jax.config import settings
 from omnir1_jax.files import folders
 from omnir1_jax.inference import from_checkpoint, load, store, tasks
-from omnir1_jax.inference.answer import KEYFRAMES
+from omnir1_jax.inference.answer import DESCRIPTIONS, KEYFRAMES
 from omnir1_jax.inference.benchmark import evaluate
 from omnir1_jax.inference.samples import SOUNDS
 from omnir1_jax.inference.store import RESULTS
@@ -79,6 +79,9 @@ _SPLIT = cli.flag.string("split", "", "Split; the benchmark's usual one by defau
 _TASKS = cli.flag.list("tasks", [], "Tasks of the config that are held out (synthetic); all by default.")
 _LIMIT = cli.flag.integer("limit", 0, "Maximum items, the first ones; 0: all.", lower_bound=0)
 _KEYFRAMES = cli.flag.list("keyframes", ["plan"], f"One or several of {', '.join(KEYFRAMES)}.")
+_DESCRIPTION = cli.flag.enum(
+    "description", "plan", DESCRIPTIONS, "What System 2 is asked for: the plan's words or the query's own."
+)
 _SYSTEM2 = cli.flag.string(
     "system2",
     "self",

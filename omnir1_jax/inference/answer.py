@@ -26,8 +26,10 @@ from omnir1_jax.systems.grounders.protocol import GroundedBoxes, Requests
 from omnir1_jax.systems.keyframes import Keyframes
 from omnir1_jax.tasks import common
 from omnir1_jax.text.readers import Plan
+from omnir1_jax.text.strings import Buffer
 
 KEYFRAMES = ("plan", "uniform", "random", "first")
+DESCRIPTIONS = ("plan", "query")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +42,8 @@ class EvalConfig:
         drawn at random, or in the first one: always the largest number that a plan may have.
       oracle: whether boxes are given (ground truth, or another model's) instead of System 2's. With frames that are not
         the plan's they need no plan either.
+      description: what System 2 is asked for: "plan": System 1's words; "query": the query's own; with frames that are
+        not the plan's, these need no plan.
       host: whether System 2 runs on the host (`inference.host`): no boxes yet, only the chosen frames.
       objects: slots for objects.
     """
@@ -49,8 +53,13 @@ class EvalConfig:
     oracle: bool = False
     objects: int = 8
     host: bool = False
+    description: str = "plan"
 
     def __post_init__(self):
+        if self.description not in DESCRIPTIONS:
+            raise InputError(f"--description: {self.description!r} is none of {', '.join(DESCRIPTIONS)}")
+        if not self.task.grounds and self.description != "plan":
+            raise InputError(f"--description: {self.description} is for tasks with a System 2")
         if self.keyframes not in KEYFRAMES:
             raise InputError(f"--keyframes: {self.keyframes!r} is none of {', '.join(KEYFRAMES)}")
         if not self.task.plans and self.keyframes != "plan":
@@ -71,6 +80,7 @@ class Query:
       boxes: given boxes in pixels of the video, -1 where there is none.
       original: width and height of the video.
       number: position of the item in its benchmark; random draws for the item depend on it and the seed alone.
+      words: the query's text, where System 2 is asked for it.
     """
 
     policy: ThinkerInputs
@@ -80,6 +90,7 @@ class Query:
     frame_index: Int[Array, "b t"] | None = None
     boxes: Float[Array, "b n t 4"] | None = None
     original: Int[Array, "b 2"] | None = None
+    words: Buffer | None = None
 
     @property
     def objects(self) -> Int[Array, " b"]:
@@ -147,6 +158,10 @@ def answer(
     parsed = eval_config.task.read(frozen, config, batch, completions)
     if eval_config.keyframes != "plan":
         parsed = parsed._replace(requests=elsewhere(eval_config, parsed.plan, batch, config.keyframes, key))
+    if eval_config.description == "query":
+        asked = parsed.requests.valid
+        words = jax.tree.map(lambda x: jnp.broadcast_to(x[:, None, None], (*asked.shape, *x.shape[1:])), batch.words)
+        parsed = parsed._replace(requests=parsed.requests._replace(description=words))
     answers = Answers(completions, unended, parsed)
     frame, valid = answers.chosen.frame, answers.chosen.valid
     clip_frames = jnp.take_along_axis(batch.frame_index, frame, axis=1)
@@ -196,7 +211,8 @@ def choose(eval_config: EvalConfig, plan: Plan, batch: Query, count: int, key: K
         return jnp.pad(drawn, (0, max(count - max_frames, 0)))[:count], slot < chosen_count
 
     frame, valid = jax.vmap(one)(jnp.sum(batch.frame_valid, axis=1), batch.number)
-    described = jnp.ones(len(frame), bool) if eval_config.oracle else jnp.any(plan.valid, axis=1)
+    needs_plan = not eval_config.oracle and eval_config.description == "plan"
+    described = jnp.any(plan.valid, axis=1) if needs_plan else jnp.ones(len(frame), bool)
     valid = valid & described[:, None]
     piece = jnp.broadcast_to(jnp.argmax(plan.valid, axis=1)[:, None], frame.shape)
     keep = lambda x: jnp.where(valid, x, 0)

@@ -26,6 +26,7 @@ from omnir1_jax.inference.tasks import Options, count_note, positions
 from omnir1_jax.models import narrow, sam2
 from omnir1_jax.parallel import batch_sharding, replicate
 from omnir1_jax.tasks.task import tree_of
+from omnir1_jax.text.strings import Buffer
 
 
 class AnsweredBatch(NamedTuple):
@@ -48,7 +49,10 @@ def launch(systems: Systems, eval_config: EvalConfig, batch: Batch, seed: int, h
     models, mesh = systems.models, systems.mesh
     sharding = None if mesh is None else batch_sharding(mesh)
     to_devices = functools.partial(placed, sharding=sharding)
-    query, key = Query(**tree_of(to_devices(batch.arrays))), jax.random.key(seed)
+    tree, key = tree_of(to_devices(batch.arrays)), jax.random.key(seed)
+    if "words" in tree:
+        tree["words"] = Buffer(**tree["words"])
+    query = Query(**tree)
     if jax.process_count() > 1:
         key = jax.random.wrap_key_data(replicate(jax.random.key_data(key), mesh))
     answers = ANSWER(models, systems.step, eval_config, systems.policy, systems.frozen, query, key)
@@ -96,7 +100,12 @@ def eval_config_of(systems: Systems, benchmark: Benchmark, options: Options) -> 
     """
     boxes_given = options.system2 == "oracle" or bool(options.boxes)
     return EvalConfig(
-        benchmark.task, options.keyframes, boxes_given, options.objects, host=on_host(systems, benchmark.task)
+        benchmark.task,
+        options.keyframes,
+        boxes_given,
+        options.objects,
+        host=on_host(systems, benchmark.task),
+        description=options.description,
     )
 
 

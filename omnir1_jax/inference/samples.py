@@ -39,6 +39,7 @@ class Benchmark:
       sound: "own"; "muted": silence; "swapped": that of another clip.
       boxes: boxes of another System 2 by sample id and frame of the video, instead of the true ones.
       dataset: options that the reader was opened with, by name.
+      query_bytes: room for the query, where it is System 2's description too; 0: it is not.
       source: where a user-defined task comes from, module:object or file.py:object.
     """
 
@@ -55,6 +56,7 @@ class Benchmark:
     boxes: Mapping[str, Mapping[int, Boxes]] | None = dataclasses.field(default=None, repr=False)
     dataset: Mapping[str, Any] = dataclasses.field(default_factory=dict, repr=False)
     source: str = ""
+    query_bytes: int = 0
 
 
 class Sample(NamedTuple):
@@ -101,11 +103,21 @@ def _frames(clip: DecodedClip, benchmark: Benchmark) -> Arrays:
     index = np.zeros(frames, np.int32)
     index[:count] = clip.frame_indices
     return {
+        **(_words(clip.ref.query, benchmark.query_bytes) if benchmark.query_bytes else {}),
         "frame_index": index,
         "frame_valid": np.arange(frames) < count,
         "boxes": _boxes(clip, benchmark, frames),
         "original": np.array(clip.size[::-1], np.int32),
     }
+
+
+def _words(query: str, room: int) -> Arrays:
+    raw = query.encode()
+    if len(raw) > room:
+        raise InputError(f"a query of {len(raw)} bytes does not fit step.description_bytes = {room}")
+    padded = np.zeros(room, np.uint8)
+    padded[: len(raw)] = np.frombuffer(raw, np.uint8)
+    return {"words/bytes": padded, "words/length": np.int32(len(raw)), "words/truncated": np.bool_(False)}
 
 
 def _boxes(clip: DecodedClip, benchmark: Benchmark, frames: int) -> Float[np.ndarray, "n t 4"]:

@@ -78,6 +78,7 @@ class Options:
       prompt: prompt of questions: "thinking" or "direct".
       audio_seconds: maximum sound of questions; -1 for the benchmark's.
       sound: "own", "muted" or "swapped".
+      keyframes, description: see `answer.EvalConfig`.
       boxes, masks: file of another System 2's boxes, or masks (with system2 "file").
       scoring: "clean", or "official": as the benchmark's published script.
       objects: slots for objects. hole_area: holes of masks up to this many pixels are filled.
@@ -95,6 +96,7 @@ class Options:
     audio_seconds: float = -1.0
     sound: str = "own"
     keyframes: str = "plan"
+    description: str = "plan"
     system2: str = "self"
     boxes: str = ""
     masks: str = ""
@@ -251,6 +253,7 @@ def _benchmark(systems: Systems, options: Options, published: Published, name: s
         boxes=read_boxes(options.boxes) if options.boxes else None,
         dataset=_only(entry).to_dict(),
         source=entry.family if lookup.is_path(entry.family) else "",
+        query_bytes=systems.config.step.description_bytes if options.description == "query" else 0,
     )
 
 

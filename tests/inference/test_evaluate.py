@@ -120,6 +120,31 @@ def test_numbers_of_revos_and_mevis_are_those_of_the_pngs(made, trees, tmp_path,
     assert evaluated(made, tmp_path / "file", trees / "mevis", **given)["table"] == best["table"]
 
 
+def test_system2_is_asked_for_the_querys_own_words(made, trees, tmp_path, monkeypatch):
+    """Whatever the plan says, or where there is none; in every frame that is looked at, and in tasks without plans."""
+    scripted.install(monkeypatch, scripted.PLANS)
+    wanted = dict(benchmark="mevis", keyframes="uniform", limit=12)
+    evaluated(made, tmp_path / "plan", trees / "mevis", **wanted)
+    evaluated(made, tmp_path / "query", trees / "mevis", description="query", **wanted)
+    planned, asked = lines(tmp_path / "plan"), lines(tmp_path / "query")
+    assert any(not line["keyframes"] for line in planned)  # no plan, nothing to ask
+    for line in asked:
+        assert len(line["keyframes"]) > 1
+        assert {keyframe["description"] for keyframe in line["keyframes"]} == {line["query"]}
+    scripted.install(monkeypatch, scripted.DESCRIPTIONS)
+    evaluated(
+        made, tmp_path / "refavs", trees / "refavs", benchmark="refavs", split="val", description="query", limit=6
+    )
+    heard = [line for line in lines(tmp_path / "refavs") if line["keyframes"]]
+    assert heard and all(line["keyframes"][0]["description"] == line["query"] for line in heard)
+
+    config = made.config.copy_and_resolve_references()
+    with config.unlocked():
+        config.step.description_bytes = 8
+    found = evaluated(made._replace(config=config), tmp_path / "short", trees / "mevis", description="query", **wanted)
+    assert "does not fit step.description_bytes = 8" in found["bad"][0]["reason"]
+
+
 def test_many_devices_give_the_same(made, trees, tmp_path, monkeypatch):
     scripted.install(monkeypatch, scripted.PLANS)
     mesh = make_mesh({"data": 2, "fsdp": 4})

@@ -54,6 +54,10 @@ def test_rules_that_do_not_exist_are_refused():
         EvalConfig(TASKS["vos"], "best")
     with pytest.raises(InputError, match="video segmentation alone"):
         EvalConfig(TASKS["refavs"], "uniform")
+    with pytest.raises(InputError, match="--description"):
+        EvalConfig(TASKS["vos"], description="own")
+    with pytest.raises(InputError, match="System 2"):
+        EvalConfig(TASKS["qa"], description="query")
 
 
 def test_lifted_masks_are_those_of_each_clip_by_itself():
