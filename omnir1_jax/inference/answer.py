@@ -28,7 +28,7 @@ from omnir1_jax.tasks import common
 from omnir1_jax.text.readers import Plan
 from omnir1_jax.text.strings import Buffer
 
-KEYFRAMES = ("plan", "uniform", "random", "first")
+KEYFRAMES = ("plan", "uniform", "random", "first", "best")
 DESCRIPTIONS = ("plan", "query")
 
 
@@ -39,7 +39,8 @@ class EvalConfig:
     Attributes:
       task: the benchmark's task.
       keyframes: "plan": those of System 1; otherwise the first description of its plan in frames spread evenly,
-        drawn at random, or in the first one: always the largest number that a plan may have.
+        drawn at random, in the first one, or ("best", an oracle's) in those whose given boxes are largest: always the
+        largest number that a plan may have.
       oracle: whether boxes are given (ground truth, or another model's) instead of System 2's. With frames that are not
         the plan's they need no plan either.
       description: what System 2 is asked for: "plan": System 1's words; "query": the query's own; with frames that are
@@ -199,18 +200,26 @@ def choose(eval_config: EvalConfig, plan: Plan, batch: Query, count: int, key: K
     max_frames = batch.frame_valid.shape[1]
     slot = jnp.arange(count)
 
-    def one(frames: Int[Array, ""], number: Int[Array, ""]) -> tuple[Int[Array, "k"], Bool[Array, "k"]]:
+    def one(
+        frames: Int[Array, ""], number: Int[Array, ""], area: Float[Array, " t"]
+    ) -> tuple[Int[Array, " k"], Bool[Array, " k"]]:
         chosen_count = jnp.minimum(frames, count)
         if eval_config.keyframes == "first":
             return jnp.zeros(count, jnp.int32), slot == 0
         if eval_config.keyframes == "uniform":
             return (2 * slot + 1) * frames // jnp.maximum(2 * chosen_count, 1), slot < chosen_count
-        noise = jax.random.uniform(jax.random.fold_in(key, number), (max_frames,))
-        rank = jnp.argsort(jnp.argsort(jnp.where(jnp.arange(max_frames) < frames, noise, 2.0)))
-        drawn = jnp.sort(jnp.where(rank < chosen_count, jnp.arange(max_frames), max_frames))
+        if eval_config.keyframes == "best":
+            order, chosen_count = -area, jnp.minimum(jnp.sum(area > 0), count)
+        else:
+            noise = jax.random.uniform(jax.random.fold_in(key, number), (max_frames,))
+            order = jnp.where(jnp.arange(max_frames) < frames, noise, 2.0)
+        drawn = jnp.sort(jnp.where(jnp.argsort(jnp.argsort(order)) < chosen_count, jnp.arange(max_frames), max_frames))
         return jnp.pad(drawn, (0, max(count - max_frames, 0)))[:count], slot < chosen_count
 
-    frame, valid = jax.vmap(one)(jnp.sum(batch.frame_valid, axis=1), batch.number)
+    areas = jnp.zeros(batch.frame_valid.shape)
+    if eval_config.keyframes == "best":
+        areas = jnp.sum(jnp.where(box_rules.is_missing(batch.boxes), 0, box_rules.area(batch.boxes)), axis=1)
+    frame, valid = jax.vmap(one)(jnp.sum(batch.frame_valid, axis=1), batch.number, areas)
     needs_plan = not eval_config.oracle and eval_config.description == "plan"
     described = jnp.any(plan.valid, axis=1) if needs_plan else jnp.ones(len(frame), bool)
     valid = valid & described[:, None]

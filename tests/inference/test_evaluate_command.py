@@ -77,7 +77,7 @@ def test_killed_and_taken_up_again_gives_the_same_files(command, tmp_path):
         (["--checkpoint=nowhere", "--benchmark=mevis"], "--checkpoint: nowhere"),
         (["--checkpoint=toy", "--benchmark=mevis", "--root=nowhere"], "nowhere"),
         (["--checkpoint=toy", "--benchmark=coco"], "--benchmark"),
-        (["--checkpoint=toy", "--benchmark=synthetic", "--keyframes=best"], "--keyframes"),
+        (["--checkpoint=toy", "--benchmark=synthetic", "--keyframes=worst"], "--keyframes"),
     ],
 )
 def test_bad_flags_are_one_line(command, tmp_path, flags, named):

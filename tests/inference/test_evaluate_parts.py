@@ -25,12 +25,13 @@ from omnir1_jax.training import export
 from tests.inference import small
 
 
-def chosen(rule, counts, valid=(False, True), oracle=False, room=24, count=4):
+def chosen(rule, counts, valid=(False, True), oracle=False, room=24, count=4, boxes=None):
     """Frames of clips of `counts` frames whose plan's pieces are `valid`."""
     counts = jnp.asarray(counts)
     pieces = jnp.broadcast_to(jnp.asarray(valid), (len(counts), len(valid)))
     plan = readers.Plan(*[None] * len(readers.Plan._fields))._replace(valid=pieces)
     batch = Query(policy=None, number=jnp.arange(len(counts)), frame_valid=jnp.arange(room) < counts[:, None])
+    batch = batch.replace(boxes=boxes)
     return jax.device_get(choose(EvalConfig(TASKS["vos"], rule, oracle), plan, batch, count, jax.random.key(0)))
 
 
@@ -45,13 +46,19 @@ def test_frames_of_the_baselines_lie_in_the_clip_and_carry_the_first_valid_descr
     assert all(sorted(set(row)) == list(row) and row[-1] < 8 for row in random.frame)
     assert len({tuple(row) for row in random.frame}) > 20
     assert not chosen("random", [8], (False, False)).valid.any()
+    # Objects of 3 and 2 frames, the second alone in frame 2; nothing is true of the second clip.
+    boxes = np.full((2, 2, 24, 4), -1.0)
+    boxes[0, 0, [3, 5, 6]] = [[0, 0, 4, 4], [0, 0, 9, 9], [0, 0, 5, 5]]
+    boxes[0, 1, [2, 3]] = [0, 0, 1, 1], [0, 0, 8, 2]
+    best = chosen("best", [8, 8], boxes=jnp.asarray(boxes), count=3)
+    assert [f[v].tolist() for f, v in zip(best.frame, best.valid)] == [[3, 5, 6], []]
     few = chosen("random", [3], (False, False), oracle=True)  # true boxes need no description
     assert few.frame[0][few.valid[0]].tolist() == [0, 1, 2]
 
 
 def test_rules_that_do_not_exist_are_refused():
     with pytest.raises(InputError, match="--keyframes"):
-        EvalConfig(TASKS["vos"], "best")
+        EvalConfig(TASKS["vos"], "worst")
     with pytest.raises(InputError, match="video segmentation alone"):
         EvalConfig(TASKS["refavs"], "uniform")
     with pytest.raises(InputError, match="--description"):
