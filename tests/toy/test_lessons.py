@@ -63,10 +63,10 @@ def test_lessons_of_the_fleeting_world(config, name):
         assert all(thought == answer for thought, answer in named)
 
 
-@pytest.mark.parametrize("told", [0.0, 1.0])
-def test_a_plan_has_what_is_meant_and_where_it_shows_now_and_then(config, told, monkeypatch):
-    """As often as `TOLD` says: always, or as chance has it."""
-    monkeypatch.setattr(lessons, "TOLD", told)
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_a_plan_has_what_is_meant_and_where_it_shows_now_and_then(config, share, monkeypatch):
+    """As often as `HINTED` says: always, or as chance has it."""
+    monkeypatch.setattr(lessons, "HINTED", share)
     words, thinker = models.tokenizer(config), models.sizes(config).thinker
     own = objectives._sft_config(config, "plans", words, thinker)
     (reader,) = data.readers(config, "plans")
@@ -83,8 +83,8 @@ def test_a_plan_has_what_is_meant_and_where_it_shows_now_and_then(config, told, 
             meant.append(name in [looks[n] for n in targets])
             own_frames = visible[[n for n, look in enumerate(looks) if look == name]].any(0)
             shown.append(own_frames[int(float(second) * 2)] or not own_frames.any())
-    assert (np.mean(meant) == 1) == (np.mean(shown) == 1) == (told == 1)
-    assert told or (np.mean(meant) < 0.5 and np.mean(shown) < 0.8)
+    assert (np.mean(meant) == 1) == (np.mean(shown) == 1) == (share == 1)
+    assert share or (np.mean(meant) < 0.5 and np.mean(shown) < 0.8)
 
 
 @pytest.mark.parametrize("name", ["timelines", "recordings"])
