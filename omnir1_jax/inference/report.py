@@ -8,7 +8,8 @@ import numpy as np
 
 from omnir1_jax.data import media
 from omnir1_jax.data.masks import decode_masks
-from omnir1_jax.data.refs import BadSample
+from omnir1_jax.data.refs import BadSample, ClipRef
+from omnir1_jax.errors import InputError
 from omnir1_jax.evaluation import predictions
 from omnir1_jax.files import folders
 from omnir1_jax.inference import scores, store
@@ -58,15 +59,32 @@ def _picture(folder: pathlib.Path, benchmark: Benchmark, line: Mapping[str, Any]
     if line["fault"] or not line["predicted"]:
         return None
     try:
-        ref = benchmark.reader[line["position"]]
-        count = media.frame_count(ref.frames, ref.sample_id)
-        shown_frames = _shown(count, [keyframe["frame"] for keyframe in line["keyframes"]])
-        frames = media.load_frames(ref.frames, shown_frames, size=media.within(MOST_PIXELS), sample_id=ref.sample_id)
-        truth = None if ref.masks is None else decode_masks(ref.masks, shown_frames, ref.sample_id)
+        drawn = example(folder, benchmark.reader[line["position"]], benchmark.task.name, line)
     except BadSample:
         return None
-    names = scores.names(ref, count)
-    predicted = predictions.read(str(folder / PREDICTIONS), *scores.png_folder(ref), [names[t] for t in shown_frames])
+    return pictures.png(pictures.draw(drawn))
+
+
+def example(folder: pathlib.Path, ref: ClipRef, family: str, line: Mapping[str, Any]) -> Example:
+    """A line of an evaluation with its clip, read again, and the masks that were predicted.
+
+    Args:
+      folder: the evaluation's directory.
+      family: of the task.
+      line: one with a prediction.
+
+    Raises:
+      BadSample: the clip cannot be read any more.
+      InputError: its prediction is missing or damaged.
+    """
+    count = media.frame_count(ref.frames, ref.sample_id)
+    shown_frames = _shown(count, [keyframe["frame"] for keyframe in line["keyframes"]])
+    frames = media.load_frames(ref.frames, shown_frames, size=media.within(MOST_PIXELS), sample_id=ref.sample_id)
+    truth = None if ref.masks is None else decode_masks(ref.masks, shown_frames, ref.sample_id)
+    names, where = scores.names(ref, count), scores.png_folder(ref)
+    predicted = predictions.read(str(folder / PREDICTIONS), *where, [names[t] for t in shown_frames])
+    if predicted is None:
+        raise InputError(f"{predictions.folder(str(folder / PREDICTIONS), *where)} is missing; name another directory")
     position_of = {frame: i for i, frame in enumerate(shown_frames)}
     keyframes = tuple(
         Keyframe(
@@ -79,17 +97,16 @@ def _picture(folder: pathlib.Path, benchmark: Benchmark, line: Mapping[str, Any]
     )
     size = predicted.shape[2], predicted.shape[1]
     clip = Clip(frames, size, None if truth is None else truth.any(0), predicted > 0, numbers=tuple(shown_frames))
-    example = Example(
+    return Example(
         line["sample_id"],
         line["query"],
         line["completion"],
-        benchmark.task.name,
+        family,
         keyframes=keyframes,
         answer=line.get("answer"),
         failures=tuple(line["failures"]),
         clip=clip,
     )
-    return pictures.png(pictures.draw(example))
 
 
 def _shown(count: int, keyframes: Sequence[int]) -> list[int]:

@@ -177,11 +177,12 @@ def policy(script: str = "", live: bool = False) -> str:
     )
 
 
-def page(title: str, *content: object, script: str = "", live: bool = False) -> str:
+def page(title: str, *content: object, script: str = "", style: str = "", live: bool = False) -> str:
     """The document; the first part is above the list of sections.
 
     Args:
       script: written here, never data; it comes last.
+      style: of this page alone, never data.
       live: see `policy`.
     """
     titles = re.findall(r'<h2 id="[^"]*">([^<]*)</h2>', join(content))
@@ -193,7 +194,7 @@ def page(title: str, *content: object, script: str = "", live: bool = False) -> 
         f'<meta http-equiv="Content-Security-Policy" content="{policy(script, live)}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<meta name="referrer" content="no-referrer">\n<link rel="icon" href="data:,">\n'
-        f"<title>{text(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n{join(content)}\n</body>\n</html>\n"
+        f"<title>{text(title)}</title>\n<style>{STYLE}{style}</style>\n</head>\n<body>\n{join(content)}\n</body>\n</html>\n"
     )
 
 

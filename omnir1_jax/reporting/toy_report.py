@@ -1,4 +1,4 @@
-"""Report of the toy: tables, curves of the runs, and the page that shows both with clips."""
+"""Report of the toy: tables, curves of the runs, and the page that shows both after clips before and after."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,8 @@ from etils import epath
 
 from omnir1_jax.cli import atomic_path
 from omnir1_jax.files import regular_file
-from omnir1_jax.reporting import charts, html, lines, names
+from omnir1_jax.reporting import before_after, charts, html, lines, names
+from omnir1_jax.reporting.before_after import Comparison
 from omnir1_jax.reporting.html import tag
 from omnir1_jax.reporting.log import METRICS
 from omnir1_jax.reporting.train_report import shrink
@@ -100,8 +101,12 @@ def curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], target: epath.Path) 
             figure.savefig(file, format="png", dpi=110)
 
 
-def write(out: epath.PathLike, results: Mapping[str, Any]) -> str:
-    """Writes `table.md`, `curves.png` and `report.html` from a summary and the runs beside it; the tables as text."""
+def write(out: epath.PathLike, results: Mapping[str, Any], comparisons: Sequence[Comparison] = ()) -> str:
+    """Writes `table.md`, `curves.png` and `report.html` from a summary and the runs beside it; the tables as text.
+
+    Args:
+      comparisons: of the first run with the cold start.
+    """
     out = epath.Path(out)
     measured = tables(results)
     runs = {}
@@ -122,6 +127,7 @@ def write(out: epath.PathLike, results: Mapping[str, Any]) -> str:
     sections = [
         tag("h1", "Omni-R1 at toy size"),
         tag("p", f"System 1 trained by GRPO in the synthetic world, {total / 60:.0f} minutes in all.", class_="soft"),
+        *before_after.sections(comparisons, next(iter(results["runs"]))),
         html.heading("What was learnt"),
         *(html.table(header, rows, caption) for caption, header, rows in measured),
         html.picture((out / "curves.png").read_bytes(), "Curves of the runs"),
@@ -129,5 +135,5 @@ def write(out: epath.PathLike, results: Mapping[str, Any]) -> str:
         html.heading("Seconds"),
         html.table((), list(results["seconds"].items())),
     ]
-    html.write(out / "report.html", html.page("Omni-R1 at toy size", *sections))
+    html.write(out / "report.html", html.page("Omni-R1 at toy size", *sections, style=before_after.STYLE))
     return text

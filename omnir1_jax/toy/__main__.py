@@ -26,7 +26,7 @@ from omnir1_jax.build.run import keep_compiled
 from omnir1_jax.config import settings
 from omnir1_jax.errors import AGAIN, InputError
 from omnir1_jax.files import folders, json_file, regular_file
-from omnir1_jax.inference import benchmark, from_checkpoint, load, store
+from omnir1_jax.inference import benchmark, compare, from_checkpoint, load, store
 from omnir1_jax.inference.answer import KEYFRAMES
 from omnir1_jax.inference.load import Systems
 from omnir1_jax.inference.samples import SOUNDS
@@ -34,6 +34,7 @@ from omnir1_jax.inference.tasks import Options
 from omnir1_jax.inference.validation import Validation
 from omnir1_jax.reporting import lines, toy_report
 from omnir1_jax.reporting import names as metric_names
+from omnir1_jax.reporting.before_after import Comparison
 from omnir1_jax.reporting.log import METRICS
 from omnir1_jax.training import loop, workdir
 
@@ -177,6 +178,16 @@ def finished(out: pathlib.Path) -> dict[str, dict[str, Any]]:
     return runs
 
 
+def comparisons(out: pathlib.Path, run: str) -> list[Comparison]:
+    """A run's answers to the clips with their own sound beside the cold start's, from what their evaluations stored."""
+    labels = {"segmentation": ("vos", "plan"), "sounding shapes": ("refavs", "own")}
+    found = [
+        compare.stored(title, task, out / "before" / label, out / "after" / run / label)
+        for title, (task, label) in labels.items()
+    ]
+    return [comparison for comparison in found if comparison is not None]
+
+
 def _phase(path: pathlib.Path) -> dict[str, Any]:
     """What a phase that is done left in its file."""
     phase = json_file.read_object(path)
@@ -232,7 +243,7 @@ def main(_) -> None:
         store.write_json(pathlib.Path(folders.begin(out, SUMMARY, FLAG)), found)
         for name in PAGE:
             folders.begin(out, name, FLAG)
-        print(toy_report.write(out, found))
+        print(toy_report.write(out, found, comparisons(out, next(iter(found["runs"])))))
     print(f"{out}: summary.json, table.md, curves.png, report.html")
 
 

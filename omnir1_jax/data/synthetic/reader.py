@@ -37,7 +37,8 @@ def open(
     heard (refavs): only sentences about a shape of the first frame that take the sound to understand.
     lessons (vos and refavs): one item per clip instead, with masks of every shape and no query; targets for
     supervised training are in `extra`: looks ("red circle") and sounds of the shapes, and all true sentences.
-    `extra` of vos: type_id, obj_id; of refavs: fid, null; of refcocog and qa: as those readers have it.
+    `extra` of vos: type_id, obj_id; of refavs: fid, null; of both what the query takes to understand, and each shape's
+    looks, tone and span of sound in seconds; of refcocog and qa: as those readers have it.
     """
     optional("pycocotools.mask", "train")  # for the masks of every item
     check_split("synthetic", split, writers.SPLITS)
@@ -116,7 +117,7 @@ def _vos(
         chosen = writers.single(clip, count, ("image",)) if plain else writers.pick(clip, count, writers.SEEN)
     e: Expression = _nth(chosen, row[1], sample_id)
     audio = AudioBytes(sound.to_wav(clip.sound)) if mixed else None
-    extra = {"type_id": e.type_id, "obj_id": list(e.targets), "topic": e.topic}
+    extra = {"type_id": e.type_id, "obj_id": list(e.targets), "topic": e.topic, "needs": e.needs, **_shapes(clip)}
     size = (config.height, config.width)
     masks = _masks(clip, e.targets)
     return ClipRef("synthetic", sample_id, "vos", e.text, _frames(clip), audio, masks, None, size, extra)
@@ -134,6 +135,7 @@ def _refavs(config: WorldConfig, sample_id: str, row: tuple[int, int], heard: bo
     e: Expression = _nth(chosen, row[1], sample_id)
     size = (config.height, config.width)
     empty = RleMasks(((None,) * config.frames,), size)
+    extra = {"fid": 0 if null else e.targets[0] + 1, "null": null, "topic": e.topic, "needs": e.needs, **_shapes(clip)}
     return ClipRef(
         dataset="synthetic",
         sample_id=sample_id,
@@ -143,7 +145,7 @@ def _refavs(config: WorldConfig, sample_id: str, row: tuple[int, int], heard: bo
         audio=AudioBytes(sound.to_wav(clip.sound)),
         masks=empty if null else _masks(clip, e.targets),
         size=size,
-        extra={"fid": 0 if null else e.targets[0] + 1, "null": null, "topic": e.topic},
+        extra=extra,
     )
 
 
@@ -165,14 +167,22 @@ def _told_by_voice(clip: Clip, e: Expression) -> bool:
     return e.topic != "heard_at" and not any(clip.masks[n, 0].any() or shapes[n].tone for n in same_voice)
 
 
+def _shapes(clip: Clip) -> dict[str, list[Any]]:
+    """What each shape looks like, its tone, and from when to when it sounds, in seconds."""
+    shapes, fps = clip.scene.shapes, clip.scene.config.fps
+    return {
+        "looks": [f"{s.colour} {s.kind}" for s in shapes],
+        "tones": [s.tone for s in shapes],
+        "sounds": [None if s.sounds is None else [t / fps for t in s.sounds] for s in shapes],
+    }
+
+
 def _lesson(family: str, config: WorldConfig, sample_id: str, seed: int) -> ClipRef:
     clip = _clip(config, seed)
     shapes = clip.scene.shapes
     extra = {
-        "looks": [f"{s.colour} {s.kind}" for s in shapes],
-        "tones": [s.tone for s in shapes],
+        **_shapes(clip),
         "shadows": [list(s.shadow) for s in shapes],
-        "sounds": [None if s.sounds is None else [t / config.fps for t in s.sounds] for s in shapes],
         "sentences": [
             {"text": e.text, "obj_id": list(e.targets), "needs": e.needs, "mixes": writers.mixes(e)}
             for e in clip.expressions
