@@ -1,4 +1,4 @@
-"""Two evaluations of the same items in the synthetic world, such as before and after training, from what they stored."""
+"""Two evaluations of the same items in the synthetic world, as before and after training, from what they stored."""
 
 import pathlib
 from collections.abc import Mapping

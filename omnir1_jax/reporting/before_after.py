@@ -13,10 +13,12 @@ from omnir1_jax.data.synthetic import encode
 from omnir1_jax.reporting import draw, html, pictures
 from omnir1_jax.reporting.example import Example
 from omnir1_jax.reporting.html import Html, tag
+from omnir1_jax.tasks.description import Keyframe
 
 KINDS = {"sound": "sound", "video": "order or motion", "image": "looks"}  # by what a query takes to understand
 SIDES = ("cold start", "trained")
 KEYFRAME_SIZE, TILE_SIZE = (480, 360), (216, 162)  # maximum width and height, twice what a page shows
+LINE = 3  # width of outlines
 TILES = 8  # frames whose masks are shown
 WAVE = 240  # columns of a drawn sound
 COLOURS = {"predicted": draw.PREDICTED, "true": draw.TRUTH, "chosen": draw.KEYFRAME}  # as in the pictures
@@ -27,22 +29,25 @@ STYLE = """
   max-width: 760px; margin: 0 0 16px; font-size: 13px; }
 .track { position: relative; height: 15px; background: var(--tint); border-radius: 3px; }
 .track .mark { position: absolute; top: 0; bottom: 0; border-radius: 2px; }
+.track .mark.missed { background: none; border-width: 2px; }
 .wave { height: 38px; }
 .wave svg { height: 100%; fill: var(--soft); }
 .mark.heard { background: var(--curve); }
-.mark.missed { border: 2px solid; background: none; }
 .ticks { position: relative; height: 18px; color: var(--soft); font-size: 12px; }
 .ticks span { position: absolute; border-left: 1px solid var(--soft); padding-left: 3px; line-height: 14px; }
 .pair { display: grid; grid-template-columns: 1fr 1fr; gap: 6px 32px; margin: 0 0 36px; }
 .pair > * { min-width: 0; overflow-wrap: anywhere; }
 .pair figure { margin: 0 0 8px; }
 .thought { margin: 0 0 6px; }
+.frames { display: flex; flex-wrap: wrap; gap: 4px 12px; }
+.frames figure { flex: 1 1 150px; max-width: 400px; }
 .strip { display: grid; grid-template-columns: repeat(4, 1fr); gap: 4px; }
 .pair .strip figure { margin: 0; }
-.strip img, .pair figure img { width: 100%; border: 0; }
+.pair img { width: 100%; border: 0; }
+td { overflow-wrap: break-word; }
 @media (max-width: 600px) { .pair { column-gap: 12px; font-size: 13px; } .strip { grid-template-columns: 1fr 1fr; }
   .timeline { column-gap: 8px; font-size: 12px; } }
-""" + "".join(f".mark.{name} {{ background: rgb{c}; border-color: rgb{c}; }}\n" for name, c in COLOURS.items())
+""" + "".join(f".mark.{name} {{ background: rgb{c}; border: 0 solid rgb{c}; }}\n" for name, c in COLOURS.items())
 
 
 class Side(NamedTuple):
@@ -90,8 +95,8 @@ def sections(comparisons: Sequence[Comparison], run: str) -> list[Html]:
     if not comparisons:
         return []
     intro = (
-        f"Held-out clips, answered by the cold start and by run {run}; System 2 is the same. Of each kind of query this "
-        "is the clip whose J&F rose most, so look at the table too: in how many clips it rose, and in how many it fell."
+        f"Held-out clips, answered by the cold start and by run {run}; System 2 is the same. Shown is, of each kind of "
+        "query, the clip whose J&F rose most. The table says in how many it rose and in how many it fell."
     )
     out = [html.heading("Before and after"), tag("p", intro), _shares(comparisons), _legend()]
     for comparison in comparisons:
@@ -113,14 +118,15 @@ def thought(completion: str) -> str | None:
 
 
 def _shares(comparisons: Sequence[Comparison]) -> Html:
-    share = lambda flags: f"{100 * np.mean(flags):.0f} %"
     rows = []
     for comparison in comparisons:
         for kind, values in comparison.gains.items():
             gains = np.array(values)
-            name = f"{comparison.title} by {KINDS[kind]}"
-            rows.append((name, len(gains), share(gains > 0), share(gains < 0), share(gains == 0), float(gains.mean())))
-    return html.table(("queries", "clips", "rose", "fell", "as before", "mean change of J&F"), rows)
+            shares = (f"{100 * np.mean(flags):.0f}\u00a0%" for flags in (gains > 0, gains < 0))
+            rows.append((f"{comparison.title} by {KINDS[kind]}", len(gains), *shares))
+    # A mean of clips would be another number than the table's of sounding shapes.
+    caption = "Clips by the change of their J&F. In this section it is DAVIS's; sounding shapes' tables have Ref-AVS's."
+    return html.table(("queries", "clips", "rose", "fell"), rows, caption)
 
 
 def _legend() -> Html:
@@ -134,7 +140,7 @@ def _clip(pair: Pair, task: str, change: str) -> list[Html]:
     visible = pair.before.example.clip.truth.any(axis=(1, 2))
     scores = f"J&F {pair.before.score:.1f} → {pair.after.score:.1f}, {change}"
     facts = f"{task} · {scores} · meant is the {_meant(pair.ref)} · {pair.ref.sample_id}"
-    columns = [_side(name, side, visible) for name, side in sides.items()]
+    columns = [_side(name, side, visible, _fps(pair.ref)) for name, side in sides.items()]
     cells = [cell for row in zip(*columns) for cell in row]  # row by row, so that equal parts are level
     return [
         tag("h3", f"“{pair.ref.query}”"),
@@ -142,6 +148,10 @@ def _clip(pair: Pair, task: str, change: str) -> list[Html]:
         _timeline(pair.ref, sides, visible),
         tag("div", *cells, class_="pair"),
     ]
+
+
+def _fps(ref: ClipRef) -> float:
+    return media.frame_rate(ref.frames, ref.sample_id) or 1.0
 
 
 def _meant(ref: ClipRef) -> str:
@@ -152,7 +162,7 @@ def _meant(ref: ClipRef) -> str:
 
 def _timeline(ref: ClipRef, sides: Mapping[str, Side], visible: Bool[np.ndarray, "t"]) -> Html:
     """The clip's sound, who is heard when, when the target is visible, and the frames that each side chose."""
-    fps = media.frame_rate(ref.frames, ref.sample_id) or 1.0
+    fps = _fps(ref)
     seconds, rows = len(visible) / fps, []
     if ref.audio is not None:
         rows.append(("sound", _wave(audio.load_audio(ref.audio, sample_id=ref.sample_id))))
@@ -167,7 +177,7 @@ def _timeline(ref: ClipRef, sides: Mapping[str, Side], visible: Bool[np.ndarray,
         chosen = [keyframe.frame for keyframe in side.example.keyframes]
         spans = [(t / fps, (t + 1) / fps, "chosen" if visible[t] else "chosen missed") for t in chosen]
         rows.append((f"{name} looks", _track(seconds, spans, f"at frames {', '.join(map(str, chosen)) or 'none'}")))
-    step = max(1, round(seconds / 8))
+    step = max(1, round(seconds / 4))
     ticks = [tag("span", f"{t} s", style=f"left:{100 * t / seconds:.2f}%") for t in range(0, int(seconds), step)]
     cells = [cell for name, track in rows for cell in (tag("span", name), track)]
     return tag("div", *cells, tag("span"), tag("div", *ticks, class_="ticks"), class_="timeline")
@@ -190,36 +200,46 @@ def _wave(samples: Float[np.ndarray, "n"]) -> Html:
     return tag("div", Html(f'<svg {view} role="img" aria-label="the sound\'s wave">{path}</svg>'), class_="track wave")
 
 
-def _side(name: str, side: Side, visible: Bool[np.ndarray, "t"]) -> list[Html]:
+def _side(name: str, side: Side, visible: Bool[np.ndarray, "t"], fps: float) -> list[Html]:
     """Heading, thought, chosen frames, strip."""
     example = side.example
     thinks = thought(example.completion)
     words = f"no thought can be read: {example.completion}" if thinks is None else thinks or "(nothing)"
-    chosen = [_keyframe(name, example, number, bool(visible[k.frame])) for number, k in enumerate(example.keyframes)]
+    chosen = [_keyframe(name, example, keyframe, bool(visible[keyframe.frame]), fps) for keyframe in example.keyframes]
     frames = np.unique(np.linspace(0, len(visible) - 1, TILES).round().astype(int)).tolist()
     return [
         tag("h4", f"{name} ", tag("span", f"J&F {side.score:.1f}", class_="chip")),
-        tag("p", html.clipped(words, 600), class_="thought"),
-        tag("div", *(chosen or [tag("p", "No plan could be read: no frame is shown to System 2.", class_="bad")])),
-        tag("div", *(_tile(name, example, t, bool(visible[t])) for t in frames), class_="strip"),
+        tag("p", tag("span", "thinks ", class_="soft"), html.clipped(words, 600), class_="thought"),
+        tag("div", *(chosen or [tag("p", "No plan can be read: no frame is shown.", class_="bad")]), class_="frames"),
+        tag("div", *(_tile(name, example, t, bool(visible[t]), fps) for t in frames), class_="strip"),
     ]
 
 
-def _keyframe(name: str, example: Example, number: int, visible: bool) -> Html:
-    clip, keyframe = example.clip, example.keyframes[number]
-    image = pictures.sized(clip, keyframe.frame, *KEYFRAME_SIZE)
+def _keyframe(name: str, example: Example, keyframe: Keyframe, visible: bool, fps: float) -> Html:
+    image = _marked(example, keyframe.frame, *KEYFRAME_SIZE)
     for box in keyframe.boxes:
-        image = draw.boxed(image, box, clip.size, draw.PREDICTED, 3)
-    boxes = f"{len(keyframe.boxes)} boxes" if len(keyframe.boxes) > 1 else "a box" if keyframe.boxes else "no box"
-    seen = "visible" if visible else "not visible"
-    caption = f"frame {keyframe.frame}: System 2 looks for “{keyframe.description}” and finds {boxes}; target {seen}"
-    return html.picture(encode.jpeg(draw.framed(image, draw.KEYFRAME, 5)), f"{name}, {caption}", caption)
+        image = draw.boxed(image, box, example.clip.size, draw.PREDICTED, 3)
+    count = len(keyframe.boxes)
+    found = f"{count or 'no'} box{'es' * (count != 1)}"
+    target = f"the target is {'' if visible else 'not '}visible"
+    caption = (
+        f"at {keyframe.frame / fps:g} s: System 2 is asked for “{keyframe.description}” and draws {found}; {target}"
+    )
+    return html.picture(encode.jpeg(image), f"{name}, {caption}", caption)
 
 
-def _tile(name: str, example: Example, t: int, visible: bool) -> Html:
-    image = pictures.sized(example.clip, t, *TILE_SIZE)
-    if t in [keyframe.frame for keyframe in example.keyframes]:
-        image = draw.framed(image, draw.KEYFRAME, 5)
-    mask = "predicted mask" if example.clip.predicted[t].any() else "no predicted mask"
-    alt = f"{name}, frame {t}: {mask}, target {'visible' if visible else 'not visible'}"
-    return html.picture(encode.jpeg(image), alt, str(t))
+def _tile(name: str, example: Example, t: int, visible: bool, fps: float) -> Html:
+    mask = "a mask" if example.clip.predicted[t].any() else "no mask"
+    alt = f"{name}, at {t / fps:g} s: {mask} is predicted, the target is {'' if visible else 'not '}visible"
+    return html.picture(encode.jpeg(_marked(example, t, *TILE_SIZE)), alt, f"{t / fps:g} s")
+
+
+def _marked(example: Example, t: int, width: int, height: int) -> pictures.Image:
+    """A frame with the predicted mask filled and the outlines of both, the true one above; framed if it was chosen."""
+    clip = example.clip
+    scale = min(width / clip.size[0], height / clip.size[1])
+    image = draw.fit(clip.frames[t], round(scale * clip.size[0]), round(scale * clip.size[1]))
+    image = draw.outlined(draw.filled(image, clip.predicted[t]), clip.predicted[t], draw.PREDICTED, LINE)
+    image = draw.outlined(image, clip.truth[t], draw.TRUTH, LINE)
+    chosen = t in [keyframe.frame for keyframe in example.keyframes]
+    return draw.framed(image, draw.KEYFRAME, 2 * LINE) if chosen else image

@@ -60,7 +60,7 @@ def marked(
     return frame if truth is None else marks.outlined(frame, truth, thickness=thickness)
 
 
-def sized(clip: Clip, index: int, width: int, height: int) -> Image:
+def _sized(clip: Clip, index: int, width: int, height: int) -> Image:
     """Frame `index`, as large as fits, in the clip's own aspect, with its masks."""
     scale = min(width / clip.size[0], height / clip.size[1])
     size = (max(1, round(clip.size[0] * scale)), max(1, round(clip.size[1] * scale)))
@@ -70,7 +70,7 @@ def sized(clip: Clip, index: int, width: int, height: int) -> Image:
 
 
 def _keyframe(clip: Clip, keyframe: Keyframe, max_size: tuple[int, int]) -> Image:
-    tile = sized(clip, keyframe.frame, max_size[0] - 2 * FRAME, max_size[1] - 2 * FRAME)
+    tile = _sized(clip, keyframe.frame, max_size[0] - 2 * FRAME, max_size[1] - 2 * FRAME)
     for box in true_boxes(clip, keyframe.frame):
         tile = marks.boxed(tile, tuple(float(x) for x in box), clip.size, marks.TRUTH)
     for box in keyframe.boxes:
@@ -107,7 +107,7 @@ def _strip(clip: Clip, keyframes: set[int], inner: int) -> Image:
     width = (inner - 6 * (per_row - 1)) // per_row
     tiles = []
     for index in shown_frames:
-        tile = sized(clip, index, width, STRIP_HEIGHT)
+        tile = _sized(clip, index, width, STRIP_HEIGHT)
         if index in keyframes:
             tile = marks.framed(tile, marks.KEYFRAME, 3)
         label = fonts.block(_when(clip, index), width, 11, colour=marks.KEYFRAME if index in keyframes else GREY)

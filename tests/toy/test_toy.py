@@ -3,17 +3,23 @@
 import json
 import re
 
+import numpy as np
 import pytest
 from etils import epath
 from matplotlib.figure import Figure
 
 from omnir1_jax.config import settings
+from omnir1_jax.data.masks import decode_masks
+from omnir1_jax.data.synthetic import reader as synthetic
 from omnir1_jax.errors import InputError
+from omnir1_jax.evaluation import predictions
 from omnir1_jax.files import folders
+from omnir1_jax.inference import compare, scores, store
 from omnir1_jax.inference.answer import KEYFRAMES
 from omnir1_jax.inference.samples import SOUNDS
-from omnir1_jax.reporting import toy_report
+from omnir1_jax.reporting import before_after, toy_report
 from omnir1_jax.toy import __main__ as toy
+from tests.reporting.test_reports import Page
 
 GAINS = {0: 6.0, 1: 8.0}
 
@@ -130,3 +136,111 @@ def test_a_run_has_its_colour_in_every_panel(tmp_path, monkeypatch):
     colours = [{line.get_label(): line.get_color() for line in axes.lines} for axes in drawn[0].axes]
     assert list(colours[0]) == ["all", "rk_ra", "rk_rg"] and list(colours[1]) == ["all", "rk_rg"]
     assert all(colours[0][name] == colours[1][name] for name in colours[1])
+
+
+CLIPS = 8
+DATASETS = {
+    "vos": dict(name="synthetic", root="", split="valid", family="vos", config="fleeting", clips=CLIPS, mixed=True),
+    "refavs": dict(name="synthetic", root="", split="valid", family="refavs", config="fleeting", clips=3, heard=True),
+}
+
+
+def read(task):
+    dataset = DATASETS[task]
+    return synthetic.open(**{key: value for key, value in dataset.items() if key != "name"})
+
+
+def evaluated(folder, task, values, frame, thought):
+    """An evaluation's directory: scores of some items, one keyframe and thought in all of them, and no mask."""
+    with store.Store(folder, {"dataset": {"options": DATASETS[task]}}) as stored:
+        stored.begin(values)
+        for position, score in values.items():
+            ref, shape = read(task)[position], (len(read(task)[position].frames), 64, 96)
+            keyframe = {"frame": frame, "description": "red <ring>", "answer": "", "boxes": [[1.0, 2.0, 30.0, 40.0]]}
+            line = {"position": position, "sample_id": ref.sample_id, "query": ref.query, "fault": None, "failures": []}
+            line |= {"completion": f"<think>{thought} {position}</think>", "plan": [], "predicted": True}
+            line |= {"keyframes": [keyframe] if thought else [], "scores": {"J": score, "F": score}, "type_id": 1}
+            masks = np.zeros(shape, bool)
+            predictions.write(stored.predictions, *scores.png_folder(ref), scores.names(ref, shape[0]), masks)
+            stored.add(line)
+        stored.end()
+
+
+@pytest.fixture
+def answered(world, config, tmp_path):
+    """A function: the toy's page where the trained run has these J&F of each task's clips, the cold start 0.5."""
+
+    def page(trained, thought="after"):
+        labels = {"vos": "plan", "refavs": "own"}
+        found = toy.measure(config, tmp_path, ["all"], [0], CLIPS)
+        for task, values in trained.items():
+            evaluated(tmp_path / "before" / labels[task], task, dict.fromkeys(values, 0.5), 0, "before")
+            evaluated(tmp_path / "after/all_0" / labels[task], task, values, 3 if task == "vos" else 0, thought)
+        for name in toy.PAGE:
+            folders.begin(tmp_path, name, toy.FLAG)
+        toy_report.write(tmp_path, found, toy.comparisons(tmp_path, "all_0"))
+        return (tmp_path / "report.html").read_text()
+
+    return page
+
+
+def test_the_page_opens_on_the_clips_that_rose_most_of_each_kind(answered):
+    needs = {position: read("vos")[position].extra["needs"] for position in range(4 * CLIPS)}
+    of = {kind: [position for position in needs if needs[position] == kind][:3] for kind in ("sound", "video", "image")}
+    trained = dict(zip(of["sound"], (0.4, 0.9, 0.7))) | dict(zip(of["video"], (0.8, 0.2, 0.5)))
+    trained |= dict(zip(of["image"], (0.5, 0.6, 0.3)))
+    document = answered({"vos": trained, "refavs": {0: 0.5, 5: 0.75}})
+    words = re.sub(r"\s+", " ", Page(document).text)
+    assert words.index("Before and after") < words.index("What was learnt")
+    queries = re.findall("<h3>“(.*?)”</h3>", document)
+    most = [("vos", of["sound"][1]), ("vos", of["video"][0]), ("vos", of["image"][1]), ("refavs", 5)]
+    assert queries[:4] == [read(task)[position].query for task, position in most]
+    assert queries[4:] == [read("vos")[of["video"][1]].query]  # what fell most, behind a click
+    assert "J&F 50.0 → 90.0, the largest rise of 3" in words and "J&F 50.0 → 20.0, the largest fall" in words
+    assert "segmentation by sound 3 67 % 33 %" in words.replace("\xa0", " ")
+    assert "sounding shapes by sound 2 50 % 0 %" in words.replace("\xa0", " ")
+    for position in (of["sound"][1], of["video"][0], of["image"][1]):
+        assert f"before {position} " in words and f"after {position} " in words
+    # Frames 0 and 3 of 16: the stored ones.
+    chosen = re.findall(r'mark chosen[^"]*" style="left:([\d.]+)%;width:([\d.]+)%', document)
+    assert chosen[:2] == [("0.00", "6.25"), ("18.75", "6.25")]
+    assert "at 1.5 s: System 2 is asked for “red <ring>” and draws 1 box" in words
+
+
+def test_the_timeline_says_who_is_heard_and_when_the_target_is_visible(answered):
+    document = answered({"vos": {0: 0.7}})
+    ref = read("vos")[0]
+    heard = [
+        (look, tone, span) for look, tone, span in zip(*(ref.extra[k] for k in ("looks", "tones", "sounds"))) if tone
+    ]
+    assert len(heard) >= 2
+    for look, tone, (start, end) in heard:
+        label = f"from {start:g} to {end:g} s"
+        assert re.search(rf'{look}, {tone} tone</span>\s*<div class="track" role="img" aria-label="{label}">', document)
+    seen = np.flatnonzero(decode_masks(ref.masks, range(16)).any(axis=(0, 2, 3)))
+    assert document.count("mark true") - 1 == len(seen)  # and one in the legend
+    assert f"in frames {', '.join(map(str, seen))}" in document
+    assert f"meant is the {ref.extra['looks'][ref.extra['obj_id'][0]]}" in document
+
+
+def test_a_run_in_which_nothing_rose_has_a_page(answered):
+    document = answered({"vos": {0: 0.3, 4: 0.4}}, thought="")
+    words = Page(document).text
+    assert re.findall("<h3>“(.*?)”</h3>", document)[0] == read("vos")[4].query
+    assert "none rose; this one fell least of 2" in words and "No plan can be read: no frame is shown." in words
+
+
+def test_the_page_is_written_again_from_what_is_stored(answered, world, config, tmp_path):
+    document = answered({"vos": {0: 0.7, 4: 0.4}, "refavs": {0: 0.6}})
+    found = toy.measure(config, tmp_path, ["all"], [0], CLIPS)
+    toy_report.write(tmp_path, found, toy.comparisons(tmp_path, "all_0"))
+    assert (tmp_path / "report.html").read_text() == document and world["before"] == 1
+    run = tmp_path / "before/plan" / store.RUN
+    run.write_text("{}")  # as an older version wrote it
+    assert compare.stored("segmentation", "vos", run.parent, tmp_path / "after/all_0/plan") is None
+    assert [comparison.title for comparison in toy.comparisons(tmp_path, "all_0")] == ["sounding shapes"]
+
+
+def test_a_thought_is_what_stands_between_its_marks():
+    assert before_after.thought("<think>a\nb </think> <answer>c</answer>") == "a\nb"
+    assert before_after.thought("<think>never ends") is None
