@@ -101,7 +101,7 @@ def sections(comparisons: Sequence[Comparison], run: str) -> list[Html]:
     out = [html.heading("Before and after"), tag("p", intro), _shares(comparisons), _legend()]
     for comparison in comparisons:
         for pair in comparison.most:
-            change = "the largest rise" if pair.gain > 0 else "none rose; this one fell least"
+            change = "the largest rise" if pair.gain > 0 else "none rose" + "; this one fell least" * (pair.gain < 0)
             count = len(comparison.gains[pair.kind])
             out += _clip(pair, f"{comparison.title} by {KINDS[pair.kind]}", f"{change} of {count}")
     for comparison in comparisons:
