@@ -1,6 +1,9 @@
 """Two evaluations of the same items in the synthetic world, as before and after training, from what they stored."""
 
+import functools
+import json
 import pathlib
+import statistics
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -38,8 +41,9 @@ def stored(title: str, task: str, before: pathlib.Path, after: pathlib.Path) -> 
       None if an evaluation was not of the synthetic world, does not say how its clips are made, as one of an older
       version, or if nothing was scored in both.
     """
-    if (reader := _reader(before)) is None:
+    if not (options := _options(before)):
         return None
+    reader = _reader(options)
     changes = _changes(reader, before, after)
     if not changes:
         return None
@@ -62,22 +66,46 @@ def stored(title: str, task: str, before: pathlib.Path, after: pathlib.Path) -> 
     )
 
 
-def _reader(folder: pathlib.Path) -> TableReader | None:
-    """The reader of an evaluation's items; None if it is not one of the synthetic world."""
+def by_kind(folder: pathlib.Path) -> dict[str, float]:
+    """Mean J&F of an evaluation's clips in percent, by what their queries take to understand, of KINDS."""
+    if not (options := _options(folder)):
+        return {}
+    scored: dict[str, list[float]] = {}
+    for position, line in store.read_lines(folder / LINES).items():
+        if _is_scored(line):
+            scored.setdefault(_kind(options, position), []).append(_score(line))
+    return {kind: statistics.fmean(scored[kind]) for kind in KINDS if kind in scored}
+
+
+@functools.cache  # a clip is made to know what its query takes, and several evaluations have the same
+def _kind(options: str, position: int) -> str:
+    return _reader(options)[position].extra["needs"]
+
+
+@functools.cache
+def _reader(options: str) -> TableReader:
+    return synthetic.open(**json.loads(options))
+
+
+def _options(folder: pathlib.Path) -> str:
+    """How the reader of an evaluation's items was opened, as JSON; empty if it was not one of the synthetic world."""
     path = folder / RUN
     options = dict(json_file.read_object(path).get("dataset", {}).get("options", {})) if path.exists() else {}
-    return synthetic.open(**options) if options.pop("name", "") == SYNTHETIC else None
+    return json.dumps(options, sort_keys=True) if options.pop("name", "") == SYNTHETIC else ""
 
 
 def _changes(reader: TableReader, before: pathlib.Path, after: pathlib.Path) -> list[Change]:
     """Items that were scored in both."""
     old, new = (store.read_lines(folder / LINES) for folder in (before, after))
-    scored = lambda line: line["predicted"] and not line["fault"] and line["scores"] is not None
     return [
         Change(reader[position].extra["needs"], old[position], new[position])
         for position in sorted(old.keys() & new.keys())
-        if scored(old[position]) and scored(new[position])
+        if _is_scored(old[position]) and _is_scored(new[position])
     ]
+
+
+def _is_scored(line: Line) -> bool:
+    return line["predicted"] and not line["fault"] and line["scores"] is not None
 
 
 def _score(line: Line) -> float:

@@ -18,7 +18,12 @@ from omnir1_jax.reporting.train_report import shrink
 
 Table = tuple[str, tuple[str, ...], list[tuple[Any, ...]]]  # caption, header, rows
 BASELINES = {"uniform": "uniform frames", "random": "random frames", "first": "the first frame"}
-TITLES = {"all": "RK + RA + RG", "rk_ra": "RK + RA", "rk_rg": "RK + RG", "rk": "RK"}
+TITLES = {
+    **{"all": "RK + RA + RG", "rk_ra": "RK + RA", "rk_rg": "RK + RG", "rk": "RK"},
+    "sft": "none: supervised training on plans of the ground truth",
+}
+KINDS = {"image": "by looks", "video": "by order or motion", "sound": "by sound"}
+SOUNDS = {"": "own sound", "muted": "muted", "swapped": "another clip's"}
 CURVES = {
     "reward, segmentation clips": (True, "reward/total"),
     "J of sampled answers": (True, "reward/segmentation"),
@@ -34,38 +39,79 @@ def spread(values: Sequence[float]) -> str:
 
 
 def tables(results: Mapping[str, Any]) -> list[Table]:
-    """The measured tables; those of the main reward, then the ablation if there is one."""
+    """The measured tables; those of the main reward, then the comparison of rewards if there is one.
+
+    What an older version did not measure is left out.
+    """
     cold, runs = results["before"], results["runs"]
     main = [run for run in runs.values() if run["reward"] == "all"]
     clips = f"{results['clips']} held-out clips"
+    seeds = f"{results['steps']} steps, {len(main)} seeds" if len(main) != 1 else f"{results['steps']} steps"
     out: list[Table] = []
     if main:
-        rows = [("cold start, its own plan", f"{cold['vos']['plan']:.1f}")]
-        rows += [(f"its description in {label}", f"{cold['vos'][rule]:.1f}") for rule, label in BASELINES.items()]
-        rows += [("trained, its own plan", spread([run["vos"]["plan"] for run in main]))]
-        gains = [run["vos"]["plan"] - cold["vos"]["plan"] for run in main]
-        rows += [("gain over the cold start", spread(gains))]
-        seeds = f"{len(main)} seeds" if len(main) > 1 else f"seed {main[0]['seed']}"
-        out.append((f"Segmentation, {clips}, {results['steps']} steps, {seeds}", ("", "J&F"), rows))
-        sounds = list(cold["refavs"])
-        rows = [("cold start", *(f"{cold['refavs'][sound]:.1f}" for sound in sounds))]
-        rows += [("trained", *(spread([run["refavs"][sound] for run in main]) for sound in sounds))]
-        header = ("J&F", *(f"{sound} sound" for sound in sounds))
-        out.append((f"Sounding shapes, {clips}", header, rows))
+        out.append((f"Segmentation, {clips}, {seeds}", ("", "J&F"), _segmentation(cold["vos"], main)))
+        labels = [f"plan/{kind}" for kind in KINDS]
+        if all(label in cold["vos"] for label in labels):
+            rows = _before_after(cold, main, "vos", labels)
+            out.append((f"Segmentation, {clips}, its own plan", ("J&F of queries", *KINDS.values()), rows))
+        names = ("J&F", *SOUNDS.values())
+        out.append(
+            (f"Sounding shapes, {clips}", names, _before_after(cold, main, "refavs", ("own", "muted", "swapped")))
+        )
+        heard = ("plan/sound", "vos_muted/sound", "vos_swapped/sound")
+        if all(label in cold["vos"] for label in heard):
+            out.append((f"Segmentation by sound, {clips}", names, _before_after(cold, main, "vos", heard)))
         rows = []
         for name in main[0]["learnt"]:
             ends = [[run["learnt"][name][end] for run in main if name in run["learnt"]] for end in ("first", "last")]
             rows.append((name, *(f"{statistics.fmean(values):.3f}" for values in ends)))
         out.append(("Sampled answers while training", ("", "first fifth", "last fifth"), rows))
     if len({run["reward"] for run in runs.values()}) > 1:
-        rows = []
-        for reward, title in TITLES.items():
-            chosen = [run for run in runs.values() if run["reward"] == reward]
-            if chosen:
-                learnt = [100 * run["learnt"]["vos box IoU"]["last"] for run in chosen]
-                rows.append((title, spread([run["vos"]["plan"] for run in chosen]), spread(learnt), len(chosen)))
-        out.append(("Rewards, segmentation", ("reward", "J&F", "box IoU, sampled", "seeds"), rows))
+        out.append(("Rewards", ("reward", "J&F", "sounding shapes", "box IoU, sampled", "seeds"), _rewards(runs)))
     return out
+
+
+def _segmentation(cold: Mapping[str, float], main: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """The cold start and what is chosen blindly, what was learnt, and what true boxes make of either."""
+    trained = lambda label: [run["vos"][label] for run in main]
+    rows = [("cold start, its own plan", f"{cold['plan']:.1f}")]
+    rows += [(f"its description in {label}", f"{cold[rule]:.1f}") for rule, label in BASELINES.items()]
+    blind = {label: cold.get(f"query_{rule}") for rule, label in BASELINES.items()}
+    rows += [(f"the query's words in {label}", f"{value:.1f}") for label, value in blind.items() if value is not None]
+    rows += [("trained, its own plan", spread(trained("plan")))]
+    gains = [plan - cold["plan"] for plan in trained("plan")]
+    rows += [("gain over the cold start", spread(gains))]
+    if "boxes_best" in cold:
+        rows += [("its description in uniform frames", spread(trained("uniform")))]
+        rows += [("true boxes in the cold start's frames", f"{cold['boxes_plan']:.1f}")]
+        rows += [("true boxes in uniform frames", f"{cold['boxes_uniform']:.1f}")]
+        rows += [("true boxes in the trained plan's frames", spread(trained("boxes_plan")))]
+        rows += [("true boxes in the best frames: the ceiling", f"{cold['boxes_best']:.1f}")]
+        room = cold["boxes_best"] - cold["plan"]
+        rows += [("share of what is between cold start and ceiling, %", spread([100 * gain / room for gain in gains]))]
+    return rows
+
+
+def _before_after(
+    cold: Mapping[str, Mapping[str, float]], main: Sequence[Mapping[str, Any]], task: str, labels: Sequence[str]
+) -> list[tuple[str, ...]]:
+    """A row of the cold start, and one of the runs."""
+    return [
+        ("cold start", *(f"{cold[task][label]:.1f}" for label in labels)),
+        ("trained", *(spread([run[task][label] for run in main]) for label in labels)),
+    ]
+
+
+def _rewards(runs: Mapping[str, Mapping[str, Any]]) -> list[tuple[Any, ...]]:
+    rows = []
+    for reward, title in TITLES.items():
+        if chosen := [run for run in runs.values() if run["reward"] == reward]:
+            sampled = [100 * run["learnt"]["vos box IoU"]["last"] for run in chosen if "vos box IoU" in run["learnt"]]
+            scores = (
+                spread([run[task][label] for run in chosen]) for task, label in (("vos", "plan"), ("refavs", "own"))
+            )
+            rows.append((title, *scores, spread(sampled) if sampled else "", len(chosen)))
+    return rows
 
 
 def markdown(tables: Sequence[Table]) -> str:

@@ -9,12 +9,13 @@ If interrupted, rerun the command to resume; further seeds or rewards are added 
 in the directory at a time, and only names that it listed as its own are written anew (`omnir1_jax.files.folders`).
 """
 
+import collections
 import functools
 import pathlib
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from absl import logging
@@ -45,9 +46,26 @@ REWARDS: dict[str, dict[str, float]] = {
     "rk_rg": {"alignment": 0.0},
     "rk": {"alignment": 0.0, "segmentation": 0.0},
 }
+SFT = "sft"  # in place of a reward: supervised training on plans made of the ground truth, the paper's baseline
 NAMES = {  # of each family, by the names they have in the summary
     "vos": {"reward": "reward/total", "J": "reward/segmentation", "box IoU": "reward/alignment"},
     "refavs": {"reward": "reward/total", "box IoU": "reward/accuracy"},
+}
+FLAT = "reward/flat_groups"
+BLIND = ("uniform", "random", "first")  # rules for frames that know nothing
+# Evaluations of segmentation by the folders that they have, and what is chosen in each: of the cold start, and then.
+DEAF = {f"vos_{sound}": {"sound": sound} for sound in SOUNDS[1:]}
+BEFORE: dict[str, dict[str, str]] = {
+    **{rule: {"keyframes": rule} for rule in KEYFRAMES},
+    **{f"query_{rule}": {"keyframes": rule, "description": "query"} for rule in BLIND},
+    **{f"boxes_{rule}": {"keyframes": rule, "system2": "oracle"} for rule in ("plan", "uniform", "best")},
+    **DEAF,
+}
+AFTER: dict[str, dict[str, str]] = {
+    "plan": {},
+    "uniform": {"keyframes": "uniform"},
+    "boxes_plan": {"system2": "oracle"},
+    **DEAF,
 }
 BATCH = 16
 KIND, FLAG = "toy", "--out"
@@ -55,29 +73,31 @@ OF, PHASES, SUMMARY, PAGE = "toy.json", "phases", "summary.json", ("table.md", "
 FOLDERS = ("before", "runs", "after", PHASES, "cache")
 
 
-def score(made: Systems, folder: pathlib.Path, task: str, clips: int, label: str, **choices: Any) -> float:
-    """J&F in percent of one task's held-out clips; what was measured before is read."""
+def score(made: Systems, folder: pathlib.Path, task: str, clips: int, label: str, **choices: Any) -> dict[str, float]:
+    """J&F in percent of one task's held-out clips, and by what their queries take; what was measured before is read."""
     options = Options(benchmark="synthetic", tasks=(task,), limit=clips, batch_size=BATCH, **choices)
-    return benchmark.evaluate(made, options, folder / label)[""]["table"]["J&F"]
+    mean = benchmark.evaluate(made, options, folder / label)[""]["table"]["J&F"]
+    return {label: mean} | {f"{label}/{kind}": value for kind, value in compare.by_kind(folder / label).items()}
+
+
+def scores(
+    made: Systems, folder: pathlib.Path, clips: int, of_vos: Mapping[str, dict[str, str]], **usual: str
+) -> dict[str, dict[str, float]]:
+    """Every evaluation of both tasks; of segmentation without sound only if there is any."""
+    heard = made.config.data.vos.audio_seconds > 0
+    vos = [score(made, folder, "vos", clips, n, **usual | own) for n, own in of_vos.items() if heard or n not in DEAF]
+    refavs = [score(made, folder, "refavs", clips, sound, **usual | {"sound": sound}) for sound in SOUNDS]
+    return {"vos": dict(collections.ChainMap(*vos)), "refavs": dict(collections.ChainMap(*refavs))}
 
 
 def before(config: ConfigDict, folder: pathlib.Path, clips: int) -> dict[str, Any]:
-    """The cold start: its own plans, its first description in other frames, and its answers to what it hears."""
-    made = load.load_systems(from_checkpoint.TOY, config)
-    return {
-        "vos": {rule: score(made, folder, "vos", clips, rule, keyframes=rule) for rule in KEYFRAMES},
-        "refavs": {sound: score(made, folder, "refavs", clips, sound, sound=sound) for sound in SOUNDS},
-    }
+    """The cold start: its plans, its descriptions in other frames, the query's own words, and what true boxes make."""
+    return scores(load.load_systems(from_checkpoint.TOY, config), folder, clips, BEFORE)
 
 
 def after(run: pathlib.Path, folder: pathlib.Path, clips: int) -> dict[str, Any]:
     """A trained System 1 with the frozen System 2 it was trained with."""
-    made = load.load_systems(str(run), None, "frozen")
-    choices = dict(system2="frozen")
-    return {
-        "vos": {"plan": score(made, folder, "vos", clips, "plan", **choices)},
-        "refavs": {sound: score(made, folder, "refavs", clips, sound, sound=sound, **choices) for sound in SOUNDS},
-    }
+    return scores(load.load_systems(str(run), None, "frozen"), folder, clips, AFTER, system2="frozen")
 
 
 def learnt(run: pathlib.Path) -> dict[str, Any]:
@@ -92,7 +112,7 @@ def learnt(run: pathlib.Path) -> dict[str, Any]:
         own = [metric_names.without_task(row) for row in rows if metric_names.task_of(row) == family]
         fifth = max(len(own) // 5, 1)
         mean = lambda part, key: statistics.fmean(row[key] for row in part if row.get(key) is not None)
-        for name, key in names.items():
+        for name, key in (names | {"flat groups": FLAT}).items():
             if any(row.get(key) is not None for row in own):
                 out[f"{family} {name}"] = {"first": mean(own[:fifth], key), "last": mean(own[-fifth:], key)}
     return out
@@ -108,7 +128,10 @@ def experiment(config: ConfigDict, reward: str, seed: int) -> ConfigDict:
     own = config.copy_and_resolve_references()
     own.seed = seed
     with own.unlocked():
-        own.reward.terms.update(REWARDS[reward])
+        if reward == SFT:
+            own.objective = "sft"
+        else:
+            own.reward.terms.update(REWARDS[reward])
     return own
 
 
@@ -152,10 +175,10 @@ def adopt(out: epath.Path) -> list[str] | None:
 
 def check_parts(config: ConfigDict, out: pathlib.Path, rewards: Sequence[str], seeds: Sequence[int]) -> None:
     """InputError where something of the user's is in the way of any phase. Before anything is computed."""
-    results = [out / "before" / label for label in (*KEYFRAMES, *SOUNDS)]
+    results = [out / "before" / label for label in (*BEFORE, *SOUNDS)]
     for name in (f"{reward}_{seed}" for reward in rewards for seed in seeds):
         workdir.check(out / "runs" / name, config)
-        results += [out / "after" / name / label for label in ("plan", *SOUNDS)]
+        results += [out / "after" / name / label for label in (*AFTER, *SOUNDS)]
     for folder in results:
         folders.check(folder, store.KIND, FLAG, names=store.NAMES, adopt=store.adopt)
 
@@ -171,7 +194,7 @@ def finished(out: pathlib.Path) -> dict[str, dict[str, Any]]:
     results = {path.stem: _phase(path)["result"] for path in phases(out)}
     done = [name.removeprefix("after_").rsplit("_", 1) for name in results if name.startswith("after_")]
     runs = {}
-    for reward, seed in sorted(done, key=lambda run: (list(REWARDS).index(run[0]), int(run[1]))):
+    for reward, seed in sorted(done, key=lambda run: ([*REWARDS, SFT].index(run[0]), int(run[1]))):
         name = f"{reward}_{seed}"
         about = {"reward": reward, "seed": int(seed), "learnt": results[f"train_{name}"]}
         runs[name] = about | results[f"after_{name}"]
@@ -217,7 +240,7 @@ def _timer(out: pathlib.Path) -> Callable[[str, Callable[[], Any]], dict[str, An
 _CONFIG = settings.define()
 _OUT = cli.flag.string("out", None, "Directory of all results; an earlier one is resumed.")
 _SEEDS = cli.flag.list("seeds", ["0"], "Seeds to train with, one or several.")
-_REWARDS = cli.flag.list("rewards", ["all"], f"Rewards: of {', '.join(REWARDS)}.")
+_REWARDS = cli.flag.list("rewards", ["all"], f"Rewards: of {', '.join(REWARDS)}; or {SFT}.")
 _CLIPS = cli.flag.integer("clips", 64, "Held-out clips of each family.", lower_bound=2)
 _INSTALL = cli.flag.float("install_seconds", None, "What the installation took, for the summary.")
 
@@ -225,8 +248,8 @@ _INSTALL = cli.flag.float("install_seconds", None, "What the installation took, 
 def main(_) -> None:
     cli.need(out=_OUT)
     for name in _REWARDS.value:
-        if name not in REWARDS:
-            raise InputError(f"--rewards: {name!r} is none of {', '.join(REWARDS)}")
+        if name not in (*REWARDS, SFT):
+            raise InputError(f"--rewards: {name!r} is none of {', '.join((*REWARDS, SFT))}")
     if not all(seed.isdecimal() for seed in _SEEDS.value) or not _SEEDS.value:
         raise InputError(f"--seeds: {','.join(_SEEDS.value)!r} is not a list of numbers such as 0,1,2")
     logging.set_verbosity(logging.ERROR)

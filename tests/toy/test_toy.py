@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from etils import epath
 from matplotlib.figure import Figure
+from ml_collections import ConfigDict
 
 from omnir1_jax.config import settings
 from omnir1_jax.data.masks import decode_masks
@@ -16,6 +17,7 @@ from omnir1_jax.evaluation import predictions
 from omnir1_jax.files import folders
 from omnir1_jax.inference import compare, scores, store
 from omnir1_jax.inference.answer import KEYFRAMES
+from omnir1_jax.inference.load import Systems
 from omnir1_jax.inference.samples import SOUNDS
 from omnir1_jax.reporting import before_after, toy_report
 from omnir1_jax.toy import __main__ as toy
@@ -120,10 +122,53 @@ def test_tables_and_page(world, config, tmp_path):
     assert "| its description in random frames | 42.0 |" in text
     assert "| trained, its own plan | 47.0 ± 1.4 |" in text and "| gain over the cold start | 7.0 ± 1.4 |" in text
     assert "| trained | 50.0 ± 0.0 | 31.0 ± 0.0 | 29.0 ± 0.0 |" in text
-    assert "| RK | 47.0 ± 1.4 | 22.5 ± 0.0 | 2 |" in text
+    assert "| RK | 47.0 ± 1.4 | 50.0 ± 0.0 | 22.5 ± 0.0 | 2 |" in text
     page = (tmp_path / "report.html").read_text()
     assert "47.0 ± 1.4" in page and not re.search(r'(src|href)="(?!data:|#)', page)
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_every_choice_is_evaluated_and_told(world, config, tmp_path, monkeypatch):
+    """Of the real phases: all choices of both tasks, sounds of segmentation where there is sound, scores by query."""
+    asked = []
+
+    def evaluate(made, options, folder):
+        asked.append((folder.name, options))
+        return {
+            "": {
+                "table": {"J&F": {"boxes_best": 80.0, "boxes_plan": 60.0, "query_random": 12.5}.get(folder.name, 40.0)}
+            }
+        }
+
+    monkeypatch.setattr(toy.benchmark, "evaluate", evaluate)
+    monkeypatch.setattr(toy.compare, "by_kind", lambda folder: dict.fromkeys(before_after.KINDS, float(len(folder.name))))
+    made = Systems(ConfigDict({"data": {"vos": {"audio_seconds": 0.0}}}), *[None] * (len(Systems._fields) - 1))
+    silent = toy.scores(made, tmp_path, 8, toy.BEFORE)
+    assert not [name for name, _ in asked if name.startswith("vos_")] and "vos_muted" not in silent["vos"]
+    asked.clear()
+    made.config.data.vos.audio_seconds = 8.0
+    cold, after = toy.scores(made, tmp_path, 8, toy.BEFORE), toy.scores(made, tmp_path, 8, toy.AFTER, system2="frozen")
+    chosen = {name: options for name, options in asked[: len(toy.BEFORE)]}
+    assert (chosen["query_first"].keyframes, chosen["query_first"].description) == ("first", "query")
+    assert (chosen["boxes_best"].keyframes, chosen["boxes_best"].system2) == ("best", "oracle")
+    assert (chosen["vos_muted"].sound, chosen["vos_muted"].tasks) == ("muted", ("vos",))
+    trained = {name: options for name, options in asked[len(toy.BEFORE) + 3 :]}
+    assert trained["plan"].system2 == trained["own"].system2 == "frozen" and trained["boxes_plan"].system2 == "oracle"
+
+    run = (
+        {"reward": "all", "seed": 0, "learnt": {}} | after | {"vos": after["vos"] | {"plan": 50.0, "boxes_plan": 72.0}}
+    )
+    found = {"before": cold, "runs": {"all_0": run}, "clips": 8, "steps": 20}
+    text = toy_report.markdown(toy_report.tables(found))
+    assert "| the query's words in random frames | 12.5 |" in text
+    assert "| true boxes in the trained plan's frames | 72.0 |" in text
+    assert "| share of what is between cold start and ceiling, % | 25.0 |" in text
+    assert "| J&F of queries | by looks | by order or motion | by sound |" in text
+    assert "| cold start | 4.0 | 9.0 | 11.0 |" in text  # by_kind of plan, vos_muted and vos_swapped
+
+
+def test_supervised_training_takes_the_place_of_a_reward(config):
+    assert toy.experiment(config, toy.SFT, 3).objective == "sft" and toy.experiment(config, "rk", 3).objective == "grpo"
 
 
 def test_a_run_has_its_colour_in_every_panel(tmp_path, monkeypatch):
