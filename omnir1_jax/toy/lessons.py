@@ -30,7 +30,6 @@ FORMS = ("{colour} {kind}", KIND, KIND, KIND, "{colour} shape")
 EVENLY = ("{colour} {kind}", KIND, "{colour} shape")
 NEEDS = ("sound", "video", "image")  # what it takes to understand a sentence
 TOLD = 1 / 3  # of System 1's answers name what is asked for, the others any shape
-HINTED = 0.1  # the same where its timeline is told first; so few that it does not choose by itself yet
 
 
 def media_prompt(content: list[dict[str, Any]], config: TargetConfig, **room: Any) -> Arrays:
@@ -285,13 +284,14 @@ def _about_one(clip: DecodedClip) -> list[dict[str, Any]]:
 def timelines(clip: DecodedClip, config: TargetConfig) -> Arrays:
     """A clip: its timeline, what is heard, when a shape can be recognised, and which shape a sentence means.
 
-    That is asked with the timeline at hand, as in a plan, where it is told first.
+    That is the end of a plan's thought, with the true timeline before it.
     """
     every = range(len(clip.masks))
     story = timeline(clip, every)
     targets = [asked("Tell:", story), _heard(clip, config, every), *_whens(clip, clip.rng, 1)]
     for sentence in _about_one(clip)[: config.targets - len(targets)]:
-        targets.append(_which(sentence["text"], story, looks(clip, sentence["obj_id"])))
+        query = prompts.render(config.template, query=sentence["text"])
+        targets.append(Target(f" {looks(clip, sentence['obj_id'])}", f"{query}{TURN}<think>{story}:"))
     return {**_video(clip, config), **pack(targets, config)}
 
 
@@ -350,19 +350,13 @@ def plans(clip: DecodedClip, config: TargetConfig) -> Arrays:
 
 @examples.named
 def hints(clip: DecodedClip, config: TargetConfig) -> Arrays:
-    """A clip with plans of one frame, any of them, that tell the clip's timeline and then name any shape.
-
-    Now and then the shape is the one that is meant, and now and then the frame shows the shape that is named: enough
-    for RL to find out that both pay.
-    """
-    rng, names, targets = clip.rng, clip.ref.extra["looks"], []
-    story, shown = timeline(clip, range(len(names))), seen(clip) & lit(clip)
+    """A clip with plans that tell its timeline, name what is meant, and look at any frame: RL is to choose it."""
+    targets = []
+    story = timeline(clip, range(len(clip.masks)))
     for sentence in _about_one(clip)[: config.targets]:
-        n = sentence["obj_id"][0] if rng.random() < HINTED else int(rng.integers(len(names)))
-        times = np.flatnonzero(shown[n]) if rng.random() < HINTED else ()
-        frame = int(draw(rng, times if len(times) else range(len(clip.frames))))
+        name, frame = looks(clip, sentence["obj_id"]), int(clip.rng.integers(len(clip.frames)))
         query = prompts.render(config.template, query=sentence["text"])
-        targets.append(asked(query, thought(f"{story}: {names[n]}", piece(frame, frame, names[n]))))
+        targets.append(asked(query, thought(f"{story}: {name}", piece(frame, frame, name))))
     return {**_video(clip, config), **pack(targets, config)}
 
 
@@ -373,19 +367,18 @@ def sounds(clip: DecodedClip, config: TargetConfig) -> Arrays:
     Now and then it is the one that is meant: enough for RL to find out that it pays.
     """
     which = lambda query, story, name: asked(f"Which: {query}", name)
-    return _recording(clip, config, TOLD, "What:", looks, which, lambda story, name: name)
+    return _recording(clip, config, "What:", looks, which, lambda story, name: name)
 
 
 @examples.named
 def recordings(clip: DecodedClip, config: TargetConfig) -> Arrays:
     """As `sounds`; what is seen is told with its tones, also by answers, before they name a shape."""
-    return _recording(clip, config, HINTED, "Tell:", timeline, _which, lambda story, name: f"{story}: {name}")
+    return _recording(clip, config, "Tell:", timeline, _which, lambda story, name: f"{story}: {name}")
 
 
 def _recording(
     clip: DecodedClip,
     config: TargetConfig,
-    share: float,
     question: str,
     tell: Callable[[DecodedClip, np.ndarray], str],
     which: Callable[[str, str, str], Target],
@@ -404,7 +397,7 @@ def _recording(
     targets += [which(s["text"], story, looks(clip, s["obj_id"])) for s in known[: config.targets - 3]]
     for sentence in clip.rng.permutation(np.array(known, object))[: config.targets - len(targets)]:
         meant = extra["looks"][sentence["obj_id"][0]]
-        name = meant if rng.random() < share else draw(rng, [extra["looks"][n] for n in there])
+        name = meant if rng.random() < TOLD else draw(rng, [extra["looks"][n] for n in there])
         query = prompts.render(config.template, query=sentence["text"])
         targets.append(asked(query, thought(think(story, name), name)))
     arrays = media_prompt(content, config, images=1, audio_seconds=[config.audio_seconds])

@@ -141,7 +141,9 @@ def test_every_choice_is_evaluated_and_told(world, config, tmp_path, monkeypatch
         }
 
     monkeypatch.setattr(toy.benchmark, "evaluate", evaluate)
-    monkeypatch.setattr(toy.compare, "by_kind", lambda folder: dict.fromkeys(before_after.KINDS, float(len(folder.name))))
+    monkeypatch.setattr(
+        toy.compare, "by_kind", lambda folder: dict.fromkeys(before_after.KINDS, float(len(folder.name)))
+    )
     made = Systems(ConfigDict({"data": {"vos": {"audio_seconds": 0.0}}}), *[None] * (len(Systems._fields) - 1))
     silent = toy.scores(made, tmp_path, 8, toy.BEFORE)
     assert not [name for name, _ in asked if name.startswith("vos_")] and "vos_muted" not in silent["vos"]
