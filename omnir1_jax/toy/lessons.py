@@ -290,8 +290,9 @@ def timelines(clip: DecodedClip, config: TargetConfig) -> Arrays:
     story = timeline(clip, every)
     targets = [asked("Tell:", story), _heard(clip, config, every), *_whens(clip, clip.rng, 1)]
     for sentence in _about_one(clip)[: config.targets - len(targets)]:
-        query = prompts.render(config.template, query=sentence["text"])
-        targets.append(Target(f" {looks(clip, sentence['obj_id'])}", f"{query}{TURN}<think>{story}:"))
+        question, plan = _plan(clip, config, sentence, story)
+        told = plan.index(":") + 1
+        targets.append(Target(plan[told:], f"{question}{TURN}{plan[:told]}"))
     return {**_video(clip, config), **pack(targets, config)}
 
 
@@ -351,13 +352,16 @@ def plans(clip: DecodedClip, config: TargetConfig) -> Arrays:
 @examples.named
 def hints(clip: DecodedClip, config: TargetConfig) -> Arrays:
     """A clip with plans that tell its timeline, name what is meant, and look at any frame: RL is to choose it."""
-    targets = []
     story = timeline(clip, range(len(clip.masks)))
-    for sentence in _about_one(clip)[: config.targets]:
-        name, frame = looks(clip, sentence["obj_id"]), int(clip.rng.integers(len(clip.frames)))
-        query = prompts.render(config.template, query=sentence["text"])
-        targets.append(asked(query, thought(f"{story}: {name}", piece(frame, frame, name))))
-    return {**_video(clip, config), **pack(targets, config)}
+    plans_made = [_plan(clip, config, sentence, story) for sentence in _about_one(clip)[: config.targets]]
+    return {**_video(clip, config), **pack([asked(*plan) for plan in plans_made], config)}
+
+
+def _plan(clip: DecodedClip, config: TargetConfig, sentence: dict[str, Any], story: str) -> tuple[str, str]:
+    """A query and a plan for it, which tells the story, names what is meant and looks at any frame."""
+    name, frame = looks(clip, sentence["obj_id"]), int(clip.rng.integers(len(clip.frames)))
+    query = prompts.render(config.template, query=sentence["text"])
+    return query, thought(f"{story}: {name}", piece(frame, frame, name))
 
 
 @examples.named
