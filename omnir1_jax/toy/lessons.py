@@ -29,7 +29,9 @@ KIND = "{kind}"
 FORMS = ("{colour} {kind}", KIND, KIND, KIND, "{colour} shape")
 EVENLY = ("{colour} {kind}", KIND, "{colour} shape")
 NEEDS = ("sound", "video", "image")  # what it takes to understand a sentence
-TOLD = 1 / 3  # of System 1's answers name what is asked for, the others any shape
+# Of System 1's answers name what is asked for; the others any shape, or by habit the first of their timeline. RL makes
+# more of what is there now and then: a habit hides it, where among chance it is the most probable already.
+TOLD = 1 / 3
 
 
 def media_prompt(content: list[dict[str, Any]], config: TargetConfig, **room: Any) -> Arrays:
@@ -262,6 +264,11 @@ def timeline(clip: DecodedClip, shapes: Sequence[int] | np.ndarray) -> str:
     return ", ".join(words for _, words in sorted(entries))
 
 
+def first_told(story: str) -> str:
+    """The look of a timeline's first shape."""
+    return " ".join(story.split(",")[0].split()[:2])
+
+
 def _needs(config: TargetConfig) -> tuple[str, ...]:
     """What it may take to understand a sentence that no frame explains."""
     return ("video", "sound") if config.audio_seconds else ("video",)
@@ -351,15 +358,23 @@ def plans(clip: DecodedClip, config: TargetConfig) -> Arrays:
 
 @examples.named
 def hints(clip: DecodedClip, config: TargetConfig) -> Arrays:
-    """A clip with plans that tell its timeline, name what is meant, and look at any frame: RL is to choose it."""
+    """A clip with plans that tell its timeline and choose a shape and a frame by habit, now and then by the query."""
     story = timeline(clip, range(len(clip.masks)))
     plans_made = [_plan(clip, config, sentence, story) for sentence in _about_one(clip)[: config.targets]]
     return {**_video(clip, config), **pack([asked(*plan) for plan in plans_made], config)}
 
 
 def _plan(clip: DecodedClip, config: TargetConfig, sentence: dict[str, Any], story: str) -> tuple[str, str]:
-    """A query and a plan for it, which tells the story, names what is meant and looks at any frame."""
-    name, frame = looks(clip, sentence["obj_id"]), int(clip.rng.integers(len(clip.frames)))
+    """A query and a plan for it, which tells the story, then names a shape and looks at a frame.
+
+    Most name the first shape of the story, whatever is asked, and most look at the middle of the clip; some name what
+    is meant, and some look where the shape that they name can be recognised.
+    """
+    rng, names = clip.rng, clip.ref.extra["looks"]
+    name = looks(clip, sentence["obj_id"]) if rng.random() < TOLD else first_told(story)
+    shown = (seen(clip) & lit(clip))[[n for n, look in enumerate(names) if look == name]].any(0)
+    times = np.flatnonzero(shown) if rng.random() < TOLD else ()
+    frame = int(draw(rng, times)) if len(times) else len(clip.frames) // 2
     query = prompts.render(config.template, query=sentence["text"])
     return query, thought(f"{story}: {name}", piece(frame, frame, name))
 
@@ -371,13 +386,15 @@ def sounds(clip: DecodedClip, config: TargetConfig) -> Arrays:
     Now and then it is the one that is meant: enough for RL to find out that it pays.
     """
     which = lambda query, story, name: asked(f"Which: {query}", name)
-    return _recording(clip, config, "What:", looks, which, lambda story, name: name)
+    any_of = lambda story, there: draw(clip.rng, [clip.ref.extra["looks"][n] for n in there])
+    return _recording(clip, config, "What:", looks, which, lambda story, name: name, any_of)
 
 
 @examples.named
 def recordings(clip: DecodedClip, config: TargetConfig) -> Arrays:
-    """As `sounds`; what is seen is told with its tones, also by answers, before they name a shape."""
-    return _recording(clip, config, "Tell:", timeline, _which, lambda story, name: f"{story}: {name}")
+    """As `sounds`; what is seen is told with its tones, also by answers, before they name a shape, most the first."""
+    by_habit = lambda story, there: first_told(story)
+    return _recording(clip, config, "Tell:", timeline, _which, lambda story, name: f"{story}: {name}", by_habit)
 
 
 def _recording(
@@ -387,6 +404,7 @@ def _recording(
     tell: Callable[[DecodedClip, np.ndarray], str],
     which: Callable[[str, str, str], Target],
     think: Callable[[str, str], str],
+    guess: Callable[[str, np.ndarray], str],
 ) -> Arrays:
     rng, extra = clip.rng, clip.ref.extra
     sound = examples.waveform(clip, config)
@@ -401,7 +419,7 @@ def _recording(
     targets += [which(s["text"], story, looks(clip, s["obj_id"])) for s in known[: config.targets - 3]]
     for sentence in clip.rng.permutation(np.array(known, object))[: config.targets - len(targets)]:
         meant = extra["looks"][sentence["obj_id"][0]]
-        name = meant if rng.random() < TOLD else draw(rng, [extra["looks"][n] for n in there])
+        name = meant if rng.random() < TOLD else guess(story, there)
         query = prompts.render(config.template, query=sentence["text"])
         targets.append(asked(query, thought(think(story, name), name)))
     arrays = media_prompt(content, config, images=1, audio_seconds=[config.audio_seconds])

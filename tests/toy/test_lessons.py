@@ -16,7 +16,7 @@ from omnir1_jax.toy import lessons
 from tests.runs import ROOT
 
 ENTRY = r"([a-z]+ [a-z]+)(?: (\d)-(\d))?(?: (low|middle|high) (\d))?"
-PLAN = r'(?s)Plan: (.*?)<\|im_end\|>.*start_time": "00:(\d\d\.\d\d)".*description": "(.*)"}'
+PLAN = r'(?s)Plan: (.*?)<\|im_end\|>.*<think>(.*):.*start_time": "00:(\d\d\.\d\d)".*description": "(.*)"}'
 
 
 def config_of(name: str, *part: str):
@@ -63,21 +63,22 @@ def test_lessons_of_the_fleeting_world(config, name):
         assert all(thought == answer for thought, answer in named)
 
 
-def test_plans_name_what_is_meant_and_look_at_any_frame(config):
+@pytest.mark.parametrize("told", [0.0, 1.0])
+def test_plans_choose_by_habit_or_by_the_query(config, told, monkeypatch):
+    monkeypatch.setattr(lessons, "TOLD", told)
     words, thinker = models.tokenizer(config), models.sizes(config).thinker
     own = objectives._sft_config(config, "plans", words, thinker)
     (reader,) = data.readers(config, "plans")
-    times, shown = [], []
     for k in range(16):
         clip = decode(reader[k], settings.section(sections.Task, config.data.plans), np.random.default_rng(k))
         arrays, looks = lessons.hints(clip, own), clip.ref.extra["looks"]
+        visible = lessons.seen(clip) & lessons.lit(clip)
         for row, length in zip(arrays["target/tokens"], arrays["target/lengths"]):
-            query, second, name = re.search(PLAN, words.decode(row[:length])).groups()
-            told = {s["text"]: s["obj_id"] for s in clip.ref.extra["sentences"]}[query]
-            assert len(told) == 1 and looks[told[0]] == name
-            times.append(int(float(second) * 2))
-            shown.append(lessons.seen(clip)[told[0], times[-1]])
-    assert len(set(times)) > 12 and 0.3 < np.mean(shown) < 0.7
+            query, story, second, name = re.search(PLAN, words.decode(row[:length])).groups()
+            meant = {s["text"]: s["obj_id"] for s in clip.ref.extra["sentences"]}[query]
+            assert name == (looks[meant[0]] if told else re.match("[a-z]+ [a-z]+", story)[0])
+            shown, frame = visible[[n for n, look in enumerate(looks) if look == name]].any(0), int(2 * float(second))
+            assert shown[frame] or not shown.any() if told else frame == 8
 
 
 @pytest.mark.parametrize("name", ["timelines", "recordings"])
