@@ -30,7 +30,7 @@ IDLE = {"out", "checkpoint", "step"}  # the weights count, not where they are fr
 OTHER = dict(
     benchmark="mevis", split="train", root="elsewhere", tasks=("vos",), limit=3, frames=4, sampling="video", tokens=6,
     prompt="direct", audio_seconds=2.0, sound="muted", keyframes="first", system2="oracle", boxes="boxes.jsonl",
-    masks="masks.jsonl", objects=3, hole_area=9, batch_size=2, seed=7,
+    description="query", masks="masks.jsonl", objects=3, hole_area=9, batch_size=2, seed=7,
 )  # fmt: skip
 
 
