@@ -204,11 +204,11 @@ def finished(out: pathlib.Path) -> dict[str, dict[str, Any]]:
 def comparisons(out: pathlib.Path, run: str) -> list[Comparison]:
     """A run's answers to the clips with their own sound beside the cold start's, from what their evaluations stored."""
     labels = {"segmentation": ("vos", "plan"), "sounding shapes": ("refavs", "own")}
-    found = [
+    stored = [
         compare.stored(title, task, out / "before" / label, out / "after" / run / label)
         for title, (task, label) in labels.items()
     ]
-    return [comparison for comparison in found if comparison is not None]
+    return [comparison for comparison in stored if comparison is not None]
 
 
 def _phase(path: pathlib.Path) -> dict[str, Any]:

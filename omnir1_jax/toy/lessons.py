@@ -298,8 +298,8 @@ def timelines(clip: DecodedClip, config: TargetConfig) -> Arrays:
     targets = [asked("Tell:", story), _heard(clip, config, every), *_whens(clip, clip.rng, 1)]
     for sentence in _about_one(clip)[: config.targets - len(targets)]:
         question, plan = _plan(clip, config, sentence, story)
-        told = plan.index(":") + 1
-        targets.append(Target(plan[told:], f"{question}{TURN}{plan[:told]}"))
+        name_at = plan.index(":") + 1
+        targets.append(Target(plan[name_at:], f"{question}{TURN}{plan[:name_at]}"))
     return {**_video(clip, config), **pack(targets, config)}
 
 
