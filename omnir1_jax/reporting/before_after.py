@@ -220,10 +220,10 @@ def _keyframe(name: str, example: Example, keyframe: Keyframe, visible: bool, fp
     for box in keyframe.boxes:
         image = draw.boxed(image, box, example.clip.size, draw.PREDICTED, 3)
     count = len(keyframe.boxes)
-    boxes_drawn = f"{count or 'no'} box{'es' * (count != 1)}"
+    boxes = f"{count or 'no'} box{'es' * (count != 1)}"
     target = f"the target is {'' if visible else 'not '}visible"
     caption = (
-        f"at {keyframe.frame / fps:g} s: System 2 is asked for “{keyframe.description}” and draws {boxes_drawn}; {target}"
+        f"at {keyframe.frame / fps:g} s: System 2 is asked for “{keyframe.description}” and draws {boxes}; {target}"
     )
     return html.picture(encode.jpeg(image), f"{name}, {caption}", caption)
 
