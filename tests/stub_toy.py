@@ -15,13 +15,13 @@ def evaluated(folder) -> None:
 
 
 def before(config, folder, clips):
-    for label in (*KEYFRAMES, *SOUNDS):
+    for label in (*toy.BEFORE, *SOUNDS):
         evaluated(folder / label)
     return {"vos": dict.fromkeys(KEYFRAMES, 40.0), "refavs": dict.fromkeys(SOUNDS, 30.0)}
 
 
 def after(run, folder, clips):
-    for label in ("plan", *SOUNDS):
+    for label in (*toy.AFTER, *SOUNDS):
         evaluated(folder / label)
     return {"vos": {"plan": 40.0}, "refavs": dict.fromkeys(SOUNDS, 30.0)}
 

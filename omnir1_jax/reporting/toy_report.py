@@ -22,8 +22,8 @@ TITLES = {
     **{"all": "RK + RA + RG", "rk_ra": "RK + RA", "rk_rg": "RK + RG", "rk": "RK"},
     "sft": "none: supervised training on plans of the ground truth",
 }
-KINDS = {"image": "by looks", "video": "by order or motion", "sound": "by sound"}
-SOUNDS = {"": "own sound", "muted": "muted", "swapped": "another clip's"}
+KINDS = {kind: f"by {name}" for kind, name in reversed(before_after.KINDS.items())}
+SOUNDS = {"own": "own sound", "muted": "muted", "swapped": "another clip's"}
 CURVES = {
     "reward, segmentation clips": (True, "reward/total"),
     "J of sampled answers": (True, "reward/segmentation"),
@@ -55,9 +55,7 @@ def tables(results: Mapping[str, Any]) -> list[Table]:
             rows = _before_after(cold, main, "vos", labels)
             out.append((f"Segmentation, {clips}, its own plan", ("J&F of queries", *KINDS.values()), rows))
         names = ("J&F", *SOUNDS.values())
-        out.append(
-            (f"Sounding shapes, {clips}", names, _before_after(cold, main, "refavs", ("own", "muted", "swapped")))
-        )
+        out.append((f"Sounding shapes, {clips}", names, _before_after(cold, main, "refavs", tuple(SOUNDS))))
         heard = ("plan/sound", "vos_muted/sound", "vos_swapped/sound")
         if all(label in cold["vos"] for label in heard):
             out.append((f"Segmentation by sound, {clips}", names, _before_after(cold, main, "vos", heard)))

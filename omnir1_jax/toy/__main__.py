@@ -9,7 +9,6 @@ If interrupted, rerun the command to resume; further seeds or rewards are added 
 in the directory at a time, and only names that it listed as its own are written anew (`omnir1_jax.files.folders`).
 """
 
-import collections
 import functools
 import pathlib
 import statistics
@@ -28,7 +27,6 @@ from omnir1_jax.config import settings
 from omnir1_jax.errors import AGAIN, InputError
 from omnir1_jax.files import folders, json_file, regular_file
 from omnir1_jax.inference import benchmark, compare, from_checkpoint, load, store
-from omnir1_jax.inference.answer import KEYFRAMES
 from omnir1_jax.inference.load import Systems
 from omnir1_jax.inference.samples import SOUNDS
 from omnir1_jax.inference.tasks import Options
@@ -52,11 +50,11 @@ NAMES = {  # of each family, by the names they have in the summary
     "refavs": {"reward": "reward/total", "box IoU": "reward/accuracy"},
 }
 FLAT = "reward/flat_groups"
-BLIND = ("uniform", "random", "first")  # rules for frames that know nothing
+BLIND = tuple(toy_report.BASELINES)  # rules for frames that know nothing
 # Evaluations of segmentation by the folders that they have, and what is chosen in each: of the cold start, and then.
 DEAF = {f"vos_{sound}": {"sound": sound} for sound in SOUNDS[1:]}
 BEFORE: dict[str, dict[str, str]] = {
-    **{rule: {"keyframes": rule} for rule in KEYFRAMES},
+    **{rule: {"keyframes": rule} for rule in ("plan", *BLIND)},
     **{f"query_{rule}": {"keyframes": rule, "description": "query"} for rule in BLIND},
     **{f"boxes_{rule}": {"keyframes": rule, "system2": "oracle"} for rule in ("plan", "uniform", "best")},
     **DEAF,
@@ -85,9 +83,13 @@ def scores(
 ) -> dict[str, dict[str, float]]:
     """Every evaluation of both tasks; of segmentation without sound only if there is any."""
     heard = made.config.data.vos.audio_seconds > 0
-    vos = [score(made, folder, "vos", clips, n, **usual | own) for n, own in of_vos.items() if heard or n not in DEAF]
-    refavs = [score(made, folder, "refavs", clips, sound, **usual | {"sound": sound}) for sound in SOUNDS]
-    return {"vos": dict(collections.ChainMap(*vos)), "refavs": dict(collections.ChainMap(*refavs))}
+    out: dict[str, dict[str, float]] = {"vos": {}, "refavs": {}}
+    for label, choices in of_vos.items():
+        if heard or label not in DEAF:
+            out["vos"] |= score(made, folder, "vos", clips, label, **usual | choices)
+    for sound in SOUNDS:
+        out["refavs"] |= score(made, folder, "refavs", clips, sound, **usual | {"sound": sound})
+    return out
 
 
 def before(config: ConfigDict, folder: pathlib.Path, clips: int) -> dict[str, Any]:

@@ -289,9 +289,9 @@ def _about_one(clip: DecodedClip) -> list[dict[str, Any]]:
 
 @examples.named
 def timelines(clip: DecodedClip, config: TargetConfig) -> Arrays:
-    """A clip: its timeline, what is heard, when a shape can be recognised, and which shape a sentence means.
+    """A clip: its timeline, what is heard, when a shape can be recognised, and the ends of plans for many sentences.
 
-    That is the end of a plan's thought, with the true timeline before it.
+    The true timeline stands before them, and is not learnt again.
     """
     every = range(len(clip.masks))
     story = timeline(clip, every)
