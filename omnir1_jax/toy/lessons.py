@@ -29,8 +29,9 @@ KIND = "{kind}"
 FORMS = ("{colour} {kind}", KIND, KIND, KIND, "{colour} shape")
 EVENLY = ("{colour} {kind}", KIND, "{colour} shape")
 NEEDS = ("sound", "video", "image")  # what it takes to understand a sentence
-# Of System 1's answers name what is asked for; the others any shape, or by habit the first of their timeline. RL makes
-# more of what is there now and then: a habit hides it, where among chance it is the most probable already.
+# Of System 1's plans do what is asked for; the others choose any shape, or by habit the first of their timeline and the
+# middle of the clip. RL makes more of what is there now and then: a habit hides it, where among chance it is the most
+# probable already.
 TOLD = 1 / 3
 
 
@@ -289,17 +290,17 @@ def _about_one(clip: DecodedClip) -> list[dict[str, Any]]:
 
 @examples.named
 def timelines(clip: DecodedClip, config: TargetConfig) -> Arrays:
-    """A clip: its timeline, what is heard, when a shape can be recognised, and the ends of plans for many sentences.
+    """A clip: its timeline, what is heard, when a shape can be recognised, and what many sentences mean.
 
-    The true timeline stands before them, and is not learnt again.
+    These are answered as plans are, all of them rightly; the true timeline stands before and is not learnt again.
     """
     every = range(len(clip.masks))
     story = timeline(clip, every)
     targets = [asked("Tell:", story), _heard(clip, config, every), *_whens(clip, clip.rng, 1)]
     for sentence in _about_one(clip)[: config.targets - len(targets)]:
-        question, plan = _plan(clip, config, sentence, story)
+        plan = _plan(clip, sentence, story, knowing=True)
         name_at = plan.index(":") + 1
-        targets.append(Target(plan[name_at:], f"{question}{TURN}{plan[:name_at]}"))
+        targets.append(Target(plan[name_at:], f"Which: {sentence['text']}{TURN}{plan[:name_at]}"))
     return {**_video(clip, config), **pack(targets, config)}
 
 
@@ -359,24 +360,25 @@ def plans(clip: DecodedClip, config: TargetConfig) -> Arrays:
 @examples.named
 def hints(clip: DecodedClip, config: TargetConfig) -> Arrays:
     """A clip with plans that tell its timeline and choose a shape and a frame by habit, now and then by the query."""
-    story = timeline(clip, range(len(clip.masks)))
-    plans_made = [_plan(clip, config, sentence, story) for sentence in _about_one(clip)[: config.targets]]
-    return {**_video(clip, config), **pack([asked(*plan) for plan in plans_made], config)}
+    story, targets = timeline(clip, range(len(clip.masks))), []
+    for sentence in _about_one(clip)[: config.targets]:
+        query = prompts.render(config.template, query=sentence["text"])
+        targets.append(asked(query, _plan(clip, sentence, story, knowing=clip.rng.random() < TOLD)))
+    return {**_video(clip, config), **pack(targets, config)}
 
 
-def _plan(clip: DecodedClip, config: TargetConfig, sentence: dict[str, Any], story: str) -> tuple[str, str]:
-    """A query and a plan for it, which tells the story, then names a shape and looks at a frame.
+def _plan(clip: DecodedClip, sentence: dict[str, Any], story: str, knowing: bool) -> str:
+    """A plan that tells the story, then names a shape and looks at a frame.
 
-    Most name the first shape of the story, whatever is asked, and most look at the middle of the clip; some name what
-    is meant, and some look where the shape that they name can be recognised.
+    `knowing` names what the sentence means and looks at the middle of the times at which that can be recognised; the
+    others name the first shape of the story and look at the middle of the clip, whatever is asked.
     """
-    rng, names = clip.rng, clip.ref.extra["looks"]
-    name = looks(clip, sentence["obj_id"]) if rng.random() < TOLD else first_told(story)
-    shown = (seen(clip) & lit(clip))[[n for n, look in enumerate(names) if look == name]].any(0)
-    times = np.flatnonzero(shown) if rng.random() < TOLD else ()
-    frame = int(draw(rng, times)) if len(times) else len(clip.frames) // 2
-    query = prompts.render(config.template, query=sentence["text"])
-    return query, thought(f"{story}: {name}", piece(frame, frame, name))
+    names, frame = clip.ref.extra["looks"], len(clip.frames) // 2
+    name = looks(clip, sentence["obj_id"]) if knowing else first_told(story)
+    times = np.flatnonzero((seen(clip) & lit(clip))[[n for n, look in enumerate(names) if look == name]].any(0))
+    if knowing and len(times):
+        frame = int(times[len(times) // 2])
+    return thought(f"{story}: {name}", piece(frame, frame, name))
 
 
 @examples.named

@@ -16,7 +16,7 @@ from omnir1_jax.toy import lessons
 from tests.runs import ROOT
 
 ENTRY = r"([a-z]+ [a-z]+)(?: (\d)-(\d))?(?: (low|middle|high) (\d))?"
-PLAN = r'(?s)Plan: (.*?)<\|im_end\|>.*<think>(.*):.*start_time": "00:(\d\d\.\d\d)".*description": "(.*)"}'
+PLAN = r'(?s)(?:Plan|Which): (.*?)<\|im_end\|>.*<think>(.*):.*start_time": "00:(\d\d\.\d\d)".*description": "(.*)"}'
 
 
 def config_of(name: str, *part: str):
@@ -53,7 +53,7 @@ def test_lessons_of_the_fleeting_world(config, name):
     assert made >= 6
     if name == "timelines":
         assert any(text.startswith("Hear:") and "nothing" not in text for text in said)
-        assert any("Plan:" in text and ("heard" in text or "sound" in text) for text in said)
+        assert any("Which:" in text and ("heard" in text or "sound" in text) for text in said)
     if name == "grounding":
         for there in (True, False):
             assert any(" shape" in text for text in said if ("[]" not in text) == there)
@@ -63,22 +63,27 @@ def test_lessons_of_the_fleeting_world(config, name):
         assert all(thought == answer for thought, answer in named)
 
 
-@pytest.mark.parametrize("told", [0.0, 1.0])
-def test_plans_choose_by_habit_or_by_the_query(config, told, monkeypatch):
+@pytest.mark.parametrize("name, told", [("plans", 0.0), ("plans", 1.0), ("timelines", 0.0)])
+def test_plans_choose_by_habit_or_by_the_query_and_questions_are_answered_rightly(config, name, told, monkeypatch):
     monkeypatch.setattr(lessons, "TOLD", told)
+    knowing = told or name == "timelines"
     words, thinker = models.tokenizer(config), models.sizes(config).thinker
-    own = objectives._sft_config(config, "plans", words, thinker)
-    (reader,) = data.readers(config, "plans")
+    own, made = objectives._sft_config(config, name, words, thinker), 0
+    (reader,) = data.readers(config, name)
     for k in range(16):
-        clip = decode(reader[k], settings.section(sections.Task, config.data.plans), np.random.default_rng(k))
-        arrays, looks = lessons.hints(clip, own), clip.ref.extra["looks"]
-        visible = lessons.seen(clip) & lessons.lit(clip)
+        clip = decode(reader[k], settings.section(sections.Task, config.data[name]), np.random.default_rng(k))
+        arrays = lessons.EXAMPLES[config.data[name].example](clip, own)
+        looks, visible = clip.ref.extra["looks"], lessons.seen(clip) & lessons.lit(clip)
         for row, length in zip(arrays["target/tokens"], arrays["target/lengths"]):
-            query, story, second, name = re.search(PLAN, words.decode(row[:length])).groups()
+            if not (match := re.search(PLAN, words.decode(row[:length]))):
+                continue  # another question
+            query, story, second, look = match.groups()
             meant = {s["text"]: s["obj_id"] for s in clip.ref.extra["sentences"]}[query]
-            assert name == (looks[meant[0]] if told else re.match("[a-z]+ [a-z]+", story)[0])
-            shown, frame = visible[[n for n, look in enumerate(looks) if look == name]].any(0), int(2 * float(second))
-            assert shown[frame] or not shown.any() if told else frame == 8
+            assert look == (looks[meant[0]] if knowing else re.match("[a-z]+ [a-z]+", story)[0])
+            shown, frame = visible[[n for n, other in enumerate(looks) if other == look]].any(0), int(2 * float(second))
+            assert shown[frame] or not shown.any() if knowing else frame == 8
+            made += 1
+    assert made >= 48
 
 
 @pytest.mark.parametrize("name", ["timelines", "recordings"])
