@@ -123,7 +123,7 @@ def cold_start():
     c.data = dict(
         grounding=c.data.grounding.to_dict() | dict(batch_size=2, weight=0.2, targets=4),
         timelines=task(example="lessons_timelines", batch_size=3, weight=0.4, targets=14, target_tokens=112, **video),
-        plans=task(example="lessons_hints", batch_size=2, weight=0.15, targets=4, target_tokens=112, **video),
+        plans=task(example="lessons_habits", batch_size=2, weight=0.15, targets=4, target_tokens=112, **video),
         recordings=task(
             datasets=datasets(synthetic=world | dict(family="refavs")), family="refavs", example="lessons_recordings",
             batch_size=4, weight=0.25, targets=5, target_tokens=60, objects=6,

@@ -358,7 +358,7 @@ def plans(clip: DecodedClip, config: TargetConfig) -> Arrays:
 
 
 @examples.named
-def hints(clip: DecodedClip, config: TargetConfig) -> Arrays:
+def habits(clip: DecodedClip, config: TargetConfig) -> Arrays:
     """A clip with plans that tell its timeline and choose a shape and a frame by habit, now and then by the query."""
     story, targets = timeline(clip, range(len(clip.masks))), []
     for sentence in _about_one(clip)[: config.targets]:
@@ -435,7 +435,7 @@ EXAMPLES: dict[str, Callable[[DecodedClip, TargetConfig], Arrays]] = {
     "lessons_questions": questions,
     "lessons_timelines": timelines,
     "lessons_plans": plans,
-    "lessons_hints": hints,
+    "lessons_habits": habits,
     "lessons_sounds": sounds,
     "lessons_recordings": recordings,
 }
