@@ -244,14 +244,14 @@ def _heard(clip: DecodedClip, config: TargetConfig, there: Sequence[int] | np.nd
     return asked("Hear:", ", ".join(who for _, who in heard) or "nothing")
 
 
-def timeline(clip: DecodedClip, shapes: Sequence[int] | np.ndarray) -> str:
-    """ "red circle 0-3, blue star 2-5 high 4": shapes in the order of their coming.
+def entries(clip: DecodedClip, shapes: Sequence[int] | np.ndarray) -> dict[int, str]:
+    """What a timeline tells of each shape, in the order of their coming, by the shapes' numbers.
 
     From which to which second each can be seen, and the tone of those that sound with the second at which it begins.
-    A picture is told from left to right, and only tones have seconds: "red circle, blue star high 1".
+    A picture is told from left to right, and only tones have seconds: "blue star high 1".
     """
     extra, visible = clip.ref.extra, seen(clip)
-    entries = []
+    told = []
     for n in shapes:
         if not visible[n].any():
             continue
@@ -261,8 +261,13 @@ def timeline(clip: DecodedClip, shapes: Sequence[int] | np.ndarray) -> str:
         words += f" {first}-{last}" if len(clip.frames) > 1 else ""
         if extra["tones"][n]:
             words += f" {extra['tones'][n]} {int(extra['sounds'][n][0])}"
-        entries.append((order, words))
-    return ", ".join(words for _, words in sorted(entries))
+        told.append((order, words, int(n)))
+    return {n: words for _, words, n in sorted(told)}
+
+
+def timeline(clip: DecodedClip, shapes: Sequence[int] | np.ndarray) -> str:
+    """ "red circle 0-3, blue star 2-5 high 4"."""
+    return ", ".join(entries(clip, shapes).values())
 
 
 def first_told(story: str) -> str:
@@ -295,10 +300,9 @@ def timelines(clip: DecodedClip, config: TargetConfig) -> Arrays:
     These are answered as plans are, all of them rightly; the true timeline stands before and is not learnt again.
     """
     every = range(len(clip.masks))
-    story = timeline(clip, every)
-    targets = [asked("Tell:", story), _heard(clip, config, every), *_whens(clip, clip.rng, 1)]
+    targets = [asked("Tell:", timeline(clip, every)), _heard(clip, config, every), *_whens(clip, clip.rng, 1)]
     for sentence in _about_one(clip)[: config.targets - len(targets)]:
-        plan = _plan(clip, sentence, story, knowing=True)
+        plan = _plan(clip, sentence, knowing=True)
         name_at = plan.index(":") + 1
         targets.append(Target(plan[name_at:], f"Which: {sentence['text']}{TURN}{plan[:name_at]}"))
     return {**_video(clip, config), **pack(targets, config)}
@@ -360,25 +364,26 @@ def plans(clip: DecodedClip, config: TargetConfig) -> Arrays:
 @examples.named
 def habits(clip: DecodedClip, config: TargetConfig) -> Arrays:
     """A clip with plans that tell its timeline and choose a shape and a frame by habit, now and then by the query."""
-    story, targets = timeline(clip, range(len(clip.masks))), []
+    targets = []
     for sentence in _about_one(clip)[: config.targets]:
         query = prompts.render(config.template, query=sentence["text"])
-        targets.append(asked(query, _plan(clip, sentence, story, knowing=clip.rng.random() < TOLD)))
+        targets.append(asked(query, _plan(clip, sentence, knowing=clip.rng.random() < TOLD)))
     return {**_video(clip, config), **pack(targets, config)}
 
 
-def _plan(clip: DecodedClip, sentence: dict[str, Any], story: str, knowing: bool) -> str:
-    """A plan that tells the story, then names a shape and looks at a frame.
+def _plan(clip: DecodedClip, sentence: dict[str, Any], knowing: bool) -> str:
+    """A plan that tells the timeline, then one of its shapes again with its seconds, and looks at a frame.
 
-    `knowing` names what the sentence means and looks at the middle of the times at which that can be recognised; the
-    others name the first shape of the story and look at the middle of the clip, whatever is asked.
+    `knowing` takes the shape that the sentence means, and the middle of the times at which it can be recognised; the
+    others take the first shape of the timeline and the middle of the clip, whatever is asked.
     """
-    names, frame = clip.ref.extra["looks"], len(clip.frames) // 2
-    name = looks(clip, sentence["obj_id"]) if knowing else first_told(story)
-    times = np.flatnonzero((seen(clip) & lit(clip))[[n for n, look in enumerate(names) if look == name]].any(0))
+    told, frame = entries(clip, range(len(clip.masks))), len(clip.frames) // 2
+    shape = sentence["obj_id"][0] if knowing else next(iter(told), 0)
+    times = np.flatnonzero((seen(clip) & lit(clip))[shape])
     if knowing and len(times):
         frame = int(times[len(times) // 2])
-    return thought(f"{story}: {name}", piece(frame, frame, name))
+    name, again = clip.ref.extra["looks"][shape], " ".join(told.get(shape, "").split()[:3])
+    return thought(f"{', '.join(told.values())}: {again or name}", piece(frame, frame, name))
 
 
 @examples.named

@@ -16,7 +16,7 @@ from omnir1_jax.toy import lessons
 from tests.runs import ROOT
 
 ENTRY = r"([a-z]+ [a-z]+)(?: (\d)-(\d))?(?: (low|middle|high) (\d))?"
-PLAN = r'(?s)(?:Plan|Which): (.*?)<\|im_end\|>.*<think>(.*):.*start_time": "00:(\d\d\.\d\d)".*description": "(.*)"}'
+PLAN = r'(?s)(?:Plan|Which): (.*?)<\|im_end\|>.*<think>(.*): (.*)</think>.*start_time": "00:(\d\d\.\d\d)".*description": "(.*)"}'
 
 
 def config_of(name: str, *part: str):
@@ -59,7 +59,9 @@ def test_lessons_of_the_fleeting_world(config, name):
             assert any(" shape" in text for text in said if ("[]" not in text) == there)
     if name == "plans":
         assert all(text.count("start_time") == 1 for text in said)
-        named = [re.search(r": ([a-z]+ [a-z]+)</think>.*\"description\": \"(.*)\"}", text).groups() for text in said]
+        named = [
+            re.search(r": ([a-z]+ [a-z]+) \d-\d</think>.*\"description\": \"(.*)\"}", text).groups() for text in said
+        ]
         assert all(thought == answer for thought, answer in named)
 
 
@@ -77,7 +79,8 @@ def test_plans_choose_by_habit_or_by_the_query_and_questions_are_answered_rightl
         for row, length in zip(arrays["target/tokens"], arrays["target/lengths"]):
             if not (match := re.search(PLAN, words.decode(row[:length]))):
                 continue  # another question
-            query, story, second, look = match.groups()
+            query, story, again, second, look = match.groups()
+            assert re.match(f"{look} \\d-\\d$", again) and f", {again}" in f", {story}"
             meant = {s["text"]: s["obj_id"] for s in clip.ref.extra["sentences"]}[query]
             assert look == (looks[meant[0]] if knowing else re.match("[a-z]+ [a-z]+", story)[0])
             shown, frame = visible[[n for n, other in enumerate(looks) if other == look]].any(0), int(2 * float(second))
