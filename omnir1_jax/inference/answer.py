@@ -128,34 +128,39 @@ class Answers(NamedTuple):
         return jax.tree.map(lambda x: x[:, 0], self.reading.requests)
 
 
-def answer(
+def respond(
     models: Models,
     config: StepConfig,
-    eval_config: EvalConfig,
     policy: Mapping[str, Any],
-    frozen: Frozen,
-    batch: Query,
+    inputs: ThinkerInputs,
+    number: Int[Array, " b"],
     key: Key[Array, ""],
-) -> Answers:
-    """All but the masks. Models and both configs are static.
+) -> Completions:
+    """System 1's answers [b 1 ...]. The same program whatever frames are shown to System 2.
 
     Args:
       config: step config with groups of 1.
       policy: the thinker's parameters as System 1: {"vision", "audio", "text"}.
-      frozen: the thinker's parameters as System 2, and tables of the tokenizer.
+      number: `Query.number`.
     """
     # Scopes as of the training step's stages, by which the planner counts.
     with jax.named_scope("encode"):
-        media = reasoner.encode(models.thinker, policy, batch.policy)
-    variables = {"params": policy["text"]}
+        media = reasoner.encode(models.thinker, policy, inputs)
     with jax.named_scope("sample"):
         # Noise depends on the item's number: different for every item, and the same in any batch.
-        completions = reasoner.sample(
-            models.thinker, variables, batch.policy, media, key, config.sampling, 1, row_ids=batch.number
-        )
-    unended = {"completion/unended": common.count(common.unended(completions, config.sampling.eos))}
-    if not eval_config.task.grounds:
-        return Answers(completions, unended)
+        variables = {"params": policy["text"]}
+        return reasoner.sample(models.thinker, variables, inputs, media, key, config.sampling, 1, row_ids=number)
+
+
+def request(
+    config: StepConfig,
+    eval_config: EvalConfig,
+    frozen: Frozen,
+    batch: Query,
+    completions: Completions,
+    key: Key[Array, ""],
+) -> Any:
+    """The task's parsed completions [b 1 ...] with the chosen requests to System 2."""
     parsed = eval_config.task.read(frozen, config, batch, completions)
     if eval_config.keyframes != "plan":
         parsed = parsed._replace(requests=elsewhere(eval_config, parsed.plan, batch, config.keyframes, key))
@@ -163,20 +168,39 @@ def answer(
         asked = parsed.requests.valid
         words = jax.tree.map(lambda x: jnp.broadcast_to(x[:, None, None], (*asked.shape, *x.shape[1:])), batch.words)
         parsed = parsed._replace(requests=parsed.requests._replace(description=words))
-    answers = Answers(completions, unended, parsed)
+    return parsed
+
+
+def ground(models: Models, count: int, frozen: Frozen, frames: HighResFrames, requests: Requests) -> GroundedBoxes:
+    """System 2's boxes, up to `count` of a request. The same program whoever chose the frames."""
+    with jax.named_scope("ground"):
+        return common.find(models, frozen, frames, requests, count)
+
+
+def conclude(
+    config: StepConfig,
+    eval_config: EvalConfig,
+    batch: Query,
+    completions: Completions,
+    reading: Any,
+    boxes: GroundedBoxes | None,
+) -> Answers:
+    """The answers with what the segmenter is given, and their failures. `boxes`: None if they come from elsewhere."""
+    unended = {"completion/unended": common.count(common.unended(completions, config.sampling.eos))}
+    if not eval_config.task.grounds:
+        return Answers(completions, unended)
+    answers = Answers(completions, unended, reading, boxes)
     frame, valid = answers.chosen.frame, answers.chosen.valid
     clip_frames = jnp.take_along_axis(batch.frame_index, frame, axis=1)
     if eval_config.oracle:
         true = jnp.take_along_axis(batch.boxes, frame[:, None, :, None], axis=2).swapaxes(1, 2)
         prompts = Prompts(true, ~box_rules.is_missing(true) & valid[..., None], clip_frames)
-    elif eval_config.host:
+    elif boxes is None:
         blank = jnp.zeros((*frame.shape, slots(eval_config), 4))
         prompts = Prompts(blank, blank[..., 0] > 0, clip_frames)
     else:
-        with jax.named_scope("ground"):
-            boxes = common.find(models, frozen, batch.sharp, parsed.requests, slots(eval_config))
-        answers, prompts = answers._replace(boxes=boxes), Prompts(boxes.original[:, 0], boxes.used[:, 0], clip_frames)
-    return answers._replace(prompts=prompts, failures={**eval_config.task.failures(batch, parsed, answers), **unended})
+        prompts = Prompts(boxes.original[:, 0], boxes.used[:, 0], clip_frames)
+    return answers._replace(prompts=prompts, failures={**eval_config.task.failures(batch, reading, answers), **unended})
 
 
 def slots(eval_config: EvalConfig) -> int:

@@ -13,12 +13,13 @@ import jax
 import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
+from jaxtyping import Array, Key
 from tqdm import tqdm
 
 from omnir1_jax import tasks
 from omnir1_jax.evaluation import predictions, score_masks
-from omnir1_jax.inference import host, identity, records, result_lines, samples, scores, segment
-from omnir1_jax.inference.answer import Answers, EvalConfig, Query, answer, slots
+from omnir1_jax.inference import answer, host, identity, records, result_lines, samples, scores, segment
+from omnir1_jax.inference.answer import Answers, EvalConfig, Query, slots
 from omnir1_jax.inference.load import Systems, fingerprint, grounded_by
 from omnir1_jax.inference.samples import Batch, Benchmark, Sample
 from omnir1_jax.inference.store import LINES, RESULTS, TIMING, Store
@@ -37,8 +38,12 @@ class AnsweredBatch(NamedTuple):
     masks: Any
 
 
-# Compiled once for each shape, whatever the number of evaluations in a process.
-ANSWER = narrow.jit(answer, static_argnums=(0, 1, 2))
+# Compiled once for each shape, whatever the number of evaluations in a process. The models' programs do not depend on
+# the rule for keyframes, so that evaluations that differ in it alone compile them once.
+RESPOND = narrow.jit(answer.respond, static_argnums=(0, 1))
+REQUEST = jax.jit(answer.request, static_argnums=(0, 1))
+GROUND = narrow.jit(answer.ground, static_argnums=(0, 1))
+CONCLUDE = jax.jit(answer.conclude, static_argnums=(0, 1))
 SEGMENT = jax.jit(segment.logits, static_argnums=0)
 
 
@@ -55,7 +60,7 @@ def launch(systems: Systems, eval_config: EvalConfig, batch: Batch, seed: int, h
     query = Query(**tree)
     if jax.process_count() > 1:
         key = jax.random.wrap_key_data(replicate(jax.random.key_data(key), mesh))
-    answers = ANSWER(models, systems.step, eval_config, systems.policy, systems.frozen, query, key)
+    answers = answered_query(systems, eval_config, query, key)
     if batch.clips is None:
         return AnsweredBatch(batch, answers, None)
     sizes = [sample.size for sample in batch.samples if sample.size is not None]
@@ -71,6 +76,17 @@ def launch(systems: Systems, eval_config: EvalConfig, batch: Batch, seed: int, h
     if hole_area:
         logits = to_devices(sam2.fill_holes(np.asarray(logits), hole_area))  # on the host
     return AnsweredBatch(batch, answers, segment.lift(logits, query.original, canvas))
+
+
+def answered_query(systems: Systems, eval_config: EvalConfig, query: Query, key: Key[Array, ""]) -> Answers:
+    """Both systems' answers to a batch, all but the masks."""
+    completions = RESPOND(systems.models, systems.step, systems.policy, query.policy, query.number, key)
+    reading = boxes = None
+    if eval_config.task.grounds:
+        reading = REQUEST(systems.step, eval_config, systems.frozen, query, completions, key)
+        if not (eval_config.oracle or eval_config.host):
+            boxes = GROUND(systems.models, slots(eval_config), systems.frozen, query.sharp, reading.requests)
+    return CONCLUDE(systems.step, eval_config, query, completions, reading, boxes)
 
 
 def placed(tree: Any, sharding: jax.sharding.Sharding | None) -> Any:

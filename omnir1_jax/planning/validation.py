@@ -12,8 +12,8 @@ from jax import ShapeDtypeStruct
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from omnir1_jax.inference import run
-from omnir1_jax.inference.answer import EvalConfig, Query, answer
+from omnir1_jax.inference import answer, run
+from omnir1_jax.inference.answer import EvalConfig, Query, slots
 from omnir1_jax.inference.identity import padded_batch_size
 from omnir1_jax.inference.samples import length
 from omnir1_jax.inference.tasks import BENCHMARKS, HELD_OUT_CLIPS, Options
@@ -29,7 +29,7 @@ STAGE = "validate"
 def lower(program: Program, config: ConfigDict, name: str, mesh: Mesh) -> Iterator[jax.stages.Lowered]:
     """The programs of the answers, and of the segmenter's masks of clips no longer than those of training.
 
-    They use a copy of the trained weights in the dtype of the frozen ones.
+    `run.CONCLUDE`, which only selects, is left out. They use a copy of the trained weights in the frozen ones' dtype.
     """
     task, batch = program.tasks[name], program.batches[name]
     rows, sharding = padded_batch_size(mesh, config.validate.batch_size), batch_sharding(mesh)
@@ -50,16 +50,26 @@ def lower(program: Program, config: ConfigDict, name: str, mesh: Mesh) -> Iterat
     shapes = lowering.arguments(program, name, mesh)
     policy = {**shapes.frozen.encoders, "text": shapes.frozen.reference}
     key = ShapeDtypeStruct(shapes.key.shape, shapes.key.dtype, sharding=replicated(mesh))
-    static_arguments: tuple[Any, ...] = (program.models, answering(program).step, eval_config)
+    models, step_config = program.models, answering(program).step
+    outputs = lambda function, *arguments: resized(jax.eval_shape(function, *arguments))
     with jax.set_mesh(mesh):
-        yield run.ANSWER.lower(*static_arguments, policy, shapes.frozen, query, key)
-        if task.grounds and program.models.segmenter is not None:
-            outputs = jax.eval_shape(functools.partial(answer, *static_arguments), policy, shapes.frozen, query, key)
-            prompts, side, frame_count = resized(outputs.prompts), config.sam2.side, length(config.data[name].frames)
+        asked = policy, query.policy, query.number, key
+        yield run.RESPOND.lower(models, step_config, *asked)
+        if not task.grounds:
+            return
+        completions = outputs(functools.partial(answer.respond, models, step_config), *asked)
+        told = shapes.frozen, query, completions, key
+        yield run.REQUEST.lower(step_config, eval_config, *told)
+        reading = outputs(functools.partial(answer.request, step_config, eval_config), *told)
+        wanted = shapes.frozen, query.sharp, reading.requests
+        yield run.GROUND.lower(models, slots(eval_config), *wanted)
+        if models.segmenter is not None:
+            boxes = outputs(functools.partial(answer.ground, models, slots(eval_config)), *wanted)
+            conclude = functools.partial(answer.conclude, step_config, eval_config)
+            prompts = outputs(conclude, query, completions, reading, boxes).prompts
+            side, frame_count = config.sam2.side, length(config.data[name].frames)
             clips, valid = shape(jnp.uint8, frame_count, side, side, 3), shape(bool, frame_count)
-            yield run.SEGMENT.lower(
-                program.models.segmenter, shapes.frozen.segmenter, clips, valid, query.original, prompts
-            )
+            yield run.SEGMENT.lower(models.segmenter, shapes.frozen.segmenter, clips, valid, query.original, prompts)
 
 
 def answering(program: Program) -> Program:

@@ -34,10 +34,19 @@ quick = functools.partial(
 SEGMENT = quick(segment.logits, static_argnums=0)
 
 
+PROGRAMS = {"RESPOND": "respond", "REQUEST": "request", "GROUND": "ground", "CONCLUDE": "conclude"}
+
+
 @functools.cache
-def program(*words: str):
-    """`answer` compiled, once for each set of `words` put into mouths: what is traced has them in it."""
-    return quick(lambda *args: answer.answer(*args), static_argnums=(0, 1, 2))
+def programs(*words: str):
+    """The answer's programs, compiled once for each set of `words` put into mouths: what is traced has them in it."""
+    call = lambda name: lambda *args: getattr(answer, name)(*args)
+    return {program: quick(call(name), static_argnums=(0, 1)) for program, name in PROGRAMS.items()}
+
+
+def compile_quickly(monkeypatch, *words: str) -> None:
+    for program, compiled in programs(*words).items():
+        monkeypatch.setattr(run, program, compiled)
 
 
 def systems(config, mesh=None) -> load.Systems:
@@ -56,7 +65,7 @@ def install(monkeypatch, answers: list[str], boxes: list[str] = BOXES) -> None:
     monkeypatch.setattr(reasoner, "sample", sample)
     monkeypatch.setattr(reasoner, "encode", lambda *_: reasoner.Media(None, None))
     monkeypatch.setattr(GROUNDER, "texts", rl_small.Scripted(boxes).texts)
-    monkeypatch.setattr(run, "ANSWER", program(*answers, *boxes))
+    compile_quickly(monkeypatch, *answers, *boxes)
     monkeypatch.setattr(run, "SEGMENT", SEGMENT)
 
 

@@ -14,7 +14,7 @@ from omnir1_jax.config import settings
 from omnir1_jax.data import mvbench, registry
 from omnir1_jax.errors import InputError
 from omnir1_jax.evaluation import score_answers
-from omnir1_jax.inference import benchmark, host, identity, run, samples, tasks
+from omnir1_jax.inference import benchmark, host, identity, samples, tasks
 from omnir1_jax.inference.tasks import Options
 from omnir1_jax.tasks import TASKS
 from tests.data import trees as qa_trees
@@ -190,7 +190,7 @@ def test_numbers_of_avhbench_are_those_of_its_file(made, trees, tmp_path, monkey
 
 def test_a_model_is_asked_with_both_prompts_and_budgets_and_hears_what_is_chosen(made, trees, tmp_path, monkeypatch):
     """Random weights, nothing scripted: each choice reaches the model, and the numbers are those of its words."""
-    monkeypatch.setattr(run, "ANSWER", scripted.program())
+    scripted.compile_quickly(monkeypatch)
     # Louder than small.noise made it, so that what was seen and heard outweighs the last word.
     made = made._replace(policy=jax.tree.map(lambda x: 3 * x if x.ndim > 1 else x, made.policy))
     letters = [row["answer"] for row in json.loads((trees / "videomme/videomme/test.json").read_text())]
@@ -217,7 +217,7 @@ def test_a_model_is_asked_with_both_prompts_and_budgets_and_hears_what_is_chosen
 
 def test_noise_is_fresh_for_every_item_whatever_the_batch(made, trees, tmp_path, monkeypatch):
     """So hot that noise alone decides: six items, six texts; the same in batches of 1 and 4, and where resumed."""
-    monkeypatch.setattr(run, "ANSWER", scripted.program())
+    scripted.compile_quickly(monkeypatch)
     hot = dataclasses.replace(made.step.sampling, temperature=1e6)
     made = made._replace(step=dataclasses.replace(made.step, sampling=hot))
     ask = dict(root=trees / "videomme", name="videomme", tokens=6, prompt="direct")
