@@ -160,26 +160,22 @@ def thinker_sizes(config: ConfigDict, name: str) -> ModelSpecs:
 
 def load(config: ConfigDict, model_sizes: ModelSpecs, mesh: Mesh | None = None) -> LoadedModels:
     """Reads or draws all parameters; onto `mesh` by their logical axes, or onto the default device."""
-    key, models = jax.random.key(config.seed), specs(config, model_sizes)
+    models = specs(config, model_sizes)
     params = segmenter = grounder = None
     if model_sizes.thinker is not None:
-        params = _thinker_params(config, "thinker", model_sizes.thinker, jax.random.fold_in(key, 1), mesh)
+        params = _thinker_params(config, "thinker", model_sizes.thinker, 1, mesh)
     if isinstance(models.segmenter, Sam2Segmenter):
         dtype = jnp.dtype(config.sam2.dtype)
         if config.sam2.path:
             _, segmenter = sam2.load(config.sam2.path, dtype=dtype, mesh=mesh, side=model_sizes.sam2.side)
         else:
-            segmenter = sam2.place(
-                draw(sam2.abstract_params(model_sizes.sam2), jax.random.fold_in(key, 2), dtype, mesh)
-            )
+            segmenter = sam2.place(draw(sam2.abstract_params(model_sizes.sam2), _key(config, 2), dtype, mesh))
     elif models.segmenter is not None:
         segmenter = replicated(models.segmenter.load(config), mesh)
     if not isinstance(models.grounder, ThinkerGrounder | None):
         grounder = replicated(models.grounder.load(config), mesh)
     elif model_sizes.grounder is not None:
-        grounder_params = _thinker_params(
-            config, "grounder", model_sizes.grounder.thinker, jax.random.fold_in(key, 3), mesh
-        )
+        grounder_params = _thinker_params(config, "grounder", model_sizes.grounder.thinker, 3, mesh)
         tables = replicated(tokenizer_tables(config, model_sizes.grounder.tokenizer), mesh)
         grounder = tables.replace(vision=grounder_params["vision"], text=grounder_params["text"])
     return LoadedModels(models, params, segmenter, model_sizes.tokenizer, grounder)
@@ -198,12 +194,18 @@ def specs(config: ConfigDict, model_sizes: ModelSpecs) -> Models:
 
 
 def _thinker_params(
-    config: ConfigDict, name: str, thinker: ThinkerConfig, key: Key[Array, ""], mesh: Mesh | None
+    config: ConfigDict, name: str, thinker: ThinkerConfig, number: int, mesh: Mesh | None
 ) -> dict[str, Any]:
+    """Args: number: of the model's key, by which its parameters are drawn if they are not read."""
     dtype, form = jnp.dtype(config.thinker.param_dtype), frozen_format(config)
     if config[name].path:
         return pretrained.read_params(config[name].path, thinker, dtype=dtype, mesh=mesh, form=form)
-    return draw(abstract_params(thinker), key, dtype, mesh, form)
+    return draw(abstract_params(thinker), _key(config, number), dtype, mesh, form)
+
+
+def _key(config: ConfigDict, number: int) -> Key[Array, ""]:
+    """The key of one model's parameters. Only made where they are drawn: it costs programs of its own."""
+    return jax.random.fold_in(jax.random.key(config.seed), number)
 
 
 def originals(config: ConfigDict, loaded: LoadedModels) -> dict[str, Any]:
@@ -213,7 +215,7 @@ def originals(config: ConfigDict, loaded: LoadedModels) -> dict[str, Any]:
     dtype, thinker = jnp.dtype(config.thinker.param_dtype), loaded.models.thinker.config
     if config.thinker.path:
         return pretrained.deferred(config.thinker.path, thinker, dtype=dtype)
-    return draw(abstract_params(thinker), jax.random.fold_in(jax.random.key(config.seed), 1), dtype)
+    return draw(abstract_params(thinker), _key(config, 1), dtype)
 
 
 def frozen_format(config: ConfigDict) -> quantise.Format | None:

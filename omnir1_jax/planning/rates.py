@@ -20,7 +20,7 @@ Rates = Callable[[Mapping[str, Any], float], dict[str, float]]
 
 
 def counter(run: Run) -> Callable[[str, Any, jax.stages.Lowered], Rates]:
-    """For a task, a batch of it and its lowered step: the rates of its steps.
+    """For a task, a batch of it or its shapes, and its lowered step: the rates of its steps.
 
     TFLOP/s are those of all devices together. The MFU is their share of the devices' peak, if that is known.
 
@@ -45,7 +45,7 @@ def counter(run: Run) -> Callable[[str, Any, jax.stages.Lowered], Rates]:
 
 def program_of(run: Run, task: str, batch: Any) -> Program:
     """The planner's program of a run's step of a task."""
-    specs, shapes = run.loaded.models, jax.eval_shape(lambda: batch)
+    specs, shapes = run.loaded.models, jax.eval_shape(lambda arrays: arrays, batch)
     step_config = models.step_config(run.config, specs.thinker.config.tokens)
     tasks, keep = {task: task_of(run.config, task)}, {task: run.config.data[task].keep}
     return Program(specs, step_config, None, None, run.frozen, tasks, keep, {task: shapes})

@@ -4,10 +4,8 @@ import functools
 import pathlib
 import re
 
-import matplotlib
 import numpy as np
 from jaxtyping import UInt8
-from matplotlib import font_manager, ft2font
 from PIL import Image, ImageDraw, ImageFont
 
 Colour = tuple[int, int, int]
@@ -15,19 +13,27 @@ LINE_HEIGHT = 1.35
 _UNSEEN = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]+")
 
 
+# matplotlib is imported where text is drawn: a run's first step does not wait for it, nor for the list of the system's
+# fonts, which it makes anew on a machine that has none yet.
 def _dejavu(bold: bool) -> str:
+    import matplotlib
+
     name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
     return str(pathlib.Path(matplotlib.get_data_path(), "fonts", "ttf", name))
 
 
 @functools.lru_cache(maxsize=64)
 def _covers(path: str) -> frozenset[int]:
+    from matplotlib import ft2font
+
     return frozenset(ft2font.FT2Font(path).get_charmap())
 
 
 @functools.cache
 def _system_fonts() -> tuple[str, ...]:
     """Regular faces first, the likely ones first among them."""
+    from matplotlib import font_manager
+
     is_styled = lambda path: any(word in path.lower() for word in ("bold", "italic", "oblique", "mono", "serif"))
     lacks_cjk = lambda path: "cjk" not in path.lower() and "noto" not in path.lower()
     return tuple(sorted(font_manager.findSystemFonts(), key=lambda path: (is_styled(path), lacks_cjk(path), path)))

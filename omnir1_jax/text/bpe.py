@@ -60,7 +60,9 @@ def _added_tokens(name: str, added: list[Added]) -> AddedTokens:
     for row, text in zip(table, spellings):
         row[: len(text)] = np.frombuffer(text, np.uint8)
     return AddedTokens(
-        jnp.asarray(table), jnp.asarray([len(t) for t in spellings], jnp.int32), jnp.asarray(ids, jnp.int32)
+        jax.device_put(table),
+        jax.device_put(np.array([len(t) for t in spellings], np.int32)),
+        jax.device_put(np.array(ids, np.int32)),
     )
 
 
@@ -74,9 +76,9 @@ def bpe_tables(tokenizer: Any) -> Bpe:
     pairs = np.array([(vocab[a], vocab[b]) for a, b in family.merges], np.int64).reshape(-1, 2)
     merged = [vocab[a + b] for a, b in family.merges] or [0]
     return Bpe(
-        jnp.asarray(byte_id),
+        jax.device_put(byte_id),
         hashing.pair_table(pairs[:, 0], pairs[:, 1]),
-        jnp.asarray(merged, jnp.int32),
+        jax.device_put(np.array(merged, np.int32)),
         _added_tokens(family.name, family.added),
         characters.characters(),
     )

@@ -7,6 +7,7 @@ import functools
 import pathlib
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import tokenizers
@@ -126,14 +127,15 @@ def work_out() -> dict[str, np.ndarray]:
 def characters() -> Characters:
     """The tables on the device."""
     host = host_tables()
+    on_device = lambda table: jax.device_put(table.astype(np.int32))
     pages, index = np.unique(host["word"].reshape(-1, 256), axis=0, return_inverse=True)
     left, right, composed = host["pairs"].T
     return Characters(
-        jnp.asarray(index.reshape(-1), jnp.int32),
-        jnp.asarray(pages.reshape(-1), jnp.int32),
-        jnp.asarray(host["decomposed"], jnp.int32),
+        on_device(index.reshape(-1)),
+        on_device(pages.reshape(-1)),
+        on_device(host["decomposed"]),
         pair_table(left, right),
-        jnp.asarray(composed, jnp.int32),
+        on_device(composed),
     )
 
 

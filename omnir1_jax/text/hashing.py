@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
@@ -47,7 +48,7 @@ def pair_table(left: np.ndarray, right: np.ndarray) -> PairTable:
             loose = slots[chosen_slot] != index
             if not loose.any():
                 parts = slots, left, right, np.int32(seed)
-                return PairTable(*map(jnp.asarray, parts))
+                return PairTable(*map(jax.device_put, parts))
             slots[chosen_slot[loose]] = index[loose]
             # Pairs that were overwritten, or lost a tie for the slot, move to their other slot.
             choice[slots[chosen_slot] != index] ^= 1

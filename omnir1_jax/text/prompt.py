@@ -2,6 +2,7 @@
 
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, UInt8
@@ -35,8 +36,8 @@ def template(tokenizer: Any, text: str) -> Template:
     ends = [before.rfind(t) + len(t) for t in added if t in before]
     starts = [after.find(t) for t in added if t in after]
     head, tail = max(ends, default=0), min(starts, default=len(after))
-    ids = lambda part: jnp.asarray(tokenizer(part, add_special_tokens=False)["input_ids"], jnp.int32)
-    flat = lambda part: jnp.asarray(np.frombuffer(part.encode(), np.uint8))
+    ids = lambda part: jax.device_put(np.asarray(tokenizer(part, add_special_tokens=False)["input_ids"], np.int32))
+    flat = lambda part: jax.device_put(np.frombuffer(part.encode(), np.uint8))
     return Template(ids(before[:head]), flat(before[head:]), flat(after[:tail]), ids(after[tail:]))
 
 

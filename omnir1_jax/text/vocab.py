@@ -38,7 +38,7 @@ def byte_vocab(tokenizer: Any) -> ByteVocab:
     offset = np.concatenate([[0], np.cumsum([len(p) for p in pieces])]).astype(np.int32)
     # One byte at least, so that a gather from the buffer is always in bounds.
     flat = np.frombuffer(b"".join(pieces) + b"\0", np.uint8)
-    return ByteVocab(jnp.asarray(flat), jnp.asarray(offset))
+    return ByteVocab(jax.device_put(flat), jax.device_put(offset))
 
 
 def shift(x: Array, by: int) -> Array:

@@ -5,6 +5,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent import futures
 from typing import Any, NamedTuple
 
 import jax
@@ -51,8 +52,8 @@ class Validated(NamedTuple):
 
 # From a run to a function of the trained parameters: `inference.validation.Validation`, of a later room.
 MakeValidation = Callable[[Run], Callable[[Any], Validated]]
-# From a run to a function of a task, a batch and its lowered step, which gives one of a step's metrics and seconds to
-# further metrics: `planning.rates.counter`, of a later room.
+# From a run to a function of a task, a batch's shapes and its lowered step, which gives one of a step's metrics and
+# seconds to further metrics: `planning.rates.counter`, of a later room.
 MakeRates = Callable[[Run], Callable[[str, Any, jax.stages.Lowered], Callable[[Mapping, float], dict[str, float]]]]
 
 
@@ -105,7 +106,12 @@ def _train(
     validate = validation(run) if validation is not None and config.validate.every else None
     manager_to_close = checkpointing.manager(folder, config.checkpoint.keep)
     # Whatever ends the loop, no thread puts data on devices while the process ends.
-    with _closed(manager_to_close) as manager, signals.stop_flag() as stop, contextlib.closing(batches(run)) as stream:
+    with (
+        _closed(manager_to_close) as manager,
+        signals.stop_flag() as stop,
+        contextlib.closing(batches(run)) as stream,
+        futures.ThreadPoolExecutor(1, "count") as count_thread,
+    ):
         target = checkpointing.like(run.state)
         # Committed to its devices like a restored one, so that both use the same compiled program.
         state, steps_done = jax.device_put(run.state, jax.tree.map(lambda x: x.sharding, target)), 0
@@ -150,9 +156,11 @@ def _train(
                 compiled.add(batch.family)
                 metrics["time/compile"] = seconds - waited
                 if counting is not None and hasattr(program, "lower"):
-                    counted[batch.family] = count(counting, log, batch.family, inputs, program, state, run.frozen, key)
+                    lowered = program.lower(state, run.frozen, inputs, key)  # cached, since it was compiled
+                    shapes = jax.eval_shape(lambda inputs=inputs: inputs)
+                    counted[batch.family] = count_thread.submit(count, counting, log, batch.family, shapes, lowered)
             elif batch.family in counted:
-                metrics |= counted[batch.family](metrics, seconds)
+                metrics |= counted[batch.family].result()(metrics, seconds)
             if config.loader.rest_after:
                 stream.report(batch, grpo.flat_groups(rollout_log.fetch(rollout.rewards.total)).tolist())
             watch.step(int(jax.device_get(state.skipped)), metrics.get("learn/flat_groups"))
@@ -277,16 +285,17 @@ def data_metrics(stream: Prefetch, waited: float) -> dict[str, float]:
 
 
 def count(
-    counting: Callable[..., Any], log: RunLog, task: str, batch: Any, program: Any, *arguments: Any
+    counting: Callable[..., Any], log: RunLog, task: str, batch: Any, lowered: jax.stages.Lowered
 ) -> Callable[[Mapping, float], dict[str, float]]:
     """The counter of a task's operations; an empty one, with a note, if they cannot be counted.
 
+    Reading a program takes seconds, so that it is done in a thread.
+
     Args:
-      program: the step, which has been traced. arguments: its state, frozen arrays and key.
+      batch: its shapes.
     """
-    state, frozen, key = arguments
     try:
-        return counting(task, batch, program.lower(state, frozen, batch, key))
+        return counting(task, batch, lowered)
     except InputError as error:
         log.say(f"note: no operations per second are logged: {error}")
         return lambda metrics, seconds: {}

@@ -24,6 +24,8 @@ def learning_rate(config: ConfigDict) -> Callable[[int, int], float]:
     """Function of a step and the number of updates skipped before it: the learning rate of its first update."""
     settings, updates = section(Optimizer, config.optimizer), config.step.updates
     schedule = optimizer.schedule(settings, config.steps * updates)
+    if settings.schedule not in optimizer.ENDLESS:  # those give a Python number
+        schedule = jax.jit(schedule)  # one program instead of one for each operation
     per_step = updates if config.objective == "grpo" else 1
     return lambda step, skipped: float(schedule(((step - 1) * per_step - skipped) // settings.accumulate))
 

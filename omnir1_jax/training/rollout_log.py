@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 from transformers import PreTrainedTokenizerBase
@@ -17,6 +16,9 @@ from omnir1_jax.rl import grpo, terms
 from omnir1_jax.rl.config import StepConfig
 from omnir1_jax.rl.step import Rollout
 from omnir1_jax.tasks import Task
+
+# One program: its operations, each compiled by itself, take as long as a step of the toy.
+_advantages = jax.jit(grpo.advantages, static_argnums=1)
 
 
 def examples(
@@ -40,8 +42,8 @@ def examples(
         (rollout.completions.tokens, rollout.completions.lengths, rollout.reading, rollout.grounding, rollout.rewards)
     )
     facts = fetch(task.facts(batch))
-    score = terms.score(jax.tree.map(jnp.asarray, rewards.replace(failures={})), config)
-    advantages = np.asarray(grpo.advantages(score, config.grpo.advantage))
+    score = terms.score(jax.device_put(rewards.replace(failures={})), config)
+    advantages = np.asarray(_advantages(score, config.grpo.advantage))
     b, g = lengths.shape
     decode = lambda ids, length: tokenizer.decode(ids[:length].tolist(), skip_special_tokens=True)
     results = []

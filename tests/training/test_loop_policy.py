@@ -4,6 +4,7 @@ The step is a stand-in that compiles in no time; checkpoints, log and settings a
 """
 
 import json
+import time
 
 import jax.numpy as jnp
 import pytest
@@ -43,7 +44,7 @@ class Stream(Prefetch):
 def train(monkeypatch, tmp_path):
     """`train(bad=steps, flat=steps, **changes)`: a run in `tmp_path`; its checkpoints' steps."""
 
-    def run(bad=(), flat=(), steps=12, schedule="constant", scores=None, **changes):
+    def run(bad=(), flat=(), steps=12, schedule="constant", scores=None, count=None, **changes):
         config = settings.defaults()
         config.steps, config.optimizer.schedule = steps, schedule
         config.checkpoint.every, config.log.tensorboard = 2, False
@@ -70,7 +71,7 @@ def train(monkeypatch, tmp_path):
         validation = lambda run: lambda trainable: validated(next(made_of))
         step.lower = lambda state, frozen, batch, key: "lowered"
         of_step = lambda metrics, seconds: {"time/mfu": float(metrics["completion/longest"])}
-        rates = lambda run: lambda task, batch, lowered: of_step
+        rates = lambda run: count or (lambda task, batch, lowered: of_step)
         assert loop.train(config, tmp_path / "run", validation=validation, rates=rates) is not None
         return kept(tmp_path)
 
@@ -122,6 +123,21 @@ def test_a_step_has_its_learning_rate_and_what_it_computed_per_second(train, tmp
     # The skipped update of step 3 moves nothing on.
     assert [row["learn/learning_rate"] for row in rows] == [0, 0, 2, 2, 2, 4, 4, 6]
     assert [row.get("time/mfu") for row in rows] == [None, *range(2, 9)]  # not of the step that compiled
+
+
+def test_the_first_step_is_logged_while_its_operations_are_counted(train, tmp_path):
+    metrics = tmp_path / "run/metrics.jsonl"
+
+    def count(task, batch, lowered):
+        late = time.monotonic() + 60.0
+        while not (metrics.exists() and metrics.read_text()) and time.monotonic() < late:
+            time.sleep(0.01)
+        logged = metrics.read_text().count("\n")
+        return lambda metrics, seconds: {"time/mfu": logged}
+
+    train(steps=2, count=count)
+    rows = [json.loads(line) for line in metrics.read_text().splitlines()]
+    assert [row.get("time/mfu") for row in rows] == [None, 1]  # the second waits for the count
 
 
 def test_validation_needs_a_caller_that_brings_it(tmp_path):

@@ -1,5 +1,7 @@
 """The thinker: both encoders and the decoder in one tree of parameters {"vision", "audio", "text"}."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -88,6 +90,7 @@ def dummy_inputs(config: ThinkerConfig) -> ThinkerInputs:
     )
 
 
+@functools.lru_cache(maxsize=4)  # a start asks for what is trained and for what is read; not to be changed
 def abstract_params(config: ThinkerConfig) -> dict:
     """Shapes and logical axes of all parameters, without making them: leaves boxed as `init` boxes them."""
     thinker = Thinker(config)
