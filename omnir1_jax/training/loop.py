@@ -133,7 +133,8 @@ def _train(
             log.say(f"note: {note}")
         step, saved, key = steps_done, steps_done, step_key(config, run.mesh)
         tracer, compiled, saving = Tracer(folder, section(Profile, config.profile)), set(), 0.0
-        rate, counting, counted = measure.learning_rate(config), rates(run) if rates and log is not None else None, {}
+        counts = rates is not None and log is not None and config.objective == "grpo"  # the planner knows no others
+        rate, counting, counted = measure.learning_rate(config), rates(run) if counts else None, {}
         watch = Watch(config.step.updates if config.objective == "grpo" else 1, int(jax.device_get(state.skipped)))
         if validate is not None and config.validate.at_start and not steps_done:
             validated, _ = timed(validate, state.trainable)
@@ -285,14 +286,14 @@ def data_metrics(stream: Prefetch, waited: float) -> dict[str, float]:
 
 
 def count(
-    counting: Callable[..., Any], log: RunLog, task: str, batch: Any, lowered: jax.stages.Lowered
+    counting: Callable[..., Any], log: RunLog, task: str, batch: Any, lowered: Any
 ) -> Callable[[Mapping, float], dict[str, float]]:
     """The counter of a task's operations; an empty one, with a note, if they cannot be counted.
 
     Reading a program takes seconds, so that it is done in a thread.
 
     Args:
-      batch: its shapes.
+      batch: its shapes. lowered: its step.
     """
     try:
         return counting(task, batch, lowered)

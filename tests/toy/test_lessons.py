@@ -16,7 +16,10 @@ from omnir1_jax.toy import lessons
 from tests.runs import ROOT
 
 ENTRY = r"([a-z]+ [a-z]+)(?: (\d)-(\d))?(?: (low|middle|high) (\d))?"
-PLAN = r'(?s)(?:Plan|Which): (.*?)<\|im_end\|>.*<think>(.*): (.*)</think>.*start_time": "00:(\d\d\.\d\d)".*description": "(.*)"}'
+PLAN = (
+    r"(?s)(?:Plan|Which): (.*?)<\|im_end\|>.*<think>(.*): (.*)</think>"
+    r'.*start_time": "00:(\d\d\.\d\d)".*description": "(.*)"}'
+)
 
 
 def config_of(name: str, *part: str):
