@@ -348,7 +348,7 @@ def test_a_validation_is_lowered_for_the_mesh_of_the_run():
     config = tiny(**{"validate.batch_size": 3, "thinker.attention": "xla"})
     program, mesh = abstract.program(config), make_mesh({"data": 2, "fsdp": 4})
     (lowered,) = validation.lower(program, config, "qa", mesh)
-    assert lowered.out_info.completions.tokens.shape == (8, 1, 32)
+    assert lowered.out_info.tokens.shape == (8, 1, 32)
     answering = validation.answering(program)
     assumed = validation.assumptions(answering, config, "qa", step.longest(answering, "qa"))
     found = step.by_phase(hlo.parse(lowered.as_text("hlo", debug_info=True)), assumed)
