@@ -53,18 +53,18 @@ def lower(program: Program, config: ConfigDict, name: str, mesh: Mesh) -> Iterat
     models, step_config = program.models, answering(program).step
     outputs = lambda function, *arguments: resized(jax.eval_shape(function, *arguments))
     with jax.set_mesh(mesh):
-        asked = policy, query.policy, query.number, key
-        yield run.RESPOND.lower(models, step_config, *asked)
+        respond_arguments = policy, query.policy, query.number, key
+        yield run.RESPOND.lower(models, step_config, *respond_arguments)
         if not task.grounds:
             return
-        completions = outputs(functools.partial(answer.respond, models, step_config), *asked)
-        told = shapes.frozen, query, completions, key
-        yield run.REQUEST.lower(step_config, eval_config, *told)
-        reading = outputs(functools.partial(answer.request, step_config, eval_config), *told)
-        wanted = shapes.frozen, query.sharp, reading.requests
-        yield run.GROUND.lower(models, slots(eval_config), *wanted)
+        completions = outputs(functools.partial(answer.respond, models, step_config), *respond_arguments)
+        request_arguments = shapes.frozen, query, completions, key
+        yield run.REQUEST.lower(step_config, eval_config, *request_arguments)
+        reading = outputs(functools.partial(answer.request, step_config, eval_config), *request_arguments)
+        ground_arguments = shapes.frozen, query.sharp, reading.requests
+        yield run.GROUND.lower(models, slots(eval_config), *ground_arguments)
         if models.segmenter is not None:
-            boxes = outputs(functools.partial(answer.ground, models, slots(eval_config)), *wanted)
+            boxes = outputs(functools.partial(answer.ground, models, slots(eval_config)), *ground_arguments)
             conclude = functools.partial(answer.conclude, step_config, eval_config)
             prompts = outputs(conclude, query, completions, reading, boxes).prompts
             side, frame_count = config.sam2.side, length(config.data[name].frames)

@@ -251,7 +251,7 @@ def entries(clip: DecodedClip, shapes: Sequence[int] | np.ndarray) -> dict[int, 
     A picture is told from left to right, and only tones have seconds: "blue star high 1".
     """
     extra, visible = clip.ref.extra, seen(clip)
-    told = []
+    ordered = []
     for n in shapes:
         if not visible[n].any():
             continue
@@ -261,8 +261,8 @@ def entries(clip: DecodedClip, shapes: Sequence[int] | np.ndarray) -> dict[int, 
         words += f" {first}-{last}" if len(clip.frames) > 1 else ""
         if extra["tones"][n]:
             words += f" {extra['tones'][n]} {int(extra['sounds'][n][0])}"
-        told.append((order, words, int(n)))
-    return {n: words for _, words, n in sorted(told)}
+        ordered.append((order, words, int(n)))
+    return {n: words for _, words, n in sorted(ordered)}
 
 
 def timeline(clip: DecodedClip, shapes: Sequence[int] | np.ndarray) -> str:
@@ -377,13 +377,13 @@ def _plan(clip: DecodedClip, sentence: dict[str, Any], knowing: bool) -> str:
     `knowing` takes the shape that the sentence means, and the middle of the times at which it can be recognised; the
     others take the first shape of the timeline and the middle of the clip, whatever is asked.
     """
-    told, frame = entries(clip, range(len(clip.masks))), len(clip.frames) // 2
-    shape = sentence["obj_id"][0] if knowing else next(iter(told), 0)
+    story, frame = entries(clip, range(len(clip.masks))), len(clip.frames) // 2
+    shape = sentence["obj_id"][0] if knowing else next(iter(story), 0)
     times = np.flatnonzero((seen(clip) & lit(clip))[shape])
     if knowing and len(times):
         frame = int(times[len(times) // 2])
-    name, again = clip.ref.extra["looks"][shape], " ".join(told.get(shape, "").split()[:3])
-    return thought(f"{', '.join(told.values())}: {again or name}", piece(frame, frame, name))
+    name, again = clip.ref.extra["looks"][shape], " ".join(story.get(shape, "").split()[:3])
+    return thought(f"{', '.join(story.values())}: {again or name}", piece(frame, frame, name))
 
 
 @examples.named
