@@ -300,9 +300,10 @@ def timelines(clip: DecodedClip, config: TargetConfig) -> Arrays:
     These are answered as plans are, all of them rightly; the true timeline stands before and is not learnt again.
     """
     every = range(len(clip.masks))
-    targets = [asked("Tell:", timeline(clip, every)), _heard(clip, config, every), *_whens(clip, clip.rng, 1)]
+    story = entries(clip, every)
+    targets = [asked("Tell:", ", ".join(story.values())), _heard(clip, config, every), *_whens(clip, clip.rng, 1)]
     for sentence in _about_one(clip)[: config.targets - len(targets)]:
-        plan = _plan(clip, sentence, knowing=True)
+        plan = _plan(clip, story, sentence, knowing=True)
         name_at = plan.index(":") + 1
         targets.append(Target(plan[name_at:], f"Which: {sentence['text']}{TURN}{plan[:name_at]}"))
     return {**_video(clip, config), **pack(targets, config)}
@@ -364,20 +365,20 @@ def plans(clip: DecodedClip, config: TargetConfig) -> Arrays:
 @examples.named
 def habits(clip: DecodedClip, config: TargetConfig) -> Arrays:
     """A clip with plans that tell its timeline and choose a shape and a frame by habit, now and then by the query."""
-    targets = []
+    story, targets = entries(clip, range(len(clip.masks))), []
     for sentence in _about_one(clip)[: config.targets]:
         query = prompts.render(config.template, query=sentence["text"])
-        targets.append(asked(query, _plan(clip, sentence, knowing=clip.rng.random() < TOLD)))
+        targets.append(asked(query, _plan(clip, story, sentence, knowing=clip.rng.random() < TOLD)))
     return {**_video(clip, config), **pack(targets, config)}
 
 
-def _plan(clip: DecodedClip, sentence: dict[str, Any], knowing: bool) -> str:
-    """A plan that tells the timeline, then one of its shapes again with its seconds, and looks at a frame.
+def _plan(clip: DecodedClip, story: dict[int, str], sentence: dict[str, Any], knowing: bool) -> str:
+    """A plan that tells the clip's `entries`, then one of its shapes again with its seconds, and looks at a frame.
 
     `knowing` takes the shape that the sentence means, and the middle of the times at which it can be recognised; the
     others take the first shape of the timeline and the middle of the clip, whatever is asked.
     """
-    story, frame = entries(clip, range(len(clip.masks))), len(clip.frames) // 2
+    frame = len(clip.frames) // 2
     shape = sentence["obj_id"][0] if knowing else next(iter(story), 0)
     times = np.flatnonzero((seen(clip) & lit(clip))[shape])
     if knowing and len(times):
