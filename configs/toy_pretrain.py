@@ -18,7 +18,7 @@ WEIGHTS = pathlib.Path(__file__).parent / "toy_weights"
 CELL = 16 * 16  # pixels of a visual token
 PARTS = (
     *("thinker_kinds", "thinker", "sam2_images", "sam2"),
-    *("frames", "cold_start", "sam2_fleeting_images", "sam2_fleeting"),
+    *("frames", "stories", "cold_start", "sam2_fleeting_images", "sam2_fleeting"),
 )
 
 
@@ -62,7 +62,6 @@ def thinker():
     c.thinker.path = "runs/toy_thinker_kinds/weights"
 
     c.thinker.dtype = c.thinker.param_dtype = "float32"
-    c.thinker.remat = "none"
     prompts(c)
 
     world = dict(config="toy", clips=100_000, lessons=True)
@@ -109,24 +108,47 @@ def frames():
     return c
 
 
+def stories():
+    """To look words and seconds up in a text, with nothing to see or hear; then `cold_start` asks for all of it."""
+    c = frames()
+    c.name = "toy_stories"
+    c.steps = 1500
+    c.thinker.path = "runs/toy_grown"  # wider heads and more layers, made by omnir1_jax.toy.grow
+    c.data.grounding.weight = 0.1
+    c.data.update(texts(0.45, 0.45))
+    c.optimizer.learning_rate = 2e-3
+    return c
+
+
+def texts(recalls, stories):
+    """Tasks without a medium, by their weights. The clips are those of `cold_start`."""
+    clips = dict(datasets=datasets(synthetic=dict(config="fleeting", clips=100_000, lessons=True, family="vos")))
+    shapes = dict(family="vos", frames=16, objects=6, batch_size=4, targets=12)
+    return dict(
+        recalls=task(example="lessons_recalls", weight=recalls, target_tokens=140, **clips, **shapes),
+        stories=task(example="lessons_stories", weight=stories, target_tokens=112, **clips, **shapes),
+    )
+
+
 def cold_start():
     """Clips with their sound: their timelines, and plans that tell them and name any shape."""
     c = frames()
     c.name = "toy_cold_start"
     c.steps = 2500
-    c.thinker.path = "runs/toy_frames/weights"
+    c.thinker.path = "runs/toy_stories/weights"
     world = dict(config="fleeting", clips=100_000, lessons=True)
     video = dict(
         datasets=datasets(synthetic=world | dict(family="vos")), family="vos", frames=16, objects=6,
         sound="required", audio_seconds=8.0,
     )  # fmt: skip
     c.data = dict(
+        **texts(0.05, 0.2),
         grounding=c.data.grounding.to_dict() | dict(batch_size=2, weight=0.2, targets=4),
-        timelines=task(example="lessons_timelines", batch_size=3, weight=0.4, targets=14, target_tokens=112, **video),
-        plans=task(example="lessons_habits", batch_size=2, weight=0.15, targets=4, target_tokens=112, **video),
+        timelines=task(example="lessons_timelines", batch_size=3, weight=0.3, targets=14, target_tokens=112, **video),
+        plans=task(example="lessons_habits", batch_size=2, weight=0.1, targets=4, target_tokens=112, **video),
         recordings=task(
             datasets=datasets(synthetic=world | dict(family="refavs")), family="refavs", example="lessons_recordings",
-            batch_size=4, weight=0.25, targets=5, target_tokens=60, objects=6,
+            batch_size=4, weight=0.15, targets=5, target_tokens=60, objects=6,
             frames=1, sampling="first", sound="required", audio_seconds=4.0,
         ),
     )  # fmt: skip

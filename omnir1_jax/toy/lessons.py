@@ -16,7 +16,7 @@ from omnir1_jax.data import canvas
 from omnir1_jax.data.clips import DecodedClip
 from omnir1_jax.data.frame_sampling import SAMPLED_FPS
 from omnir1_jax.data.preprocess import bucket, prompt, tokens
-from omnir1_jax.data.synthetic.world import COLOURS, KINDS
+from omnir1_jax.data.synthetic.world import COLOURS, KINDS, TONES
 from omnir1_jax.errors import InputError
 from omnir1_jax.systems import prompts
 from omnir1_jax.tasks import examples
@@ -28,11 +28,12 @@ TURN = "<|im_end|>\n<|im_start|>assistant\n"
 KIND = "{kind}"
 FORMS = ("{colour} {kind}", KIND, KIND, KIND, "{colour} shape")
 EVENLY = ("{colour} {kind}", KIND, "{colour} shape")
+UNSEEN = [{"type": "text", "text": "Tell:"}]  # where a medium would be
 NEEDS = ("sound", "video", "image")  # what it takes to understand a sentence
 # Of System 1's plans do what is asked for; the others choose any shape, or by habit the first of their timeline and the
 # middle of the clip. RL makes more of what is there now and then: a habit hides it, where among chance it is the most
 # probable already.
-TOLD = 1 / 3
+TOLD = 1 / 5
 
 
 def media_prompt(content: list[dict[str, Any]], config: TargetConfig, **room: Any) -> Arrays:
@@ -247,15 +248,15 @@ def _heard(clip: DecodedClip, config: TargetConfig, there: Sequence[int] | np.nd
 def entries(clip: DecodedClip, shapes: Sequence[int] | np.ndarray) -> dict[int, str]:
     """What a timeline tells of each shape, in the order of their coming, by the shapes' numbers.
 
-    From which to which second each can be seen, and the tone of those that sound with the second at which it begins.
-    A picture is told from left to right, and only tones have seconds: "blue star high 1".
+    From which to which second each is there, as a speck too, and the tone of those that sound with the second at which
+    it begins. A picture is told from left to right, and only tones have seconds: "blue star high 1".
     """
-    extra, visible = clip.ref.extra, seen(clip)
+    extra, there, visible = clip.ref.extra, clip.masks.any((2, 3)), seen(clip)
     ordered = []
     for n in shapes:
         if not visible[n].any():
             continue
-        first, last = (int(t) for t in np.flatnonzero(visible[n])[[0, -1]] // SAMPLED_FPS)
+        first, last = (int(t) for t in np.flatnonzero(there[n])[[0, -1]] // SAMPLED_FPS)
         words = extra["looks"][n]
         order = (first, last, middle(clip.masks[n, np.flatnonzero(visible[n])[0]]))
         words += f" {first}-{last}" if len(clip.frames) > 1 else ""
@@ -302,11 +303,57 @@ def timelines(clip: DecodedClip, config: TargetConfig) -> Arrays:
     every = range(len(clip.masks))
     story = entries(clip, every)
     targets = [asked("Tell:", ", ".join(story.values())), _heard(clip, config, every), *_whens(clip, clip.rng, 1)]
-    for sentence in _about_one(clip)[: config.targets - len(targets)]:
+    targets += _meant_by(clip, story, config.targets - len(targets))
+    return {**_video(clip, config), **pack(targets, config)}
+
+
+@examples.named
+def stories(clip: DecodedClip, config: TargetConfig) -> Arrays:
+    """What many sentences about a clip mean, from its timeline alone: nothing is seen or heard.
+
+    Words and seconds are looked up in a text, which takes much practice, and without its medium costs a fifth.
+    """
+    targets = _meant_by(clip, entries(clip, range(len(clip.masks))), config.targets)
+    return {**media_prompt(UNSEEN, config), **pack(targets, config)}
+
+
+@examples.named
+def recalls(clip: DecodedClip, config: TargetConfig) -> Arrays:
+    """Timelines that are made up, and their shapes with their seconds again in another order, to be copied.
+
+    Practice for little: a text as long as one of `stories` asks for several shapes instead of one, and short ones are
+    learnt first.
+    """
+    rng, targets = clip.rng, []
+    for _ in range(config.targets):
+        story = _made_up(rng, int(len(clip.frames) / SAMPLED_FPS))
+        again = ", ".join(_in_short(story[n]) for n in rng.permutation(len(story)))
+        targets.append(Target(f" {again}", f"Again:{TURN}<think>{', '.join(story)}:"))
+    return {**media_prompt(UNSEEN, config), **pack(targets, config)}
+
+
+def _made_up(rng: np.random.Generator, seconds: int) -> list[str]:
+    """A timeline's entries for shapes of any looks, stays and tones, in the order of their coming."""
+    names = [f"{colour} {kind}" for colour in COLOURS for kind in KINDS]
+    spans = sorted(sorted(rng.integers(seconds, size=2).tolist()) for _ in range(int(rng.integers(1, 7))))
+    tone = lambda first, last: f" {draw(rng, list(TONES))} {rng.integers(first, last + 1)}" if rng.random() < 0.4 else ""
+    looks = rng.permutation(len(names))
+    return [f"{names[look]} {first}-{last}{tone(first, last)}" for look, (first, last) in zip(looks, spans)]
+
+
+def _in_short(entry: str) -> str:
+    """Of a timeline's entry what a plan tells again: "blue star 2-5"."""
+    return " ".join(entry.split()[:3])
+
+
+def _meant_by(clip: DecodedClip, story: dict[int, str], most: int) -> list[Target]:
+    """Plans that answer sentences rightly, without the timeline with which they begin: it is only read."""
+    targets = []
+    for sentence in _about_one(clip)[:most]:
         plan = _plan(clip, story, sentence, knowing=True)
         name_at = plan.index(":") + 1
         targets.append(Target(plan[name_at:], f"Which: {sentence['text']}{TURN}{plan[:name_at]}"))
-    return {**_video(clip, config), **pack(targets, config)}
+    return targets
 
 
 def _which(query: str, story: str, name: str) -> Target:
@@ -375,15 +422,16 @@ def habits(clip: DecodedClip, config: TargetConfig) -> Arrays:
 def _plan(clip: DecodedClip, story: dict[int, str], sentence: dict[str, Any], knowing: bool) -> str:
     """A plan that tells the clip's `entries`, then one of its shapes again with its seconds, and looks at a frame.
 
-    `knowing` takes the shape that the sentence means, and the middle of the times at which it can be recognised; the
-    others take the first shape of the timeline and the middle of the clip, whatever is asked.
+    `knowing` takes the shape that the sentence means, and the time at which it can be recognised that is nearest to the
+    middle of its stay; the others take the first shape of the timeline and the middle of the clip, whatever is asked.
     """
     frame = len(clip.frames) // 2
     shape = sentence["obj_id"][0] if knowing else next(iter(story), 0)
     times = np.flatnonzero((seen(clip) & lit(clip))[shape])
     if knowing and len(times):
-        frame = int(times[len(times) // 2])
-    name, again = clip.ref.extra["looks"][shape], " ".join(story.get(shape, "").split()[:3])
+        first, last = np.flatnonzero(clip.masks[shape].any((1, 2)))[[0, -1]]
+        frame = int(min(times, key=lambda t: abs(t - (first + last + 1) // 2)))
+    name, again = clip.ref.extra["looks"][shape], _in_short(story.get(shape, ""))
     return thought(f"{', '.join(story.values())}: {again or name}", piece(frame, frame, name))
 
 
@@ -440,6 +488,8 @@ EXAMPLES: dict[str, Callable[[DecodedClip, TargetConfig], Arrays]] = {
     "lessons_named": named,
     "lessons_questions": questions,
     "lessons_timelines": timelines,
+    "lessons_stories": stories,
+    "lessons_recalls": recalls,
     "lessons_plans": plans,
     "lessons_habits": habits,
     "lessons_sounds": sounds,

@@ -118,6 +118,54 @@ def test_a_timeline_tells_who_comes_when_and_sounds(config, name):
             assert any(start // 2 <= first <= last <= (end - 1) // 2 for start, end in stays)
 
 
+@pytest.mark.parametrize("name", ["recalls", "stories"])
+def test_texts_ask_for_what_they_tell(config, name):
+    words, own = models.tokenizer(config), objectives._sft_config(config, name, models.tokenizer(config), models.sizes(config).thinker)
+    (reader,) = data.readers(config, name)
+    asked = 0
+    for k in range(8):
+        clip = decode(reader[k], settings.section(sections.Task, config.data[name]), np.random.default_rng(k))
+        arrays = lessons.EXAMPLES[config.data[name].example](clip, own)
+        assert (arrays["policy/vision_index"] == -1).all() and (arrays["policy/audio_index"] == -1).all()
+        for row, length, learnt in zip(*(arrays[f"target/{part}"] for part in ("tokens", "lengths", "weights"))):
+            answer = words.decode(row[learnt > 0])
+            story = words.decode(row[:length][learnt[:length] == 0]).partition("<think>")[2].rpartition(":")[0]
+            told = sorted(re.sub(r" (low|middle|high) \d", "", entry) for entry in story.split(", "))
+            if name == "recalls":
+                assert sorted(answer.removesuffix("<|im_end|>")[1:].split(", ")) == told
+            elif length:
+                assert answer.partition("</think>")[0][1:] in told
+            asked += length > 0
+    assert asked >= 48
+
+
+ORDER = {
+    "(enters|comes in) last": (0, max),
+    "is the first to come in": (0, min),
+    "(leaves first|is the first to go)": (1, min),
+    "is the last to go": (1, max),
+}
+
+
+def test_who_comes_and_goes_when_follows_from_the_timeline(config):
+    """Seconds tell order apart, specks included: what no timeline tells cannot be learnt from one."""
+    (reader,) = data.readers(config, "timelines")
+    task, right = settings.section(sections.Task, config.data.timelines), []
+    for k in range(24):
+        clip = decode(reader[k], task, np.random.default_rng(k))
+        told, looks = lessons.entries(clip, range(len(clip.masks))), clip.ref.extra["looks"]
+        spans = {n: tuple(map(int, re.search(r" (\d)-(\d)", words).groups())) for n, words in told.items()}
+        for sentence in clip.ref.extra["sentences"]:
+            for clause, (end, most) in ORDER.items():
+                if not (match := re.fullmatch(f"the (.*) that {clause}", sentence["text"])) or "striped" in match[1]:
+                    continue
+                noun = set(match[1].split()) - {"shape", "one"}
+                coming = {n: span[end] for n, span in spans.items() if 0 < span[end] + end < 8 and noun <= {*looks[n].split()}}
+                first = most(coming.values(), default=None)
+                right.append([n for n, second in coming.items() if second == first] == sentence["obj_id"])
+    assert len(right) > 60 and np.mean(right) > 0.95
+
+
 @pytest.mark.parametrize("name, seconds", [("vos", 8), ("refavs", 4)])
 def test_queries_of_the_fleeting_world_fit_their_prompts(name, seconds):
     """Both families hear: 25 audio tokens a second stand in System 1's prompt."""

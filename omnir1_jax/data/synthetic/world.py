@@ -24,7 +24,7 @@ COLOURS = {
 }
 TONES = {"low": 220.0, "middle": 550.0, "high": 1320.0}  # Hz
 VOICES = {colour: list(TONES)[n % len(TONES)] for n, colour in enumerate(COLOURS)}  # if each colour has its own tone
-SPECK = 1.5  # radius in pixels of a shape that is still a speck
+SPECK = 2.5  # radius in pixels of a shape that is still a speck
 GRID = 64  # positions and radii are multiples of 1/64 pixel
 
 
@@ -249,13 +249,15 @@ def _presence(config: WorldConfig, rng: np.random.Generator) -> tuple[int, int]:
 
 
 def _stay(config: WorldConfig, rng: np.random.Generator) -> tuple[int, int]:
-    """A part of the clip, one in two at its start or its end."""
-    low, high = (max(3, round(share * config.frames)) for share in config.stay)
-    length = min(int(rng.integers(low, high + 1)), config.frames)
-    first = int(rng.integers(config.frames - length + 1))
+    """A part of the clip, one in two at its start or its end; whole seconds, as answers tell them."""
+    second = max(1, round(config.fps))
+    total = config.frames // second
+    low, high = (max(1, round(share * total)) for share in config.stay)
+    length = min(int(rng.integers(low, high + 1)), total)
+    first = int(rng.integers(total - length + 1))
     if _chance(rng, 0.5):
-        first = _pick(rng, (0, config.frames - length))
-    return first, first + length
+        first = _pick(rng, (0, total - length))
+    return first * second, config.frames if first + length == total else (first + length) * second
 
 
 def _draw_way(
