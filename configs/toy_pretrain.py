@@ -122,11 +122,13 @@ def stories():
 
 def texts(recalls, stories):
     """Tasks without a medium, by their weights. The clips are those of `cold_start`."""
-    clips = dict(datasets=datasets(synthetic=dict(config="fleeting", clips=100_000, lessons=True, family="vos")))
-    shapes = dict(family="vos", frames=16, objects=6, batch_size=4, targets=12)
+    clips = dict(
+        datasets=datasets(synthetic=dict(config="fleeting", clips=100_000, lessons=True, family="vos")),
+        family="vos", frames=16, objects=6,
+    )  # fmt: skip
     return dict(
-        recalls=task(example="lessons_recalls", weight=recalls, target_tokens=140, **clips, **shapes),
-        stories=task(example="lessons_stories", weight=stories, target_tokens=112, **clips, **shapes),
+        recalls=task(example="lessons_recalls", batch_size=4, weight=recalls, targets=12, target_tokens=140, **clips),
+        stories=task(example="lessons_stories", batch_size=8, weight=stories, targets=24, target_tokens=32, **clips),
     )
 
 
@@ -144,8 +146,8 @@ def cold_start():
     c.data = dict(
         **texts(0.05, 0.2),
         grounding=c.data.grounding.to_dict() | dict(batch_size=2, weight=0.2, targets=4),
-        timelines=task(example="lessons_timelines", batch_size=3, weight=0.3, targets=14, target_tokens=112, **video),
-        plans=task(example="lessons_habits", batch_size=2, weight=0.1, targets=4, target_tokens=112, **video),
+        timelines=task(example="lessons_timelines", batch_size=3, weight=0.3, targets=8, target_tokens=128, **video),
+        plans=task(example="lessons_habits", batch_size=2, weight=0.1, targets=4, target_tokens=128, **video),
         recordings=task(
             datasets=datasets(synthetic=world | dict(family="refavs")), family="refavs", example="lessons_recordings",
             batch_size=4, weight=0.15, targets=5, target_tokens=60, objects=6,

@@ -32,8 +32,8 @@ def larger(config: TextConfig, head_dim: int, layers: int) -> TextConfig:
     """
     if head_dim < config.head_dim or layers < config.num_layers or head_dim % 2:
         raise InputError(
-            f"HEAD_DIM LAYERS: an even width of at least {config.head_dim} and at least {config.num_layers} layers, not "
-            f"{head_dim} and {layers}"
+            f"HEAD_DIM LAYERS: an even width of at least {config.head_dim} and at least {config.num_layers} layers, "
+            f"not {head_dim} and {layers}"
         )
     time, height, width = config.mrope_section
     return replace(

@@ -7,6 +7,7 @@ questions about one clip or image stand behind one prompt that ends with the med
 
 import itertools
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from omnir1_jax.tasks.targets import Target, TargetConfig, pack, piece, thought
 
 CLEAR = 24  # pixels, the least of a shape that is asked for
 TURN = "<|im_end|>\n<|im_start|>assistant\n"
+STORY = 96  # tokens, the most of a timeline that stands in a prompt
 KIND = "{kind}"
 FORMS = ("{colour} {kind}", KIND, KIND, KIND, "{colour} shape")
 EVENLY = ("{colour} {kind}", KIND, "{colour} shape")
@@ -311,10 +313,18 @@ def timelines(clip: DecodedClip, config: TargetConfig) -> Arrays:
 def stories(clip: DecodedClip, config: TargetConfig) -> Arrays:
     """What many sentences about a clip mean, from its timeline alone: nothing is seen or heard.
 
-    Words and seconds are looked up in a text, which takes much practice, and without its medium costs a fifth.
+    Words and seconds are looked up in a text, which takes much practice. Here the text is read once for all questions.
     """
-    targets = _meant_by(clip, entries(clip, range(len(clip.masks))), config.targets)
-    return {**media_prompt(UNSEEN, config), **pack(targets, config)}
+    story = entries(clip, range(len(clip.masks)))
+    told = [s for s in _about_one(clip) if s["obj_id"][0] in story][: config.targets]
+    targets = [Target(f" {_in_short(story[s['obj_id'][0]])}", again(s["text"])) for s in told]
+    content, room = [{"type": "text", "text": ", ".join(story.values())}], replace(config, text_tokens=STORY)
+    return {**media_prompt(content, room), **pack(targets, config)}
+
+
+def again(query: str) -> str:
+    """Between a timeline and what it says of the shape that is meant: the query, so that it stands nearby."""
+    return f". {query}:"
 
 
 @examples.named
@@ -327,8 +337,8 @@ def recalls(clip: DecodedClip, config: TargetConfig) -> Arrays:
     rng, targets = clip.rng, []
     for _ in range(config.targets):
         story = _made_up(rng, int(len(clip.frames) / SAMPLED_FPS))
-        again = ", ".join(_in_short(story[n]) for n in rng.permutation(len(story)))
-        targets.append(Target(f" {again}", f"Again:{TURN}<think>{', '.join(story)}:"))
+        shuffled = ", ".join(_in_short(story[n]) for n in rng.permutation(len(story)))
+        targets.append(Target(f" {shuffled}", f"Again:{TURN}<think>{', '.join(story)}:"))
     return {**media_prompt(UNSEEN, config), **pack(targets, config)}
 
 
@@ -336,9 +346,9 @@ def _made_up(rng: np.random.Generator, seconds: int) -> list[str]:
     """A timeline's entries for shapes of any looks, stays and tones, in the order of their coming."""
     names = [f"{colour} {kind}" for colour in COLOURS for kind in KINDS]
     spans = sorted(sorted(rng.integers(seconds, size=2).tolist()) for _ in range(int(rng.integers(1, 7))))
-    tone = lambda first, last: f" {draw(rng, list(TONES))} {rng.integers(first, last + 1)}" if rng.random() < 0.4 else ""
-    looks = rng.permutation(len(names))
-    return [f"{names[look]} {first}-{last}{tone(first, last)}" for look, (first, last) in zip(looks, spans)]
+    story = [f"{names[n]} {first}-{last}" for n, (first, last) in zip(rng.permutation(len(names)), spans)]
+    tones = [f" {draw(rng, list(TONES))} {rng.integers(first, last + 1)}" for first, last in spans]
+    return [entry + tone if rng.random() < 0.4 else entry for entry, tone in zip(story, tones)]
 
 
 def _in_short(entry: str) -> str:
@@ -351,7 +361,7 @@ def _meant_by(clip: DecodedClip, story: dict[int, str], most: int) -> list[Targe
     targets = []
     for sentence in _about_one(clip)[:most]:
         plan = _plan(clip, story, sentence, knowing=True)
-        name_at = plan.index(":") + 1
+        name_at = plan.index(asked_again := again(sentence["text"])) + len(asked_again)
         targets.append(Target(plan[name_at:], f"Which: {sentence['text']}{TURN}{plan[:name_at]}"))
     return targets
 
@@ -420,7 +430,7 @@ def habits(clip: DecodedClip, config: TargetConfig) -> Arrays:
 
 
 def _plan(clip: DecodedClip, story: dict[int, str], sentence: dict[str, Any], knowing: bool) -> str:
-    """A plan that tells the clip's `entries`, then one of its shapes again with its seconds, and looks at a frame.
+    """A plan that tells the clip's `entries`, the query and one of the shapes again, and looks at a frame.
 
     `knowing` takes the shape that the sentence means, and the time at which it can be recognised that is nearest to the
     middle of its stay; the others take the first shape of the timeline and the middle of the clip, whatever is asked.
@@ -431,8 +441,9 @@ def _plan(clip: DecodedClip, story: dict[int, str], sentence: dict[str, Any], kn
     if knowing and len(times):
         first, last = np.flatnonzero(clip.masks[shape].any((1, 2)))[[0, -1]]
         frame = int(min(times, key=lambda t: abs(t - (first + last + 1) // 2)))
-    name, again = clip.ref.extra["looks"][shape], _in_short(story.get(shape, ""))
-    return thought(f"{', '.join(story.values())}: {again or name}", piece(frame, frame, name))
+    name = clip.ref.extra["looks"][shape]
+    meant = _in_short(story.get(shape, "")) or name
+    return thought(f"{', '.join(story.values())}{again(sentence['text'])} {meant}", piece(frame, frame, name))
 
 
 @examples.named

@@ -77,7 +77,7 @@ def test_oracles_on_a_scene():
 
 def test_small_masks_cost_most_where_the_target_is_visible():
     coarse, fine = (headroom.grained(headroom.items(CONFIG, "vos", 2, 0), side) for side in (64, 256))
-    assert coarse[1] < coarse[0] < fine[1] and coarse[1] < 92 and fine[1] > 98
+    assert coarse[1] < coarse[0] < fine[1] and coarse[1] < 94 and fine[1] > 98
 
 
 def test_the_page_has_what_the_command_prints(monkeypatch):

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import cv2
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 from jaxtyping import Bool, Float
 
 from omnir1_jax import cli
@@ -223,6 +224,7 @@ _CHECKPOINT = cli.flag.string("checkpoint", from_checkpoint.TOY, "Whose SAM 2: a
 
 
 def main(_) -> None:
+    logging.set_verbosity(logging.WARNING)  # orbax logs every step
     config = PRESETS[_PRESET.value]
     if _BUDGET.value > config.frames:
         raise InputError(f"--keyframes: a clip of {_PRESET.value} has {config.frames} frames")

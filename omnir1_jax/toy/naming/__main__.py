@@ -11,6 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 
 from omnir1_jax import cli
 from omnir1_jax.build import data
@@ -113,6 +114,7 @@ _SEED = cli.flag.integer("seed", 1, "Seed of the clips.", lower_bound=0)
 
 
 def main(_) -> None:
+    logging.set_verbosity(logging.WARNING)  # orbax logs every step
     systems = load.load_systems(_CHECKPOINT.value)
     print(measure(systems, _PRESET.value, _CLIPS.value, _SEED.value))
 
