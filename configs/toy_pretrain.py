@@ -128,7 +128,7 @@ def texts(recalls, stories):
     )  # fmt: skip
     return dict(
         recalls=task(example="lessons_recalls", batch_size=4, weight=recalls, targets=12, target_tokens=140, **clips),
-        stories=task(example="lessons_stories", batch_size=8, weight=stories, targets=24, target_tokens=32, **clips),
+        stories=task(example="lessons_stories", batch_size=8, weight=stories, targets=3, target_tokens=128, **clips),
     )
 
 

@@ -33,10 +33,11 @@ class TargetConfig(ExampleConfig):
 
 @dataclass(frozen=True)
 class Target:
-    """`answer` is learnt; `question` is only read, between the prompt and the answer."""
+    """`answer` is learnt; `question` is only read, between the prompt and the answer. `before`: earlier ones of its text."""
 
     answer: str
     question: str = ""
+    before: tuple["Target", ...] = ()
 
 
 def pack(targets: Sequence[Target], config: TargetConfig) -> Arrays:
@@ -53,12 +54,15 @@ def pack(targets: Sequence[Target], config: TargetConfig) -> Arrays:
     lengths, weights = np.zeros(g, np.int32), np.zeros((g, c), np.float32)
     encode = lambda text: config.tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
     for n, target in enumerate(targets):
-        question, answer = encode(target.question), [*encode(target.answer), ids.eos[0]]
-        token_ids = [*question, *answer]
+        token_ids, learnt = [], []
+        for part in (*target.before, target):
+            for text, weight in ((part.question, 0.0), (part.answer, 1.0)):
+                token_ids += (piece_ids := encode(text))
+                learnt += [weight] * len(piece_ids)
+        token_ids, learnt = [*token_ids, ids.eos[0]], [*learnt, 1.0]
         if len(token_ids) > c:
             raise InputError(f"a target of {len(token_ids)} tokens does not fit sft.target_tokens = {c}")
-        out[n, : len(token_ids)], lengths[n] = token_ids, len(token_ids)
-        weights[n, len(question) : len(token_ids)] = 1.0
+        out[n, : len(token_ids)], weights[n, : len(token_ids)], lengths[n] = token_ids, learnt, len(token_ids)
     return {"target/tokens": out, "target/lengths": lengths, "target/weights": weights}
 
 

@@ -229,9 +229,13 @@ def asked_for(description: str, head: str, tail: str, boxes: Sequence[np.ndarray
     return Target(f"[{objects}]", f"{head}{description}{tail}")
 
 
-def _video(clip: DecodedClip, config: TargetConfig) -> Arrays:
+def _video(clip: DecodedClip, config: TargetConfig, text: str = "") -> Arrays:
+    """A clip with its sound, and a text about it; without sound the text alone."""
+    if text and not config.audio_seconds:
+        return media_prompt([{"type": "text", "text": text}], config)
     sound = examples.waveform(clip, config)
     content = [{"type": "video", "video": clip.frames, "fps": SAMPLED_FPS, **(sound or {})}]
+    content += [{"type": "text", "text": text}] if text else []
     heard = [] if sound is None else [config.audio_seconds]
     return media_prompt(content, config, video_frames=[config.frames], audio_seconds=heard)
 
@@ -311,15 +315,22 @@ def timelines(clip: DecodedClip, config: TargetConfig) -> Arrays:
 
 @examples.named
 def stories(clip: DecodedClip, config: TargetConfig) -> Arrays:
-    """What many sentences about a clip mean, from its timeline alone: nothing is seen or heard.
+    """What many sentences about a clip mean, from its true timeline, which is read once; without sound from it alone.
 
-    Words and seconds are looked up in a text, which takes much practice. Here the text is read once for all questions.
+    Words and seconds are looked up in a text, which takes much practice. Questions follow one another in a target.
     """
     story = entries(clip, range(len(clip.masks)))
-    told = [s for s in _about_one(clip) if s["obj_id"][0] in story][: config.targets]
-    targets = [Target(f" {_in_short(story[s['obj_id'][0]])}", again(s["text"])) for s in told]
-    content, room = [{"type": "text", "text": ", ".join(story.values())}], replace(config, text_tokens=STORY)
-    return {**media_prompt(content, room), **pack(targets, config)}
+    told = [s for s in _about_one(clip) if s["obj_id"][0] in story]
+    questions = [Target(f" {_in_short(story[s['obj_id'][0]])}", again(s["text"])) for s in told]
+    rows, room, used = [[]], replace(config, text_tokens=config.text_tokens + STORY), 1
+    for question in questions:
+        length = len(config.tokenizer(question.question + question.answer)["input_ids"])
+        if rows[-1] and used + length > config.target_tokens:
+            rows, used = [*rows, []], 1
+        rows[-1].append(question)
+        used += length
+    targets = [replace(last, before=tuple(before)) for *before, last in rows[: config.targets]]
+    return {**_video(clip, room, f"{', '.join(story.values())}"), **pack(targets, config)}
 
 
 def again(query: str) -> str:

@@ -1,5 +1,6 @@
 """Targets read back by the host's readers, and the toy's tokenizer."""
 
+import dataclasses
 import functools
 import json
 
@@ -88,6 +89,15 @@ def answers(arrays):
             assert told.endswith("<|im_end|>")
             out.append((words().decode(line[:asked]), told.removesuffix("<|im_end|>")))
     return out
+
+
+def test_earlier_questions_of_a_target_are_learnt_with_it():
+    first, last = targets.Target(" red", ". the one:"), targets.Target(" blue", ". the other:")
+    made = targets.pack([dataclasses.replace(last, before=(first,)), first], config(count=2))
+    rows, lengths, weights = (made[f"target/{name}"] for name in ("tokens", "lengths", "weights"))
+    assert words().decode(rows[0, : lengths[0]]) == ". the one: red. the other: blue<|im_end|>"
+    assert words().decode(rows[0, weights[0] > 0]) == " red blue<|im_end|>"
+    assert words().decode(rows[1, weights[1] > 0]) == " red<|im_end|>"
 
 
 def test_a_plan_from_the_truth_is_valid_and_chooses_the_best_frames():

@@ -129,17 +129,20 @@ def test_texts_ask_for_what_they_tell(config, name):
         arrays = lessons.EXAMPLES[config.data[name].example](clip, own)
         assert (arrays["policy/vision_index"] == -1).all() and (arrays["policy/audio_index"] == -1).all()
         for row, length, learnt in zip(*(arrays[f"target/{part}"] for part in ("tokens", "lengths", "weights"))):
-            answer = words.decode(row[learnt > 0]).removesuffix("<|im_end|>")[1:]
-            story = words.decode(row[:length][learnt[:length] == 0]).partition("<think>")[2].rpartition(":")[0]
-            if name == "stories":
-                story = words.decode(arrays["policy/tokens"]).rpartition("user\n")[2]
-            told = sorted(re.sub(r" (low|middle|high) \d", "", entry) for entry in story.split(", "))
+            text = words.decode(row[:length]).removesuffix("<|im_end|>")
             if name == "recalls":
-                assert sorted(answer.split(", ")) == told
-            elif length:
-                assert answer in told
-            asked += length > 0
-    assert asked >= 48
+                story, _, answer = text.partition("<think>")[2].partition(": ")
+                answers = answer.split(", ")
+                assert len(answers) == len(story.split(", "))
+                assert words.decode(row[learnt > 0]) == f" {answer}<|im_end|>"
+            else:
+                story = words.decode(arrays["policy/tokens"]).rpartition("user\n")[2]
+                answers = re.findall(r"\. [^:]*: ([^.]*)", text)
+                assert len(answers) == text.count(":")
+            told = {re.sub(r" (low|middle|high) \d", "", entry) for entry in story.split(", ")}
+            assert told >= {*answers}
+            asked += len(answers)
+    assert asked >= 96
 
 
 ORDER = {
