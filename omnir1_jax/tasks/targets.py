@@ -33,7 +33,7 @@ class TargetConfig(ExampleConfig):
 
 @dataclass(frozen=True)
 class Target:
-    """`answer` is learnt; `question` is only read, between the prompt and the answer. `before`: earlier ones of its text."""
+    """`answer` is learnt; `question` is only read, between the prompt and the answer. `before`: earlier ones."""
 
     answer: str
     question: str = ""
