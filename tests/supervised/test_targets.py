@@ -22,7 +22,7 @@ from omnir1_jax.tasks import TASKS, targets
 from omnir1_jax.text.bpe import bpe_tables, encode
 from omnir1_jax.text.rules import Failure
 from omnir1_jax.text.vocab import byte_vocab, detokenise
-from omnir1_jax.toy import lessons, tokenizer
+from omnir1_jax.toy import lessons, sight, tokenizer
 from tests.text import host
 
 CELL = 16
@@ -143,7 +143,7 @@ def test_what_does_not_fit_is_a_bad_sample():
 def test_grounding_lessons_are_true():
     empty = boxes = 0
     for clip in decoded("vos", 4, lessons=True):
-        arrays = lessons.grounding(clip, config(count=5, tokens=40))
+        arrays = sight.grounding(clip, config(count=5, tokens=40))
         batch = text.to_batch("grounding", {key: value[None] for key, value in arrays.items()})
         assert batch.tokens.shape == (4, 5, 40) and batch.policy.tokens.shape[0] == 4  # every other of 8 frames
         names = clip.ref.extra["looks"]
@@ -178,7 +178,7 @@ def test_grounding_lessons_are_true():
 def test_the_first_lessons_ask_for_kinds_alone():
     kinds = found = 0
     for clip in decoded("vos", 3, lessons=True):
-        for question, answer in answers(lessons.kinds(clip, config(count=4, tokens=40))):
+        for question, answer in answers(sight.kinds(clip, config(count=4, tokens=40))):
             if answer.startswith("[{"):
                 said = question.removeprefix("Box: ").split("<")[0].removeprefix("the ")
                 kinds, found = kinds + (said in KINDS), found + 1
@@ -188,7 +188,7 @@ def test_the_first_lessons_ask_for_kinds_alone():
 def test_questions_lessons_are_true_and_plans_know_nothing():
     right = asked = 0
     for clip in decoded("vos", 12, lessons=True):
-        names, clear = clip.ref.extra["looks"], lessons.seen(clip)
+        names, clear = clip.ref.extra["looks"], sight.seen(clip)
         for question, answer in answers(lessons.questions(clip, config(count=6, tokens=48))):
             said = question.split("<")[0]
             if said.startswith("When: "):
@@ -222,7 +222,7 @@ def test_sound_lessons_say_who_is_heard_and_ask_first_what_takes_the_sound():
         assert np.any(arrays["policy/audio/mel"]) and (arrays["policy/audio_index"] >= 0).sum() == 75
         told = dict(answers(arrays))
         (answer,) = (a for q, a in told.items() if q.startswith("Hear:"))
-        extra, there = clip.ref.extra, clip.masks[:, 0].sum((1, 2)) >= lessons.CLEAR
+        extra, there = clip.ref.extra, clip.masks[:, 0].sum((1, 2)) >= sight.CLEAR
         early = [
             (span[0], f"{tone} {look}" if clear else tone)
             for span, tone, look, clear in zip(extra["sounds"], extra["tones"], extra["looks"], there)

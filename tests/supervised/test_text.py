@@ -17,7 +17,7 @@ from omnir1_jax.models.qwen_omni.inputs import ThinkerInputs
 from omnir1_jax.models.qwen_omni.sample import Sampling, Suffixes, generate
 from omnir1_jax.rl import learn
 from omnir1_jax.supervised import text
-from omnir1_jax.toy import lessons
+from omnir1_jax.toy import sight
 from tests.rewards import reward_oracle
 from tests.rl import small
 from tests.supervised import test_targets as small_lessons
@@ -126,7 +126,7 @@ def test_the_toy_s_cold_start_grounds():
     """The shipped weights on frames of clips that they were not trained on, as System 2 is asked."""
     model, params = pretrained.load(WEIGHTS)
     words = load_tokenizer(WEIGHTS)
-    asked = functools.partial(lessons.grounding, config=small_lessons.config("vos", 4, 26, words))
+    asked = functools.partial(sight.grounding, config=small_lessons.config("vos", 4, 26, words))
     clips = small_lessons.decoded("vos", 12, lessons=True, split="valid")
     arrays = [asked(clip) for clip in clips]
     made = text.to_batch("grounding", {key: jnp.asarray(np.stack([a[key] for a in arrays])) for key in arrays[0]})

@@ -12,7 +12,7 @@ from omnir1_jax.config import sections, settings
 from omnir1_jax.data.clips import decode
 from omnir1_jax.data.synthetic import scenes, writers
 from omnir1_jax.data.synthetic.world import PRESETS
-from omnir1_jax.toy import lessons
+from omnir1_jax.toy import lessons, sight
 from tests.runs import ROOT
 
 ENTRY = r"([a-z]+ [a-z]+)(?: (\d)-(\d))?(?: (low|middle|high) (\d))?"
@@ -44,7 +44,7 @@ def test_lessons_of_the_fleeting_world(config, name):
     said, made = [], 0
     for k in range(8):
         clip = decode(reader[k], settings.section(sections.Task, config.data[name]), np.random.default_rng(k))
-        if name == "recordings" and not lessons.seen(clip)[:, 0].any():
+        if name == "recordings" and not sight.seen(clip)[:, 0].any():
             continue
         arrays = lessons.EXAMPLES[config.data[name].example](clip, own)
         made += 1
@@ -78,7 +78,7 @@ def test_plans_choose_by_habit_or_by_the_query_and_questions_are_answered_rightl
     for k in range(16):
         clip = decode(reader[k], settings.section(sections.Task, config.data[name]), np.random.default_rng(k))
         arrays = lessons.EXAMPLES[config.data[name].example](clip, own)
-        looks, visible = clip.ref.extra["looks"], lessons.seen(clip) & lessons.lit(clip)
+        looks, visible = clip.ref.extra["looks"], sight.seen(clip) & sight.lit(clip)
         for row, length in zip(arrays["target/tokens"], arrays["target/lengths"]):
             if not (match := re.search(PLAN, words.decode(row[:length]))):
                 continue  # another question
@@ -101,7 +101,7 @@ def test_a_timeline_tells_who_comes_when_and_sounds(config, name):
     for k in range(8):
         scene = scenes.make_scene(world, writers.clip_seed(0, "train", k))
         clip = decode(reader[k], task, np.random.default_rng(k))
-        shapes = [n for n in range(len(scene.shapes)) if lessons.seen(clip)[n].any()]
+        shapes = [n for n in range(len(scene.shapes)) if sight.seen(clip)[n].any()]
         entries = [re.fullmatch(ENTRY, entry).groups() for entry in lessons.timeline(clip, shapes).split(", ")]
         told = collections.Counter((look, tone, beginning) for look, _, _, tone, beginning in entries)
         starts = {n: shape.sounds and str(int(shape.sounds[0] / world.fps)) for n, shape in enumerate(scene.shapes)}

@@ -9,20 +9,20 @@ from omnir1_jax.data.clips import DecodeConfig, decode
 from omnir1_jax.data.synthetic import reader
 from omnir1_jax.errors import InputError
 from omnir1_jax.inference import load
-from omnir1_jax.toy import lessons
+from omnir1_jax.toy import sight
 from omnir1_jax.toy.naming import __main__ as naming
 
 
 def test_forms_that_name_one_shape():
     names = ["red star", "red ring", "blue star", "blue star"]
     there, light = np.array([True, True, True, False]), np.ones(4, bool)
-    assert lessons.names_alone(0, names, there, light) == ["{colour} {kind}"]
-    assert lessons.names_alone(1, names, there, light) == ["{colour} {kind}", "{kind}"]
-    assert lessons.names_alone(2, names, there, light) == ["{colour} {kind}", "{colour} shape"]
+    assert sight.names_alone(0, names, there, light) == ["{colour} {kind}"]
+    assert sight.names_alone(1, names, there, light) == ["{colour} {kind}", "{kind}"]
+    assert sight.names_alone(2, names, there, light) == ["{colour} {kind}", "{colour} shape"]
     light[0] = False  # the red of the star is not seen, its kind is
-    assert lessons.names_alone(0, names, there, light) == []
-    assert lessons.names_alone(1, names, there, light) == list(lessons.EVENLY)
-    assert "{kind}" not in lessons.names_alone(2, names, there, light)
+    assert sight.names_alone(0, names, there, light) == []
+    assert sight.names_alone(1, names, there, light) == list(sight.EVENLY)
+    assert "{kind}" not in sight.names_alone(2, names, there, light)
 
 
 def test_a_question_means_one_shape():

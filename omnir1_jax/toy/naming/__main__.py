@@ -26,9 +26,9 @@ from omnir1_jax.systems.frames import HighResFrames
 from omnir1_jax.systems.grounders.protocol import Requests
 from omnir1_jax.tasks import common, examples
 from omnir1_jax.text.strings import Buffer
-from omnir1_jax.toy import lessons
+from omnir1_jax.toy import sight
 
-NAMES = {"colour and kind": "{colour} {kind}", "kind alone": lessons.KIND, "colour alone": "{colour} shape"}
+NAMES = {"colour and kind": "{colour} {kind}", "kind alone": sight.KIND, "colour alone": "{colour} shape"}
 ROOM = 16  # frames of a batch
 EACH = 8  # questions about a frame, the first ones
 WIDE = 32  # bytes of a description
@@ -44,12 +44,12 @@ class Question(NamedTuple):
 
 
 def questions(clip: DecodedClip, t: int) -> Iterator[Question]:
-    there, light, clear = clip.masks.any((2, 3))[:, t], lessons.lit(clip)[:, t], lessons.seen(clip)[:, t]
+    there, light, clear = clip.masks.any((2, 3))[:, t], sight.lit(clip)[:, t], sight.seen(clip)[:, t]
     names, boxes = clip.ref.extra["looks"], canvas.boxes(clip.masks[:, t : t + 1])[:, 0]
     for n in np.flatnonzero(clear & light):
         colour, kind = names[n].split()
         others = [m for m in np.flatnonzero(there) if m != n]
-        for form in lessons.names_alone(int(n), names, there, light):
+        for form in sight.names_alone(int(n), names, there, light):
             yield Question(form, form.format(colour=colour, kind=kind), boxes[[n, *others]])
 
 
