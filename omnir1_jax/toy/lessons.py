@@ -1,8 +1,8 @@
 """What a thinker is taught from scratch in the synthetic world, before RL teaches it to choose.
 
-Grounding (`sight`), seeing, hearing and telling are taught from the truth. Plans are taught in form: which shape is meant
-has little to do with the query, and the frames nothing. The clips come from the synthetic reader with `lessons=True`. All
-questions about one clip or image stand behind one prompt that ends with the medium.
+Grounding (`sight`), seeing, hearing and telling are taught from the truth. Plans are taught in form: which shape is
+meant has little to do with the query, and the frames nothing. The clips come from the synthetic reader with
+`lessons=True`. All questions about one clip or image stand behind one prompt that ends with the medium.
 """
 
 import itertools
