@@ -148,8 +148,8 @@ def stories(clip: DecodedClip, config: TargetConfig) -> Arrays:
     Words and seconds are looked up in a text, which takes much practice. Questions follow one another in a target.
     """
     story = entries(clip, range(len(clip.masks)))
-    told = [s for s in _about_one(clip) if s["obj_id"][0] in story]
-    questions = [Target(f" {_in_short(story[s['obj_id'][0]])}", again(s["text"])) for s in told]
+    sentences = [s for s in _about_one(clip) if s["obj_id"][0] in story]
+    questions = [Target(f" {_in_short(story[s['obj_id'][0]])}", again(s["text"])) for s in sentences]
     rows, room, used = [[]], replace(config, text_tokens=config.text_tokens + STORY), 1
     for question in questions:
         length = len(config.tokenizer(question.question + question.answer)["input_ids"])
