@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 
 from omnir1_jax import cli
 from omnir1_jax.errors import InputError
-from omnir1_jax.models.qwen_omni import pretrained, store
+from omnir1_jax.models.qwen_omni import hf_config, pretrained, store
 from omnir1_jax.models.qwen_omni.config import TextConfig
 from omnir1_jax.models.qwen_omni.thinker import Thinker
 
@@ -92,8 +92,9 @@ def main(argv: Sequence[str]) -> None:
     source, target = argv[1:3]
     model, params = pretrained.load(source, dtype=jnp.float32)
     text = larger(model.config.text, *map(int, argv[3:]))
-    params = {**params, "text": grow(params["text"], model.config.text, text)}
     grown = Thinker(replace(model.config, text=text))
+    hf_config.parse(hf_config.to_json(grown.config), f"{target}/config.json")  # what cannot be read is not written
+    params = {**params, "text": grow(params["text"], model.config.text, text)}
     pretrained.save(target, grown, params, files=store.text_files(source), flag="TARGET")
 
 

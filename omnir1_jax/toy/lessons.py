@@ -158,7 +158,7 @@ def stories(clip: DecodedClip, config: TargetConfig) -> Arrays:
         rows[-1].append(question)
         used += length
     targets = [replace(last, before=tuple(before)) for *before, last in rows[: config.targets]]
-    return {**_video(clip, room, f"{', '.join(story.values())}"), **pack(targets, config)}
+    return {**_video(clip, room, ", ".join(story.values())), **pack(targets, config)}
 
 
 def again(query: str) -> str:

@@ -46,3 +46,9 @@ def test_what_is_new_is_learnt(folders):
 def test_smaller_is_refused(folders, tmp_path):
     with pytest.raises(InputError, match="HEAD_DIM LAYERS: an even width of at least 16 and at least 2 layers"):
         grow.main(["grow", str(folders[0]), str(tmp_path / "x"), "8", "2"])
+
+
+def test_what_could_not_be_read_again_is_not_written(folders, tmp_path):
+    with pytest.raises(InputError, match="x/config.json: text_config.rope_theta is 1e.18"):
+        grow.main(["grow", str(folders[0]), str(tmp_path / "x"), "48", "2"])
+    assert not (tmp_path / "x").exists()
