@@ -28,7 +28,7 @@ def get_config():
         ),
     )  # fmt: skip
     c.step.keyframes = 1
-    c.step.max_tokens = 128  # plans tell the timeline and the query first
+    c.step.max_tokens = 88  # plans tell the timeline and the query first
     # One frame is shown, the earliest of a plan: further pieces choose nothing, so that one is asked for.
     c.reward.terms = dict(alignment=4.0, segmentation=4.0, length_bonus=0.0, diversity=0.0, target_pieces=1)
     # Most samples miss: divided by its spread, a group that differs in form alone counts like one that has found it.

@@ -113,10 +113,11 @@ def stories():
     c = frames()
     c.name = "toy_stories"
     c.steps = 1500
-    c.thinker.path = "runs/toy_grown"  # wider heads and more layers, made by omnir1_jax.toy.grow
-    c.data.grounding.weight = 0.1
-    c.data.update(texts(0.45, 0.45))
+    c.thinker.path = "runs/toy_grown"  # wider heads, more layers and words, made by omnir1_jax.toy.grow
+    c.data.grounding.weight = 0.2
+    c.data.update(texts(0.25, 0.55))
     c.optimizer.learning_rate = 2e-3
+    c.optimizer.warmup_steps = 30
     return c
 
 
@@ -127,8 +128,8 @@ def texts(recalls, stories):
         family="vos", frames=16, objects=6,
     )  # fmt: skip
     return dict(
-        recalls=task(example="lessons_recalls", batch_size=4, weight=recalls, targets=12, target_tokens=140, **clips),
-        stories=task(example="lessons_stories", batch_size=8, weight=stories, targets=3, target_tokens=128, **clips),
+        recalls=task(example="lessons_recalls", batch_size=4, weight=recalls, targets=12, target_tokens=72, **clips),
+        stories=task(example="lessons_stories", batch_size=8, weight=stories, targets=4, target_tokens=96, **clips),
     )
 
 
@@ -136,7 +137,7 @@ def cold_start():
     """Clips with their sound: their timelines, and plans that tell them and name any shape."""
     c = frames()
     c.name = "toy_cold_start"
-    c.steps = 2500
+    c.steps = 2600
     c.thinker.path = "runs/toy_stories/weights"
     world = dict(config="fleeting", clips=100_000, lessons=True)
     video = dict(
@@ -144,16 +145,18 @@ def cold_start():
         sound="required", audio_seconds=8.0,
     )  # fmt: skip
     c.data = dict(
-        **texts(0.05, 0.2),
-        grounding=c.data.grounding.to_dict() | dict(batch_size=2, weight=0.2, targets=4),
-        timelines=task(example="lessons_timelines", batch_size=3, weight=0.3, targets=8, target_tokens=128, **video),
-        plans=task(example="lessons_habits", batch_size=2, weight=0.1, targets=4, target_tokens=128, **video),
+        **texts(0.02, 0.08),
+        grounding=c.data.grounding.to_dict() | dict(batch_size=2, weight=0.25, targets=4),
+        timelines=task(example="lessons_timelines", batch_size=4, weight=0.35, targets=4, target_tokens=112, **video),
+        plans=task(example="lessons_habits", batch_size=3, weight=0.15, targets=4, target_tokens=96, **video),
         recordings=task(
             datasets=datasets(synthetic=world | dict(family="refavs")), family="refavs", example="lessons_recordings",
-            batch_size=4, weight=0.15, targets=5, target_tokens=60, objects=6,
+            batch_size=4, weight=0.15, targets=5, target_tokens=52, objects=6,
             frames=1, sampling="first", sound="required", audio_seconds=4.0,
         ),
     )  # fmt: skip
+    c.optimizer.learning_rate = 2e-3
+    c.optimizer.warmup_steps = 30
     c.optimizer.final_share = 0.0
     return c
 

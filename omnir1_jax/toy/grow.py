@@ -1,8 +1,13 @@
-"""Makes a thinker larger that computes the same: `python -m omnir1_jax.toy.grow SOURCE TARGET HEAD_DIM LAYERS`.
+"""Makes a thinker larger that computes the same.
+
+    python -m omnir1_jax.toy.grow SOURCE TARGET HEAD_DIM LAYERS [TOKENIZER]
 
 A head of 24 numbers with `rope_theta` 5 has 12 frequencies, and even the slowest turns 0.23 rad a token: no head can
 look for a word wherever it stands. A wider head keeps its frequencies and gets slower ones after them; new layers are
 the last ones and add nothing yet. Both can be trained from the first step on.
+
+TOKENIZER is a directory with a tokenizer that knows more words. A new token begins as the mean of those that its text
+was before.
 """
 
 from collections.abc import Sequence
@@ -15,6 +20,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from omnir1_jax import cli
+from omnir1_jax.data.preprocess import tokens
 from omnir1_jax.errors import InputError
 from omnir1_jax.models.qwen_omni import hf_config, pretrained, store
 from omnir1_jax.models.qwen_omni.config import TextConfig
@@ -78,6 +84,23 @@ def grow(text: Params, old: TextConfig, new: TextConfig, seed: int = 0) -> Param
     return {**text, "layers": jax.tree_util.tree_map_with_path(with_new, layers)}
 
 
+def more_words(embedding: Array, old: Any, new: Any) -> Float[Array, "v d"]:
+    """Rows for the tokens of a tokenizer that goes on from `old`, in float32.
+
+    Raises:
+      InputError: the tokenizer has other ids for what both know.
+    """
+    before, after = old.get_vocab(), new.get_vocab()
+    names = {i: token for token, i in after.items()}
+    known = [token for token, i in before.items() if i < len(embedding) and token in after]
+    if moved := [token for token in known if after[token] != before[token]]:
+        raise InputError(f"TOKENIZER has another id for {moved[0]!r} than the tokenizer of SOURCE")
+    rows = list(np.asarray(embedding, np.float32))
+    for i in range(len(rows), len(new)):
+        rows.append(np.mean([rows[j] for j in old(names[i], add_special_tokens=False)["input_ids"]], axis=0))
+    return jnp.asarray(np.stack(rows))
+
+
 def _widened(leaf: np.ndarray, head_dim: int, axis: int) -> np.ndarray:
     """Zeros behind each half of the axis: rotary positions turn pairs (i, i + width / 2)."""
     more = (head_dim - leaf.shape[axis]) // 2
@@ -87,15 +110,20 @@ def _widened(leaf: np.ndarray, head_dim: int, axis: int) -> np.ndarray:
 
 
 def main(argv: Sequence[str]) -> None:
-    if len(argv) != 5 or not all(number.isdecimal() for number in argv[3:]):
-        raise InputError("name SOURCE TARGET HEAD_DIM LAYERS; see the first line of this module")
+    if len(argv) not in (5, 6) or not all(number.isdecimal() for number in argv[3:5]):
+        raise InputError("name SOURCE TARGET HEAD_DIM LAYERS [TOKENIZER]; see the first line of this module")
     source, target = argv[1:3]
     model, params = pretrained.load(source, dtype=jnp.float32)
-    text = larger(model.config.text, *map(int, argv[3:]))
+    text = larger(model.config.text, *map(int, argv[3:5]))
     grown = Thinker(replace(model.config, text=text))
+    params, files = {**params, "text": grow(params["text"], model.config.text, text)}, store.text_files(source)
+    for words in argv[5:]:
+        old, new = (tokens.load_tokenizer(folder) for folder in (source, words))
+        rows = params["text"]["embed"]["embedding"] = more_words(params["text"]["embed"]["embedding"], old, new)
+        grown = Thinker(replace(grown.config, text=replace(text, vocab_size=len(rows))))
+        files |= store.text_files(words)
     hf_config.parse(hf_config.to_json(grown.config), f"{target}/config.json")  # what cannot be read is not written
-    params = {**params, "text": grow(params["text"], model.config.text, text)}
-    pretrained.save(target, grown, params, files=store.text_files(source), flag="TARGET")
+    pretrained.save(target, grown, params, files=files, flag="TARGET")
 
 
 if __name__ == "__main__":

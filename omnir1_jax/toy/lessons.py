@@ -6,7 +6,7 @@ meant has little to do with the query, and the frames nothing. The clips come fr
 """
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -24,7 +24,7 @@ from omnir1_jax.tasks.targets import Target, TargetConfig, pack, piece, thought
 from omnir1_jax.toy import sight
 from omnir1_jax.toy.sight import FORMS, TURN, asked, draw, lit, looks, middle, names_alone, seen, wording
 
-STORY = 96  # tokens, the most of a timeline that stands in a prompt
+STORY = 48  # tokens, the most of a timeline that stands in a prompt
 UNSEEN = [{"type": "text", "text": "Tell:"}]  # where a medium would be
 NEEDS = ("sound", "video", "image")  # what it takes to understand a sentence
 # Of System 1's plans do what is asked for; the others choose any shape, or by habit the first of their timeline and the
@@ -82,8 +82,8 @@ def _heard(clip: DecodedClip, config: TargetConfig, there: Sequence[int] | np.nd
 def entries(clip: DecodedClip, shapes: Sequence[int] | np.ndarray) -> dict[int, str]:
     """What a timeline tells of each shape, in the order of their coming, by the shapes' numbers.
 
-    From which to which second each is there, as a speck too, and the tone of those that sound with the second at which
-    it begins. A picture is told from left to right, and only tones have seconds: "blue star high 1".
+    From which to which second each is there, as a speck too, and the tone of those that sound with its seconds. A
+    picture is told from left to right, and only tones have seconds: "blue star high 1-2".
     """
     extra, there, visible = clip.ref.extra, clip.masks.any((2, 3)), seen(clip)
     ordered = []
@@ -95,14 +95,20 @@ def entries(clip: DecodedClip, shapes: Sequence[int] | np.ndarray) -> dict[int, 
         order = (first, last, middle(clip.masks[n, np.flatnonzero(visible[n])[0]]))
         words += f" {first}-{last}" if len(clip.frames) > 1 else ""
         if extra["tones"][n]:
-            words += f" {extra['tones'][n]} {int(extra['sounds'][n][0])}"
+            begun, ended = extra["sounds"][n]
+            words += f" {extra['tones'][n]} {int(begun)}-{int(np.ceil(ended)) - 1}"
         ordered.append((order, words, int(n)))
     return {n: words for _, words, n in sorted(ordered)}
 
 
 def timeline(clip: DecodedClip, shapes: Sequence[int] | np.ndarray) -> str:
-    """ "red circle 0-3, blue star 2-5 high 4"."""
-    return ", ".join(entries(clip, shapes).values())
+    """ " red circle 0-3, blue star 2-5 high 4-4"."""
+    return told(entries(clip, shapes).values())
+
+
+def told(shapes: Iterable[str]) -> str:
+    """A timeline as it is said; looks are one token (`tokenizer.WORDS`) behind a space only."""
+    return f" {', '.join(shapes)}"
 
 
 def first_told(story: str) -> str:
@@ -130,13 +136,14 @@ def _about_one(clip: DecodedClip) -> list[dict[str, Any]]:
 
 @examples.named
 def timelines(clip: DecodedClip, config: TargetConfig) -> Arrays:
-    """A clip: its timeline, what is heard, when a shape can be recognised, and what many sentences mean.
+    """A clip: its timeline, and whom of it sentences mean; what is heard, when a shape can be recognised, and plans.
 
-    These are answered as plans are, all of them rightly; the true timeline stands before and is not learnt again.
+    The plans do what is asked, all of them; the true timeline stands before and is not learnt again.
     """
     every = range(len(clip.masks))
     story = entries(clip, every)
-    targets = [asked("Tell:", ", ".join(story.values())), _heard(clip, config, every), *_whens(clip, clip.rng, 1)]
+    tell = _packed([asked("Tell:", told(story.values())), *_retold(clip, story)], config)[0]
+    targets = [tell, _heard(clip, config, every), *_whens(clip, clip.rng, 1)]
     targets += _meant_by(clip, story, config.targets - len(targets))
     return {**_video(clip, config), **pack(targets, config)}
 
@@ -148,17 +155,27 @@ def stories(clip: DecodedClip, config: TargetConfig) -> Arrays:
     Words and seconds are looked up in a text, which takes much practice. Questions follow one another in a target.
     """
     story = entries(clip, range(len(clip.masks)))
+    room = replace(config, text_tokens=config.text_tokens + STORY)
+    targets = _packed(_retold(clip, story), config)[: config.targets]
+    return {**_video(clip, room, told(story.values())), **pack(targets, config)}
+
+
+def _retold(clip: DecodedClip, story: dict[int, str]) -> list[Target]:
+    """Sentences about one shape, with what the timeline says of it."""
     sentences = [s for s in _about_one(clip) if s["obj_id"][0] in story]
-    questions = [Target(f" {_in_short(story[s['obj_id'][0]])}", again(s["text"])) for s in sentences]
-    rows, room, used = [[]], replace(config, text_tokens=config.text_tokens + STORY), 1
-    for question in questions:
-        length = len(config.tokenizer(question.question + question.answer)["input_ids"])
+    return [Target(f" {_in_short(story[s['obj_id'][0]])}", again(s["text"])) for s in sentences]
+
+
+def _packed(parts: Sequence[Target], config: TargetConfig) -> list[Target]:
+    """Questions with their answers, one behind another, in as few targets as hold them."""
+    rows, used = [[]], 1
+    for part in parts:
+        length = len(config.tokenizer(part.question + part.answer)["input_ids"])
         if rows[-1] and used + length > config.target_tokens:
             rows, used = [*rows, []], 1
-        rows[-1].append(question)
+        rows[-1].append(part)
         used += length
-    targets = [replace(last, before=tuple(before)) for *before, last in rows[: config.targets]]
-    return {**_video(clip, room, ", ".join(story.values())), **pack(targets, config)}
+    return [replace(last, before=tuple(before)) for *before, last in rows]
 
 
 def again(query: str) -> str:
@@ -176,8 +193,8 @@ def recalls(clip: DecodedClip, config: TargetConfig) -> Arrays:
     rng, targets = clip.rng, []
     for _ in range(config.targets):
         story = _made_up(rng, int(len(clip.frames) / SAMPLED_FPS))
-        shuffled = ", ".join(_in_short(story[n]) for n in rng.permutation(len(story)))
-        targets.append(Target(f" {shuffled}", f"Again:{TURN}<think>{', '.join(story)}:"))
+        shuffled = told(_in_short(story[n]) for n in rng.permutation(len(story)))
+        targets.append(Target(shuffled, f"Again:{TURN}<think>{told(story)}:"))
     return {**media_prompt(UNSEEN, config), **pack(targets, config)}
 
 
@@ -186,8 +203,14 @@ def _made_up(rng: np.random.Generator, seconds: int) -> list[str]:
     names = [f"{colour} {kind}" for colour in COLOURS for kind in KINDS]
     spans = sorted(sorted(rng.integers(seconds, size=2).tolist()) for _ in range(int(rng.integers(1, 7))))
     story = [f"{names[n]} {first}-{last}" for n, (first, last) in zip(rng.permutation(len(names)), spans)]
-    tones = [f" {draw(rng, list(TONES))} {rng.integers(first, last + 1)}" for first, last in spans]
+    tones = [f" {draw(rng, list(TONES))} {_span(rng, first, last + 1)}" for first, last in spans]
     return [entry + tone if rng.random() < 0.4 else entry for entry, tone in zip(story, tones)]
+
+
+def _span(rng: np.random.Generator, start: int, end: int) -> str:
+    """Some seconds from `start` on, before `end`."""
+    first, last = sorted(rng.integers(start, end, 2).tolist())
+    return f"{first}-{last}"
 
 
 def _in_short(entry: str) -> str:
@@ -282,7 +305,7 @@ def _plan(clip: DecodedClip, story: dict[int, str], sentence: dict[str, Any], kn
         frame = int(min(times, key=lambda t: abs(t - (first + last + 1) // 2)))
     name = clip.ref.extra["looks"][shape]
     meant = _in_short(story.get(shape, "")) or name
-    return thought(f"{', '.join(story.values())}{again(sentence['text'])} {meant}", piece(frame, frame, name))
+    return thought(f"{told(story.values())}{again(sentence['text'])} {meant}", piece(frame, frame, name))
 
 
 @examples.named

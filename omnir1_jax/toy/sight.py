@@ -158,7 +158,7 @@ def _ask_among_others(clip: DecodedClip, config: TargetConfig) -> Callable[[int,
             if forms := names_alone(int(n), names, there[:, t], light[:, t]):
                 targets.append(asked_for(wording(names[n], rng, forms), head, tail, [boxes[n]]))
         targets = targets[: max(config.targets - 2, 1)]
-        targets.append(asked("Tell:", in_row(clip, t, np.flatnonzero(clear[:, t] & light[:, t]))))
+        targets.append(asked("Tell:", f" {in_row(clip, t, np.flatnonzero(clear[:, t] & light[:, t]))}"))
         shown = [names[n] for n in np.flatnonzero(there[:, t] & light[:, t])]
         kinds_there = {names[n].split()[1] for n in np.flatnonzero(there[:, t])}
         strangers = [f"{c} {k}" for c in COLOURS for k in KINDS if f"{c} {k}" not in shown]

@@ -1,14 +1,18 @@
-"""A small tokenizer of the Qwen2 family for toy models: `python -m omnir1_jax.toy.tokenizer DIRECTORY`.
+"""A small tokenizer of the Qwen2 family for toy models: `python -m omnir1_jax.toy.tokenizer DIRECTORY [words]`.
 
 Trained on what such models are to say. Byte-level BPE with Qwen2's own pre-tokeniser and the added tokens of
 Qwen2.5-Omni in their real spelling. The fixed parts of answers are further added tokens, so that a plan of four
 moments takes about seventy tokens; digits stay tokens of their own, as in the real one.
+
+With `words`, what timelines consist of is added too: a shape's looks and the seconds of its stay, one token each.
+Four layers can look up one token behind another; two tokens behind two others they hardly learn.
 """
 
 import itertools
 import json
 import pathlib
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AddedToken, PreTrainedTokenizerBase, Qwen2Tokenizer
@@ -44,6 +48,12 @@ FORMS = (
     '{"bbox_2d": [',
 )
 
+SECONDS = 8  # of a clip that has a timeline
+WORDS = (
+    *(f" {colour} {kind}" for colour, kind in itertools.product(COLOURS, KINDS)),
+    *(f" {first}-{last}" for first in range(SECONDS) for last in range(first, SECONDS)),
+)
+
 
 def sentences(world: WorldConfig, clips: int, seed: int) -> Iterator[str]:
     """What is said in such a world: every sentence of some clips, looks, words of templates and of answers."""
@@ -61,8 +71,11 @@ def sentences(world: WorldConfig, clips: int, seed: int) -> Iterator[str]:
         yield from [word] * 100
 
 
-def build(size: int = 622, seed: int = 0, clips: int = 200) -> PreTrainedTokenizerBase:
-    """The tokenizer of the toy world; `size` tokens before the added ones, 640 with them."""
+def build(size: int = 622, seed: int = 0, clips: int = 200, words: Sequence[str] = ()) -> PreTrainedTokenizerBase:
+    """The tokenizer of the toy world; `size` tokens before the added ones, 640 with them, and `words` after all.
+
+    Words begin with a space, so that a form before one gives up its own.
+    """
     text = list(sentences(PRESETS["toy"], clips, seed))
     trained = Tokenizer(models.BPE())
     trained.pre_tokenizer = pre_tokenizers.Sequence(
@@ -85,11 +98,12 @@ def build(size: int = 622, seed: int = 0, clips: int = 200) -> PreTrainedTokeniz
         extra_special_tokens=NAMED,
     )
     built.add_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
-    built.add_tokens([AddedToken(token, special=False, normalized=False) for token in FORMS])
+    forms = [form.rstrip() for form in FORMS] + list(words) if words else FORMS
+    built.add_tokens([AddedToken(token, special=False, normalized=False) for token in forms])
     return built
 
 
-def save(path: pathlib.Path, **options: int) -> PreTrainedTokenizerBase:
+def save(path: pathlib.Path, **options: Any) -> PreTrainedTokenizerBase:
     """Builds and writes the tokenizer's files."""
     built = build(**options)
     built.save_pretrained(str(path))
@@ -97,10 +111,10 @@ def save(path: pathlib.Path, **options: int) -> PreTrainedTokenizerBase:
 
 
 def main(argv: Sequence[str]) -> None:
-    if len(argv) != 2:
+    if len(argv) not in (2, 3) or argv[2:] not in ([], ["words"]):
         raise InputError("name the directory to write; see the first line of this module")
     with folders.replace(argv[1], "tokenizer", "DIRECTORY") as scratch:
-        save(pathlib.Path(scratch))
+        save(pathlib.Path(scratch), words=WORDS if argv[2:] else ())
 
 
 if __name__ == "__main__":

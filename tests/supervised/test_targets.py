@@ -240,10 +240,13 @@ def test_sound_lessons_say_who_is_heard_and_ask_first_what_takes_the_sound():
     assert len(heard) > 4 and asked.count("sound") > 8
 
 
-def test_the_tokenizer_is_taken_by_the_graph_and_loses_nothing():
-    tables, vocab = bpe_tables(words()), byte_vocab(words())
+@pytest.mark.parametrize("more", [(), tokenizer.WORDS])
+def test_the_tokenizer_is_taken_by_the_graph_and_loses_nothing(more):
+    own = words() if not more else tokenizer.build(size=500, clips=20, words=more)
+    tables, vocab = bpe_tables(own), byte_vocab(own)
     sentences = list(tokenizer.sentences(PRESETS["toy"], 1, 5))[:24] + [
         '<think>a</think>{"start_time": "00:03.50"',
+        '<think> blue star 2-5, red circles 0-12</think>", "description": "blue star"}',
         "é☃",
     ]
     data = [sentence.encode() for sentence in sentences]
@@ -256,11 +259,11 @@ def test_the_tokenizer_is_taken_by_the_graph_and_loses_nothing():
     real = jnp.arange(width) < made.length[:, None]
     back = jax.jit(detokenise, static_argnums=2)(vocab, jnp.where(real, made.ids, -1), width)[0]
     for n, sentence in enumerate(sentences):
-        ids = words()(sentence, add_special_tokens=False)["input_ids"]
+        ids = own(sentence, add_special_tokens=False)["input_ids"]
         assert np.asarray(made.ids[n, : made.length[n]]).tolist() == ids
         assert bytes(np.asarray(back.bytes[n, : back.length[n]])).decode() == sentence
     plan = targets.thought("red circle", "".join(targets.piece(t, t, "red circle") for t in range(4)))
-    assert len(words()(plan)["input_ids"]) < 72
+    assert len(own(plan)["input_ids"]) < 72
 
 
 def test_lessons_are_of_video_or_sound():

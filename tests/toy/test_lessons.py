@@ -15,9 +15,9 @@ from omnir1_jax.data.synthetic.world import PRESETS
 from omnir1_jax.toy import lessons, sight
 from tests.runs import ROOT
 
-ENTRY = r"([a-z]+ [a-z]+)(?: (\d)-(\d))?(?: (low|middle|high) (\d))?"
+ENTRY = r"([a-z]+ [a-z]+)(?: (\d)-(\d))?(?: (low|middle|high) (\d)-(\d))?"
 PLAN = (
-    r"(?s)(?:Plan|Which): (.*?)<\|im_end\|>.*<think>(.*): (.*)</think>"
+    r"(?s)(?:Plan|Which): (.*?)<\|im_end\|>.*<think> (.*): (.*)</think>"
     r'.*start_time": "00:(\d\d\.\d\d)".*description": "(.*)"}'
 )
 
@@ -32,7 +32,7 @@ def config_of(name: str, *part: str):
 @pytest.fixture(scope="module")
 def config():
     config = config_of("toy_pretrain", "cold_start")
-    config.thinker.path = str(ROOT / "configs/toy_weights/thinker")
+    config.thinker.path = str(ROOT / "configs/toy_weights/thinker_fleeting")
     return config
 
 
@@ -89,7 +89,7 @@ def test_plans_choose_by_habit_or_by_the_query_and_questions_are_answered_rightl
             shown, frame = visible[[n for n, other in enumerate(looks) if other == look]].any(0), int(2 * float(second))
             assert shown[frame] or not shown.any() if knowing else frame == 8
             made += 1
-    assert made >= 48
+    assert made >= 32
 
 
 @pytest.mark.parametrize("name", ["timelines", "recordings"])
@@ -102,11 +102,11 @@ def test_a_timeline_tells_who_comes_when_and_sounds(config, name):
         scene = scenes.make_scene(world, writers.clip_seed(0, "train", k))
         clip = decode(reader[k], task, np.random.default_rng(k))
         shapes = [n for n in range(len(scene.shapes)) if sight.seen(clip)[n].any()]
-        entries = [re.fullmatch(ENTRY, entry).groups() for entry in lessons.timeline(clip, shapes).split(", ")]
-        told = collections.Counter((look, tone, beginning) for look, _, _, tone, beginning in entries)
-        starts = {n: shape.sounds and str(int(shape.sounds[0] / world.fps)) for n, shape in enumerate(scene.shapes)}
+        entries = [re.fullmatch(ENTRY, entry).groups() for entry in lessons.timeline(clip, shapes)[1:].split(", ")]
+        told = collections.Counter((look, *heard) for look, _, _, *heard in entries)
+        heard = {n: _seconds(shape.sounds, world.fps) for n, shape in enumerate(scene.shapes)}
         assert told == collections.Counter(
-            (f"{scene.shapes[n].colour} {scene.shapes[n].kind}", scene.shapes[n].tone, starts[n]) for n in shapes
+            (f"{scene.shapes[n].colour} {scene.shapes[n].kind}", scene.shapes[n].tone, *heard[n]) for n in shapes
         )
         if name == "recordings":
             assert all(first is None for _, first, *_ in entries)
@@ -116,6 +116,11 @@ def test_a_timeline_tells_who_comes_when_and_sounds(config, name):
         for (look, *_), (first, last) in zip(entries, spans):
             stays = [s.present for s in scene.shapes if f"{s.colour} {s.kind}" == look]
             assert any(start // 2 <= first <= last <= (end - 1) // 2 for start, end in stays)
+
+
+def _seconds(frames: tuple[int, int] | None, fps: int) -> tuple[str | None, str | None]:
+    """The first and the last second that a span of frames touches."""
+    return (None, None) if frames is None else (str(int(frames[0] // fps)), str(int(np.ceil(frames[1] / fps)) - 1))
 
 
 @pytest.mark.parametrize("name", ["recalls", "stories"])
@@ -131,15 +136,15 @@ def test_texts_ask_for_what_they_tell(config, name):
         for row, length, learnt in zip(*(arrays[f"target/{part}"] for part in ("tokens", "lengths", "weights"))):
             text = words.decode(row[:length]).removesuffix("<|im_end|>")
             if name == "recalls":
-                story, _, answer = text.partition("<think>")[2].partition(": ")
+                story, _, answer = text.partition("<think> ")[2].partition(": ")
                 answers = answer.split(", ")
                 assert len(answers) == len(story.split(", "))
                 assert words.decode(row[learnt > 0]) == f" {answer}<|im_end|>"
             else:
-                story = words.decode(arrays["policy/tokens"]).rpartition("user\n")[2]
+                story = words.decode(arrays["policy/tokens"]).rpartition("user\n ")[2]
                 answers = re.findall(r"\. [^:]*: ([^.]*)", text)
                 assert len(answers) == text.count(":")
-            told = {re.sub(r" (low|middle|high) \d", "", entry) for entry in story.split(", ")}
+            told = {re.sub(r" (low|middle|high) .*", "", entry) for entry in story.split(", ")}
             assert told >= {*answers}
             asked += len(answers)
     assert asked >= 96
