@@ -57,6 +57,10 @@ def test_lessons_of_the_fleeting_world(config, name):
     if name == "timelines":
         assert any(text.startswith("Hear:") and "nothing" not in text for text in said)
         assert any("Which:" in text and ("heard" in text or "sound" in text) for text in said)
+        for text in (text.partition("assistant\n ")[2] for text in said if text.startswith("Tell:")):
+            story, *answers = re.split(r"\. [^:]*: ", text.removesuffix("<|im_end|>"))
+            told = {re.sub(r" (low|middle|high) .*", "", entry) for entry in story.split(", ")}
+            assert len(answers) >= 4 and told >= {*answers}
     if name == "grounding":
         for there in (True, False):
             assert any(" shape" in text for text in said if ("[]" not in text) == there)
@@ -89,7 +93,7 @@ def test_plans_choose_by_habit_or_by_the_query_and_questions_are_answered_rightl
             shown, frame = visible[[n for n, other in enumerate(looks) if other == look]].any(0), int(2 * float(second))
             assert shown[frame] or not shown.any() if knowing else frame == 8
             made += 1
-    assert made >= 32
+    assert made >= 16
 
 
 @pytest.mark.parametrize("name", ["timelines", "recordings"])
