@@ -145,13 +145,13 @@ def cold_start():
         sound="required", audio_seconds=8.0,
     )  # fmt: skip
     c.data = dict(
-        **texts(0.02, 0.08),
-        grounding=c.data.grounding.to_dict() | dict(batch_size=2, weight=0.25, targets=4),
-        timelines=task(example="lessons_timelines", batch_size=4, weight=0.35, targets=4, target_tokens=112, **video),
-        plans=task(example="lessons_habits", batch_size=3, weight=0.15, targets=4, target_tokens=96, **video),
+        **texts(0.01, 0.07),
+        grounding=c.data.grounding.to_dict() | dict(batch_size=2, weight=0.22, targets=4),
+        timelines=task(example="lessons_timelines", batch_size=7, weight=0.5, targets=2, target_tokens=112, **video),
+        plans=task(example="lessons_habits", batch_size=3, weight=0.1, targets=3, target_tokens=96, **video),
         recordings=task(
             datasets=datasets(synthetic=world | dict(family="refavs")), family="refavs", example="lessons_recordings",
-            batch_size=4, weight=0.15, targets=5, target_tokens=52, objects=6,
+            batch_size=4, weight=0.1, targets=5, target_tokens=52, objects=6,
             frames=1, sampling="first", sound="required", audio_seconds=4.0,
         ),
     )  # fmt: skip

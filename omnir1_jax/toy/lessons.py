@@ -136,15 +136,15 @@ def _about_one(clip: DecodedClip) -> list[dict[str, Any]]:
 
 @examples.named
 def timelines(clip: DecodedClip, config: TargetConfig) -> Arrays:
-    """A clip: its timeline, and whom of it sentences mean; what is heard, when a shape can be recognised, and plans.
+    """A clip: its timeline, and whom of it sentences mean; and what is heard, when a shape can be recognised, or plans.
 
     The plans do what is asked, all of them; the true timeline stands before and is not learnt again.
     """
     every = range(len(clip.masks))
     story = entries(clip, every)
     tell = _packed([asked("Tell:", told(story.values())), *_retold(clip, story)], config)[0]
-    targets = [tell, _heard(clip, config, every), *_whens(clip, clip.rng, 1)]
-    targets += _meant_by(clip, story, config.targets - len(targets))
+    others = [_heard(clip, config, every), *_whens(clip, clip.rng, 1), *_meant_by(clip, story, 2)]
+    targets = [tell, *(others[i] for i in clip.rng.permutation(len(others))[: config.targets - 1])]
     return {**_video(clip, config), **pack(targets, config)}
 
 

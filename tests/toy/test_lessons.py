@@ -33,6 +33,7 @@ def config_of(name: str, *part: str):
 def config():
     config = config_of("toy_pretrain", "cold_start")
     config.thinker.path = str(ROOT / "configs/toy_weights/thinker_fleeting")
+    config.data.timelines.targets = 5  # all that one may ask
     return config
 
 
