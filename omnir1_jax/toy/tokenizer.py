@@ -5,7 +5,7 @@ Qwen2.5-Omni in their real spelling. The fixed parts of answers are further adde
 moments takes about seventy tokens; digits stay tokens of their own, as in the real one.
 
 With `words`, what timelines consist of is added too: a shape's looks and the seconds of its stay, one token each.
-Four layers can look up one token behind another; two tokens behind two others they hardly learn.
+To look one up is then to find a token and to read the next, which a small model learns much sooner.
 """
 
 import itertools
