@@ -85,7 +85,7 @@ def grow(text: Params, old: TextConfig, new: TextConfig, seed: int = 0) -> Param
 
 
 def more_words(embedding: Array, old: Any, new: Any) -> Float[Array, "v d"]:
-    """Rows for the tokens of a tokenizer that goes on from `old`, in float32.
+    """Rows for the tokens of a tokenizer that extends `old`, in float32.
 
     Raises:
       InputError: the tokenizer has other ids for what both know.
@@ -95,10 +95,9 @@ def more_words(embedding: Array, old: Any, new: Any) -> Float[Array, "v d"]:
     known = [token for token, i in before.items() if i < len(embedding) and token in after]
     if moved := [token for token in known if after[token] != before[token]]:
         raise InputError(f"TOKENIZER has another id for {moved[0]!r} than the tokenizer of SOURCE")
-    rows = list(np.asarray(embedding, np.float32))
-    for i in range(len(rows), len(new)):
-        rows.append(np.mean([rows[j] for j in old(names[i], add_special_tokens=False)["input_ids"]], axis=0))
-    return jnp.asarray(np.stack(rows))
+    rows = np.asarray(embedding, np.float32)
+    parts = [old(names[i], add_special_tokens=False)["input_ids"] for i in range(len(rows), len(new))]
+    return jnp.asarray(np.concatenate([rows, *(rows[ids].mean(0, keepdims=True) for ids in parts)]))
 
 
 def _widened(leaf: np.ndarray, head_dim: int, axis: int) -> np.ndarray:
@@ -111,7 +110,7 @@ def _widened(leaf: np.ndarray, head_dim: int, axis: int) -> np.ndarray:
 
 def main(argv: Sequence[str]) -> None:
     if len(argv) not in (5, 6) or not all(number.isdecimal() for number in argv[3:5]):
-        raise InputError("name SOURCE TARGET HEAD_DIM LAYERS [TOKENIZER]; see the first line of this module")
+        raise InputError("name SOURCE TARGET HEAD_DIM LAYERS [TOKENIZER]; see the head of this module")
     source, target = argv[1:3]
     model, params = pretrained.load(source, dtype=jnp.float32)
     text = larger(model.config.text, *map(int, argv[3:5]))
