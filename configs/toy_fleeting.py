@@ -15,6 +15,7 @@ def get_config():
     c.thinker.path = str(pathlib.Path(__file__).parent / "toy_weights" / "thinker_fleeting")
     c.sam2.path = str(pathlib.Path(__file__).parent / "toy_weights" / "sam2_fleeting")
     c.sam2.side = 128
+    c.sam2.direction = "both"  # as it was taught: a mask from the middle of a clip is carried to both ends
     c.steps = 250
     world = dict(config="fleeting", clips=2000)
     c.data = dict(

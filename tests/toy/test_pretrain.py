@@ -1,11 +1,15 @@
 """The toy's weights again: both recipes begin as the logs that ship say, and the thinker's second part goes on."""
 
 import json
+import runpy
 
 import numpy as np
+import pytest
 
 from omnir1_jax.reporting import names
 from tests.runs import ROOT, rows
+
+PARTS = ("thinker", "sam2", "cold_start", "sam2_fleeting")  # of toy_pretrain, what each toy's models are made by last
 
 
 def trained(commands, workdir, part, steps, *changes):
@@ -34,3 +38,13 @@ def test_the_thinker_from_random_weights(commands, tmp_path):
 def test_the_segmenter_from_random_weights(commands, tmp_path):
     steps = trained(commands, tmp_path / "images", "sam2_images", 50)
     begins_as_logged("sam2", steps, "loss")
+
+
+@pytest.mark.parametrize("name, thinker, segmenter", [("toy", *PARTS[:2]), ("toy_fleeting", *PARTS[2:])])
+def test_the_models_run_as_they_were_taught(name, thinker, segmenter):
+    config = lambda name, *part: runpy.run_path(str(ROOT / f"configs/{name}.py"))["get_config"](*part)
+    used, taught = config(name), {part: config("toy_pretrain", part) for part in (thinker, segmenter)}
+    for key in ("side", "direction", "dtype", "memory_dtype"):
+        assert used.sam2[key] == taught[segmenter].sam2[key], key
+    assert used.pixels == taught[thinker].pixels
+    assert {**used.prompts, "text_tokens": 0} == {**taught[thinker].prompts, "text_tokens": 0}  # room alone
