@@ -16,7 +16,7 @@ def get_config():
     c.sam2.path = str(pathlib.Path(__file__).parent / "toy_weights" / "sam2_fleeting")
     c.sam2.side = 128
     c.sam2.direction = "both"  # as it was taught: a mask from the middle of a clip is carried to both ends
-    c.steps = 300
+    c.steps = 200
     world = dict(config="fleeting", clips=2000)
     c.data = dict(
         vos=task(

@@ -2,12 +2,24 @@
 
 import pathlib
 import re
+import runpy
 from collections.abc import Sequence
+
+from ml_collections import ConfigDict
+
+from omnir1_jax.errors import InputError
 
 _PACKAGE = pathlib.Path(__file__).parents[1]
 _PLACES = (_PACKAGE / "configs", _PACKAGE.parent / "configs")
 FOLDER = next((path for path in _PLACES if (path / "toy.py").is_file()), None)
 _FLAG = re.compile(r"(--?config=)?configs/(\w+\.py)((?::.*)?)", re.DOTALL)
+
+
+def config(name: str, flag: str) -> ConfigDict:
+    """That of `configs/NAME.py`. InputError without the folder; names what asked for it."""
+    if FOLDER is None:
+        raise InputError(f"{flag}: the folder configs is neither in the package nor beside it")
+    return runpy.run_path(str(FOLDER / f"{name}.py"))["get_config"]()
 
 
 def resolve(argv: Sequence[str]) -> list[str]:

@@ -7,8 +7,6 @@ A checkpoint is one of
     "toy": the models of configs/toy.py
 """
 
-import runpy
-
 import jax
 from etils import epath
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -51,7 +49,7 @@ def config_of(checkpoint: str, config: ConfigDict | None = None) -> ConfigDict:
 def _config_of(checkpoint: str, config: ConfigDict | None) -> ConfigDict:
     path = epath.Path(checkpoint)
     if checkpoint == TOY and not path.is_dir():
-        return _toy() if config is None else config
+        return shipped.config(TOY, f"--checkpoint {TOY}") if config is None else config
     if not path.is_dir():
         raise InputError(
             f"--checkpoint: {checkpoint} is not a directory; name a run's work directory, weights, or {TOY!r}"
@@ -139,9 +137,3 @@ def _mixed(run_config: ConfigDict, chosen: ConfigDict | None) -> ConfigDict:
         if run_config.objective == "masks":
             mixed.sam2 = run_config.sam2
     return mixed
-
-
-def _toy() -> ConfigDict:
-    if shipped.FOLDER is None:
-        raise InputError(f"--checkpoint {TOY}: the folder configs is neither in the package nor beside it")
-    return runpy.run_path(str(shipped.FOLDER / "toy.py"))["get_config"]()

@@ -5,8 +5,9 @@
     after/<name>/   the same clips after it, with System 2 as it was
     summary.json, table.md, curves.png, report.html
 
-If interrupted, rerun the command to resume; further seeds or rewards are added to what is there. Only one command works
-in the directory at a time, and only names that it listed as its own are written anew (`omnir1_jax.files.folders`).
+Without --config it is configs/toy_fleeting.py. If interrupted, rerun the command to resume; further seeds or rewards
+are added to what is there. Only one command works in the directory at a time, and only names that it listed as its own
+are written anew (`omnir1_jax.files.folders`).
 """
 
 import functools
@@ -23,7 +24,7 @@ from ml_collections import ConfigDict
 
 from omnir1_jax import cli
 from omnir1_jax.build.run import keep_compiled
-from omnir1_jax.config import settings
+from omnir1_jax.config import settings, shipped
 from omnir1_jax.errors import AGAIN, InputError
 from omnir1_jax.files import folders, json_file, regular_file
 from omnir1_jax.inference import benchmark, compare, from_checkpoint, load, store
@@ -255,7 +256,7 @@ def main(_) -> None:
     if not all(seed.isdecimal() for seed in _SEEDS.value) or not _SEEDS.value:
         raise InputError(f"--seeds: {','.join(_SEEDS.value)!r} is not a list of numbers such as 0,1,2")
     logging.set_verbosity(logging.ERROR)
-    config = _CONFIG.value if _CONFIG.value is not None else from_checkpoint.config_of(from_checkpoint.TOY)
+    config = _CONFIG.value if _CONFIG.value is not None else shipped.config("toy_fleeting", "--config")
     out = pathlib.Path(_OUT.value)
     with folders.hold(out, KIND, FLAG, adopt=adopt):
         claim(out)
