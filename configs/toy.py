@@ -1,7 +1,7 @@
 """Everything at the size of two CPU cores: the synthetic world, small models of the same code, both video families.
 
-Two CPU cores, 4 GiB: 2.8 CPU seconds per step, 10 minutes for all of them, 15 with install and evaluations. To expect:
-J&F 61.0 from 51.4, and more in docs/quickstart.md.
+Two CPU cores, 4 GiB: 2.8 CPU seconds per step, 10 minutes for all of them. To expect: J&F 61.0 from 51.4. Its world
+leaves little to reason about; the quickstart trains configs/toy_fleeting.py.
 """
 
 import pathlib

@@ -1,7 +1,7 @@
 """The toy's weights from nothing but the synthetic world, on two CPU cores and 5 GiB.
 
 The thinker's two runs take an hour, the segmenter's two 40 minutes of one core, `frames` and `cold_start` half an hour
-each. To expect: J&F 51.4 of `vos` and 73.4 of `refavs`, before any reward (docs/quickstart.md).
+each. To expect: J&F 51.4 of `vos` and 73.4 of `refavs`, before any reward.
 
 `thinker_kinds`, then `thinker` make a cold start: it sees, hears and grounds well and answers in System 1's format, but
 does not know yet what to choose. `sam2_images`, then `sam2` make the segmenter. What lies in configs/toy_weights/ came
