@@ -9,8 +9,6 @@ import pytest
 from omnir1_jax.reporting import names
 from tests.runs import ROOT, rows
 
-PARTS = ("thinker", "sam2", "cold_start", "sam2_fleeting")  # of toy_pretrain, what each toy's models are made by last
-
 
 def trained(commands, workdir, part, steps, *changes):
     """Metrics of the first steps of a recipe, on one device as the log."""
@@ -40,7 +38,9 @@ def test_the_segmenter_from_random_weights(commands, tmp_path):
     begins_as_logged("sam2", steps, "loss")
 
 
-@pytest.mark.parametrize("name, thinker, segmenter", [("toy", *PARTS[:2]), ("toy_fleeting", *PARTS[2:])])
+@pytest.mark.parametrize(
+    "name, thinker, segmenter", [("toy", "thinker", "sam2"), ("toy_fleeting", "cold_start", "sam2_fleeting")]
+)
 def test_the_models_run_as_they_were_taught(name, thinker, segmenter):
     config = lambda name, *part: runpy.run_path(str(ROOT / f"configs/{name}.py"))["get_config"](*part)
     used, taught = config(name), {part: config("toy_pretrain", part) for part in (thinker, segmenter)}
