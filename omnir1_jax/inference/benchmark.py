@@ -33,8 +33,12 @@ def evaluate(
     keyframes: tuple[str, ...] = (),
     *,
     quiet: bool = False,
+    known: run.Known | None = None,
 ) -> dict[str, Any]:
     """Every task of the benchmark with every keyframe rule; returns results by label (one label: "").
+
+    Args:
+      known: see `run.evaluate`; without it, System 1 answers each item once for all rules of this call.
 
     Raises:
       InputError: `out` or a directory in it belongs to another evaluation, or another process holds it; raised before
@@ -57,10 +61,18 @@ def evaluate(
             store.check_folder(directory, identity_values, holder.id)
         for top in tops:
             folders.begin(out, top, store.FLAG)
-        results = {}
+        results: dict[str, Any] = {}
+        known = {} if known is None else known
         for part, directory, identity_values in zip(parts, directories, values):
             result = run.evaluate(
-                systems, part.benchmark, part.options, directory, quiet=quiet, values=identity_values, owner=holder.id
+                systems,
+                part.benchmark,
+                part.options,
+                directory,
+                quiet=quiet,
+                values=identity_values,
+                owner=holder.id,
+                known=known,
             )
             report.write(directory, part.benchmark, result)
             results[part.label] = result

@@ -5,7 +5,7 @@ import functools
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from concurrent import futures
 from typing import Any, NamedTuple
 
@@ -25,9 +25,15 @@ from omnir1_jax.inference.samples import Batch, Benchmark, Sample
 from omnir1_jax.inference.store import LINES, RESULTS, TIMING, Store
 from omnir1_jax.inference.tasks import Options, count_note, positions
 from omnir1_jax.models import narrow, sam2
+from omnir1_jax.models.qwen_omni.sample import Completions
 from omnir1_jax.parallel import batch_sharding, replicate
 from omnir1_jax.tasks.task import tree_of
 from omnir1_jax.text.strings import Buffer
+
+# System 1's answers to batches, from evaluations of the same systems. Options that concern what is done with an answer
+# change nothing about it, and sampling takes longest.
+Known = MutableMapping[tuple[Any, ...], Completions]
+DONE_WITH_ANSWERS = ("keyframes", "description", "system2", "boxes", "masks", "objects", "hole_area", "scoring")
 
 
 class AnsweredBatch(NamedTuple):
@@ -36,6 +42,7 @@ class AnsweredBatch(NamedTuple):
     batch: Batch
     answers: Answers | None
     masks: Any
+    completions: Completions | None = None
 
 
 # Compiled once for each shape, whatever the number of evaluations in a process. The models' programs do not depend on
@@ -47,8 +54,19 @@ CONCLUDE = jax.jit(answer.conclude, static_argnums=(0, 1))
 SEGMENT = jax.jit(segment.logits, static_argnums=0)
 
 
-def launch(systems: Systems, eval_config: EvalConfig, batch: Batch, seed: int, hole_area: int = 0) -> AnsweredBatch:
-    """Starts the computation of a batch; with a System 2 on the host (`eval_config.host`) waits for it."""
+def launch(
+    systems: Systems,
+    eval_config: EvalConfig,
+    batch: Batch,
+    seed: int,
+    hole_area: int = 0,
+    completions: Completions | None = None,
+) -> AnsweredBatch:
+    """Starts the computation of a batch; with a System 2 on the host (`eval_config.host`) waits for it.
+
+    Args:
+      completions: System 1's answers, if they are known.
+    """
     if batch.arrays is None:
         return AnsweredBatch(batch, None, None)
     models, mesh = systems.models, systems.mesh
@@ -60,14 +78,16 @@ def launch(systems: Systems, eval_config: EvalConfig, batch: Batch, seed: int, h
     query = Query(**tree)
     if jax.process_count() > 1:
         key = jax.random.wrap_key_data(replicate(jax.random.key_data(key), mesh))
-    answers = answered_query(systems, eval_config, query, key)
+    if completions is None:
+        completions = RESPOND(systems.models, systems.step, systems.policy, query.policy, query.number, key)
+    answers = concluded(systems, eval_config, query, completions, key)
     if batch.clips is None:
-        return AnsweredBatch(batch, answers, None)
+        return AnsweredBatch(batch, answers, None, completions)
     sizes = [sample.size for sample in batch.samples if sample.size is not None]
     canvas = segment.canvas(sizes)
     if eval_config.host and getattr(models.segmenter, "host", False):
         masks, boxes = host.masks(models.segmenter, jax.device_get(answers), batch.samples, canvas)
-        return AnsweredBatch(batch, answers._replace(prompts=boxes), masks)
+        return AnsweredBatch(batch, answers._replace(prompts=boxes), masks, completions)
     if eval_config.host:
         boxes_found = host.prompts(models.grounder, jax.device_get(answers), batch.samples, slots(eval_config))
         answers = answers._replace(prompts=to_devices(boxes_found))
@@ -75,12 +95,13 @@ def launch(systems: Systems, eval_config: EvalConfig, batch: Batch, seed: int, h
     logits = SEGMENT(models.segmenter, systems.frozen.segmenter, clips, valid, query.original, answers.prompts)
     if hole_area:
         logits = to_devices(sam2.fill_holes(np.asarray(logits), hole_area))  # on the host
-    return AnsweredBatch(batch, answers, segment.lift(logits, query.original, canvas))
+    return AnsweredBatch(batch, answers, segment.lift(logits, query.original, canvas), completions)
 
 
-def answered_query(systems: Systems, eval_config: EvalConfig, query: Query, key: Key[Array, ""]) -> Answers:
+def concluded(
+    systems: Systems, eval_config: EvalConfig, query: Query, completions: Completions, key: Key[Array, ""]
+) -> Answers:
     """Both systems' answers to a batch, all but the masks."""
-    completions = RESPOND(systems.models, systems.step, systems.policy, query.policy, query.number, key)
     reading = boxes = None
     if eval_config.task.grounds:
         reading = REQUEST(systems.step, eval_config, systems.frozen, query, completions, key)
@@ -126,7 +147,12 @@ def eval_config_of(systems: Systems, benchmark: Benchmark, options: Options) -> 
 
 
 def answered(
-    systems: Systems, benchmark: Benchmark, options: Options, groups: Sequence[Sequence[int]], batch_size: int
+    systems: Systems,
+    benchmark: Benchmark,
+    options: Options,
+    groups: Sequence[Sequence[int]],
+    batch_size: int,
+    known: Known | None = None,
 ) -> Iterator[AnsweredBatch]:
     """The batches of `groups` of positions, on the host, each while the next one is computed.
 
@@ -134,10 +160,15 @@ def answered(
 
     Args:
       batch_size: number of rows of a batch; missing rows are padded.
+      known: see `evaluate`.
     """
-    eval_config, previous = eval_config_of(systems, benchmark, options), None
+    eval_config, previous, known = eval_config_of(systems, benchmark, options), None, {} if known is None else known
+    asked = tuple(value for name, value in dataclasses.asdict(options).items() if name not in DONE_WITH_ANSWERS)
     for batch in samples.batches(benchmark, groups, batch_size, max(systems.config.loader.threads, 1)):
-        current = launch(systems, eval_config, batch, options.seed, options.hole_area)
+        key = (benchmark.name, *asked, *(sample.position for sample in batch.samples))
+        current = launch(systems, eval_config, batch, options.seed, options.hole_area, known.get(key))
+        if current.completions is not None:
+            known[key] = current.completions
         if previous is not None:
             yield on_the_host(previous)
         previous = current
@@ -165,12 +196,14 @@ def evaluate(
     quiet: bool = False,
     values: Mapping[str, Any] | None = None,
     owner: str = "",
+    known: Known | None = None,
 ) -> dict[str, Any]:
     """Runs or resumes an evaluation and writes its directory; `results.json` is also returned.
 
     Args:
       values: its identity, if the caller has it already.
       owner: id of the evaluation whose directory holds `out`.
+      known: System 1's answers from other evaluations of these systems; those of this one are added.
 
     Raises:
       InputError: `out` holds an evaluation of another identity; a batch that cannot be sharded over the devices.
@@ -197,7 +230,7 @@ def evaluate(
         already = sum(position in store.lines for position in chosen)
         bar = tqdm(total=len(chosen), initial=already, unit="clip", dynamic_ncols=True, disable=True if quiet else None)
         with bar:
-            for done in answered(systems, benchmark, options, pending, batch_size):
+            for done in answered(systems, benchmark, options, pending, batch_size, known):
                 finish(systems, benchmark, store, done, pool, bar)
         lines = [store.lines[position] for position in chosen]
         results = summary(systems, benchmark, options, lines, store)

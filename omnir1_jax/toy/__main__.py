@@ -29,6 +29,7 @@ from omnir1_jax.errors import AGAIN, InputError
 from omnir1_jax.files import folders, json_file, regular_file
 from omnir1_jax.inference import benchmark, compare, from_checkpoint, load, store
 from omnir1_jax.inference.load import Systems
+from omnir1_jax.inference.run import Known
 from omnir1_jax.inference.samples import SOUNDS
 from omnir1_jax.inference.tasks import Options
 from omnir1_jax.inference.validation import Validation
@@ -72,10 +73,12 @@ OF, PHASES, SUMMARY, PAGE = "toy.json", "phases", "summary.json", ("table.md", "
 FOLDERS = ("before", "runs", "after", PHASES, "cache")
 
 
-def score(made: Systems, folder: pathlib.Path, task: str, clips: int, label: str, **choices: Any) -> dict[str, float]:
+def score(
+    made: Systems, known: Known, folder: pathlib.Path, task: str, clips: int, label: str, **choices: Any
+) -> dict[str, float]:
     """J&F in percent of one task's held-out clips, and by what their queries take; what was measured before is read."""
     options = Options(benchmark="synthetic", tasks=(task,), limit=clips, batch_size=BATCH, **choices)
-    mean = benchmark.evaluate(made, options, folder / label)[""]["table"]["J&F"]
+    mean = benchmark.evaluate(made, options, folder / label, known=known)[""]["table"]["J&F"]
     return {label: mean} | {f"{label}/{kind}": value for kind, value in compare.by_kind(folder / label).items()}
 
 
@@ -85,11 +88,12 @@ def scores(
     """Every evaluation of both tasks; of segmentation without sound only if there is any."""
     heard = made.config.data.vos.audio_seconds > 0
     out: dict[str, dict[str, float]] = {"vos": {}, "refavs": {}}
+    known: Known = {}
     for label, choices in of_vos.items():
         if heard or label not in DEAF:
-            out["vos"] |= score(made, folder, "vos", clips, label, **usual | choices)
+            out["vos"] |= score(made, known, folder, "vos", clips, label, **usual | choices)
     for sound in SOUNDS:
-        out["refavs"] |= score(made, folder, "refavs", clips, sound, **usual | {"sound": sound})
+        out["refavs"] |= score(made, known, folder, "refavs", clips, sound, **usual | {"sound": sound})
     return out
 
 

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from unittest import mock
 
 import cv2
 import jax
@@ -143,6 +144,29 @@ def test_system2_is_asked_for_the_querys_own_words(made, trees, tmp_path, monkey
         config.step.description_bytes = 8
     found = evaluated(made._replace(config=config), tmp_path / "short", trees / "mevis", description="query", **wanted)
     assert "does not fit step.description_bytes = 8" in found["bad"][0]["reason"]
+
+
+def test_system1_answers_once_whatever_is_done_with_its_answers(made, trees, tmp_path, monkeypatch):
+    """For all rules of a call, and for calls that share what is known; asked otherwise, it answers again."""
+    scripted.install(monkeypatch, scripted.PLANS)
+    asked = mock.Mock(side_effect=run.RESPOND)
+    monkeypatch.setattr(run, "RESPOND", asked)
+    options = Options("mevis", root=str(trees / "mevis"), batch_size=6, limit=12)
+    alone = [dict(keyframes="uniform"), dict(keyframes="first"), dict(system2="oracle", description="query")]
+    for i, choices in enumerate(alone):
+        benchmark.evaluate(made, dataclasses.replace(options, **choices), tmp_path / f"alone_{i}", quiet=True)
+    assert asked.call_count == 2 * 3
+    known = {}
+    benchmark.evaluate(made, options, tmp_path / "rules", ("uniform", "first"), quiet=True, known=known)
+    benchmark.evaluate(made, dataclasses.replace(options, **alone[2]), tmp_path / "boxes", quiet=True, known=known)
+    assert asked.call_count == 2 * 3 + 2
+    for i, path in enumerate(("rules/uniform", "rules/first", "boxes")):
+        assert lines(tmp_path / path) == lines(tmp_path / f"alone_{i}")
+    for i, other in enumerate((dict(sound="muted"), dict(seed=1))):
+        benchmark.evaluate(
+            made, dataclasses.replace(options, **other), tmp_path / f"other_{i}", quiet=True, known=known
+        )
+    assert asked.call_count == 2 * 3 + 2 + 2 * 2
 
 
 def test_many_devices_give_the_same(made, trees, tmp_path, monkeypatch):
