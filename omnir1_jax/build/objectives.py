@@ -86,6 +86,7 @@ def _sft_config(
         **fields,
         targets=entry.targets or config.sft.targets,
         target_tokens=entry.target_tokens or config.sft.target_tokens,
+        keyframes=config.step.keyframes,
     )
 
 

@@ -88,7 +88,7 @@ def truth(clip: DecodedClip, config: ExampleConfig) -> Arrays:
     return {"gold": np.frombuffer(right_letter(clip.ref).encode(), np.uint8), "gold_length": np.int32(1)}
 
 
-def target(clip: DecodedClip, config: ExampleConfig) -> str:
+def target(clip: DecodedClip, config: targets.TargetConfig) -> str:
     """The right option's letter."""
     return targets.thought(" I choose. ", right_letter(clip.ref))
 

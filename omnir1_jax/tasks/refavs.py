@@ -78,7 +78,7 @@ def truth(clip: DecodedClip, config: ExampleConfig) -> Arrays:
     return {"box": canvas.boxes(clip.masks[:, :1])[0, 0].astype(np.float32)}
 
 
-def target(clip: DecodedClip, config: ExampleConfig) -> str:
+def target(clip: DecodedClip, config: targets.TargetConfig) -> str:
     """The query itself as the description."""
     return targets.thought(f" What is meant is {clip.ref.query}. ", f" {clip.ref.query} ")
 

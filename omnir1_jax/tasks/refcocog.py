@@ -64,7 +64,7 @@ def truth(clip: DecodedClip, config: ExampleConfig) -> Arrays:
     return {name: value.astype(np.float32) for name, value in truth_of(clip, config).items()}
 
 
-def target(clip: DecodedClip, config: ExampleConfig) -> str:
+def target(clip: DecodedClip, config: targets.TargetConfig) -> str:
     """Box and two points in pixels of the resized image."""
     true = truth_of(clip, config)
     box = np.trunc(true["box"] * np.tile(true["scale"], 2)).astype(int).tolist()

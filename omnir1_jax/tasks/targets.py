@@ -15,8 +15,6 @@ from omnir1_jax.errors import InputError
 from omnir1_jax.systems.prompts import clock
 from omnir1_jax.tasks.examples import Arrays, ExampleConfig
 
-MOMENTS = 4  # keyframes of a plan made from the ground truth, as the prompts ask for
-
 
 @dataclass(frozen=True, kw_only=True)
 class TargetConfig(ExampleConfig):
@@ -25,10 +23,12 @@ class TargetConfig(ExampleConfig):
     Attributes:
       targets: target texts of a prompt.
       target_tokens: maximum tokens of one, including its question and the ending token.
+      keyframes: maximum keyframes of a plan made from the ground truth; more would not be looked at.
     """
 
     targets: int
     target_tokens: int
+    keyframes: int = 4
 
 
 @dataclass(frozen=True)
@@ -83,8 +83,8 @@ def quoted(text: str) -> str:
     return f'"{plain}"'
 
 
-def best_moments(masks: Bool[np.ndarray, "n t h w"]) -> list[int]:
-    """Frames at which the target is largest, one in each of up to `MOMENTS` even parts of the time it is seen."""
+def best_moments(masks: Bool[np.ndarray, "n t h w"], count: int) -> list[int]:
+    """Frames at which the target is largest, one in each of up to `count` even parts of the time it is seen."""
     areas = masks.sum(axis=(0, 2, 3))
     seen = np.flatnonzero(areas)
-    return [int(part[areas[part].argmax()]) for part in np.array_split(seen, min(MOMENTS, len(seen))) if len(part)]
+    return [int(part[areas[part].argmax()]) for part in np.array_split(seen, min(count, len(seen))) if len(part)]

@@ -86,7 +86,7 @@ class Task:
     extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     frames: Callable[[DecodedClip, ExampleConfig], Arrays] = none
     truth: Callable[[DecodedClip, ExampleConfig], Arrays] = none
-    target: Callable[[DecodedClip, ExampleConfig], str] | None = None
+    target: Callable[[DecodedClip, targets.TargetConfig], str] | None = None
     facts: Callable[[Any], Any] = all_but_prompts
     describe: Callable[[Any, Any, Any, At], Description] = lambda *_: Description()
     picture: Callable[[Any, int], Clip] = description.policy_clip

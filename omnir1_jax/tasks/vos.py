@@ -105,11 +105,11 @@ def truth(clip: DecodedClip, config: ExampleConfig) -> Arrays:
     }
 
 
-def target(clip: DecodedClip, config: ExampleConfig) -> str:
+def target(clip: DecodedClip, config: targets.TargetConfig) -> str:
     """A plan from the ground truth: moments over the clip at which the target is largest, described by the query."""
     if clip.masks is None:
         raise InputError("no masks to make a plan from")
-    moments = targets.best_moments(clip.masks)
+    moments = targets.best_moments(clip.masks, config.keyframes)
     if not moments:
         raise InputError("the target is in no frame")
     query = targets.quoted(clip.ref.query)[1:-1]

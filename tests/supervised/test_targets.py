@@ -41,7 +41,7 @@ def words():
 
 
 @functools.cache
-def config(family="vos", count=1, tokens=160, tokenizer=None):
+def config(family="vos", count=1, tokens=160, tokenizer=None, keyframes=4):
     fields = {"system": (), "grounding": prompts.GROUNDING}
     text = {name: prompts.load(name, fields[name], str(prompts.FOLDER / f"toy_{name}.txt")) for name in fields}
     named = {"vos": "toy_vos", "refavs": "toy_refavs"}
@@ -61,6 +61,7 @@ def config(family="vos", count=1, tokens=160, tokenizer=None):
         max_aspect=1.6,
         targets=count,
         target_tokens=tokens,
+        keyframes=keyframes,
     )
 
 
@@ -100,16 +101,17 @@ def test_earlier_questions_of_a_target_are_learnt_with_it():
     assert words().decode(rows[1, weights[1] > 0]) == " red<|im_end|>"
 
 
-def test_a_plan_from_the_truth_is_valid_and_chooses_the_best_frames():
+@pytest.mark.parametrize("keyframes", [1, 4])
+def test_a_plan_from_the_truth_is_valid_and_chooses_the_best_frames(keyframes):
     for clip in decoded("vos", 6):
-        ((question, answer),) = answers(TASKS["vos"].supervised(clip, config()))
+        ((question, answer),) = answers(TASKS["vos"].supervised(clip, config(keyframes=keyframes)))
         plan = host.read_plan(answer, 8)
         assert question == "" and plan.formatted and all(piece.valid for piece in plan.pieces)
         frames = [piece.first_frame for piece in plan.pieces]
         assert frames == [piece.last_frame for piece in plan.pieces] == sorted(set(frames))
         areas = clip.masks.sum(axis=(0, 2, 3))
         assert areas[frames].min() > 0 and areas[frames].max() == areas.max()
-        assert len(frames) == min(4, np.count_nonzero(areas))
+        assert len(frames) == min(keyframes, np.count_nonzero(areas))
         assert {piece.description.decode() for piece in plan.pieces} == {clip.ref.query}
 
 
