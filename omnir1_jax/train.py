@@ -15,10 +15,10 @@ from omnir1_jax.config import settings
 from omnir1_jax.errors import AGAIN
 from omnir1_jax.inference.validation import Validation
 from omnir1_jax.parallel import start
-from omnir1_jax.planning import rates
+from omnir1_jax.planning import batches, rates
 from omnir1_jax.training.loop import train
 
-COUNTER = rates.counter
+COUNTER, SHAPES = rates.counter, batches.of_run
 _CONFIG = settings.define()
 _WORKDIR = cli.flag.string("workdir", None, "Directory of the run; an earlier run there is resumed.")
 _JOIN = start.flags()
@@ -30,7 +30,8 @@ def main(_) -> None:
     _JOIN()
     with start.ends_together():
         start.check()
-        finished = train(_CONFIG.value, _WORKDIR.value, validation=Validation, rates=COUNTER) is not None
+        choices = dict(validation=Validation, rates=COUNTER, shapes=SHAPES)
+        finished = train(_CONFIG.value, _WORKDIR.value, **choices) is not None
     if not finished:
         sys.exit(AGAIN)
 

@@ -1,15 +1,18 @@
 """Shapes of a task's batches, from the example that the task makes of a stand-in clip."""
 
 import re
+from collections.abc import Callable
 from typing import Any
 
+import jax
 import numpy as np
 from jax import ShapeDtypeStruct
 from ml_collections import ConfigDict
 from transformers import PreTrainedTokenizerBase
 
-from omnir1_jax.build.data import example_config
+from omnir1_jax.build.data import example_config, grounder_sizes, task_of
 from omnir1_jax.build.models import ModelSpecs
+from omnir1_jax.build.run import Run
 from omnir1_jax.data.audio import SAMPLE_RATE
 from omnir1_jax.data.clips import DecodedClip
 from omnir1_jax.data.preprocess.tokens import SPELLING
@@ -87,3 +90,19 @@ def batch_of(
         ) from error
     shape = lambda x: ShapeDtypeStruct((entry.batch_size, *np.shape(x)), np.asarray(x).dtype)
     return task.to_batch({key: shape(value) for key, value in arrays.items()})
+
+
+def of_run(run: Run) -> Callable[[str], Any]:
+    """For the name of a task of a GRPO run: shapes of its batches, sharded as they will be.
+
+    Raises:
+      InputError: from the function: the task makes no example of the stand-in clip.
+    """
+
+    def shapes(name: str) -> Any:
+        loaded, task = run.loaded, task_of(run.config, name)
+        other = grounder_sizes(run.config)
+        batch = batch_of(run.config, name, task, loaded.models.thinker.config, loaded.tokenizer, other)
+        return jax.tree.map(lambda x: ShapeDtypeStruct(x.shape, x.dtype, sharding=run.batch_sharding), batch)
+
+    return shapes

@@ -55,6 +55,8 @@ MakeValidation = Callable[[Run], Callable[[Any], Validated]]
 # From a run to a function of a task, a batch's shapes and its lowered step, which gives one of a step's metrics and
 # seconds to further metrics: `planning.rates.counter`, of a later room.
 MakeRates = Callable[[Run], Callable[[str, Any, jax.stages.Lowered], Callable[[Mapping, float], dict[str, float]]]]
+# From a run to a function of a task, which gives the shapes of its batches: `planning.batches.of_run`, of a later room.
+MakeShapes = Callable[[Run], Callable[[str], Any]]
 
 
 def train(
@@ -64,6 +66,7 @@ def train(
     quiet: bool = False,
     validation: MakeValidation | None = None,
     rates: MakeRates | None = None,
+    shapes: MakeShapes | None = None,
 ) -> TrainState | None:
     """Runs `config.steps` steps, from the newest good checkpoint of the work directory `path` if there is one.
 
@@ -71,6 +74,7 @@ def train(
       quiet: nothing on the terminal.
       validation: makes the validation of `config.validate`.
       rates: makes the counter of a step's operations.
+      shapes: knows the shapes of batches, so that the tasks' steps are compiled side by side.
 
     Returns:
       the state after the last step; None if a signal ended the run earlier, its state saved.
@@ -87,7 +91,7 @@ def train(
     if config.validate.every and validation is None:
         raise InputError("validate.every: this caller of training.loop.train gives no validation; set it to 0")
     with workdir.hold(folder, config) as mark, attempts.attempt(folder, peers) as progress:
-        return _train(config, folder, mark, progress, quiet, validation, rates)
+        return _train(config, folder, mark, progress, quiet, validation, rates, shapes)
 
 
 def _train(
@@ -98,6 +102,7 @@ def _train(
     quiet: bool,
     validation: MakeValidation | None,
     rates: MakeRates | None,
+    shapes: MakeShapes | None,
 ) -> TrainState | None:
     """`train` in a work directory that is held; `mark` is its mark in the first process, None in the others."""
     plain = settings.saved_form(config)
@@ -111,6 +116,7 @@ def _train(
         signals.stop_flag() as stop,
         contextlib.closing(batches(run)) as stream,
         futures.ThreadPoolExecutor(1, "count") as count_thread,
+        futures.ThreadPoolExecutor(1, "compile") as compile_thread,
     ):
         target = checkpointing.like(run.state)
         # Committed to its devices like a restored one, so that both use the same compiled program.
@@ -133,8 +139,10 @@ def _train(
             log.say(f"note: {note}")
         step, saved, key = steps_done, steps_done, step_key(config, run.mesh)
         tracer, compiled, saving = Tracer(folder, section(Profile, config.profile)), set(), 0.0
-        counts = rates is not None and log is not None and config.objective == "grpo"  # the planner knows no others
-        rate, counting, counted = measure.learning_rate(config), rates(run) if counts else None, {}
+        planned = config.objective == "grpo"  # the planner knows no others
+        counting = rates(run) if rates is not None and log is not None and planned else None
+        rate, counted = measure.learning_rate(config), {}
+        ahead: dict[str, futures.Future] = {}
         watch = Watch(config.step.updates if config.objective == "grpo" else 1, int(jax.device_get(state.skipped)))
         if validate is not None and config.validate.at_start and not steps_done:
             validated, _ = timed(validate, state.trainable)
@@ -146,6 +154,10 @@ def _train(
             waited = time.perf_counter() - started
             inputs = run.to_batch(batch.family, batch.arrays)
             program = run.steps[batch.family]
+            if shapes is not None and planned and not compiled:
+                ahead = compile_ahead(run, shapes(run), batch.family, (state, run.frozen, key), compile_thread)
+            if batch.family in ahead:
+                await_compiled(ahead.pop(batch.family))
             with tracer.step(step, batch.family, program, state, run.frozen, inputs, key):
                 state, metrics, rollout = program(state, run.frozen, inputs, key)
                 metrics = jax.device_get(metrics)
@@ -195,6 +207,7 @@ def _train(
             if last:
                 break
         tracer.close()
+        compile_thread.shutdown(wait=False, cancel_futures=True)  # of tasks that had no step
     if log is not None:
         log.close()
     if step < config.steps:
@@ -283,6 +296,33 @@ def data_metrics(stream: Prefetch, waited: float) -> dict[str, float]:
     """Metrics of the data: samples skipped since the first step, seconds waited for this batch."""
     counts = stream.get_state()["counts"]
     return {f"data/{name}": float(value) for name, value in counts.items()} | {"time/data": waited}
+
+
+def compile_ahead(
+    run: Run, shapes: Callable[[str], Any], first: str, arguments: tuple[TrainState, Any, Any], thread: futures.Executor
+) -> dict[str, futures.Future]:
+    """Compiles the steps of all tasks but `first` in a thread, while that one is compiled by its step.
+
+    A step that finds its program compiled for its shapes does not compile it again.
+
+    Args:
+      arguments: the step's state, what is frozen, and the key.
+    """
+    like = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
+    state, frozen, key = arguments
+    state = jax.tree.map(like, state)  # the first step donates its arrays
+
+    def compile_step(task: str, lower: Callable[..., jax.stages.Lowered]) -> None:
+        lower(state, frozen, shapes(task), key).compile()
+
+    lowers = {task: getattr(step, "lower", None) for task, step in run.steps.items() if task != first}
+    return {task: thread.submit(compile_step, task, lower) for task, lower in lowers.items() if lower is not None}
+
+
+def await_compiled(done: futures.Future) -> None:
+    """Waits for a step that is compiled ahead; one whose shapes are not known is compiled by the step itself."""
+    with contextlib.suppress(InputError):
+        done.result()
 
 
 def count(

@@ -1,6 +1,7 @@
 """The training command from datasets on disk to weights that transformers loads, and all that it writes meanwhile."""
 
 import json
+import logging
 import re
 
 import numpy as np
@@ -19,7 +20,7 @@ from omnir1_jax.inference.tasks import Options
 from omnir1_jax.inference.validation import Validation
 from omnir1_jax.models import lora
 from omnir1_jax.models.qwen_omni import pretrained
-from omnir1_jax.planning import trace
+from omnir1_jax.planning import batches, trace
 from omnir1_jax.reporting import rollouts_html
 from omnir1_jax.reporting.lines import read
 from omnir1_jax.training import checkpointing
@@ -118,15 +119,42 @@ def one_device():
         yield
 
 
+class Compilations(logging.Handler):
+    """Threads in which steps were compiled."""
+
+    def __init__(self):
+        super().__init__(logging.DEBUG)
+        self.threads: list[str | None] = []
+
+    def emit(self, record):
+        if record.getMessage().startswith("Finished XLA compilation of jit(train_step)"):
+            self.threads.append(record.threadName)
+
+
 @pytest.fixture(scope="module")
-def done(root, tmp_path_factory):
+def compilations():
+    logger, handler = logging.getLogger("jax._src.dispatch"), Compilations()
+    logger.addHandler(handler)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(logger, "level", logging.DEBUG)
+        yield handler
+    logger.removeHandler(handler)
+
+
+@pytest.fixture(scope="module")
+def done(root, tmp_path_factory, compilations):
     """The work directory of a finished run over both families."""
     workdir, c = tmp_path_factory.mktemp("run") / "both", config(root, "vos", "refavs")
     c.checkpoint.every, c.checkpoint.keep = 2, 1
     c.profile.start, c.profile.steps = 2, 5
     c.validate.update(every=1, benchmark="mevis", root=str(root / "MeViS"), limit=2, batch_size=2)
-    train(c, workdir, quiet=True, validation=Validation)
+    train(c, workdir, quiet=True, validation=Validation, shapes=batches.of_run)
     return workdir
+
+
+def test_the_steps_of_both_families_are_compiled_side_by_side_and_once(done, compilations):
+    here, ahead = sorted(compilations.threads, key=lambda name: name.startswith("compile"))
+    assert ahead.startswith("compile") and not here.startswith("compile")
 
 
 def test_a_run_leaves_all_that_was_promised(done):
