@@ -152,16 +152,13 @@ def respond(
         return reasoner.sample(models.thinker, variables, inputs, media, key, config.sampling, 1, row_ids=number)
 
 
-def request(
-    config: StepConfig,
-    eval_config: EvalConfig,
-    frozen: Frozen,
-    batch: Query,
-    completions: Completions,
-    key: Key[Array, ""],
-) -> Any:
-    """The task's parsed completions [b 1 ...] with the chosen requests to System 2."""
-    parsed = eval_config.task.read(frozen, config, batch, completions)
+def read(config: StepConfig, task: tasks.Task, frozen: Frozen, batch: Query, completions: Completions) -> Any:
+    """The task's parsed completions [b 1 ...], with their own requests to System 2. The same program for all rules."""
+    return task.read(frozen, config, batch, completions)
+
+
+def request(config: StepConfig, eval_config: EvalConfig, batch: Query, parsed: Any, key: Key[Array, ""]) -> Any:
+    """Parsed completions [b 1 ...] with requests to System 2 by the rules of `eval_config`."""
     if eval_config.keyframes != "plan":
         parsed = parsed._replace(requests=elsewhere(eval_config, parsed.plan, batch, config.keyframes, key))
     if eval_config.description == "query":

@@ -45,9 +45,10 @@ class AnsweredBatch(NamedTuple):
     completions: Completions | None = None
 
 
-# Compiled once for each shape, whatever the number of evaluations in a process. The models' programs do not depend on
-# the rule for keyframes, so that evaluations that differ in it alone compile them once.
+# Compiled once for each shape, whatever the number of evaluations in a process. Only REQUEST depends on the rules for
+# keyframes and descriptions.
 RESPOND = narrow.jit(answer.respond, static_argnums=(0, 1))
+READ = jax.jit(answer.read, static_argnums=(0, 1))
 REQUEST = jax.jit(answer.request, static_argnums=(0, 1))
 GROUND = narrow.jit(answer.ground, static_argnums=(0, 1))
 CONCLUDE = jax.jit(answer.conclude, static_argnums=(0, 1))
@@ -103,11 +104,15 @@ def concluded(
 ) -> Answers:
     """Both systems' answers to a batch, all but the masks."""
     reading = boxes = None
+    # All that the other programs depend on, so that they are compiled once for all rules.
+    plain, asked = dataclasses.replace(eval_config, keyframes="plan", description="plan"), query.replace(words=None)
     if eval_config.task.grounds:
-        reading = REQUEST(systems.step, eval_config, systems.frozen, query, completions, key)
+        reading = READ(systems.step, eval_config.task, systems.frozen, asked, completions)
+        if eval_config != plain:
+            reading = REQUEST(systems.step, eval_config, query, reading, key)
         if not (eval_config.oracle or eval_config.host):
             boxes = GROUND(systems.models, slots(eval_config), systems.frozen, query.sharp, reading.requests)
-    return CONCLUDE(systems.step, eval_config, query, completions, reading, boxes)
+    return CONCLUDE(systems.step, plain, asked, completions, reading, boxes)
 
 
 def placed(tree: Any, sharding: jax.sharding.Sharding | None) -> Any:

@@ -58,9 +58,9 @@ def lower(program: Program, config: ConfigDict, name: str, mesh: Mesh) -> Iterat
         if not task.grounds:
             return
         completions = outputs(functools.partial(answer.respond, models, step_config), *respond_arguments)
-        request_arguments = shapes.frozen, query, completions, key
-        yield run.REQUEST.lower(step_config, eval_config, *request_arguments)
-        reading = outputs(functools.partial(answer.request, step_config, eval_config), *request_arguments)
+        read_arguments = shapes.frozen, query, completions
+        yield run.READ.lower(step_config, task, *read_arguments)
+        reading = outputs(functools.partial(answer.read, step_config, task), *read_arguments)
         ground_arguments = shapes.frozen, query.sharp, reading.requests
         yield run.GROUND.lower(models, slots(eval_config), *ground_arguments)
         if models.segmenter is not None:

@@ -33,6 +33,7 @@ from omnir1_jax.inference.run import Known
 from omnir1_jax.inference.samples import SOUNDS
 from omnir1_jax.inference.tasks import Options
 from omnir1_jax.inference.validation import Validation
+from omnir1_jax.planning import batches
 from omnir1_jax.reporting import lines, toy_report
 from omnir1_jax.reporting import names as metric_names
 from omnir1_jax.reporting.before_after import Comparison
@@ -127,7 +128,7 @@ def learnt(run: pathlib.Path) -> dict[str, Any]:
 
 def train_whole(config: ConfigDict, run: pathlib.Path) -> dict[str, Any] | None:
     """A whole training run and what it learnt; None where it was stopped."""
-    return None if loop.train(config, run, validation=Validation) is None else learnt(run)
+    return None if loop.train(config, run, validation=Validation, shapes=batches.of_run) is None else learnt(run)
 
 
 def experiment(config: ConfigDict, reward: str, seed: int) -> ConfigDict:

@@ -34,7 +34,7 @@ quick = functools.partial(
 SEGMENT = quick(segment.logits, static_argnums=0)
 
 
-PROGRAMS = {"RESPOND": "respond", "REQUEST": "request", "GROUND": "ground", "CONCLUDE": "conclude"}
+PROGRAMS = {"RESPOND": "respond", "READ": "read", "REQUEST": "request", "GROUND": "ground", "CONCLUDE": "conclude"}
 
 
 @functools.cache
