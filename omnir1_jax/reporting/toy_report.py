@@ -20,9 +20,13 @@ Table = tuple[str, tuple[str, ...], list[tuple[Any, ...]]]  # caption, header, r
 BASELINES = {"uniform": "uniform frames", "random": "random frames", "first": "the first frame"}
 TITLES = {
     **{"all": "RK + RA + RG", "rk_ra": "RK + RA", "rk_rg": "RK + RG", "rk": "RK"},
-    "sft": "none: supervised training on plans of the ground truth",
+    "sft": "SFT on plans of the ground truth",
 }
 KINDS = {kind: f"by {name}" for kind, name in reversed(before_after.KINDS.items())}
+REWARDS = (
+    "reward", "J&F", "true boxes in its frames", "by sound", "sounding shapes", "box IoU, sampled, %",
+    "flat groups, last fifth, %", "seeds",
+)  # fmt: skip
 SOUNDS = {"own": "own sound", "muted": "muted", "swapped": "another clip's"}
 CURVES = {
     "reward, segmentation clips": (True, "reward/total"),
@@ -65,7 +69,7 @@ def tables(results: Mapping[str, Any]) -> list[Table]:
             rows.append((name, *(f"{statistics.fmean(values):.3f}" for values in ends)))
         out.append(("Sampled answers while training", ("", "first fifth", "last fifth"), rows))
     if len({run["reward"] for run in runs.values()}) > 1:
-        out.append(("Rewards", ("reward", "J&F", "sounding shapes", "box IoU, sampled", "seeds"), _rewards(runs)))
+        out.append(("Rewards", REWARDS, _rewards(cold, runs)))
     return out
 
 
@@ -100,15 +104,17 @@ def _before_after(
     ]
 
 
-def _rewards(runs: Mapping[str, Mapping[str, Any]]) -> list[tuple[Any, ...]]:
-    rows = []
+def _rewards(cold: Mapping[str, Mapping[str, float]], runs: Mapping[str, Mapping[str, Any]]) -> list[tuple[Any, ...]]:
+    """A row of each reward, after the cold start's; what a run did not measure is blank."""
+    labels = (("vos", "plan"), ("vos", "boxes_plan"), ("vos", "plan/sound"), ("refavs", "own"))
+    scored = lambda runs: [[run[task][label] for run in runs if label in run[task]] for task, label in labels]
+    ends = lambda runs, name: [100 * run["learnt"][name]["last"] for run in runs if name in run["learnt"]]
+    told = lambda columns: [spread(values) if values else "" for values in columns]
+    rows: list[tuple[Any, ...]] = [("none: the cold start", *told(scored([cold])), "", "", "")]
     for reward, title in TITLES.items():
         if chosen := [run for run in runs.values() if run["reward"] == reward]:
-            sampled = [100 * run["learnt"]["vos box IoU"]["last"] for run in chosen if "vos box IoU" in run["learnt"]]
-            scores = (
-                spread([run[task][label] for run in chosen]) for task, label in (("vos", "plan"), ("refavs", "own"))
-            )
-            rows.append((title, *scores, spread(sampled) if sampled else "", len(chosen)))
+            sampled = [ends(chosen, name) for name in ("vos box IoU", "vos flat groups")]
+            rows.append((title, *told([*scored(chosen), *sampled]), len(chosen)))
     return rows
 
 

@@ -31,7 +31,7 @@ def world(monkeypatch):
     """Phases that take no time; counts of their calls, and runs that stop the first time."""
     calls = {"before": 0, "train": [], "after": 0, "stop": set()}
 
-    def train(config, run, validation):
+    def train(config, run, validation, shapes):
         calls["train"].append((run.name, config.seed, dict(config.reward.terms)))
         folders.claim(run, "train", "--workdir")
         if run.name in calls["stop"]:
@@ -122,7 +122,8 @@ def test_tables_and_page(world, config, tmp_path):
     assert "| its description in random frames | 42.0 |" in text
     assert "| trained, its own plan | 47.0 ± 1.4 |" in text and "| gain over the cold start | 7.0 ± 1.4 |" in text
     assert "| trained | 50.0 ± 0.0 | 31.0 ± 0.0 | 29.0 ± 0.0 |" in text
-    assert "| RK | 47.0 ± 1.4 | 50.0 ± 0.0 | 22.5 ± 0.0 | 2 |" in text
+    assert "| none: the cold start | 40.0 |  |  | 30.0 |  |  |  |" in text
+    assert "| RK | 47.0 ± 1.4 |  |  | 50.0 ± 0.0 | 22.5 ± 0.0 |  | 2 |" in text
     page = (tmp_path / "report.html").read_text()
     assert "47.0 ± 1.4" in page and not re.search(r'(src|href)="(?!data:|#)', page)
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
@@ -132,7 +133,7 @@ def test_every_choice_is_evaluated_and_told(world, config, tmp_path, monkeypatch
     """Of the real phases: all choices of both tasks, sounds of segmentation where there is sound, scores by query."""
     asked = []
 
-    def evaluate(made, options, folder):
+    def evaluate(made, options, folder, known):
         asked.append((folder.name, options))
         return {
             "": {
