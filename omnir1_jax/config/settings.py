@@ -106,6 +106,11 @@ def _with_fields(config: ConfigDict, argv: Sequence[str]) -> ConfigDict:
 
 def parse(argv: Sequence[str]) -> Sequence[str]:
     """absl's flags parser; an invalid file, key or value gives an error of one line."""
+    named = [argument for argument in argv[1:] if re.fullmatch("--?config(=.*)?", argument, re.DOTALL)]
+    if len(named) > 1:
+        raise InputError(
+            f"--config: given {len(named)} times; name one file, and change settings by --config.SETTING=VALUE"
+        )
     try:
         rest = flags.FLAGS(shipped.resolve(argv))
         if "config" in flags.FLAGS and flags.FLAGS.config is not None:

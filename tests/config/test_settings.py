@@ -103,9 +103,15 @@ LINES = {
     "--config.optimizer.lerning_rate=3": "learning_rate",
     "--config.optimizer.learning_rate=fast": "learning_rate",
     "--config.data.vos.framse=3": "frames",
-    "--config=configs/none.py": "configs/none.py",
+    "--config=configs/toy.py": "given 2 times; name one file",
     "--workdri=x": "workdir",
 }
+
+
+def test_a_config_that_is_not_there_is_named():
+    with flagsaver.flagsaver(), pytest.raises(InputError, match="configs/none.py") as caught:
+        settings.parse(["train", "--config=configs/none.py"])
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("arg", LINES)
