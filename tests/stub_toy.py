@@ -26,7 +26,7 @@ def after(run, folder, clips):
     return {"vos": {"plan": 40.0}, "refavs": dict.fromkeys(SOUNDS, 30.0)}
 
 
-def train(config, run, validation):
+def train(config, run, validation, shapes):
     with toy.workdir.hold(run, config):
         rows = [{"step": n, "reward/total": 1.0, "reward/accuracy": 1.0} for n in range(1, 21)]
         rows = [

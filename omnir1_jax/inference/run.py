@@ -105,10 +105,8 @@ def concluded(
     """Both systems' answers to a batch, all but the masks."""
     reading = boxes = None
     # All that the other programs depend on, so that they are compiled once for all rules.
-    plain, asked = (
-        dataclasses.replace(eval_config, keyframes="plan", description="plan"),
-        dataclasses.replace(query, words=None),
-    )
+    plain = dataclasses.replace(eval_config, keyframes="plan", description="plan")
+    asked = dataclasses.replace(query, words=None)
     if eval_config.task.grounds:
         reading = READ(systems.step, eval_config.task, systems.frozen, asked, completions)
         if eval_config != plain:

@@ -134,10 +134,11 @@ class Compilations(logging.Handler):
 @pytest.fixture(scope="module")
 def compilations():
     logger, handler = logging.getLogger("jax._src.dispatch"), Compilations()
+    before = logger.level
     logger.addHandler(handler)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(logger, "level", logging.DEBUG)
-        yield handler
+    logger.setLevel(logging.DEBUG)
+    yield handler
+    logger.setLevel(before)
     logger.removeHandler(handler)
 
 
