@@ -109,12 +109,12 @@ def _rewards(cold: Mapping[str, Mapping[str, float]], runs: Mapping[str, Mapping
     labels = (("vos", "plan"), ("vos", "boxes_plan"), ("vos", "plan/sound"), ("refavs", "own"))
     scored = lambda runs: [[run[task][label] for run in runs if label in run[task]] for task, label in labels]
     ends = lambda runs, name: [100 * run["learnt"][name]["last"] for run in runs if name in run["learnt"]]
-    told = lambda columns: [spread(values) if values else "" for values in columns]
-    rows: list[tuple[Any, ...]] = [("none: the cold start", *told(scored([cold])), "", "", "")]
+    texts = lambda columns: [spread(values) if values else "" for values in columns]
+    rows: list[tuple[Any, ...]] = [("none: the cold start", *texts(scored([cold])), "", "", "")]
     for reward, title in TITLES.items():
         if chosen := [run for run in runs.values() if run["reward"] == reward]:
             sampled = [ends(chosen, name) for name in ("vos box IoU", "vos flat groups")]
-            rows.append((title, *told([*scored(chosen), *sampled]), len(chosen)))
+            rows.append((title, *texts([*scored(chosen), *sampled]), len(chosen)))
     return rows
 
 
