@@ -1,6 +1,6 @@
 """The toy in the fleeting world (docs/toy_world.md): one frame of 16 is shown to System 2, queries go by sound too.
 
-Two CPU cores, 5 GiB: 2.5 s per step, 9 minutes for all of them, 17 with install and evaluations. To expect: J&F 69.3
+Two CPU cores, 5 GiB: 2.5 s per step, 9 minutes for all of them, 15 with install and evaluations. To expect: J&F 69.3
 from 45.8, and more in docs/quickstart.md.
 """
 

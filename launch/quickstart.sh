@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The complete method at toy size, from a fresh machine: creates the environment .venv-quickstart, installs the package,
 # trains on the synthetic world, evaluates before and after, and prints the paths of report.html and summary.json. Takes
-# about 17 minutes on two CPU cores. If interrupted, rerun the command to resume. Only the first run needs the network.
+# about 15 minutes on two CPU cores. If interrupted, rerun the command to resume. Only the first run needs the network.
 #
 # Usage: launch/quickstart.sh [--out DIRECTORY] [options of python -m omnir1_jax.toy]
 #   --out DIRECTORY   output directory (default: runs/quickstart beside this script's folder)
