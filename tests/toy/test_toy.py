@@ -171,7 +171,10 @@ def test_every_choice_is_evaluated_and_told(world, config, tmp_path, monkeypatch
 
 
 def test_supervised_training_takes_the_place_of_a_reward(config):
-    assert toy.experiment(config, toy.SFT, 3).objective == "sft" and toy.experiment(config, "rk", 3).objective == "grpo"
+    supervised, rewarded = toy.experiment(config, toy.SFT, 3), toy.experiment(config, "rk", 3)
+    assert supervised.objective == "sft" and rewarded.objective == "grpo"
+    assert rewarded.optimizer.learning_rate == config.optimizer.learning_rate
+    assert supervised.optimizer.learning_rate == toy.SFT_RATE * config.optimizer.learning_rate
 
 
 def test_a_run_has_its_colour_in_every_panel(tmp_path, monkeypatch):
