@@ -116,7 +116,7 @@ def _train(
         signals.stop_flag() as stop,
         contextlib.closing(batches(run)) as stream,
         futures.ThreadPoolExecutor(1, "count") as count_thread,
-        futures.ThreadPoolExecutor(1, "compile") as compile_thread,
+        _cancelled(futures.ThreadPoolExecutor(1, "compile")) as compile_thread,
     ):
         target = checkpointing.like(run.state)
         # Committed to its devices like a restored one, so that both use the same compiled program.
@@ -155,6 +155,8 @@ def _train(
             inputs = run.to_batch(batch.family, batch.arrays)
             program = run.steps[batch.family]
             if shapes is not None and planned and not compiled:
+                if hasattr(program, "lower"):  # its tracing comes first: tracing takes turns, compiling does not
+                    program.lower(state, run.frozen, inputs, key)
                 ahead = compile_ahead(run, shapes(run), batch.family, (state, run.frozen, key), compile_thread)
             if batch.family in ahead:
                 await_compiled(ahead.pop(batch.family))
@@ -170,8 +172,8 @@ def _train(
                 metrics["time/compile"] = seconds - waited
                 if counting is not None and hasattr(program, "lower"):
                     lowered = program.lower(state, run.frozen, inputs, key)  # cached, since it was compiled
-                    shapes = jax.eval_shape(lambda inputs=inputs: inputs)
-                    counted[batch.family] = count_thread.submit(count, counting, log, batch.family, shapes, lowered)
+                    like = jax.eval_shape(lambda inputs=inputs: inputs)
+                    counted[batch.family] = count_thread.submit(count, counting, log, batch.family, like, lowered)
             elif batch.family in counted:
                 metrics |= counted[batch.family].result()(metrics, seconds)
             if config.loader.rest_after:
@@ -207,7 +209,6 @@ def _train(
             if last:
                 break
         tracer.close()
-        compile_thread.shutdown(wait=False, cancel_futures=True)  # of tasks that had no step
     if log is not None:
         log.close()
     if step < config.steps:
@@ -228,6 +229,15 @@ def _closed(manager: ocp.CheckpointManager) -> Iterator[ocp.CheckpointManager]:
             manager.close()
         raise
     manager.close()
+
+
+@contextlib.contextmanager
+def _cancelled(thread: futures.ThreadPoolExecutor) -> Iterator[futures.ThreadPoolExecutor]:
+    """At the end, however it comes, drops what the thread has not begun."""
+    try:
+        yield thread
+    finally:
+        thread.shutdown(cancel_futures=True)
 
 
 def restore(
