@@ -155,8 +155,6 @@ def _train(
             inputs = run.to_batch(batch.family, batch.arrays)
             program = run.steps[batch.family]
             if shapes is not None and planned and not compiled:
-                if hasattr(program, "lower"):  # its tracing comes first: tracing takes turns, compiling does not
-                    program.lower(state, run.frozen, inputs, key)
                 ahead = compile_ahead(run, shapes(run), batch.family, (state, run.frozen, key), compile_thread)
             if batch.family in ahead:
                 await_compiled(ahead.pop(batch.family))
