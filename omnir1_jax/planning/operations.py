@@ -228,7 +228,10 @@ def kernel(op: Instruction) -> str | None:
 
 
 def kernel_operands(computation: hlo.Computation, op: Instruction) -> list[hlo.Shape]:
-    """Queries, keys, values and further operands: the floating ones of rank 3 and more [..., tokens, channels]."""
+    """Queries, keys and values [..., tokens, channels], and further floating operands, of the queries' tokens.
+
+    Sums over keys are among these in the backward kernels: [..., sublanes, tokens].
+    """
     shapes = (computation.instructions[name].shape for name in op.operands)
     return [shape for shape in shapes if shape.dtype.startswith(("bf", "f")) and len(shape.dims) >= 3]
 

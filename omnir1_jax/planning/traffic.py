@@ -117,14 +117,12 @@ def _read_again(execution: Executed) -> int:
         return 0
     pairs, query_block, key_block = map(int, scope_pairs.groups())
     query, key, value, *others = kernel_operands(execution.computation, execution.instruction)
-    heads, width = (
-        math.prod(query.dims[:-2]),
-        lambda *shapes: sum(shape.bytes // math.prod(shape.dims[:-1]) for shape in shapes),
-    )
+    heads, tokens = math.prod(query.dims[:-2]), query.dims[-2]
     if kind == "dkv":  # reads the queries, and what belongs to them, for each block of keys
         read_once = sum(shape.bytes for shape in (query, *others))
-        return heads * (pairs // key_block) * width(query, *others) - read_once
-    return heads * (pairs // query_block) * width(key, value) - key.bytes - value.bytes
+        return read_once * (pairs // key_block) // tokens - read_once
+    width = sum(shape.bytes // math.prod(shape.dims[:-1]) for shape in (key, value))
+    return heads * (pairs // query_block) * width - key.bytes - value.bytes
 
 
 def _fusion(module: Module, op: Instruction) -> int:

@@ -56,6 +56,29 @@ def test_a_kernel_over_memories_counts_its_widths_and_its_keys_for_each_block_of
     assert traffic._touched(run) == once + again
 
 
+def test_a_backward_kernel_reads_queries_and_their_sums_for_each_block_of_keys():
+    """Its blocks: queries and gradients of 128 channels in bf16, and two sums in float32, each in eight sublanes."""
+    tokens, heads, width = 2048, 2, 128
+    here = SingleDeviceSharding(devices_of("v5p:1x1x1")[0])
+    shape = jax.ShapeDtypeStruct((1, tokens, heads, width), jnp.bfloat16, sharding=here)
+
+    def loss(q, k, v):
+        mask = Mask(tree=Tree(1024, 2, 512))
+        return splash.attend(q, k, v, mask=mask, scale=1.0).astype(jnp.float32).sum()
+
+    with jax.default_matmul_precision("default"):
+        text = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(shape, shape, shape).compile().as_text()
+    (run,) = (
+        run
+        for run in operations.executed(hlo.parse(text), operations.Assumptions())
+        if operations.kernel(run.instruction) == "dkv"
+    )
+    pairs, _, block = map(int, operations.KERNEL_PAIRS.search(run.path).groups())
+    assert pairs // block >= 2 * tokens  # two blocks of keys see the average query
+    row = 2 * width * 2 + 2 * 8 * 4  # bytes
+    assert traffic._read_again(run) == heads * row * (pairs // block - tokens)
+
+
 def test_a_scan_reads_each_layer_s_weights_once():
     """Forward over 8 stacked layers on a TPU: the stack is read once a pass, not once a layer."""
     here = SingleDeviceSharding(devices_of("v5e:1x1")[0])
