@@ -3,6 +3,7 @@
 import contextlib
 import json
 import math
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent import futures
@@ -57,6 +58,8 @@ MakeValidation = Callable[[Run], Callable[[Any], Validated]]
 MakeRates = Callable[[Run], Callable[[str, Any, jax.stages.Lowered], Callable[[Mapping, float], dict[str, float]]]]
 # From a run to a function of a task, which gives the shapes of its batches: `planning.batches.of_run`, of a later room.
 MakeShapes = Callable[[Run], Callable[[str], Any]]
+# With fewer cores than this, the first task's step is compiled and run before others are compiled: it comes sooner.
+SHARED_CORES = 4
 
 
 def train(
@@ -142,6 +145,7 @@ def _train(
         planned = config.objective == "grpo"  # the planner knows no others
         counting = rates(run) if rates is not None and log is not None and planned else None
         rate, counted = measure.learning_rate(config), {}
+        traced: dict[str, futures.Future] = {}
         ahead: dict[str, futures.Future] = {}
         watch = Watch(config.step.updates if config.objective == "grpo" else 1, int(jax.device_get(state.skipped)))
         if validate is not None and config.validate.at_start and not steps_done:
@@ -155,13 +159,17 @@ def _train(
             inputs = run.to_batch(batch.family, batch.arrays)
             program = run.steps[batch.family]
             if shapes is not None and planned and not compiled:
-                ahead = compile_ahead(run, shapes(run), batch.family, (state, run.frozen, key), compile_thread)
+                traced = trace_ahead(run, shapes(run), batch.family, (state, run.frozen, key), compile_thread)
+                if (os.cpu_count() or 1) >= SHARED_CORES:
+                    ahead, traced = compile_ahead(traced, compile_thread), {}
             if batch.family in ahead:
                 await_compiled(ahead.pop(batch.family))
             with tracer.step(step, batch.family, program, state, run.frozen, inputs, key):
                 state, metrics, rollout = program(state, run.frozen, inputs, key)
                 metrics = jax.device_get(metrics)
             seconds = time.perf_counter() - started
+            if traced:
+                ahead, traced = compile_ahead(traced, compile_thread), {}
             metrics |= data_metrics(stream, waited) | measure.speed(config, inputs, metrics, seconds)
             metrics |= {"learn/learning_rate": rate(step, watch.skipped)}
             metrics |= {"time/save": saving} if saving else {}
@@ -306,12 +314,10 @@ def data_metrics(stream: Prefetch, waited: float) -> dict[str, float]:
     return {f"data/{name}": float(value) for name, value in counts.items()} | {"time/data": waited}
 
 
-def compile_ahead(
+def trace_ahead(
     run: Run, shapes: Callable[[str], Any], first: str, arguments: tuple[TrainState, Any, Any], thread: futures.Executor
-) -> dict[str, futures.Future]:
-    """Compiles the steps of all tasks but `first` in a thread, while that one is compiled by its step.
-
-    A step that finds its program compiled for its shapes does not compile it again.
+) -> dict[str, futures.Future[jax.stages.Lowered]]:
+    """Traces the steps of all tasks but `first` in a thread, while that one is compiled by its step.
 
     Args:
       arguments: the step's state, what is frozen, and the key.
@@ -319,12 +325,19 @@ def compile_ahead(
     like = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
     state, frozen, key = arguments
     state = jax.tree.map(like, state)  # the first step donates its arrays
-
-    def compile_step(task: str, lower: Callable[..., jax.stages.Lowered]) -> None:
-        lower(state, frozen, shapes(task), key).compile()
-
+    trace = lambda task, lower: lower(state, frozen, shapes(task), key)
     lowers = {task: getattr(step, "lower", None) for task, step in run.steps.items() if task != first}
-    return {task: thread.submit(compile_step, task, lower) for task, lower in lowers.items() if lower is not None}
+    return {task: thread.submit(trace, task, lower) for task, lower in lowers.items() if lower is not None}
+
+
+def compile_ahead(
+    traced: Mapping[str, futures.Future[jax.stages.Lowered]], thread: futures.Executor
+) -> dict[str, futures.Future]:
+    """Compiles traced steps in the thread that traced them.
+
+    A step that finds its program compiled for its shapes does not compile it again.
+    """
+    return {task: thread.submit(lambda lowered=lowered: lowered.result().compile()) for task, lowered in traced.items()}
 
 
 def await_compiled(done: futures.Future) -> None:

@@ -12,6 +12,7 @@ def scan_first(
     step: Callable[[Any, Any], tuple[Any, Any]], carry: Any, xs: Any, count: Int[Array, ""]
 ) -> tuple[Any, Any]:
     """`jax.lax.scan` that ends after `count` steps; what it stacks is zero beyond them. No gradient flows through."""
+    step = jax.jit(step, inline=True)  # traced once for the shapes and the loop
     slice_at = lambda i: jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, i, keepdims=False), xs)
     _, like = jax.eval_shape(lambda carry: step(carry, slice_at(0)), carry)
     length = jax.tree.leaves(xs)[0].shape[0]

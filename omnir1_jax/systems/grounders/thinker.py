@@ -1,6 +1,7 @@
 """A thinker as grounder: sees a frame and a description, and answers with boxes as text."""
 
 import dataclasses
+import functools
 from typing import Any, ClassVar, NamedTuple, no_type_check
 
 import flax.struct
@@ -131,6 +132,7 @@ def answer(
     at_a_time = min(slots, GATHERED) if shards("embed", decoder.config.hidden_size) > 1 else 1
     slots += -slots % at_a_time
 
+    @functools.partial(jax.jit, inline=True)  # traced once for the shapes and the loop
     def read(slot: Int[Array, ""]) -> PromptCache:
         """`at_a_time` frames of each clip from `slot` on, one row each."""
         frame_index = jnp.take(order, slot + jnp.arange(at_a_time), axis=1, mode="clip")
