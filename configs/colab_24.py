@@ -1,6 +1,6 @@
 """One TPU chip of 16 GiB: Qwen2.5-Omni-3B in 8 bits with an adapter, groups of 4, the paper's 24 frames.
 
-Planned: one chip of v5e at 7.3 GiB, 4.8 s per step, 16 minutes for all of them. To expect: nothing is published at 3B.
+Planned: one chip of v5e at 7.3 GiB, 4.6 s per step, 15 minutes for all of them. To expect: nothing is published at 3B.
 """
 
 import pathlib

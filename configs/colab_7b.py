@@ -1,6 +1,6 @@
 """One TPU chip of 16 GiB: Qwen2.5-Omni-7B in 4 bits with an adapter, groups of 4, 12 frames, SAM 2.1 small.
 
-Planned: one chip of v5e at 10.0 GiB, 5.8 s per step, 20 minutes for all of them. To expect: nothing is published for
+Planned: one chip of v5e at 10.0 GiB, 5.7 s per step, 20 minutes for all of them. To expect: nothing is published for
 weights in 4 bits; the paper's 7B is in docs/reproduce.md.
 """
 

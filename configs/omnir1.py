@@ -1,6 +1,6 @@
 """The paper's mixture, one epoch: 2,600 clips of ReVOS and MeViS, 1,600 of Ref-AVS, 2,000 images of refCOCOg.
 
-Planned: 4 chips of v5p at 41.7 GiB each, 11.2 s per step of `vos`, 6.1 of `refavs`, 5.0 of `refcocog`, 1.7 hours for
+Planned: 4 chips of v5p at 41.7 GiB each, 10.3 s per step of `vos`, 5.4 of `refavs`, 4.5 of `refcocog`, 1.5 hours for
 the epoch. To expect: J&F 44.7 on ReVOS, 47.2 and 74.2 on Ref-AVS seen and unseen, 49.3 on OmniBench, 71.9 on AVHBench;
 docs/reproduce.md has all rows.
 """

@@ -2,7 +2,7 @@
 
 System 2 grounds it in that frame and the box's overlap is the reward, so no segmenter runs.
 
-Planned: 4 chips of v5p at 41.0 GiB each, 6.1 s per step, 20 minutes for the epoch. To expect: the paper's model of all
+Planned: 4 chips of v5p at 41.0 GiB each, 5.4 s per step, 18 minutes for the epoch. To expect: the paper's model of all
 data has J&F 47.2 on seen and 74.2 on unseen clips; trained on these 1,600 alone it has 60.8 on AVHBench.
 """
 

@@ -1,6 +1,6 @@
 """The paper's System 1 on ReVOS: Qwen2.5-Omni-7B, its decoder trained whole, SAM 2.1 large in the loop.
 
-Planned: 4 chips of v5p at 41.7 GiB each, 11.2 s per step, one hour for the epoch; 8 of v6e at 21.1 GiB, 8.1 s. To
+Planned: 4 chips of v5p at 41.7 GiB each, 10.3 s per step, one hour for the epoch; 8 of v6e at 21.1 GiB, 6.7 s. To
 expect: the paper's nearest row (RK+RA+RG, with MeViS, without refCOCOg) has J&F 38.4 on ReVOS, the base 36.6.
 
 Put the weights and the dataset where the paths below say, or name yours with --config.thinker.path=DIRECTORY,

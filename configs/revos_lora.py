@@ -1,6 +1,6 @@
 """ReVOS on 8 chips of 16 GiB: Qwen2.5-Omni-7B with an adapter, otherwise the paper's sizes, SAM 2.1 large in the loop.
 
-Planned: 8 chips of v5e at 10.2 GiB each, 18.0 s per step, 1.6 hours for the epoch. To expect: nothing is published
+Planned: 8 chips of v5e at 10.2 GiB each, 15.3 s per step, 1.4 hours for the epoch. To expect: nothing is published
 with an adapter; the full decoder's row is in revos.py.
 
 Put the weights and the dataset where the paths of revos.py say, or name yours with --config.thinker.path=DIRECTORY,
