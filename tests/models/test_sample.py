@@ -1,6 +1,7 @@
 """Sampling against transformers' generate and warpers, and against the scorer."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ from scipy import stats
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from omnir1_jax.errors import InputError
+from omnir1_jax.models import narrow
 from omnir1_jax.models.qwen_omni.cache import Prompt
 from omnir1_jax.models.qwen_omni.decoder import Decoder
 from omnir1_jax.models.qwen_omni.sample import Sampling, Suffixes, draw, generate, warp
@@ -200,6 +202,25 @@ def test_logprobs_equal_the_scorers(small, how):
     scores = rescore(*map(jnp.asarray, (tokens, mask, positions, next_position)), out)
     np.testing.assert_allclose(out.logprobs, scores.logprobs, atol=1e-4)
     assert len(np.unique(np.asarray(out.tokens).reshape(-1, 10), axis=0)) == 12  # all differ
+
+
+def test_large_kernels_are_multiplied_in_the_order_of_their_columns(small, monkeypatch):
+    """The same draws; every linear layer of a token's step reads kernels of which columns lie together."""
+    config, params = small
+    tokens, mask = prompt_rows(config)
+    arrays = tuple(map(jnp.asarray, (tokens, mask, *text_positions(mask))))
+    how = Sampling(8, (), 0)
+    want = run(Decoder(config), params, *arrays, jax.random.key(1), how, group=4)
+    monkeypatch.setattr(narrow, "LARGE", 1)
+    sample = jax.jit(lambda *given: run.__wrapped__(Decoder(config), *given, how, group=4))
+    compiled = sample.lower(params, *arrays, jax.random.key(1)).compile()
+    got = compiled(params, *arrays, jax.random.key(1))
+    np.testing.assert_array_equal(got.tokens, want.tokens)
+    np.testing.assert_allclose(got.logprobs, want.logprobs, atol=1e-5)
+    for name in (*(f"Block/{layer}" for layer in ("q", "k", "v", "o", "gate", "up", "down")), "Decoder.logits"):
+        product = rf" dot\(.*rhs_contracting_dims={{(\d)}}.*decode/.*{name}/dot_general"
+        products = re.findall(product, compiled.as_text())
+        assert len(products) >= 1 and set(products) == {"1"}
 
 
 def test_draws_do_not_depend_on_the_batch(small):

@@ -1,7 +1,6 @@
 """Sampling of a group of completions for each prompt, in one compiled loop."""
 
 import dataclasses
-import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -10,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, UInt32
 
 from omnir1_jax.errors import InputError
+from omnir1_jax.models.narrow import columns_together, kernels
 from omnir1_jax.models.qwen_omni.cache import PromptCache, TailCache, empty_tail
 from omnir1_jax.models.qwen_omni.decoder import DECODING, Decoder, last_real, unstack_layers
 from omnir1_jax.parallel import constrain, one_cpu, shards
@@ -231,7 +231,11 @@ def generate(
     unrolled = one_cpu() and 1 < decoder.config.num_layers <= MAX_UNROLLED_LAYERS
     if unrolled:
         variables, prompt = unstack_layers(variables, prompt)
-    apply = functools.partial(decoder.apply, variables)
+        variables = columns_together(variables)
+
+    def apply(*operands: Any, method: str) -> Any:
+        return decoder.apply(kernels(variables), *operands, method=method)
+
     rows, length = prompt.mask.shape[0], settings.max_tokens
     group = group if suffixes is None else suffixes.tokens.shape[1]
     row_ids = jnp.arange(rows) if row_ids is None else row_ids
