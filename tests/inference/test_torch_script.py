@@ -8,6 +8,7 @@ import sys
 import transformers
 
 from omnir1_jax import convert
+from omnir1_jax.config import shipped
 from omnir1_jax.data import frame_sampling
 from omnir1_jax.data.clips import DecodeConfig, decode
 from omnir1_jax.inference import from_checkpoint, infer
@@ -26,7 +27,7 @@ def test_the_page_shows_this_script():
 
 
 def test_the_script_s_plan_is_ours(tmp_path, monkeypatch, capsys):
-    config = runpy.run_path(str(ROOT / "configs" / "toy.py"))["get_config"]()
+    config = shipped.config("toy", "this test")
     config = from_checkpoint.config_of(config.thinker.path, config)
     convert.main(convert.parse(["convert", "export", config.thinker.path, str(tmp_path / "hf"), "--dtype", "float32"]))
     (clip,) = exported.clips(config, 1)

@@ -3,12 +3,12 @@
 import json
 import os
 import pathlib
-import runpy
 import subprocess
 import sys
 
 import pytest
 
+from omnir1_jax.config import shipped
 from tests.launch import notebook
 from tests.launch.machine import ROOT
 from tests.runs import SMALL_TOY, environment
@@ -66,7 +66,7 @@ def test_the_rest_asks_for_what_there_is(checkout, name, values, config):
     (checkout / "data/ReVOS/meta_expressions_valid_.json").write_text(json.dumps(videos))
     said = run("real", checkout, name, **values)
     downloads = [of for kind, of in marked(said, ">>> ") if kind == "download"]
-    wanted = runpy.run_path(str(ROOT / f"configs/{config}.py"))["get_config"]()
+    wanted = shipped.config(config, "this test")
     assert [of["local_dir"] for of in downloads] == [wanted.thinker.path, wanted.sam2.path]
     commands = marked(said, "$$$ ")
     assert [command[0] for command in commands] == ["plan", "train", "convert", "infer"]

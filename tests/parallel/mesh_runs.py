@@ -11,7 +11,6 @@ third step.
 import contextlib
 import json
 import pathlib
-import runpy
 import sys
 import tempfile
 import zlib
@@ -23,6 +22,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from omnir1_jax.build import run as setup
+from omnir1_jax.config import shipped
 from omnir1_jax.planning import hlo, operations
 from omnir1_jax.planning.step import TOGETHER
 from omnir1_jax.systems.grounders.thinker import GATHERED
@@ -44,7 +44,7 @@ def tiny_config(tokenizer: str) -> ConfigDict:
 
 def toy_config() -> ConfigDict:
     """The toy's videos with its weights: plans that are read, boxes, masks, rewards that differ."""
-    c = runpy.run_path("configs/toy.py")["get_config"]()
+    c = shipped.config("toy", "this run")
     with c.unlocked():
         del c.data["refavs"]
     c.data.vos.frames = 4

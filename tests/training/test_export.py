@@ -2,7 +2,6 @@
 
 import dataclasses
 import pathlib
-import runpy
 import shutil
 
 import jax
@@ -15,6 +14,7 @@ from transformers import Qwen2_5OmniThinkerForConditionalGeneration
 
 from omnir1_jax import convert
 from omnir1_jax.build import data, models
+from omnir1_jax.config import shipped
 from omnir1_jax.config.settings import typed
 from omnir1_jax.data import frame_sampling
 from omnir1_jax.data.clips import decode
@@ -137,7 +137,7 @@ def test_says_the_same_on_fifty_clips(run):
 @pytest.mark.slow
 def test_toy_plans_the_same_on_fifty_clips(tmp_path):
     """With weights that have learned to plan."""
-    config = runpy.run_path(str(CONFIGS / "toy.py"))["get_config"]()
+    config = shipped.config("toy", "this test")
     thinker = CONFIGS / "toy_weights" / "thinker"
     config = from_checkpoint.config_of(str(thinker), config)
     export(thinker, tmp_path / "hf", "--dtype", "float32")
