@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.struct
@@ -64,19 +64,22 @@ class Columns:
     shape: tuple[int, ...] = flax.struct.field(pytree_node=False)
 
 
-def columns_together(variables: Any) -> Any:
+def columns_together(variables: Any, input_axes: Mapping[str, int]) -> Any:
     """Variables of linear layers for a loop that multiplies a few rows by their kernels in every step, on one CPU.
 
-    XLA multiplies 16 to 48 rows by large kernels that are stored so in half of the time. Those of the "o" layers take
-    all axes but the last. Narrow kernels stay as they are, since a product converts them piece by piece.
+    XLA multiplies 16 to 48 rows by large kernels that are stored so in half of the time. Narrow kernels stay as they
+    are, since a product converts them piece by piece.
+
+    Args:
+      input_axes: number of axes that a layer contracts, by its name; others contract one.
     """
 
     def store(path: tuple, x: Array) -> Array | Columns:
         *_, layer, name = ("", *jax.tree_util.keystr(path, simple=True, separator="/").split("/"))
         if name != "kernel" or x.dtype != jnp.float32 or x.size < LARGE:
             return x
-        columns = x.shape[-1:] if layer == "o" else x.shape[1:]
-        return Columns(x.reshape(-1, math.prod(columns)).T, x.shape)
+        columns = math.prod(x.shape[input_axes.get(layer, 1) :])
+        return Columns(x.reshape(-1, columns).T, x.shape)
 
     # Without the barrier XLA would move `kernels` out of the loop, where both cancel.
     return jax.lax.optimization_barrier(jax.tree.map_with_path(store, variables))

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, UInt32
 
 from omnir1_jax.errors import InputError
+from omnir1_jax.models.lora import INPUT_AXES
 from omnir1_jax.models.narrow import columns_together, kernels
 from omnir1_jax.models.qwen_omni.cache import PromptCache, TailCache, empty_tail
 from omnir1_jax.models.qwen_omni.decoder import DECODING, Decoder, last_real, unstack_layers
@@ -231,7 +232,7 @@ def generate(
     unrolled = one_cpu() and 1 < decoder.config.num_layers <= MAX_UNROLLED_LAYERS
     if unrolled:
         variables, prompt = unstack_layers(variables, prompt)
-        variables = columns_together(variables)
+        variables = columns_together(variables, INPUT_AXES)
 
     def apply(*operands: Any, method: str) -> Any:
         return decoder.apply(kernels(variables), *operands, method=method)
